@@ -1,0 +1,53 @@
+PYTHON ?= python3
+DEFAULT_TORCH := torch==2.13.0
+TORCH_FITS := import torch; assert tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 10)
+
+VENV := .venv
+PY := $(VENV)/bin/python
+READY := $(VENV)/.ready
+KERNELS := src/torchcorr/_kernels.so
+
+.PHONY: demo test check docs bench clean FORCE
+
+demo: $(KERNELS)
+	$(PY) -m torchcorr demo
+
+test: $(KERNELS)
+	$(PY) -m pytest tests
+	$(PY) -m pytest --doctest-modules src/torchcorr
+
+check: $(READY)
+	$(PY) -m ruff format --check .
+	$(PY) -m ruff check .
+	$(PY) -m mypy
+
+docs: $(KERNELS)
+	$(PY) -m sphinx -W --keep-going -n -q -b html docs docs/_build/html
+	$(PY) -m sphinx -W --keep-going -n -q -b doctest docs docs/_build/doctest
+
+bench: $(KERNELS)
+	$(PY) -m pip install --quiet --no-build-isolation -e '.[bench]'
+	$(PY) -m benchmarks.run
+
+# An environment's own PyTorch is kept, also one that the base interpreter has.
+$(PY):
+	$(PYTHON) -m venv $$($(PYTHON) -c '$(TORCH_FITS)' 2>/dev/null && echo --system-site-packages) $(VENV)
+
+# PyTorch comes first and the build is not isolated, so that no second one is fetched to build with.
+$(READY): pyproject.toml setup.py $(if $(TORCH),FORCE) | $(PY)
+	$(PY) -m pip install --quiet 'setuptools>=77' wheel
+ifdef TORCH
+	$(PY) -m pip install '$(TORCH)'
+else
+	$(PY) -c '$(TORCH_FITS)' 2>/dev/null || $(PY) -m pip install '$(DEFAULT_TORCH)'
+endif
+	$(PY) -m pip install --quiet --no-build-isolation -e '.[cli,plot,dev,docs]'
+	@touch $@
+
+$(KERNELS): $(wildcard csrc/*) setup.py | $(READY)
+	$(PY) setup.py --quiet build_ext --inplace
+
+clean:
+	rm -rf build dist docs/_build demo-output src/*.egg-info $(KERNELS) $(READY)
+	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find src tests docs -name __pycache__ -type d -prune -exec rm -rf {} +

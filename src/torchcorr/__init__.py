@@ -1,0 +1,40 @@
+"""Differentiable sliding-window correlation for PyTorch."""
+
+from importlib.metadata import version as _version
+
+from . import _native, _ops, _overlap_save, _vmap
+from .align import Shift, estimate_shift
+from .functional import (
+    convolve,
+    correlate,
+    flat_windows,
+    local_mean,
+    local_std,
+    local_sum,
+    local_var,
+    ncc,
+    zncc,
+)
+from .match import Matches, Peaks, find_peaks, match_template
+
+_native.load()
+__version__ = _version("torchcorr")
+
+__all__ = [
+    "Matches",
+    "Peaks",
+    "Shift",
+    "__version__",
+    "convolve",
+    "correlate",
+    "estimate_shift",
+    "find_peaks",
+    "flat_windows",
+    "local_mean",
+    "local_std",
+    "local_sum",
+    "local_var",
+    "match_template",
+    "ncc",
+    "zncc",
+]

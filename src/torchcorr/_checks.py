@@ -1,0 +1,176 @@
+"""Checks of what users pass, and every message they can see."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+MODES = ("valid", "same", "full")
+PAD_MODES = ("constant", "reflect", "replicate", "circular")
+CHANNELS = ("independent", "joint")
+METHODS = ("auto", "direct", "fft")
+
+_FLOATS = (torch.float64, torch.float32)
+_HALVES = (torch.float16, torch.bfloat16)
+_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.uint16, torch.int32)
+_COMPLEX = (torch.complex64, torch.complex128)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def one_of(value: object, allowed: Sequence[str], name: str) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(allowed)}: got {value!r}")
+
+
+def dimension(ndim: object) -> None:
+    if not isinstance(ndim, int) or isinstance(ndim, bool):
+        raise TypeError(f"ndim must be an int: got {type(ndim).__name__}")
+    if not 1 <= ndim <= 3:
+        raise ValueError(f"ndim must be 1, 2 or 3: got {ndim}")
+
+
+def per_axis(value: object, ndim: int, name: str) -> tuple[int, ...]:
+    """value as one positive int for each window axis."""
+    if isinstance(value, Tensor):
+        raise TypeError(f"{name} must be an int or a sequence of ints: got a tensor")
+    items = (value,) * ndim if isinstance(value, int) else value
+    if not isinstance(items, Sequence) or isinstance(items, str):
+        raise TypeError(f"{name} must be an int or a sequence of ints: got {type(value).__name__}")
+    for item in items:
+        if not isinstance(item, int) or isinstance(item, bool):
+            raise TypeError(f"{name} must hold ints: got {item!r}")
+    if len(items) != ndim:
+        raise ValueError(f"{name} must have one value for each of {ndim} axes: got {tuple(items)}")
+    if any(item < 1 for item in items):
+        raise ValueError(f"{name} must be at least 1 along every axis: got {value}")
+    return tuple(items)
+
+
+def tensor(value: object, name: str) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor: got {type(value).__name__}")
+
+
+def rank(x: Tensor, ndim: int, joint: bool, name: str) -> None:
+    needed = ndim + joint
+    if x.dim() < needed:
+        axes = "a channel axis and " if joint else ""
+        raise ValueError(
+            f"{name} must have {axes}{ndim} window axes: got shape {tuple(x.shape)}"
+        )
+
+
+def working_dtype(tensors: dict[str, Tensor], complex_allowed: bool) -> torch.dtype:
+    """The dtype in which the operator runs; the inputs must share one dtype and one device."""
+    (first, x), *others = tensors.items()
+    for name, y in others:
+        if y.device != x.device:
+            raise ValueError(
+                f"{first} and {name} must be on one device: got {x.device} and {y.device}"
+            )
+    if torch.is_autocast_enabled(x.device.type) and all(
+        y.is_floating_point() and y.dtype != torch.float64 for y in tensors.values()
+    ):
+        return torch.float32
+    for name, y in others:
+        if y.dtype != x.dtype:
+            raise TypeError(
+                f"{first} and {name} must share one dtype: got {_name(x.dtype)} and "
+                f"{_name(y.dtype)}"
+            )
+    if x.dtype in _FLOATS or (complex_allowed and x.dtype in _COMPLEX):
+        return x.dtype
+    if x.dtype in _HALVES or x.dtype in _INTEGERS:
+        return torch.float32
+    if x.dtype in _COMPLEX:
+        raise TypeError(
+            f"{first} must be real for this function: got {_name(x.dtype)}; "
+            "correlate and convolve take complex tensors"
+        )
+    supported = _FLOATS + _HALVES + _INTEGERS + (_COMPLEX if complex_allowed else ())
+    raise TypeError(
+        f"{first} must have one of the dtypes {', '.join(map(_name, supported))}: "
+        f"got {_name(x.dtype)}"
+    )
+
+
+def result_dtype(dtype: torch.dtype, working: torch.dtype) -> torch.dtype:
+    """Half types come back in their own type, integers in the type they were promoted to."""
+    return dtype if dtype in _HALVES else working
+
+
+def is_integral(dtype: torch.dtype) -> bool:
+    return dtype in _INTEGERS
+
+
+def window_not_empty(window: Sequence[int], name: str) -> None:
+    if any(k == 0 for k in window):
+        raise ValueError(f"{name} must not be empty: got window {tuple(window)}")
+
+
+def window_fits(window: Sequence[int], size: Sequence[int], name: str) -> None:
+    """In valid mode the window lies inside the input along every axis."""
+    for axis, (k, n) in enumerate(zip(window, size, strict=True)):
+        if k > n:
+            raise ValueError(
+                f"{name} is larger than input along axis {axis - len(window)}: "
+                f"got {k}, input has {n}"
+            )
+
+
+def input_not_empty(size: Sequence[int]) -> None:
+    if any(n == 0 for n in size):
+        raise ValueError(f"input must not be empty along a window axis: got {tuple(size)}")
+
+
+def channels_match(input_channels: int, template_channels: int) -> None:
+    if input_channels != template_channels:
+        raise ValueError(
+            "input and template must have the same number of channels with channels='joint': "
+            f"got {input_channels} and {template_channels}"
+        )
+    if input_channels == 0:
+        raise ValueError("input must have at least one channel with channels='joint': got 0")
+
+
+def leads_broadcast(input_lead: Sequence[int], template_lead: Sequence[int]) -> None:
+    for n, m in zip(reversed(input_lead), reversed(template_lead), strict=False):
+        if n != m and n != 1 and m != 1:
+            raise ValueError(
+                "leading axes of input and template must broadcast: got "
+                f"{tuple(input_lead)} and {tuple(template_lead)}"
+            )
+
+
+def pad_fits(pad_mode: str, pads: Sequence[tuple[int, int]], size: Sequence[int]) -> None:
+    """Reflection reaches at most size - 1 elements, a circle at most size."""
+    reach = {"reflect": 1, "circular": 0}.get(pad_mode)
+    if reach is None:
+        return
+    for axis, (pad, n) in enumerate(zip(pads, size, strict=True)):
+        if max(pad) > n - reach:
+            raise ValueError(
+                f"pad_mode={pad_mode!r} can add at most {n - reach} elements along axis "
+                f"{axis - len(size)}: the window needs {max(pad)}"
+            )
+
+
+def not_negative(value: float, name: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number: got {type(value).__name__}")
+    if not 0 <= value < float("inf"):
+        raise ValueError(f"{name} must be finite and not negative: got {value}")
+
+
+def correction_fits(correction: float, count: int) -> None:
+    not_negative(correction, "correction")
+    if correction >= count:
+        raise ValueError(
+            f"correction must be smaller than the number of window elements: got {correction}, "
+            f"the window has {count}"
+        )

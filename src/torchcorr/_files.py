@@ -1,0 +1,160 @@
+"""Reading images and signals, and writing files whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".npy")
+SIGNAL_SUFFIXES = (".wav", ".npy")
+# Rec. 601, the weights of Pillow and OpenCV.
+_LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
+
+
+class FileError(Exception):
+    """A file that cannot be read or written; the message names it and says why."""
+
+
+def read_image(path: Path) -> NDArray[np.generic]:
+    """The image as ``(H, W)`` or ``(H, W, 3)``, in its own depth where the format allows; alpha is dropped."""
+    _require_suffix(path, IMAGE_SUFFIXES)
+    image = _load_npy(path) if path.suffix.lower() == ".npy" else _read_picture(path)
+    if image.ndim == 3 and image.shape[-1] in (1, 2):
+        image = image[..., 0]
+    elif image.ndim == 3 and image.shape[-1] in (3, 4):
+        image = image[..., :3]
+    if image.ndim != 2 and not (image.ndim == 3 and image.shape[-1] == 3):
+        raise FileError(f"{path}: an image has shape (H, W) or (H, W, 3): got {image.shape}")
+    if image.size == 0:
+        raise FileError(f"{path}: the image is empty: got shape {image.shape}")
+    return image
+
+
+def to_gray(image: NDArray[np.generic]) -> NDArray[np.generic]:
+    """The image as ``(H, W)``: colour becomes luma (Rec. 601), gray stays as it is."""
+    return image if image.ndim == 2 else image.astype(np.float32) @ _LUMA
+
+
+def read_signal(path: Path) -> tuple[NDArray[np.float64], int | None]:
+    """The signal ``(N,)`` and its rate in Hz (None if the format has none); WAV channels are averaged."""
+    _require_suffix(path, SIGNAL_SUFFIXES)
+    rate = None
+    if path.suffix.lower() == ".npy":
+        signal = _load_npy(path)
+    else:
+        from scipy.io import wavfile
+
+        try:
+            with warnings.catch_warnings():
+                # Unknown chunks after the samples are of no interest here.
+                warnings.simplefilter("ignore", wavfile.WavFileWarning)
+                rate, signal = wavfile.read(path)
+        except (OSError, ValueError, EOFError) as error:
+            raise FileError(f"{path}: cannot be read: {_reason(error)}") from error
+        if signal.ndim == 2:
+            signal = signal.mean(axis=1)
+    if signal.ndim != 1 or signal.size < 2:
+        raise FileError(f"{path}: a signal has shape (N,) with N > 1: got {signal.shape}")
+    return signal.astype(np.float64), rate
+
+
+def require_writable(path: Path, suffixes: tuple[str, ...]) -> None:
+    """Raise `FileError` if a file of this name could not be written, before any work is done for it."""
+    _require_suffix(path, suffixes)
+    if path.is_dir():
+        raise FileError(f"{path}: is a directory")
+    if path.exists() and not os.access(path, os.W_OK):
+        raise FileError(f"{path}: cannot be written: permission denied")
+    folder = path.parent
+    if not folder.is_dir():
+        raise FileError(f"{path}: cannot be written: no directory {folder}")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise FileError(f"{path}: cannot be written: permission denied in {folder}")
+
+
+def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Write a file through ``write(stream)``; the name appears only when the contents are complete."""
+    try:
+        handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    except OSError as error:
+        raise FileError(f"{path}: cannot be written: {_reason(error)}") from error
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            write(stream)
+        # mkstemp makes files private; a new file gets what the user's umask gives.
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(beside, 0o666 & ~umask)
+        os.replace(beside, path)
+    except OSError as error:
+        raise FileError(f"{path}: cannot be written: {_reason(error)}") from error
+    finally:
+        Path(beside).unlink(missing_ok=True)
+
+
+def _require_suffix(path: Path, suffixes: tuple[str, ...]) -> None:
+    if path.suffix.lower() not in suffixes:
+        known = ", ".join(suffixes)
+        raise FileError(f"{path}: unknown extension {path.suffix!r}: expected one of {known}")
+
+
+def _load_npy(path: Path) -> NDArray[np.generic]:
+    try:
+        with path.open("rb") as stream:
+            array = np.lib.format.read_array(stream, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise FileError(f"{path}: cannot be read: {_reason(error)}") from error
+    if array.dtype.kind not in "buif":
+        raise FileError(f"{path}: holds {array.dtype}: expected real numbers")
+    return array
+
+
+def _read_picture(path: Path) -> NDArray[np.generic]:
+    try:
+        from PIL import Image, ImageOps
+    except ImportError as error:
+        raise FileError(f"{path}: reading pictures needs Pillow: pip install pillow") from error
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(path) as picture:
+                upright = ImageOps.exif_transpose(picture)
+                if upright.mode in ("P", "PA", "CMYK", "YCbCr", "LAB", "HSV"):
+                    upright = upright.convert("RGB")
+                elif upright.mode == "1":
+                    upright = upright.convert("L")
+                return np.asarray(upright)
+    except Image.UnidentifiedImageError as error:
+        if path.suffix.lower() in (".tif", ".tiff"):
+            return _read_tiff(path)
+        raise FileError(f"{path}: cannot be read: not a picture that Pillow knows") from error
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise FileError(f"{path}: cannot be read: {_reason(error)}") from error
+
+
+def _read_tiff(path: Path) -> NDArray[np.generic]:
+    """TIFF kinds that Pillow does not know: 16-bit colour, float with compression."""
+    try:
+        import tifffile
+    except ImportError as error:
+        raise FileError(
+            f"{path}: this kind of TIFF needs tifffile: pip install tifffile"
+        ) from error
+
+    try:
+        return np.asarray(tifffile.imread(path))
+    except (OSError, ValueError, tifffile.TiffFileError) as error:
+        raise FileError(f"{path}: cannot be read: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return " ".join(text.split()).lower() if isinstance(error, OSError) else " ".join(text.split())

@@ -1,0 +1,72 @@
+"""Loads the C++ kernels, once, and says which operators have a kernel for which device."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+LIBRARY = Path(__file__).with_name("_kernels.so")
+DISPATCH_KEYS = ("CPU", "CUDA", "MPS", "XPU", "CompositeExplicitAutograd")
+
+
+class KernelsMissingWarning(RuntimeWarning):
+    """The C++ kernels are not there; results are the same, from the slower reference."""
+
+
+@dataclass(frozen=True)
+class NativeStatus:
+    """Whether the C++ kernels are in use, the file they are in, and why not if they are not."""
+
+    loaded: bool
+    path: Path
+    reason: str | None
+
+
+_status: NativeStatus | None = None
+
+
+def _load() -> NativeStatus:
+    if os.environ.get("TORCHCORR_NO_KERNELS") == "1":
+        return NativeStatus(False, LIBRARY, "TORCHCORR_NO_KERNELS=1 is set")
+    if not LIBRARY.exists():
+        reason = f"{LIBRARY.name} was not built; building needs a C++ compiler"
+    else:
+        try:
+            torch.ops.load_library(str(LIBRARY))
+        except OSError as error:
+            reason = f"{LIBRARY.name} cannot be loaded: {error}"
+        else:
+            return NativeStatus(True, LIBRARY, None)
+    warnings.warn(
+        f"torchcorr: C++ kernels not found ({reason}); the slower reference is used",
+        KernelsMissingWarning,
+        stacklevel=4,
+    )
+    return NativeStatus(False, LIBRARY, reason)
+
+
+def load() -> NativeStatus:
+    """The status of the kernels, which the first call loads."""
+    global _status
+    if _status is None:
+        _status = _load()
+    return _status
+
+
+def status() -> NativeStatus:
+    """The status of the kernels, for people to read."""
+    return load()
+
+
+def registered_kernels(names: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """The dispatch keys that have a kernel of their own, for each torchcorr operator named."""
+    has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
+    return {
+        name: tuple(key for key in DISPATCH_KEYS if has_kernel(f"torchcorr::{name}", key))
+        for name in names
+    }

@@ -1,0 +1,376 @@
+"""Schemas, fake kernels, autograd and vmap of every operator: the contract between the rooms.
+
+The reference is registered for all devices; faster kernels register themselves on top of it for
+theirs. A backward is made of operators of this file, or of the reference's plain torch where a
+second derivative is wanted, so derivatives of any order follow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import _reference
+from ._geometry import output_size
+
+NAMESPACE = "torchcorr"
+METHODS = ("direct", "fft")
+library = torch.library.Library(NAMESPACE, "DEF")
+
+_SCHEMAS = {
+    "correlate_{}": "(Tensor input, Tensor template, int[] stride) -> Tensor",
+    "correlate_{}_input_grad": (
+        "(Tensor grad, Tensor template, int[] input_shape, int[] stride) -> Tensor"
+    ),
+    "correlate_{}_template_grad": (
+        "(Tensor grad, Tensor input, int[] template_shape, int[] stride) -> Tensor"
+    ),
+    "ncc_{}": "(Tensor input, Tensor template, int[] stride, bool zero_mean, float eps) -> Tensor",
+    "window_sum": "(Tensor input, int[] window, int[] stride) -> Tensor",
+    "window_spread": "(Tensor grad, int[] window, int[] input_shape, int[] stride) -> Tensor",
+    "window_moments": "(Tensor input, int[] window, int[] stride) -> (Tensor, Tensor)",
+    "window_combine": (
+        "(Tensor grad_s1, Tensor grad_s2, Tensor input, int[] window, int[] stride) -> Tensor"
+    ),
+    "local_std": (
+        "(Tensor input, int[] window, int[] stride, float correction, float eps) -> Tensor"
+    ),
+    "local_std_prepare_grads": (
+        "(Tensor grad, Tensor mean, Tensor var, float count, float correction, float eps)"
+        " -> (Tensor, Tensor)"
+    ),
+    "ncc_finish": (
+        "(Tensor numerator, Tensor mean, Tensor var, Tensor template_sum, Tensor centre,"
+        " float count, bool zero_mean, float eps, Tensor(a!) out) -> ()"
+    ),
+    "ncc_prepare_grads": (
+        "(Tensor grad, Tensor score, Tensor mean, Tensor var, float count, bool zero_mean,"
+        " float eps) -> (Tensor, Tensor, Tensor)"
+    ),
+}
+
+
+def _qualified(name: str) -> str:
+    return f"{NAMESPACE}::{name}"
+
+
+def operator_names() -> list[str]:
+    """Names of all operators, without the namespace."""
+    return [name.format(m) for name in _SCHEMAS for m in (METHODS if "{}" in name else ("",))]
+
+
+for _pattern, _schema in _SCHEMAS.items():
+    for _method in METHODS if "{}" in _pattern else ("",):
+        _name = _pattern.format(_method)
+        library.define(_name + _schema, tags=(torch.Tag.pt2_compliant_tag,))
+        _definition = getattr(_reference, _pattern.replace("_{}", ""))
+        library.impl(_name, _definition, "CompositeExplicitAutograd")
+
+# The operators as the rest of the package calls them.
+ops: Any = SimpleNamespace(
+    **{name: getattr(torch.ops.torchcorr, name) for name in operator_names()}
+)
+# vmap rule of each operator by name; `_vmap.py` fills it.
+VMAP_RULES: dict[str, Callable[..., Any]] = {}
+
+
+def _register_autograd(name: str, backward: Callable[..., Any], setup: Callable[..., None]) -> None:
+    """Gives an operator its derivative, also under torch.func's transforms.
+
+    PyTorch's own registration refuses torch.func.grad and jacrev; an autograd.Function with the
+    same two functions and a vmap rule serves those.
+    """
+    operator = getattr(torch.ops.torchcorr, name)
+    torch.library.register_autograd(
+        _qualified(name), backward, setup_context=setup, lib=library
+    )
+
+    def forward(*args: Any) -> Any:
+        with torch._C._AutoDispatchBelowAutograd():
+            return operator(*args)
+
+    def vmap(info: Any, dims: Sequence[int | None], *args: Any) -> Any:
+        return VMAP_RULES[name](info, dims, *args)
+
+    members = {"forward": forward, "setup_context": setup, "backward": backward, "vmap": vmap}
+    members = {key: staticmethod(member) for key, member in members.items()}
+    rule: Any = type(name, (torch.autograd.Function,), members)
+
+    def call(*args: Any) -> Any:
+        if torch._C._are_functorch_transforms_active():
+            return rule.apply(*args)
+        return operator(*args)
+
+    setattr(ops, name, call)
+
+
+# --- shapes -------------------------------------------------------------------------------------
+
+
+def _score_shape(input: Tensor, template: Tensor, stride: Sequence[int]) -> tuple[int, ...]:
+    ndim = len(stride)
+    lead = torch.broadcast_shapes(input.shape[: -ndim - 1], template.shape[: -ndim - 1])
+    return (*lead, *output_size(input.shape[-ndim:], template.shape[-ndim:], stride))
+
+
+def _window_shape(input: Tensor, window: Sequence[int], stride: Sequence[int]) -> tuple[int, ...]:
+    ndim = len(window)
+    return (*input.shape[: -ndim - 1], *output_size(input.shape[-ndim:], window, stride))
+
+
+def _fake_score(input: Tensor, template: Tensor, stride: Sequence[int], *_: Any) -> Tensor:
+    return input.new_empty(_score_shape(input, template, stride))
+
+
+def _fake_shaped(grad: Tensor, _: Any, shape: Sequence[int], stride: Sequence[int]) -> Tensor:
+    return grad.new_empty(tuple(shape))
+
+
+def _fake_window_map(
+    input: Tensor, window: Sequence[int], stride: Sequence[int], *_: Any
+) -> Tensor:
+    return input.new_empty(_window_shape(input, window, stride))
+
+
+def _fake_moments(
+    input: Tensor, window: Sequence[int], stride: Sequence[int]
+) -> tuple[Tensor, Tensor]:
+    shape = _window_shape(input, window, stride)
+    wide = _reference.wide_dtype(input)
+    return input.new_empty(shape, dtype=wide), input.new_empty(shape, dtype=wide)
+
+
+def _fake_combine(_s1: Tensor, _s2: Tensor, input: Tensor, *_: Any) -> Tensor:
+    return input.new_empty(input.shape)
+
+
+def _fake_local_std_grads(
+    grad: Tensor, mean: Tensor, var: Tensor, *_: Any
+) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(mean), torch.empty_like(mean)
+
+
+def _fake_finish(*_: Any) -> None:
+    return None
+
+
+def _fake_ncc_grads(
+    grad: Tensor, score: Tensor, mean: Tensor, *_: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    return grad.new_empty(grad.shape), torch.empty_like(mean), torch.empty_like(mean)
+
+
+# --- correlation: a bilinear form and its two transposes, each the gradient of the others ---------
+
+
+def _no_work(ctx: Any, argument: int, compute: Callable[[], Tensor]) -> Tensor | None:
+    return compute() if ctx.needs_input_grad[argument] else None
+
+
+def _save_pair(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    ctx.save_for_backward(inputs[0], inputs[1])
+    ctx.shapes = (tuple(inputs[0].shape), tuple(inputs[1].shape))
+    ctx.stride = inputs[-1]
+
+
+def _transposes(method: str) -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:
+    """The two transposes of a method, looked up when called: they may call each other."""
+
+    def input_grad(*args: Any) -> Tensor:
+        return getattr(ops, f"correlate_{method}_input_grad")(*args)
+
+    def template_grad(*args: Any) -> Tensor:
+        return getattr(ops, f"correlate_{method}_template_grad")(*args)
+
+    return input_grad, template_grad
+
+
+def _register_correlation(method: str) -> None:
+    def forward(*args: Any) -> Tensor:
+        return getattr(ops, f"correlate_{method}")(*args)
+
+    input_grad, template_grad = _transposes(method)
+
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        input, template = ctx.saved_tensors
+        shape, window = ctx.shapes
+        return (
+            _no_work(ctx, 0, lambda: input_grad(grad, template, shape, ctx.stride)),
+            _no_work(ctx, 1, lambda: template_grad(grad, input, window, ctx.stride)),
+            None,
+        )
+
+    def backward_of_input_grad(ctx: Any, seed: Tensor) -> tuple[Any, ...]:
+        grad, template = ctx.saved_tensors
+        window = ctx.shapes[1]
+        return (
+            _no_work(ctx, 0, lambda: forward(seed, template, ctx.stride)),
+            _no_work(ctx, 1, lambda: template_grad(grad, seed, window, ctx.stride)),
+            None,
+            None,
+        )
+
+    def backward_of_template_grad(ctx: Any, seed: Tensor) -> tuple[Any, ...]:
+        grad, input = ctx.saved_tensors
+        shape = ctx.shapes[1]
+        return (
+            _no_work(ctx, 0, lambda: forward(input, seed, ctx.stride)),
+            _no_work(ctx, 1, lambda: input_grad(grad, seed, shape, ctx.stride)),
+            None,
+            None,
+        )
+
+    for suffix, rule in (
+        ("", backward),
+        ("_input_grad", backward_of_input_grad),
+        ("_template_grad", backward_of_template_grad),
+    ):
+        name = f"correlate_{method}{suffix}"
+        _register_autograd(name, rule, _save_pair)
+        fake = _fake_score if suffix == "" else _fake_shaped
+        torch.library.register_fake(_qualified(name), fake, lib=library)
+
+
+# --- windows --------------------------------------------------------------------------------------
+
+
+def _save_window(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    ctx.window, ctx.stride = inputs[1], inputs[-1]
+    ctx.shape = tuple(inputs[0].shape)
+
+
+def _window_sum_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    return ops.window_spread(grad, ctx.window, ctx.shape, ctx.stride), None, None
+
+
+def _window_spread_backward(ctx: Any, seed: Tensor) -> tuple[Any, ...]:
+    return ops.window_sum(seed, ctx.window, ctx.stride), None, None, None
+
+
+def _count(input_shape: Sequence[int], window: Sequence[int]) -> int:
+    return int(input_shape[-len(window) - 1]) * torch.Size(window).numel()
+
+
+def _save_input(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    ctx.save_for_backward(inputs[0])
+    ctx.window, ctx.stride, *ctx.options = inputs[1:]
+    ctx.count = _count(inputs[0].shape, ctx.window)
+
+
+def _moments_backward(ctx: Any, grad_mean: Tensor, grad_var: Tensor) -> tuple[Any, ...]:
+    (input,) = ctx.saved_tensors
+    mean, var = ops.window_moments(input, ctx.window, ctx.stride)
+    grad_s2 = torch.where(var == 0, torch.zeros_like(grad_var), grad_var) / ctx.count
+    grad_s1 = grad_mean / ctx.count - 2 * mean * grad_s2
+    return ops.window_combine(grad_s1, grad_s2, input, ctx.window, ctx.stride), None, None
+
+
+def _save_combine(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    ctx.save_for_backward(inputs[1], inputs[2])
+    ctx.window, ctx.stride = inputs[3:]
+
+
+def _combine_backward(ctx: Any, seed: Tensor) -> tuple[Any, ...]:
+    grad_s2, input = ctx.saved_tensors
+    window, stride = ctx.window, ctx.stride
+    wide_seed = _reference.widen(seed)
+
+    def into_input() -> Tensor:
+        return 2 * seed * ops.window_spread(grad_s2, window, tuple(input.shape), stride)
+
+    return (
+        _no_work(ctx, 0, lambda: ops.window_sum(wide_seed, window, stride)),
+        _no_work(ctx, 1, lambda: ops.window_sum(2 * wide_seed * input, window, stride)),
+        _no_work(ctx, 2, lambda: into_input().to(input.dtype)),
+        None,
+        None,
+    )
+
+
+def _prepare(name: str) -> Callable[..., Any]:
+    """The fused kernel, or its definition in plain torch where it will be differentiated."""
+    return getattr(_reference, name) if torch.is_grad_enabled() else getattr(ops, name)
+
+
+def _local_std_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    (input,) = ctx.saved_tensors
+    mean, var = ops.window_moments(input, ctx.window, ctx.stride)
+    prepare = _prepare("local_std_prepare_grads")
+    grad_s1, grad_s2 = prepare(grad, mean, var, ctx.count, *ctx.options)
+    combined = ops.window_combine(grad_s1, grad_s2, input, ctx.window, ctx.stride)
+    return combined, None, None, None, None
+
+
+# --- normalised scores ------------------------------------------------------------------------------
+
+
+def _save_ncc(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(inputs[0], inputs[1], output)
+    ctx.stride, ctx.zero_mean, ctx.eps = inputs[2:]
+
+
+def _register_ncc(method: str) -> None:
+    input_grad, template_grad = _transposes(method)
+
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        input, template, score = ctx.saved_tensors
+        ndim = len(ctx.stride)
+        window = tuple(template.shape[-ndim:])
+        axes = tuple(range(-ndim, 0))
+        mean, var = ops.window_moments(input, window, ctx.stride)
+        count = _count(input.shape, window)
+        prepare = _prepare("ncc_prepare_grads")
+        numerator_grad, grad_s1, grad_s2 = prepare(
+            grad, score, mean, var, count, ctx.zero_mean, ctx.eps
+        )
+
+        def into_input() -> Tensor:
+            weights = template
+            if ctx.zero_mean:
+                weights = weights - weights.mean((-ndim - 1, *axes), keepdim=True)
+            shape = tuple(input.shape)
+            through_score = input_grad(numerator_grad, weights, shape, ctx.stride)
+            return through_score + ops.window_combine(grad_s1, grad_s2, input, window, ctx.stride)
+
+        def into_template() -> Tensor:
+            seen, level = input, mean
+            if ctx.zero_mean:
+                centre = _reference.centre(input, ndim)
+                seen = (_reference.widen(input) - centre).to(input.dtype)
+                level = mean - centre.squeeze(-ndim - 1)
+            through_score = template_grad(numerator_grad, seen, tuple(template.shape), ctx.stride)
+            if not ctx.zero_mean:
+                return through_score
+            offset = (numerator_grad * level).sum(axes)[(..., None, *(None,) * ndim)]
+            lead_shape = (*template.shape[: -ndim - 1], *(1,) * (ndim + 1))
+            return through_score - offset.sum_to_size(lead_shape).to(input.dtype)
+
+        return (_no_work(ctx, 0, into_input), _no_work(ctx, 1, into_template), None, None, None)
+
+    _register_autograd(f"ncc_{method}", backward, _save_ncc)
+    torch.library.register_fake(_qualified(f"ncc_{method}"), _fake_score, lib=library)
+
+
+for _method in METHODS:
+    _register_correlation(_method)
+    _register_ncc(_method)
+
+for _name, _fake, _setup, _rule in (
+    ("window_sum", _fake_window_map, _save_window, _window_sum_backward),
+    ("window_spread", _fake_shaped, _save_window, _window_spread_backward),
+    ("window_moments", _fake_moments, _save_input, _moments_backward),
+    ("window_combine", _fake_combine, _save_combine, _combine_backward),
+    ("local_std", _fake_window_map, _save_input, _local_std_backward),
+):
+    torch.library.register_fake(_qualified(_name), _fake, lib=library)
+    _register_autograd(_name, _rule, _setup)
+for _name, _fake in (
+    ("local_std_prepare_grads", _fake_local_std_grads),
+    ("ncc_prepare_grads", _fake_ncc_grads),
+    ("ncc_finish", _fake_finish),
+):
+    torch.library.register_fake(_qualified(_name), _fake, lib=library)

@@ -1,0 +1,227 @@
+"""Every operator from its definition in plain torch: slow, clear, on any device.
+
+Shapes are those of the normal form: an input is ``(*lead, C, *size)``, a template
+``(*lead, C, *window)``, a score map ``(*lead, *output)``; the channel axis C belongs to the
+window. Sums run in float64 where the device has it. Window by window, nothing here mixes an
+element with windows that do not hold it. `docs/math.md` derives the formulas.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ._geometry import offsets, output_size, positions
+
+
+def wide_dtype(x: Tensor) -> torch.dtype:
+    """The type in which sums are taken."""
+    if x.device.type == "mps":
+        return x.dtype
+    return torch.complex128 if x.is_complex() else torch.float64
+
+
+def widen(x: Tensor) -> Tensor:
+    """x in the type in which sums are taken."""
+    return x.to(wide_dtype(x))
+
+
+def centre(input: Tensor, ndim: int) -> Tensor:
+    """One level an item, shaped (*lead, 1, ..., 1): the mean of what is finite in it.
+
+    Scores do not depend on it and no gradient flows into it; subtracting it spares digits.
+    """
+    wide = widen(input.detach())
+    return torch.nan_to_num(wide, 0, 0, 0).mean(tuple(range(-ndim - 1, 0)), keepdim=True)
+
+
+def windows(x: Tensor, window: Sequence[int], stride: Sequence[int]) -> Tensor:
+    """A view (*lead, *output, C, *window) of every window; no memory is copied."""
+    first = x.dim() - len(window)
+    for axis, (k, s) in enumerate(zip(window, stride, strict=True), first):
+        x = x.unfold(axis, k, s)
+    return x.movedim(first - 1, first - 1 + len(window))
+
+
+def _spread_axes(x: Tensor, ndim: int) -> Tensor:
+    """(*lead, C) made to broadcast against (*lead, C, *output)."""
+    return x[(...,) + (None,) * ndim]
+
+
+def correlate(input: Tensor, template: Tensor, stride: Sequence[int]) -> Tensor:
+    """sum_v I(u s + v) T(v), summed over channels (math.md, correlation)."""
+    ndim = len(stride)
+    window = template.shape[-ndim:]
+    output = output_size(input.shape[-ndim:], window, stride)
+    wide, weights = widen(input), widen(template)
+    lead = torch.broadcast_shapes(input.shape[: -ndim - 1], template.shape[: -ndim - 1])
+    total = wide.new_zeros((*lead, *output))
+    for v in offsets(window):
+        seen = wide[(..., *positions(v, output, stride))]
+        total += (seen * _spread_axes(weights[(..., *v)], ndim)).sum(-ndim - 1)
+    return total.to(input.dtype)
+
+
+def correlate_input_grad(
+    grad: Tensor, template: Tensor, input_shape: Sequence[int], stride: Sequence[int]
+) -> Tensor:
+    """The transpose of `correlate` in its input: every output is spread over its window."""
+    ndim = len(stride)
+    output = grad.shape[-ndim:]
+    wide, weights = widen(grad).unsqueeze(-ndim - 1), widen(template).conj()
+    total = wide.new_zeros(tuple(input_shape))
+    share = (*input_shape[:-ndim], *output)
+    for v in offsets(template.shape[-ndim:]):
+        part = wide * _spread_axes(weights[(..., *v)], ndim)
+        total[(..., *positions(v, output, stride))] += part.sum_to_size(share)
+    return total.to(grad.dtype)
+
+
+def correlate_template_grad(
+    grad: Tensor, input: Tensor, template_shape: Sequence[int], stride: Sequence[int]
+) -> Tensor:
+    """The transpose of `correlate` in its template: the input correlated with the gradient."""
+    ndim = len(stride)
+    output = grad.shape[-ndim:]
+    wide, seen = widen(grad).unsqueeze(-ndim - 1), widen(input).conj()
+    total = wide.new_zeros(tuple(template_shape))
+    axes = tuple(range(-ndim, 0))
+    for v in offsets(template_shape[-ndim:]):
+        part = (wide * seen[(..., *positions(v, output, stride))]).sum(axes)
+        total[(..., *v)] = part.sum_to_size(tuple(template_shape[:-ndim]))
+    return total.to(grad.dtype)
+
+
+def window_sum(input: Tensor, window: Sequence[int], stride: Sequence[int]) -> Tensor:
+    """Sum of each window over all its channels."""
+    axes = tuple(range(-len(window) - 1, 0))
+    return windows(widen(input), window, stride).sum(axes).to(input.dtype)
+
+
+def window_spread(
+    grad: Tensor, window: Sequence[int], input_shape: Sequence[int], stride: Sequence[int]
+) -> Tensor:
+    """The transpose of `window_sum`: each element gets the sum over the windows that hold it."""
+    ndim = len(window)
+    wide = widen(grad).unsqueeze(-ndim - 1)
+    total = wide.new_zeros(tuple(input_shape))
+    for v in offsets(window):
+        total[(..., *positions(v, grad.shape[-ndim:], stride))] += wide
+    return total.to(grad.dtype)
+
+
+def window_moments(
+    input: Tensor, window: Sequence[int], stride: Sequence[int]
+) -> tuple[Tensor, Tensor]:
+    """Mean and uncorrected variance of each window; the variance of a flat window is exactly 0."""
+    axes = tuple(range(-len(window) - 1, 0))
+    seen = windows(widen(input), window, stride)
+    mean = seen.mean(axes, keepdim=True)
+    var = torch.var(seen, axes, correction=0)
+    lowest, highest = seen.amin(axes), seen.amax(axes)
+    flat = (lowest == highest) & torch.isfinite(lowest)
+    mean = torch.where(flat, lowest, mean.squeeze(axes))
+    return mean, torch.where(flat, torch.zeros_like(var), var)
+
+
+def window_combine(
+    grad_s1: Tensor, grad_s2: Tensor, input: Tensor, window: Sequence[int], stride: Sequence[int]
+) -> Tensor:
+    """spread(grad_s1) + 2 I spread(grad_s2) (math.md, local deviation, backward)."""
+    shape = tuple(input.shape)
+    first = window_spread(grad_s1, window, shape, stride)
+    second = window_spread(grad_s2, window, shape, stride)
+    return (first + 2 * widen(input) * second).to(input.dtype)
+
+
+def local_std(
+    input: Tensor, window: Sequence[int], stride: Sequence[int], correction: float, eps: float
+) -> Tensor:
+    """Deviation of each window: sqrt(var N / (N - correction) + eps)."""
+    count = input.shape[-len(window) - 1] * torch.Size(window).numel()
+    var = window_moments(input, window, stride)[1]
+    return torch.sqrt(var * (count / (count - correction)) + eps).to(input.dtype)
+
+
+def local_std_prepare_grads(
+    grad: Tensor, mean: Tensor, var: Tensor, count: float, correction: float, eps: float
+) -> tuple[Tensor, Tensor]:
+    """Gradients of a deviation for the window's S1 and S2; exactly 0 where the window is flat."""
+    ratio = count / (count - correction)
+    live = var != 0
+    std = torch.sqrt(torch.where(live, var, torch.ones_like(var)) * ratio + eps)
+    grad_var = torch.where(live, widen(grad) * ratio / (2 * std), torch.zeros_like(var))
+    grad_s2 = grad_var / count
+    return -2 * mean * grad_s2, grad_s2
+
+
+def _energy(mean: Tensor, var: Tensor, zero_mean: bool) -> Tensor:
+    """What stands under the root of a normalised score, without eps."""
+    return var if zero_mean else var + mean * mean
+
+
+def ncc(
+    input: Tensor, template: Tensor, stride: Sequence[int], zero_mean: bool, eps: float
+) -> Tensor:
+    """Score of a standardised template at each window (math.md, ZNCC)."""
+    ndim = len(stride)
+    window = template.shape[-ndim:]
+    mean, var = window_moments(input, window, stride)
+    wide, weights = widen(input), widen(template)
+    lead = torch.broadcast_shapes(input.shape[: -ndim - 1], template.shape[: -ndim - 1])
+    total = wide.new_zeros((*lead, *mean.shape[mean.dim() - ndim :]))
+    level = mean.unsqueeze(-ndim - 1) if zero_mean else 0.0
+    for v in offsets(window):
+        seen = wide[(..., *positions(v, total.shape[-ndim:], stride))] - level
+        total += (seen * _spread_axes(weights[(..., *v)], ndim)).sum(-ndim - 1)
+    none = wide.new_zeros(())
+    out = torch.empty_like(total, dtype=input.dtype)
+    count = template.shape[-ndim - 1] * window.numel()
+    ncc_finish(total, mean, var, none, none, count, zero_mean, eps, out)
+    return out
+
+
+def ncc_finish(
+    numerator: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    template_sum: Tensor,
+    centre: Tensor,
+    count: float,
+    zero_mean: bool,
+    eps: float,
+    out: Tensor,
+) -> None:
+    """Turns numerators of a centred input, and moments, into scores; writes them to `out`."""
+    ndim = mean.dim() - centre.dim()
+    if zero_mean:
+        shift = mean - _spread_axes(centre, ndim)
+        numerator = numerator - shift * _spread_axes(template_sum, ndim)
+    energy = _energy(mean, var, zero_mean)
+    flat = energy == 0
+    norm = count * torch.sqrt(torch.where(flat, torch.ones_like(energy), energy) + eps)
+    score = (numerator / norm).clamp(-1, 1)
+    out.copy_(torch.where(flat, torch.zeros_like(score), score))
+
+
+def ncc_prepare_grads(
+    grad: Tensor,
+    score: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    count: float,
+    zero_mean: bool,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of a score for its numerator and for the window's S1 and S2."""
+    energy = _energy(mean, var, zero_mean)
+    live = energy != 0
+    energy = torch.where(live, energy, torch.ones_like(energy)) + eps
+    wide = widen(grad)
+    zero = wide.new_zeros(())
+    numerator_grad = torch.where(live, wide / (count * torch.sqrt(energy)), zero)
+    share = torch.where(live, wide * score / (count * energy), zero).sum_to_size(mean.shape)
+    grad_s1 = share * mean if zero_mean else torch.zeros_like(share)
+    return numerator_grad.to(grad.dtype), grad_s1, -share / 2

@@ -1,0 +1,210 @@
+"""Every public function from its definition, in NumPy, sharing nothing with the package.
+
+Windows are cut out one by one (`sliding_window_view`), widened to extended precision and reduced
+in two passes. Positions of `same` are those of SciPy: the centred part of `full`.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+
+NUMPY_PAD = {"constant": "constant", "reflect": "reflect", "replicate": "edge", "circular": "wrap"}
+
+
+def per_axis(value: int | Sequence[int], ndim: int) -> tuple[int, ...]:
+    return (value,) * ndim if isinstance(value, int) else tuple(value)
+
+
+def wide(x: np.ndarray) -> np.ndarray:
+    return x.astype(np.clongdouble if np.iscomplexobj(x) else np.longdouble)
+
+
+def padded(
+    x: np.ndarray, window: Sequence[int], mode: str, pad_mode: str, pad_value: float
+) -> np.ndarray:
+    if mode == "valid":
+        return x
+    if mode == "same":
+        pads = [(k // 2, (k - 1) // 2) for k in window]
+    else:
+        pads = [(k - 1, k - 1) for k in window]
+    pads = [(0, 0)] * (x.ndim - len(window)) + pads
+    extra = {"constant_values": pad_value} if pad_mode == "constant" else {}
+    return np.pad(x, pads, mode=NUMPY_PAD[pad_mode], **extra)
+
+
+def windows(
+    x: np.ndarray,
+    window: int | Sequence[int],
+    *,
+    ndim: int = 2,
+    mode: str = "valid",
+    stride: int | Sequence[int] = 1,
+    channels: str = "independent",
+    pad_mode: str = "constant",
+    pad_value: float = 0.0,
+) -> np.ndarray:
+    """All windows as (*lead, *output, N): the last axis runs over one window's elements."""
+    size, steps = per_axis(window, ndim), per_axis(stride, ndim)
+    x = padded(wide(np.asarray(x)), size, mode, pad_mode, pad_value)
+    axes = tuple(range(-ndim, 0))
+    seen = sliding_window_view(x, size, axis=axes)
+    seen = seen[(..., *(slice(None, None, s) for s in steps), *(slice(None),) * ndim)]
+    if channels == "joint":
+        seen = np.moveaxis(seen, -2 * ndim - 1, -ndim - 1)
+        return seen.reshape(*seen.shape[: -ndim - 1], -1)
+    return seen.reshape(*seen.shape[:-ndim], -1)
+
+
+def elements(template: np.ndarray, ndim: int, channels: str) -> np.ndarray:
+    """A template as (*lead, 1 for each window axis, N), ready to meet `windows`."""
+    axes = ndim + (channels == "joint")
+    lead = template.shape[: template.ndim - axes]
+    return wide(np.asarray(template)).reshape(*lead, *(1,) * ndim, -1)
+
+
+def _pair(
+    x: np.ndarray, template: np.ndarray, ndim: int, channels: str, **options: Any
+) -> tuple[np.ndarray, np.ndarray]:
+    seen = windows(x, template.shape[-ndim:], ndim=ndim, channels=channels, **options)
+    return seen, elements(template, ndim, channels)
+
+
+def correlate(
+    x: np.ndarray,
+    template: np.ndarray,
+    *,
+    ndim: int = 2,
+    channels: str = "independent",
+    **options: Any,
+) -> np.ndarray:
+    seen, values = _pair(x, template, ndim, channels, **options)
+    return (seen * np.conj(values)).sum(-1)
+
+
+def convolve(
+    x: np.ndarray,
+    kernel: np.ndarray,
+    *,
+    ndim: int = 2,
+    channels: str = "independent",
+    **options: Any,
+) -> np.ndarray:
+    flipped = np.flip(kernel, tuple(range(-ndim, 0)))
+    seen, values = _pair(x, flipped, ndim, channels, **options)
+    return (seen * values).sum(-1)
+
+
+def is_flat(elements: np.ndarray) -> np.ndarray:
+    highest, lowest = elements.max(-1), elements.min(-1)
+    return (highest == lowest) & np.isfinite(highest)
+
+
+def _divide(numerator: np.ndarray, denominator: np.ndarray, none: np.ndarray) -> np.ndarray:
+    with np.errstate(invalid="ignore", divide="ignore"):
+        score = np.clip(numerator / denominator, -1, 1)
+    return np.where(np.broadcast_to(none, score.shape), 0, score)
+
+
+def zncc(
+    x: np.ndarray,
+    template: np.ndarray,
+    *,
+    ndim: int = 2,
+    channels: str = "independent",
+    eps: float = 0.0,
+    **options: Any,
+) -> np.ndarray:
+    seen, values = _pair(x, template, ndim, channels, **options)
+    none = is_flat(seen) | is_flat(values)
+    with np.errstate(invalid="ignore"):
+        seen = seen - seen.mean(-1, keepdims=True)
+    values = values - values.mean(-1, keepdims=True)
+    spread = np.sqrt((seen**2).mean(-1) + eps) * np.sqrt((values**2).mean(-1))
+    return _divide((seen * values).mean(-1), spread, none)
+
+
+def ncc(
+    x: np.ndarray,
+    template: np.ndarray,
+    *,
+    ndim: int = 2,
+    channels: str = "independent",
+    eps: float = 0.0,
+    **options: Any,
+) -> np.ndarray:
+    seen, values = _pair(x, template, ndim, channels, **options)
+    none = (seen == 0).all(-1) | (values == 0).all(-1)
+    size = np.sqrt((seen**2).mean(-1) + eps) * np.sqrt((values**2).mean(-1))
+    with np.errstate(invalid="ignore"):
+        product = (seen * values).mean(-1)
+    score = _divide(product, size, none)
+    return np.where(np.isfinite(seen).all(-1), score, np.nan)
+
+
+def local_sum(x: np.ndarray, window: Any, **options: Any) -> np.ndarray:
+    return windows(x, window, **options).sum(-1)
+
+
+def local_mean(x: np.ndarray, window: Any, **options: Any) -> np.ndarray:
+    return windows(x, window, **options).mean(-1)
+
+
+def local_var(x: np.ndarray, window: Any, *, correction: float = 0, **options: Any) -> np.ndarray:
+    seen = windows(x, window, **options)
+    with np.errstate(invalid="ignore"):
+        deviations = seen - seen.mean(-1, keepdims=True)
+    var = (deviations**2).sum(-1) / (seen.shape[-1] - correction)
+    return np.where(is_flat(seen), 0, var)
+
+
+def local_std(
+    x: np.ndarray, window: Any, *, correction: float = 0, eps: float = 0.0, **options: Any
+) -> np.ndarray:
+    return np.sqrt(local_var(x, window, correction=correction, **options) + eps)
+
+
+def flat_windows(x: np.ndarray, window: Any, **options: Any) -> np.ndarray:
+    return is_flat(windows(x, window, **options))
+
+
+def zncc_input_gradient(x: np.ndarray, template: np.ndarray, delta: np.ndarray) -> np.ndarray:
+    """DESIGN section 4 in loops: sum over u of d(u)/(N s_u) (T^(k-u) - Z(u) I^_u(k-u))."""
+    window = template.shape
+    count = template.size
+    standard = (template - template.mean()) / template.std()
+    total = np.zeros(x.shape, np.longdouble)
+    for u in itertools.product(*(range(n) for n in delta.shape)):
+        at = tuple(slice(p, p + k) for p, k in zip(u, window, strict=True))
+        seen = wide(x[at])
+        deviation = seen.std()
+        if deviation == 0:
+            continue
+        shown = (seen - seen.mean()) / deviation
+        score = (shown * standard).sum() / count
+        for v in itertools.product(*(range(k) for k in window)):
+            k = tuple(p + q for p, q in zip(u, v, strict=True))
+            total[k] += delta[u] / (count * deviation) * (standard[v] - score * shown[v])
+    return total
+
+
+def zncc_template_gradient(x: np.ndarray, template: np.ndarray, delta: np.ndarray) -> np.ndarray:
+    """DESIGN section 4 in loops: G(v), then through the standardisation of the template."""
+    window = template.shape
+    count = template.size
+    standard = (template - template.mean()) / template.std()
+    direct = np.zeros(window, np.longdouble)
+    for u in itertools.product(*(range(n) for n in delta.shape)):
+        seen = wide(x[tuple(slice(p, p + k) for p, k in zip(u, window, strict=True))])
+        if seen.std() == 0:
+            continue
+        shown = (seen - seen.mean()) / seen.std()
+        for v in itertools.product(*(range(k) for k in window)):
+            direct[v] += delta[u] * shown[v] / count
+    along = (direct * standard).mean()
+    return (direct - direct.mean() - standard * along) / template.std()

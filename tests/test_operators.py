@@ -1,0 +1,91 @@
+"""Every operator passes opcheck; a list shows that none is left out."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+from inputs import draw
+
+import torchcorr
+
+METHODS = ("direct", "fft")
+STRIDE = [1, 2]
+
+
+def grad(*shape, dtype=torch.float64, seed=0):
+    return draw(shape, dtype, seed).requires_grad_()
+
+
+def scores(method, dtype):
+    image, template = grad(2, 3, 7, 8, dtype=dtype), grad(4, 1, 3, 3, 2, dtype=dtype, seed=1)
+    delta = grad(4, 2, 5, 4, dtype=dtype, seed=2)
+    name = f"correlate_{method}"
+    yield name, (image, template, STRIDE)
+    yield f"{name}_input_grad", (delta, template, [2, 3, 7, 8], STRIDE)
+    yield f"{name}_template_grad", (delta, image, [4, 1, 3, 3, 2], STRIDE)
+    if not dtype.is_complex:
+        for zero_mean in (True, False):
+            yield f"ncc_{method}", (image, template, STRIDE, zero_mean, 0.1)
+
+
+def windows(dtype):
+    image, window, steps = grad(2, 3, 7, 8, dtype=dtype), [3, 2], [2, 1]
+    delta, mean = grad(2, 3, 7, dtype=dtype, seed=1), draw((2, 3, 7), seed=2)
+    var = draw((2, 3, 7), seed=3) + 0.5
+    yield "window_sum", (image, window, steps)
+    yield "window_spread", (delta, window, [2, 3, 7, 8], steps)
+    yield "window_moments", (image, window, steps)
+    s1, s2 = mean.clone().requires_grad_(), var.clone().requires_grad_()
+    yield "window_combine", (s1, s2, image, window, steps)
+    yield "local_std", (image, window, steps, 1.0, 0.1)
+    delta, score = delta.detach(), draw((4, 2, 3, 7), dtype, 5)
+    yield "local_std_prepare_grads", (delta, mean, var, 18.0, 1.0, 0.1)
+    for zero_mean in (True, False):
+        args = (draw((4, 2, 3, 7), dtype, 6), score, mean, var, 18.0, zero_mean, 0.1)
+        yield "ncc_prepare_grads", args
+        sums, centre, out = draw((4, 1), seed=7), draw((2,), seed=8), torch.zeros_like(score)
+        yield "ncc_finish", (score, mean, var, sums, centre, 18.0, zero_mean, 0.1, out)
+
+
+def samples():
+    for dtype in (torch.float64, torch.float32):
+        for method in METHODS:
+            yield from scores(method, dtype)
+        yield from windows(dtype)
+    for method in METHODS:
+        yield from scores(method, torch.complex128)
+
+
+SAMPLES = list(samples())
+
+
+@pytest.mark.parametrize("sample", SAMPLES, ids=lambda s: f"{s[0]}-{s[1][0].dtype}")
+def test_opcheck(sample):
+    name, args = sample
+    with warnings.catch_warnings():
+        # opcheck itself touches deprecated corners of PyTorch.
+        warnings.simplefilter("ignore")
+        torch.library.opcheck(getattr(torch.ops.torchcorr, name).default, args)
+
+
+def test_every_operator_has_a_sample():
+    names = {
+        schema.name.split("::")[1]
+        for schema in torch._C._jit_get_all_schemas()
+        if schema.name.startswith("torchcorr::")
+    }
+    assert names == {name for name, _ in SAMPLES}
+
+
+def test_the_input_is_never_written():
+    image, template = draw((9, 9)), draw((3, 3), seed=1)
+    before = image.clone(), template.clone()
+    for name in ("correlate", "convolve", "zncc", "ncc"):
+        for method in METHODS:
+            getattr(torchcorr, name)(image, template, method=method)
+    for name in ("local_sum", "local_mean", "local_var", "local_std"):
+        getattr(torchcorr, name)(image, 3)
+    assert torch.equal(image, before[0])
+    assert torch.equal(template, before[1])
