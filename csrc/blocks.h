@@ -87,6 +87,11 @@ double common_level(const T* x, int64_t n) {
   return shared ? level : 0;
 }
 
+// Sum of squared deviations of window i: NaN where the window holds an Inf, too.
+inline double squares(const Summary& s, int64_t i) {
+  return s.m2[i] + (s.mean[i] - s.mean[i]) + (s.m2[i] - s.m2[i]);
+}
+
 // n elements a channel of (C, pitch), merged over the channels, as deviations from `level`.
 template <bool moments, class T>
 Summary gather(const T* x, int64_t channels, int64_t pitch, int64_t n, double level) {

@@ -16,7 +16,9 @@ void deviations(const Tensor& input, const Frame& f, double correction, double e
   T* to = static_cast<T*>(out.mutable_data_ptr());
   const double share = 1 / (f.count() - correction);
   for_windows<true, T>(input, f, [&](int64_t at, int64_t n, const Summary& s, double) {
-    for (int64_t i = 0; i < n; ++i) to[at + i] = static_cast<T>(std::sqrt(s.m2[i] * share + eps));
+    for (int64_t i = 0; i < n; ++i) {
+      to[at + i] = static_cast<T>(std::sqrt(squares(s, i) * share + eps));
+    }
   });
 }
 

@@ -57,7 +57,7 @@ void moments(const Tensor& input, const Frame& f, const Tensor& mean, const Tens
   const double share = 1 / f.count();
   for_windows<true, T>(input, f, [&](int64_t at, int64_t n, const Summary& s, double level) {
     for (int64_t i = 0; i < n; ++i) to_mean[at + i] = s.mean[i] + level;
-    for (int64_t i = 0; i < n; ++i) to_var[at + i] = s.m2[i] * share;
+    for (int64_t i = 0; i < n; ++i) to_var[at + i] = squares(s, i) * share;
   });
 }
 

@@ -22,7 +22,7 @@ LAYERS = (
     {"_geometry", "_checks"},
     {"_reference"},
     {"_ops", "_vmap"},
-    {"_overlap_save", "_choose", "_native", "_triton"},
+    {"_overlap_save", "_scores", "_choose", "_native", "_triton"},
     {"functional"},
     {"nn", "match", "align", "chunked", "plot", "demo", "_peaks", "_files"},
     {"__init__", "__main__"},

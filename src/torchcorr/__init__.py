@@ -2,7 +2,7 @@
 
 from importlib.metadata import version as _version
 
-from . import _native, _ops, _overlap_save, _vmap
+from . import _native, _ops, _overlap_save, _scores, _vmap
 from .align import Shift, estimate_shift
 from .functional import (
     convolve,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 import torch
@@ -60,9 +61,7 @@ def rank(x: Tensor, ndim: int, joint: bool, name: str) -> None:
     needed = ndim + joint
     if x.dim() < needed:
         axes = "a channel axis and " if joint else ""
-        raise ValueError(
-            f"{name} must have {axes}{ndim} window axes: got shape {tuple(x.shape)}"
-        )
+        raise ValueError(f"{name} must have {axes}{ndim} window axes: got shape {tuple(x.shape)}")
 
 
 def working_dtype(tensors: dict[str, Tensor], complex_allowed: bool) -> torch.dtype:
@@ -126,6 +125,20 @@ def window_fits(window: Sequence[int], size: Sequence[int], name: str) -> None:
 def input_not_empty(size: Sequence[int]) -> None:
     if any(n == 0 for n in size):
         raise ValueError(f"input must not be empty along a window axis: got {tuple(size)}")
+
+
+def memory_fits(x: Tensor) -> None:
+    """The sums of x, in float64, fit into the machine; asked only where it is in doubt."""
+    needed = 8 * x.numel()
+    if needed < 1 << 32 or x.device.type != "cpu" or torch.compiler.is_compiling():
+        return
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > memory:
+        raise MemoryError(
+            f"input of shape {tuple(x.shape)} needs at least {needed} bytes of working memory, "
+            f"this machine has {memory}: cut the input into tiles that overlap by the window less "
+            "one element and call once for each"
+        )
 
 
 def channels_match(input_channels: int, template_channels: int) -> None:

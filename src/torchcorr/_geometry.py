@@ -35,7 +35,9 @@ def offsets(window: Sequence[int]) -> Iterator[Ints]:
     return itertools.product(*(range(k) for k in window))
 
 
-def positions(offset: Sequence[int], output: Sequence[int], stride: Sequence[int]) -> tuple[slice, ...]:
+def positions(
+    offset: Sequence[int], output: Sequence[int], stride: Sequence[int]
+) -> tuple[slice, ...]:
     """The input elements that lie at `offset` of each window, as one slice an axis."""
     return tuple(
         slice(v, v + (n - 1) * s + 1, s) for v, n, s in zip(offset, output, stride, strict=True)

@@ -85,9 +85,7 @@ def _register_autograd(name: str, backward: Callable[..., Any], setup: Callable[
     same two functions and a vmap rule serves those.
     """
     operator = getattr(torch.ops.torchcorr, name)
-    torch.library.register_autograd(
-        _qualified(name), backward, setup_context=setup, lib=library
-    )
+    torch.library.register_autograd(_qualified(name), backward, setup_context=setup, lib=library)
 
     def forward(*args: Any) -> Any:
         with torch._C._AutoDispatchBelowAutograd():
@@ -368,9 +366,9 @@ for _name, _fake, _setup, _rule in (
 ):
     torch.library.register_fake(_qualified(_name), _fake, lib=library)
     _register_autograd(_name, _rule, _setup)
-for _name, _fake in (
+for _name, _shape_rule in (
     ("local_std_prepare_grads", _fake_local_std_grads),
     ("ncc_prepare_grads", _fake_ncc_grads),
     ("ncc_finish", _fake_finish),
 ):
-    torch.library.register_fake(_qualified(_name), _fake, lib=library)
+    torch.library.register_fake(_qualified(_name), _shape_rule, lib=library)

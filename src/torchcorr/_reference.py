@@ -70,7 +70,7 @@ def correlate_input_grad(
     """The transpose of `correlate` in its input: every output is spread over its window."""
     ndim = len(stride)
     output = grad.shape[-ndim:]
-    wide, weights = widen(grad).unsqueeze(-ndim - 1), widen(template).conj()
+    wide, weights = widen(grad).unsqueeze(-ndim - 1), widen(template).conj().resolve_conj()
     total = wide.new_zeros(tuple(input_shape))
     share = (*input_shape[:-ndim], *output)
     for v in offsets(template.shape[-ndim:]):
@@ -85,7 +85,7 @@ def correlate_template_grad(
     """The transpose of `correlate` in its template: the input correlated with the gradient."""
     ndim = len(stride)
     output = grad.shape[-ndim:]
-    wide, seen = widen(grad).unsqueeze(-ndim - 1), widen(input).conj()
+    wide, seen = widen(grad).unsqueeze(-ndim - 1), widen(input).conj().resolve_conj()
     total = wide.new_zeros(tuple(template_shape))
     axes = tuple(range(-ndim, 0))
     for v in offsets(template_shape[-ndim:]):
@@ -116,14 +116,25 @@ def window_moments(
     input: Tensor, window: Sequence[int], stride: Sequence[int]
 ) -> tuple[Tensor, Tensor]:
     """Mean and uncorrected variance of each window; the variance of a flat window is exactly 0."""
-    axes = tuple(range(-len(window) - 1, 0))
-    seen = windows(widen(input), window, stride)
-    mean = seen.mean(axes, keepdim=True)
-    var = torch.var(seen, axes, correction=0)
+    ndim = len(window)
+    axes = tuple(range(-ndim - 1, 0))
+    wide = widen(input)
+    seen = windows(wide, window, stride)
+    mean = seen.mean(axes)
+    output, level = mean.shape[mean.dim() - ndim :], mean.unsqueeze(-ndim - 1)
+    first, second = torch.zeros_like(mean), torch.zeros_like(mean)
+    for v in offsets(window):
+        deviation = wide[(..., *positions(v, output, stride))] - level
+        first += deviation.sum(-ndim - 1)
+        second += deviation.square().sum(-ndim - 1)
+    count = seen.shape[-ndim - 1] * torch.Size(window).numel()
+    # What the rounded mean left over is taken out of both; it cancels nothing that matters.
+    left = first / count
+    var = (second / count - left.square()).clamp(min=0)
     lowest, highest = seen.amin(axes), seen.amax(axes)
     flat = (lowest == highest) & torch.isfinite(lowest)
-    mean = torch.where(flat, lowest, mean.squeeze(axes))
-    return mean, torch.where(flat, torch.zeros_like(var), var)
+    mean = torch.where(flat, lowest, mean + left)
+    return mean, torch.where(flat, 0.0, var)
 
 
 def window_combine(

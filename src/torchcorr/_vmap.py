@@ -99,8 +99,7 @@ def _ncc_grads_rule(
     size, lead = info.batch_size, _rank(grad, dims[0])
     shape = mean.shape if dims[2] is None else mean.movedim(dims[2], 0).shape[1:]
     grad, score, mean, var = (
-        _front(x, d, 0, lead, size)
-        for x, d in zip((grad, score, mean, var), dims[:4], strict=True)
+        _front(x, d, 0, lead, size) for x, d in zip((grad, score, mean, var), dims[:4], strict=True)
     )
     numerator_grad, grad_s1, grad_s2 = ops.ncc_prepare_grads(grad, score, mean, var, *args)
     shape = (size, *shape)

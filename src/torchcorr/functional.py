@@ -41,6 +41,7 @@ class _Frame:
 
     def normal(self, x: Tensor) -> Tensor:
         """x with a channel axis: its own when joint, otherwise one of length 1."""
+        _checks.memory_fits(x)
         return x if self.joint else x.unsqueeze(-self.ndim - 1)
 
     def padded(self, x: Tensor, window: Ints, name: str) -> Tensor:
@@ -83,9 +84,7 @@ def _pair(
 
 def _method(method: str, input: Tensor, template: Tensor, frame: _Frame) -> str:
     _checks.one_of(method, _checks.METHODS, "method")
-    lead = torch.broadcast_shapes(
-        input.shape[: -frame.ndim - 1], template.shape[: -frame.ndim - 1]
-    )
+    lead = torch.broadcast_shapes(input.shape[: -frame.ndim - 1], template.shape[: -frame.ndim - 1])
     return _choose.resolve(
         method,
         input_shape=input.shape,
