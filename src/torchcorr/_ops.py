@@ -321,31 +321,32 @@ def _register_ncc(method: str) -> None:
         axes = tuple(range(-ndim, 0))
         mean, var = ops.window_moments(input, window, ctx.stride)
         count = _count(input.shape, window)
+        # In float64: the terms below nearly cancel where a window resembles the template.
+        wide, weights = _reference.widen(input), _reference.widen(template)
         prepare = _prepare("ncc_prepare_grads")
         numerator_grad, grad_s1, grad_s2 = prepare(
-            grad, score, mean, var, count, ctx.zero_mean, ctx.eps
+            *map(_reference.widen, (grad, score)), mean, var, count, ctx.zero_mean, ctx.eps
         )
 
         def into_input() -> Tensor:
-            weights = template
+            centred = weights
             if ctx.zero_mean:
-                weights = weights - weights.mean((-ndim - 1, *axes), keepdim=True)
+                centred = weights - weights.mean((-ndim - 1, *axes), keepdim=True)
             shape = tuple(input.shape)
-            through_score = input_grad(numerator_grad, weights, shape, ctx.stride)
-            return through_score + ops.window_combine(grad_s1, grad_s2, input, window, ctx.stride)
+            through_score = input_grad(numerator_grad, centred, shape, ctx.stride)
+            through_window = ops.window_combine(grad_s1, grad_s2, wide, window, ctx.stride)
+            return (through_score + through_window).to(input.dtype)
 
         def into_template() -> Tensor:
-            seen, level = input, mean
-            if ctx.zero_mean:
-                centre = _reference.centre(input, ndim)
-                seen = (_reference.widen(input) - centre).to(input.dtype)
-                level = mean - centre.squeeze(-ndim - 1)
-            through_score = template_grad(numerator_grad, seen, tuple(template.shape), ctx.stride)
+            shape = tuple(template.shape)
             if not ctx.zero_mean:
-                return through_score
+                return template_grad(numerator_grad, wide, shape, ctx.stride).to(template.dtype)
+            centre = _reference.centre(input, ndim)
+            level = mean - centre.squeeze(-ndim - 1)
+            through_score = template_grad(numerator_grad, wide - centre, shape, ctx.stride)
             offset = (numerator_grad * level).sum(axes)[(..., None, *(None,) * ndim)]
-            lead_shape = (*template.shape[: -ndim - 1], *(1,) * (ndim + 1))
-            return through_score - offset.sum_to_size(lead_shape).to(input.dtype)
+            lead_shape = (*shape[: -ndim - 1], *(1,) * (ndim + 1))
+            return (through_score - offset.sum_to_size(lead_shape)).to(template.dtype)
 
         return (_no_work(ctx, 0, into_input), _no_work(ctx, 1, into_template), None, None, None)
 

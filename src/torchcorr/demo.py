@@ -155,8 +155,8 @@ def _climb(
     place = torch.tensor(start, dtype=torch.float64, requires_grad=True)
     course = []
     optimiser = torch.optim.Adam([place], lr=0.4)
-    schedule = torch.optim.lr_scheduler.ExponentialLR(optimiser, 0.95)
-    for _ in range(80):
+    schedule = torch.optim.lr_scheduler.ExponentialLR(optimiser, 0.98)
+    for _ in range(200):
         optimiser.zero_grad()
         score = zncc(_sample(image, *place), template).squeeze()
         course.append((*place.tolist(), score.item()))

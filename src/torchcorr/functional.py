@@ -138,7 +138,7 @@ def convolve(
 
 
 def _standardised(template: Tensor, ndim: int, zero_mean: bool) -> Tensor:
-    """The template scaled to a mean square of 1, centred if asked; a flat one becomes zeros."""
+    """The template in float64, scaled to a mean square of 1, centred if asked; a flat one is 0."""
     axes = tuple(range(-ndim - 1, 0))
     wide = _reference.widen(template)
     flat = torch.zeros_like(wide[(..., *(slice(0, 1),) * (ndim + 1))], dtype=torch.bool)
@@ -152,7 +152,7 @@ def _standardised(template: Tensor, ndim: int, zero_mean: bool) -> Tensor:
     flat = flat | (peak == 0)
     wide = torch.where(flat, 1.0, wide / torch.where(flat, 1.0, peak))
     scaled = wide * wide.square().mean(axes, keepdim=True).rsqrt()
-    return torch.where(flat, 0.0, scaled).to(template.dtype)
+    return torch.where(flat, 0.0, scaled)
 
 
 def _score(
