@@ -1,4 +1,6 @@
-"""estimate_shift: NumPy's coefficient at every lag, SciPy's shift, scikit-image's sign, and errors."""
+"""estimate_shift: NumPy's coefficient at every lag, SciPy's shift, scikit-image's sign, and
+errors.
+"""
 
 import numpy as np
 import pytest

@@ -23,7 +23,7 @@ LAYERS = (
     {"_reference"},
     {"_ops", "_vmap"},
     {"_overlap_save", "_scores", "_choose", "_native", "_triton"},
-    {"functional"},
+    {"functional", "local", "_frame"},
     {"nn", "match", "align", "chunked", "plot", "demo", "_peaks", "_files"},
     {"__init__", "__main__"},
 )

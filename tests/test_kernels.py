@@ -224,7 +224,7 @@ def test_ncc_prepare_grads(dtype: torch.dtype, zero_mean: bool) -> None:
     got, s1, s2 = ops.ncc_prepare_grads(grad, score, mean, var, 12.0, zero_mean, 0.01)
     wide = grad.double()
     want = torch.where(live, wide / (12 * torch.sqrt(energy + 0.01)), 0).to(dtype)
-    torch.testing.assert_close(got, want, rtol=2 * UNIT[dtype], atol=0, equal_nan=True)
+    torch.testing.assert_close(got, want, rtol=8 * UNIT[dtype], atol=0, equal_nan=True)
     e = torch.where(live, wide * score.double() / (12 * (energy + 0.01)), 0).sum(0)
     torch.testing.assert_close(s2, -e / 2, rtol=1e-12, atol=1e-15, equal_nan=True)
     want_s1 = e * mean if zero_mean else torch.zeros_like(e)
@@ -378,5 +378,5 @@ def test_no_templates_leave_zero_moment_gradients() -> None:
 
 
 def test_other_types_are_refused() -> None:
-    with pytest.raises(RuntimeError, match="input must be float32 or float64"):
+    with pytest.raises(RuntimeError, match="float32 or float64"):
         ops.window_sum(torch.ones(1, 4, 4, dtype=torch.int32), (2, 2), (1, 1))

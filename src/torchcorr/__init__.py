@@ -2,19 +2,10 @@
 
 from importlib.metadata import version as _version
 
-from . import _native, _ops, _overlap_save, _scores, _vmap
+from . import _native, _overlap_save, _scores, _vmap  # noqa: F401 - they register kernels
 from .align import Shift, estimate_shift
-from .functional import (
-    convolve,
-    correlate,
-    flat_windows,
-    local_mean,
-    local_std,
-    local_sum,
-    local_var,
-    ncc,
-    zncc,
-)
+from .functional import convolve, correlate, ncc, zncc
+from .local import flat_windows, local_mean, local_std, local_sum, local_var
 from .match import Matches, Peaks, find_peaks, match_template
 
 _native.load()

@@ -9,7 +9,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NoReturn
 
@@ -132,7 +132,8 @@ def _match(options: argparse.Namespace) -> None:
         raise _UsageError(
             f"template is larger than image: got {_size(template)}, image is {_size(image)}"
         )
-    scores = _score_map(*_tensors(image, template), joint)
+    searched, sought = _tensors(image, template)
+    scores = _score_map(searched, sought, joint)
     size = (template.shape[0], template.shape[1])
     peaks = find_peaks(
         scores, threshold=options.threshold, max_peaks=options.max_matches, min_distance=size
@@ -269,7 +270,9 @@ def _check_outputs(outputs: Sequence[tuple[Path | None, tuple[str, ...]]]) -> No
 
 
 def _tensors(*images: NDArray[np.generic]) -> list[Tensor]:
-    """``(H, W)`` as it is, ``(H, W, 3)`` as ``(3, H, W)``; float32, or float64 where an image needs it."""
+    """``(H, W)`` as it is, ``(H, W, 3)`` as ``(3, H, W)``; float32, or float64 where an image
+    needs it.
+    """
     exact = all(np.can_cast(image.dtype, np.float32) for image in images)
     dtype = np.float32 if exact else np.float64
     return [
@@ -289,7 +292,7 @@ def _save(figure: Figure, path: Path) -> None:
     write_whole(path, lambda stream: figure.savefig(stream, format=kind))
 
 
-def _write_json(path: Path, content: dict[str, object]) -> None:
+def _write_json(path: Path, content: Mapping[str, object]) -> None:
     text = json.dumps(content, indent=2, allow_nan=False) + "\n"
     write_whole(path, lambda stream: stream.write(text.encode()))
 

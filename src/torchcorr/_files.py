@@ -23,7 +23,9 @@ class FileError(Exception):
 
 
 def read_image(path: Path) -> NDArray[np.generic]:
-    """The image as ``(H, W)`` or ``(H, W, 3)``, in its own depth where the format allows; alpha is dropped."""
+    """The image as ``(H, W)`` or ``(H, W, 3)``, in its own depth where the format allows;
+    alpha is dropped.
+    """
     _require_suffix(path, IMAGE_SUFFIXES)
     image = _load_npy(path) if path.suffix.lower() == ".npy" else _read_picture(path)
     if image.ndim == 3 and image.shape[-1] in (1, 2):
@@ -43,7 +45,9 @@ def to_gray(image: NDArray[np.generic]) -> NDArray[np.generic]:
 
 
 def read_signal(path: Path) -> tuple[NDArray[np.float64], int | None]:
-    """The signal ``(N,)`` and its rate in Hz (None if the format has none); WAV channels are averaged."""
+    """The signal ``(N,)`` and its rate in Hz (None if the format has none); WAV channels are
+    averaged.
+    """
     _require_suffix(path, SIGNAL_SUFFIXES)
     rate = None
     if path.suffix.lower() == ".npy":
@@ -66,7 +70,9 @@ def read_signal(path: Path) -> tuple[NDArray[np.float64], int | None]:
 
 
 def require_writable(path: Path, suffixes: tuple[str, ...]) -> None:
-    """Raise `FileError` if a file of this name could not be written, before any work is done for it."""
+    """Raise `FileError` if a file of this name could not be written, before any work is done
+    for it.
+    """
     _require_suffix(path, suffixes)
     if path.is_dir():
         raise FileError(f"{path}: is a directory")
@@ -80,7 +86,9 @@ def require_writable(path: Path, suffixes: tuple[str, ...]) -> None:
 
 
 def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Write a file through ``write(stream)``; the name appears only when the contents are complete."""
+    """Write a file through ``write(stream)``; the name appears only when the contents are
+    complete.
+    """
     try:
         handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     except OSError as error:
@@ -118,7 +126,7 @@ def _load_npy(path: Path) -> NDArray[np.generic]:
 
 def _read_picture(path: Path) -> NDArray[np.generic]:
     try:
-        from PIL import Image, ImageOps
+        from PIL import Image, ImageOps, UnidentifiedImageError
     except ImportError as error:
         raise FileError(f"{path}: reading pictures needs Pillow: pip install pillow") from error
 
@@ -132,7 +140,7 @@ def _read_picture(path: Path) -> NDArray[np.generic]:
                 elif upright.mode == "1":
                     upright = upright.convert("L")
                 return np.asarray(upright)
-    except Image.UnidentifiedImageError as error:
+    except UnidentifiedImageError as error:
         if path.suffix.lower() in (".tif", ".tiff"):
             return _read_tiff(path)
         raise FileError(f"{path}: cannot be read: not a picture that Pillow knows") from error

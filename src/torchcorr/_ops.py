@@ -303,7 +303,8 @@ def _local_std_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     return combined, None, None, None, None
 
 
-# --- normalised scores ------------------------------------------------------------------------------
+# --- normalised scores
+# ------------------------------------------------------------------------------
 
 
 def _save_ncc(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

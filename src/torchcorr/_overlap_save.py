@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from . import _reference
-from ._geometry import dilated_size, fast_length, output_size
+from ._geometry import dilated_size, fast_length
 from ._ops import library
 
 _KEYS = ("CPU", "CUDA")
@@ -35,7 +35,9 @@ def _conjugate(x: Tensor) -> Tensor:
 
 
 def _reversed(x: Tensor, lengths: Sequence[int]) -> Tensor:
-    """Spectrum of x with every window axis reversed, which turns a convolution into a correlation."""
+    """Spectrum of x with every window axis reversed, which turns a convolution into a
+    correlation.
+    """
     return _conjugate(_transform(_conjugate(x), lengths))
 
 

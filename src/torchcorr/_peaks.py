@@ -11,8 +11,10 @@ from torch import Tensor
 def local_maxima(values: Tensor, *, ndim: int) -> Tensor:
     """Boolean map of the peaks over the last ``ndim`` axes.
 
-    An element is a peak if it exceeds the neighbours before it in raster order and is no smaller than
-    those after it, so that a level top is reported once, at its first element. NaN and minus infinity
+    An element is a peak if it exceeds the neighbours before it in raster order and is no smaller
+    than
+    those after it, so that a level top is reported once, at its first element. NaN and minus
+    infinity
     are never peaks and hide nothing.
     """
     lowest = -torch.inf
@@ -31,9 +33,11 @@ def local_maxima(values: Tensor, *, ndim: int) -> Tensor:
 
 
 def parabola(values: Tensor, index: tuple[Tensor, ...], *, ndim: int) -> tuple[Tensor, Tensor]:
-    """Offset ``(n, ndim)`` and gain in height ``(n,)`` of the parabola through each peak, in float64.
+    """Offset ``(n, ndim)`` and gain in height ``(n,)`` of the parabola through each peak, in
+    float64.
 
-    ``index`` addresses every axis of ``values``; the parabola is fitted along each of the last ``ndim``.
+    ``index`` addresses every axis of ``values``; the parabola is fitted along each of the last
+    ``ndim``.
     Offsets lie in [-0.5, 0.5] and are 0 at a border, beside a non-finite value and on a level top.
     """
     lead = values.ndim - ndim

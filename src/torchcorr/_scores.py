@@ -24,7 +24,6 @@ _TOLERANCE = {torch.float32: 5e-6, torch.float64: 5e-11}
 _GATHER = 1 << 22
 
 
-
 def _score(
     correlate: Callable[..., Tensor],
     input: Tensor,
@@ -61,7 +60,9 @@ def _repair(
     zero_mean: bool,
     eps: float,
 ) -> None:
-    """Computes again, from the definition, the scores that the transform's noise may have spoilt."""
+    """Computes again, from the definition, the scores that the transform's noise may have
+    spoilt.
+    """
     ndim = len(stride)
     if out.numel() == 0:
         return

@@ -97,12 +97,12 @@ def _ncc_grads_rule(
     *args: Any,
 ) -> Any:
     size, lead = info.batch_size, _rank(grad, dims[0])
-    shape = mean.shape if dims[2] is None else mean.movedim(dims[2], 0).shape[1:]
+    own = mean.shape if dims[2] is None else mean.movedim(dims[2], 0).shape[1:]
     grad, score, mean, var = (
         _front(x, d, 0, lead, size) for x, d in zip((grad, score, mean, var), dims[:4], strict=True)
     )
     numerator_grad, grad_s1, grad_s2 = ops.ncc_prepare_grads(grad, score, mean, var, *args)
-    shape = (size, *shape)
+    shape = (size, *own)
     return (numerator_grad, grad_s1.reshape(shape), grad_s2.reshape(shape)), (0, 0, 0)
 
 

@@ -13,7 +13,8 @@ from .functional import correlate
 
 __all__ = ["Shift", "estimate_shift"]
 
-# Peaks this close in height count as equal: a periodic source repeats, and rounding must not decide.
+# Peaks this close in height count as equal: a periodic source repeats, and rounding must not
+# decide.
 _TIE = 3e-4
 # An overlap must hold this share of its recording's energy; below it the rounding of the transform
 # and of running sums (1e-16 of the whole) could reach 1e-6 of the score.
@@ -49,15 +50,18 @@ def estimate_shift(
 ) -> Shift:
     r"""Return the shift that, applied to ``moving``, lays it on ``reference``.
 
-    At each whole-sample shift the coefficient of correlation (Pearson's r) is taken over the samples
-    that overlap, and over nothing else: neither the mean of the recordings nor the padding around them
+    At each whole-sample shift the coefficient of correlation (Pearson's r) is taken over the
+    samples
+    that overlap, and over nothing else: neither the mean of the recordings nor the padding around
+    them
     draws the answer towards zero. The highest peak wins. Peaks within 3e-4 of it are taken as
     equal, and the smallest shift among them wins: a periodic source repeats.
 
     Parameters
     ----------
     reference, moving : Tensor
-        ``(*lead, *S)`` and ``(*lead, *K)``: real, of one dtype, the last ``ndim`` axes being those that
+        ``(*lead, *S)`` and ``(*lead, *K)``: real, of one dtype, the last ``ndim`` axes being those
+        that
         move, and the axes before them broadcast. ``S`` and ``K`` may differ. Computed in float64.
     ndim : int, default 2
         Number of axes that move: 1 for signals, 2 for images, 3 for volumes.
@@ -75,7 +79,8 @@ def estimate_shift(
     Returns
     -------
     Shift
-        The shift ``(*lead, ndim)`` and the score ``(*lead,)``, both float64, detached. The sign is that of
+        The shift ``(*lead, ndim)`` and the score ``(*lead,)``, both float64, detached. The sign is
+        that of
         ``skimage.registration.phase_cross_correlation``: ``scipy.ndimage.shift(moving, shift)``
         resembles ``reference``. Two recordings without a common pattern, or flat ones, score 0.
 
@@ -162,7 +167,9 @@ def _limits(max_shift: int | Sequence[int] | None, ndim: int) -> tuple[int | Non
 def _overlaps(
     size: torch.Size, other: torch.Size, device: torch.device
 ) -> tuple[Tensor, list[Tensor]]:
-    """Number of overlapping elements at each shift, in full mode's order, and the shifts of each axis."""
+    """Number of overlapping elements at each shift, in full mode's order, and the shifts of
+    each axis.
+    """
     overlap = torch.ones((), dtype=torch.float64, device=device)
     lags = []
     for length, moved in zip(size, other, strict=True):
@@ -195,7 +202,9 @@ def _overlap_scores(
 
 
 def _box_sums(values: Tensor, spans: list[tuple[Tensor, Tensor]]) -> Tensor:
-    """Sums over the box ``start:stop`` of each pair of shifts, from running sums along each axis."""
+    """Sums over the box ``start:stop`` of each pair of shifts, from running sums along each
+    axis.
+    """
     for axis, (start, stop) in zip(range(-len(spans), 0), spans, strict=True):
         running = values.cumsum(axis)
         running = torch.cat([torch.zeros_like(running.narrow(axis, 0, 1)), running], dim=axis)

@@ -1,4 +1,4 @@
-"""The demonstration: find, refine and align, on real data that scikit-image and PyWavelets carry."""
+"""The demonstration: find, refine and align, on data that scikit-image and PyWavelets carry."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ _PATCH = 71
 
 
 def run() -> Iterator[tuple[str, Figure]]:
-    """Return an iterator over the parts: each prints what it found and yields a file name and a figure.
+    """Return an iterator over the parts: each prints what it found, then yields a file name and
+    a figure.
 
     Examples
     --------
@@ -70,7 +71,8 @@ def _find_coins() -> Figure:
     ):
         print(f"   ({row:6.2f}, {column:6.2f})  score {score:.3f}")
     print(
-        f"   the first is the coin itself, the others are coins like it (score >= {_COIN_THRESHOLD})"
+        "   the first is the coin itself, the others are coins like it "
+        f"(score >= {_COIN_THRESHOLD})"
     )
     return draw_matches(
         changed.numpy(),
@@ -98,7 +100,8 @@ def _refine_patch() -> Figure:
     for name, at in (("start", 0), ("end", -1)):
         row, column, angle, score = course[at]
         print(
-            f"   {name:5}  centre ({row:.3f}, {column:.3f}), angle {angle:6.3f}, score {score:.4f}: "
+            f"   {name:5}  centre ({row:.3f}, {column:.3f}), angle {angle:6.3f}, "
+            f"score {score:.4f}: "
             f"off by {pixels[at]:.3f} pixels and {degrees[at]:.3f} degrees"
         )
 

@@ -1,88 +1,16 @@
-"""The functions of torchcorr: check what was passed, choose a method, call one operator."""
+"""Correlation and its normalised scores: check, choose a method, call one operator."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
-from torch.nn.functional import pad as torch_pad
 
 from . import _checks, _choose, _reference
-from ._geometry import Ints, padding
+from ._frame import Frame, Window, normal_pair
 from ._ops import ops
 
-Window = int | Sequence[int]
 
-
-@dataclass(frozen=True)
-class _Frame:
-    """How windows lie on an input: the parsed keyword arguments of a call."""
-
-    ndim: int
-    stride: Ints
-    joint: bool
-    mode: str
-    pad_mode: str
-    pad_value: float
-
-    @classmethod
-    def parse(
-        cls, ndim: int, mode: str, stride: Window, channels: str, pad_mode: str, pad_value: float
-    ) -> _Frame:
-        _checks.dimension(ndim)
-        _checks.one_of(mode, _checks.MODES, "mode")
-        _checks.one_of(channels, _checks.CHANNELS, "channels")
-        _checks.one_of(pad_mode, _checks.PAD_MODES, "pad_mode")
-        strides = _checks.per_axis(stride, ndim, "stride")
-        return cls(ndim, strides, channels == "joint", mode, pad_mode, pad_value)
-
-    def normal(self, x: Tensor) -> Tensor:
-        """x with a channel axis: its own when joint, otherwise one of length 1."""
-        _checks.memory_fits(x)
-        return x if self.joint else x.unsqueeze(-self.ndim - 1)
-
-    def padded(self, x: Tensor, window: Ints, name: str) -> Tensor:
-        """x extended so that valid positions are the positions of the mode."""
-        size = tuple(x.shape[-self.ndim :])
-        _checks.input_not_empty(size)
-        if self.mode == "valid":
-            _checks.window_fits(window, size, name)
-            return x
-        pads = padding(self.mode, window)
-        _checks.pad_fits(self.pad_mode, pads, size)
-        amounts = [amount for pair in reversed(pads) for amount in pair]
-        if self.pad_mode == "constant":
-            return torch_pad(x, amounts, value=self.pad_value)
-        flat = x.reshape(math.prod(x.shape[: -self.ndim]), 1, *size)
-        if flat.shape[0] == 0:
-            return torch_pad(x, amounts)
-        wide = torch_pad(flat, amounts, mode=self.pad_mode)
-        return wide.reshape(*x.shape[: -self.ndim], *wide.shape[-self.ndim :])
-
-
-def _pair(
-    input: Tensor, template: Tensor, frame: _Frame, *, name: str, complex_allowed: bool
-) -> tuple[Tensor, Tensor, torch.dtype]:
-    """Both tensors in normal form, padded and in their working dtype; and the result's dtype."""
-    _checks.tensor(input, "input")
-    _checks.tensor(template, name)
-    _checks.rank(input, frame.ndim, frame.joint, "input")
-    _checks.rank(template, frame.ndim, frame.joint, name)
-    working = _checks.working_dtype({"input": input, name: template}, complex_allowed)
-    result = _checks.result_dtype(input.dtype, working)
-    window = tuple(template.shape[-frame.ndim :])
-    _checks.window_not_empty(window, name)
-    x, w = frame.normal(input), frame.normal(template)
-    if frame.joint:
-        _checks.channels_match(x.shape[-frame.ndim - 1], w.shape[-frame.ndim - 1])
-    _checks.leads_broadcast(x.shape[: -frame.ndim - 1], w.shape[: -frame.ndim - 1])
-    return frame.padded(x.to(working), window, name), w.to(working), result
-
-
-def _method(method: str, input: Tensor, template: Tensor, frame: _Frame) -> str:
+def _method(method: str, input: Tensor, template: Tensor, frame: Frame) -> str:
     _checks.one_of(method, _checks.METHODS, "method")
     lead = torch.broadcast_shapes(input.shape[: -frame.ndim - 1], template.shape[: -frame.ndim - 1])
     return _choose.resolve(
@@ -95,10 +23,10 @@ def _method(method: str, input: Tensor, template: Tensor, frame: _Frame) -> str:
 
 
 def _correlate(
-    input: Tensor, kernel: Tensor, frame: _Frame, method: str, *, name: str, flip: bool
+    input: Tensor, kernel: Tensor, frame: Frame, method: str, *, name: str, flip: bool
 ) -> Tensor:
     integral = isinstance(input, Tensor) and _checks.is_integral(input.dtype)
-    x, w, result = _pair(input, kernel, frame, name=name, complex_allowed=True)
+    x, w, result = normal_pair(input, kernel, frame, name=name, complex_allowed=True)
     w = w.flip(tuple(range(-frame.ndim, 0))) if flip else w.conj().resolve_conj()
     operator = getattr(ops, f"correlate_{_method(method, x, w, frame)}")
     out = operator(x, w, frame.stride)
@@ -117,7 +45,67 @@ def correlate(
     pad_mode: str = "constant",
     pad_value: float = 0.0,
 ) -> Tensor:
-    frame = _Frame.parse(ndim, mode, stride, channels, pad_mode, pad_value)
+    """Return the sliding sum of products of an input and a template.
+
+    ``sum_v input[u * stride + v] * conj(template[v])``. For ``(H, W)`` and ``(h, w)`` it equals
+    ``torch.nn.functional.conv2d(input[None, None], template[None, None])[0, 0]``.
+
+    Parameters
+    ----------
+    input : Tensor
+        What is searched, ``(*lead, *size)``. The last `ndim` axes are the window axes.
+    template : Tensor
+        What slides over it, ``(*lead, *window)``. Leading axes broadcast with those of
+        the input; nothing is expanded in memory.
+    ndim : int
+        Number of window axes, 1 to 3.
+    mode : str
+        ``"valid"``: windows inside the input, ``size - window + 1`` positions an axis. ``"full"``:
+        every overlap. ``"same"``: the centre of ``"full"``, as many positions as the input has.
+    stride : int or sequence of int
+        Elements from one position to the next, for all axes or for each. What lies between is
+        not computed.
+    channels : str
+        ``"joint"`` makes the axis before the window axes a part of the window, which is summed
+        over; ``"independent"`` leaves it a leading axis.
+    method : str
+        ``"direct"`` (the loop), ``"fft"``, or ``"auto"``: whichever counts fewer operations.
+    pad_mode : str
+        What lies outside the input in modes ``"same"`` and ``"full"``: ``"constant"``,
+        ``"reflect"``, ``"replicate"`` or ``"circular"``.
+    pad_value : float
+        The constant outside the input, in its units.
+
+    Returns
+    -------
+    Tensor
+        ``(*lead, *positions)``. Complex tensors are taken, too: float64, float32, complex128 and
+        complex64
+        keep their dtype; float16 and bfloat16 are summed in a wider type and come back as
+        themselves; uint8, int8, int16, uint16 and int32 become float32, their sums exact.
+
+    Raises
+    ------
+    ValueError
+        If the template is larger than the input in valid mode or empty, a name or a size is not
+        one of
+        those above, leading axes do not broadcast, or devices differ.
+    TypeError
+        If dtypes differ or are not among those above, or an argument has the wrong type.
+    MemoryError
+        If the sums cannot fit into the machine's memory.
+
+    References
+    ----------
+    R. N. Bracewell, The Fourier Transform and Its Applications, McGraw-Hill, 2000, chapter 3.
+
+    Examples
+    --------
+    >>> import torch, torchcorr
+    >>> torchcorr.correlate(torch.tensor([0.0, 1, 2, 3]), torch.tensor([1.0, 2]), ndim=1)
+    tensor([2., 5., 8.])
+    """
+    frame = Frame.parse(ndim, mode, stride, channels, pad_mode, pad_value)
     return _correlate(input, template, frame, method, name="template", flip=False)
 
 
@@ -133,7 +121,68 @@ def convolve(
     pad_mode: str = "constant",
     pad_value: float = 0.0,
 ) -> Tensor:
-    frame = _Frame.parse(ndim, mode, stride, channels, pad_mode, pad_value)
+    """Return the convolution of an input and a kernel.
+
+    `correlate` with the kernel reversed along the window axes and not conjugated. In mode
+    ``"full"`` it equals ``scipy.signal.convolve(input, kernel)``.
+
+    Parameters
+    ----------
+    input : Tensor
+        What is searched, ``(*lead, *size)``. The last `ndim` axes are the window axes.
+    kernel : Tensor
+        What the input is convolved with, ``(*lead, *window)``. Leading axes broadcast with those of
+        the input; nothing is expanded in memory.
+    ndim : int
+        Number of window axes, 1 to 3.
+    mode : str
+        ``"valid"``: windows inside the input, ``size - window + 1`` positions an axis. ``"full"``:
+        every overlap. ``"same"``: the centre of ``"full"``, as many positions as the input has.
+    stride : int or sequence of int
+        Elements from one position to the next, for all axes or for each. What lies between is
+        not computed.
+    channels : str
+        ``"joint"`` makes the axis before the window axes a part of the window, which is summed
+        over; ``"independent"`` leaves it a leading axis.
+    method : str
+        ``"direct"`` (the loop), ``"fft"``, or ``"auto"``: whichever counts fewer operations.
+    pad_mode : str
+        What lies outside the input in modes ``"same"`` and ``"full"``: ``"constant"``,
+        ``"reflect"``, ``"replicate"`` or ``"circular"``.
+    pad_value : float
+        The constant outside the input, in its units.
+
+    Returns
+    -------
+    Tensor
+        ``(*lead, *positions)``. Complex tensors are taken, too: float64, float32, complex128 and
+        complex64
+        keep their dtype; float16 and bfloat16 are summed in a wider type and come back as
+        themselves; uint8, int8, int16, uint16 and int32 become float32, their sums exact.
+
+    Raises
+    ------
+    ValueError
+        If the kernel is larger than the input in valid mode or empty, a name or a size is not one
+        of
+        those above, leading axes do not broadcast, or devices differ.
+    TypeError
+        If dtypes differ or are not among those above, or an argument has the wrong type.
+    MemoryError
+        If the sums cannot fit into the machine's memory.
+
+    References
+    ----------
+    R. N. Bracewell, The Fourier Transform and Its Applications, McGraw-Hill, 2000, chapter 3.
+
+    Examples
+    --------
+    >>> import torch, torchcorr
+    >>> hits, effect = torch.tensor([0.0, 0, 1, 1, 0, 0]), torch.tensor([3.0, 2, 1])
+    >>> torchcorr.convolve(hits, effect, ndim=1, mode="full")
+    tensor([0., 0., 3., 5., 3., 1., 0., 0.])
+    """
+    frame = Frame.parse(ndim, mode, stride, channels, pad_mode, pad_value)
     return _correlate(input, kernel, frame, method, name="kernel", flip=True)
 
 
@@ -156,10 +205,10 @@ def _standardised(template: Tensor, ndim: int, zero_mean: bool) -> Tensor:
 
 
 def _score(
-    input: Tensor, template: Tensor, frame: _Frame, method: str, eps: float, *, zero_mean: bool
+    input: Tensor, template: Tensor, frame: Frame, method: str, eps: float, *, zero_mean: bool
 ) -> Tensor:
     _checks.not_negative(eps, "eps")
-    x, w, result = _pair(input, template, frame, name="template", complex_allowed=False)
+    x, w, result = normal_pair(input, template, frame, name="template", complex_allowed=False)
     w = _standardised(w, frame.ndim, zero_mean)
     operator = getattr(ops, f"ncc_{_method(method, x, w, frame)}")
     out: Tensor = operator(x, w, frame.stride, zero_mean, float(eps))
@@ -179,7 +228,75 @@ def zncc(
     pad_value: float = 0.0,
     eps: float = 0.0,
 ) -> Tensor:
-    frame = _Frame.parse(ndim, mode, stride, channels, pad_mode, pad_value)
+    """Return the zero-normalised cross-correlation coefficient at every position.
+
+    Pearson's correlation of the template with each window, in [-1, 1]: unchanged by a brightness
+    and a positive contrast of either. A flat window or template (all elements equal) scores
+    exactly 0, with exactly 0 gradient. A NaN makes the scores of its own windows NaN. It equals
+    ``skimage.feature.match_template(input, template)`` where that does not lose its digits.
+
+    Parameters
+    ----------
+    input : Tensor
+        What is searched, ``(*lead, *size)``. The last `ndim` axes are the window axes.
+    template : Tensor
+        What slides over it, ``(*lead, *window)``. Leading axes broadcast with those of
+        the input; nothing is expanded in memory.
+    ndim : int
+        Number of window axes, 1 to 3.
+    mode : str
+        ``"valid"``: windows inside the input, ``size - window + 1`` positions an axis. ``"full"``:
+        every overlap. ``"same"``: the centre of ``"full"``, as many positions as the input has.
+    stride : int or sequence of int
+        Elements from one position to the next, for all axes or for each. What lies between is
+        not computed.
+    channels : str
+        ``"joint"`` makes the axis before the window axes a part of the window, which is summed
+        over; ``"independent"`` leaves it a leading axis.
+    method : str
+        ``"direct"`` (the loop), ``"fft"``, or ``"auto"``: whichever counts fewer operations.
+    pad_mode : str
+        What lies outside the input in modes ``"same"`` and ``"full"``: ``"constant"``,
+        ``"reflect"``, ``"replicate"`` or ``"circular"``.
+    pad_value : float
+        The constant outside the input, in its units.
+    eps : float
+        Added to the window's variance under the root, in squared units of the input.
+
+    Returns
+    -------
+    Tensor
+        ``(*lead, *positions)``. float64 and float32 keep their dtype; float16 and bfloat16 are
+        summed in a
+        wider type and come back as themselves; uint8, int8, int16, uint16 and int32 become float32.
+
+    Raises
+    ------
+    ValueError
+        If the template is larger than the input in valid mode or empty, a name or a size is not
+        one of
+        those above, leading axes do not broadcast, or devices differ.
+    TypeError
+        If dtypes differ or are not among those above, or an argument has the wrong type.
+    MemoryError
+        If the sums cannot fit into the machine's memory.
+
+    References
+    ----------
+    J. P. Lewis, Fast normalized cross-correlation, Vision Interface, 1995.
+
+    K. Briechle, U. D. Hanebeck, Template matching using fast normalized cross correlation, Proc.
+    SPIE 4387, 2001.
+
+    Examples
+    --------
+    >>> import torch, torchcorr
+    >>> image = torch.arange(20.0).sin().reshape(4, 5)
+    >>> scores = torchcorr.zncc(100 - 3 * image, image[1:3, 2:4])
+    >>> scores.shape, round(float(scores[1, 2]), 5)
+    (torch.Size([3, 4]), -1.0)
+    """
+    frame = Frame.parse(ndim, mode, stride, channels, pad_mode, pad_value)
     return _score(input, template, frame, method, eps, zero_mean=True)
 
 
@@ -196,116 +313,66 @@ def ncc(
     pad_value: float = 0.0,
     eps: float = 0.0,
 ) -> Tensor:
-    frame = _Frame.parse(ndim, mode, stride, channels, pad_mode, pad_value)
+    """Return the normalised cross-correlation at every position, means not subtracted.
+
+    The cosine between the template and each window, in [-1, 1]: unchanged by a positive scale of
+    either. A window or a template of zeros scores exactly 0, with exactly 0 gradient.
+
+    Parameters
+    ----------
+    input : Tensor
+        What is searched, ``(*lead, *size)``. The last `ndim` axes are the window axes.
+    template : Tensor
+        What slides over it, ``(*lead, *window)``. Leading axes broadcast with those of
+        the input; nothing is expanded in memory.
+    ndim : int
+        Number of window axes, 1 to 3.
+    mode : str
+        ``"valid"``: windows inside the input, ``size - window + 1`` positions an axis. ``"full"``:
+        every overlap. ``"same"``: the centre of ``"full"``, as many positions as the input has.
+    stride : int or sequence of int
+        Elements from one position to the next, for all axes or for each. What lies between is
+        not computed.
+    channels : str
+        ``"joint"`` makes the axis before the window axes a part of the window, which is summed
+        over; ``"independent"`` leaves it a leading axis.
+    method : str
+        ``"direct"`` (the loop), ``"fft"``, or ``"auto"``: whichever counts fewer operations.
+    pad_mode : str
+        What lies outside the input in modes ``"same"`` and ``"full"``: ``"constant"``,
+        ``"reflect"``, ``"replicate"`` or ``"circular"``.
+    pad_value : float
+        The constant outside the input, in its units.
+    eps : float
+        Added to the window's mean square under the root, in squared units of the input.
+
+    Returns
+    -------
+    Tensor
+        ``(*lead, *positions)``. float64 and float32 keep their dtype; float16 and bfloat16 are
+        summed in a
+        wider type and come back as themselves; uint8, int8, int16, uint16 and int32 become float32.
+
+    Raises
+    ------
+    ValueError
+        If the template is larger than the input in valid mode or empty, a name or a size is not
+        one of
+        those above, leading axes do not broadcast, or devices differ.
+    TypeError
+        If dtypes differ or are not among those above, or an argument has the wrong type.
+    MemoryError
+        If the sums cannot fit into the machine's memory.
+
+    References
+    ----------
+    J. P. Lewis, Fast normalized cross-correlation, Vision Interface, 1995.
+
+    Examples
+    --------
+    >>> import torch, torchcorr
+    >>> torchcorr.ncc(torch.tensor([3.0, 4, 0, 0]), torch.tensor([3.0, 4]), ndim=1)
+    tensor([1.0000, 0.6000, 0.0000])
+    """
+    frame = Frame.parse(ndim, mode, stride, channels, pad_mode, pad_value)
     return _score(input, template, frame, method, eps, zero_mean=False)
-
-
-def _windowed(input: Tensor, window: Window, frame: _Frame) -> tuple[Tensor, Ints, torch.dtype]:
-    """The input in normal form, padded and in its working dtype; its window; the result's dtype."""
-    sizes = _checks.per_axis(window, frame.ndim, "window")
-    _checks.tensor(input, "input")
-    _checks.rank(input, frame.ndim, frame.joint, "input")
-    working = _checks.working_dtype({"input": input}, False)
-    x = frame.normal(input)
-    if frame.joint:
-        _checks.channels_match(x.shape[-frame.ndim - 1], x.shape[-frame.ndim - 1])
-    result = _checks.result_dtype(input.dtype, working)
-    return frame.padded(x.to(working), sizes, "window"), sizes, result
-
-
-def _count(x: Tensor, window: Ints) -> int:
-    return int(x.shape[-len(window) - 1]) * math.prod(window)
-
-
-def local_sum(
-    input: Tensor,
-    window: Window,
-    *,
-    ndim: int = 2,
-    mode: str = "valid",
-    stride: Window = 1,
-    channels: str = "independent",
-    pad_mode: str = "constant",
-    pad_value: float = 0.0,
-) -> Tensor:
-    frame = _Frame.parse(ndim, mode, stride, channels, pad_mode, pad_value)
-    x, sizes, result = _windowed(input, window, frame)
-    out: Tensor = ops.window_sum(x, sizes, frame.stride)
-    return out.to(result)
-
-
-def local_mean(
-    input: Tensor,
-    window: Window,
-    *,
-    ndim: int = 2,
-    mode: str = "valid",
-    stride: Window = 1,
-    channels: str = "independent",
-    pad_mode: str = "constant",
-    pad_value: float = 0.0,
-) -> Tensor:
-    frame = _Frame.parse(ndim, mode, stride, channels, pad_mode, pad_value)
-    x, sizes, result = _windowed(input, window, frame)
-    mean: Tensor = ops.window_moments(x, sizes, frame.stride)[0]
-    return mean.to(result)
-
-
-def local_var(
-    input: Tensor,
-    window: Window,
-    *,
-    ndim: int = 2,
-    mode: str = "valid",
-    stride: Window = 1,
-    channels: str = "independent",
-    pad_mode: str = "constant",
-    pad_value: float = 0.0,
-    correction: float = 0,
-    eps: float = 0.0,
-) -> Tensor:
-    frame = _Frame.parse(ndim, mode, stride, channels, pad_mode, pad_value)
-    x, sizes, result = _windowed(input, window, frame)
-    _checks.not_negative(eps, "eps")
-    count = _count(x, sizes)
-    _checks.correction_fits(correction, count)
-    var: Tensor = ops.window_moments(x, sizes, frame.stride)[1]
-    return (var * (count / (count - correction)) + eps).to(result)
-
-
-def local_std(
-    input: Tensor,
-    window: Window,
-    *,
-    ndim: int = 2,
-    mode: str = "valid",
-    stride: Window = 1,
-    channels: str = "independent",
-    pad_mode: str = "constant",
-    pad_value: float = 0.0,
-    correction: float = 0,
-    eps: float = 0.0,
-) -> Tensor:
-    frame = _Frame.parse(ndim, mode, stride, channels, pad_mode, pad_value)
-    x, sizes, result = _windowed(input, window, frame)
-    _checks.not_negative(eps, "eps")
-    _checks.correction_fits(correction, _count(x, sizes))
-    out: Tensor = ops.local_std(x, sizes, frame.stride, float(correction), float(eps))
-    return out.to(result)
-
-
-def flat_windows(
-    input: Tensor,
-    window: Window,
-    *,
-    ndim: int = 2,
-    mode: str = "valid",
-    stride: Window = 1,
-    channels: str = "independent",
-    pad_mode: str = "constant",
-    pad_value: float = 0.0,
-) -> Tensor:
-    frame = _Frame.parse(ndim, mode, stride, channels, pad_mode, pad_value)
-    x, sizes, _ = _windowed(input, window, frame)
-    var: Tensor = ops.window_moments(x.detach(), sizes, frame.stride)[1]
-    return var == 0

@@ -48,7 +48,8 @@ class Matches(Peaks):
     scores : Tensor
         ``(n,)``: the score at the whole-pixel position of each match, in [-1, 1].
     size : tuple of int
-        The template's size along the window axes, ``(height, width)`` in 2-D: the box of every match.
+        The template's size along the window axes, ``(height, width)`` in 2-D: the box of every
+        match.
     """
 
     size: tuple[int, ...]
@@ -64,8 +65,10 @@ def find_peaks(
 ) -> Peaks:
     """Return the peaks of a score map, best first, near ones suppressed.
 
-    An element is a peak if it exceeds its neighbours (diagonal ones too); of equal neighbours the first
-    in raster order counts. Peaks are taken greedily from the best down, equal scores in raster order.
+    An element is a peak if it exceeds its neighbours (diagonal ones too); of equal neighbours the
+    first
+    in raster order counts. Peaks are taken greedily from the best down, equal scores in raster
+    order.
 
     Parameters
     ----------
@@ -76,10 +79,12 @@ def find_peaks(
     max_peaks : int, optional
         Largest number of peaks returned. By default all.
     min_distance : int or sequence of int, default 1
-        In samples, one for all axes or one per axis: of two peaks that differ by less than this along
+        In samples, one for all axes or one per axis: of two peaks that differ by less than this
+        along
         every axis only the better is kept.
     subpixel : bool, default True
-        Move each peak to the top of a parabola through it and its two neighbours along each axis, by
+        Move each peak to the top of a parabola through it and its two neighbours along each axis,
+        by
         at most half a sample; not at the border of the map. Scores are not interpolated.
 
     Returns
@@ -137,22 +142,25 @@ def match_template(
 ) -> Matches:
     """Return the places of an image that look like the template, best first, without overlaps.
 
-    Equals ``find_peaks(zncc(image, template), threshold=threshold, min_distance=template.shape)``, its
-    positions being top-left corners. Changes of brightness and contrast do not change the score.
+    Equals ``find_peaks(zncc(image, template), threshold=threshold, min_distance=template.shape)``,
+    its positions being top-left corners. Changes of brightness and contrast do not change the
+    score.
 
     Parameters
     ----------
     image, template : Tensor
         A single image and a single template: ``(H, W)`` and ``(h, w)``, or ``(C, H, W)`` and
-        ``(C, h, w)`` with ``channels="joint"``; signals and volumes with ``ndim`` 1 and 3. Dtypes as for
-        `zncc`. A batch is refused: its items have different numbers of matches.
+        ``(C, h, w)`` with ``channels="joint"``; signals and volumes with ``ndim`` 1 and 3.
+        Dtypes as for `zncc`. A batch is refused: its items have different numbers of matches.
     threshold : float, optional
-        Smallest score of a match; ``None`` for no limit. The default, 0.8, keeps what shares about two
+        Smallest score of a match; ``None`` for no limit. The default, 0.8, keeps what shares about
+        two
         thirds of its variance with the template (0.8 squared); try 0.5 to 0.7 for look-alikes.
     max_matches : int, optional
         Largest number of matches. By default all.
     min_distance : int or sequence of int, optional
-        In pixels, one for all axes or one per axis: of two matches whose corners differ by less than this
+        In pixels, one for all axes or one per axis: of two matches whose corners differ by less
+        than this
         along every axis only the better is kept. By default the template's size, so that no two
         boxes overlap (but for the sub-pixel part of their positions).
     subpixel : bool, default True
@@ -169,7 +177,8 @@ def match_template(
     Returns
     -------
     Matches
-        Positions ``(n, ndim)`` in float64, scores ``(n,)``, and the template's size. ``n`` may be 0.
+        Positions ``(n, ndim)`` in float64, scores ``(n,)``, and the template's size. ``n`` may be
+        0.
 
     Raises
     ------

@@ -1,9 +1,11 @@
-"""Pictures of what was found. Each function returns a matplotlib figure; the caller saves or shows it."""
+"""Pictures of what was found. Each function returns a matplotlib figure; the caller saves or
+shows it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["draw_alignment", "draw_matches", "draw_refinement"]
 
-_Array = NDArray[np.generic]
+_Array = NDArray[Any]
 # Okabe and Ito: told apart with every kind of colour vision.
 _FOUND, _FIRST, _SECOND = "#e69f00", "#0072b2", "#d55e00"
 
@@ -39,7 +41,8 @@ def draw_matches(
     matches : Matches
         What `torchcorr.match_template` returned for this image.
     template, score_map : ndarray, optional
-        The template ``(h, w)`` or ``(h, w, 3)`` and the score map ``(H', W')``, each drawn in a panel.
+        The template ``(h, w)`` or ``(h, w, 3)`` and the score map ``(H', W')``, each drawn in a
+        panel.
     title : str
         Heading over the image.
 
@@ -69,7 +72,7 @@ def draw_matches(
     panel = 5.0
     figure = _figure(panel * sum(widths) + 0.9, max(3.2, panel * height / width + 0.8))
     axes = figure.subplots(1, len(widths), width_ratios=widths, squeeze=False)[0]
-    figure.get_layout_engine().set(wspace=0.06)
+    figure.set_layout_engine("constrained", wspace=0.06)
     if template is not None:
         _show(axes[0], template, "Template")
         axes = axes[1:]
@@ -205,7 +208,7 @@ def draw_refinement(
     2
     """
     figure = _figure(2.7 * len(panels), 6.2)
-    top, below = figure.subfigures(2, 1, height_ratios=[1.2, 1])
+    top, below = figure.subfigures(2, 1, height_ratios=[1.2, 1], squeeze=False)[:, 0]
     signed = [np.abs(image).max() for _, image in panels if image.min() < 0]
     limit = max(signed, default=1.0)
     for axes, (heading, image) in zip(

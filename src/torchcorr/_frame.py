@@ -1,0 +1,94 @@
+"""How windows lie on an input: the arguments that all functions share, parsed once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad as torch_pad
+
+from . import _checks
+from ._geometry import Ints, padding
+
+Window = int | Sequence[int]
+
+
+@dataclass(frozen=True)
+class Frame:
+    """How windows lie on an input: the parsed keyword arguments of a call."""
+
+    ndim: int
+    stride: Ints
+    joint: bool
+    mode: str
+    pad_mode: str
+    pad_value: float
+
+    @classmethod
+    def parse(
+        cls, ndim: int, mode: str, stride: Window, channels: str, pad_mode: str, pad_value: float
+    ) -> Frame:
+        _checks.dimension(ndim)
+        _checks.one_of(mode, _checks.MODES, "mode")
+        _checks.one_of(channels, _checks.CHANNELS, "channels")
+        _checks.one_of(pad_mode, _checks.PAD_MODES, "pad_mode")
+        strides = _checks.per_axis(stride, ndim, "stride")
+        return cls(ndim, strides, channels == "joint", mode, pad_mode, pad_value)
+
+    def normal(self, x: Tensor) -> Tensor:
+        """x with a channel axis: its own when joint, otherwise one of length 1."""
+        _checks.memory_fits(x)
+        return x if self.joint else x.unsqueeze(-self.ndim - 1)
+
+    def padded(self, x: Tensor, window: Ints, name: str) -> Tensor:
+        """x extended so that valid positions are the positions of the mode."""
+        size = tuple(x.shape[-self.ndim :])
+        _checks.input_not_empty(size)
+        if self.mode == "valid":
+            _checks.window_fits(window, size, name)
+            return x
+        pads = padding(self.mode, window)
+        _checks.pad_fits(self.pad_mode, pads, size)
+        amounts = [amount for pair in reversed(pads) for amount in pair]
+        if self.pad_mode == "constant":
+            return torch_pad(x, amounts, value=self.pad_value)
+        flat = x.reshape(math.prod(x.shape[: -self.ndim]), 1, *size)
+        if flat.shape[0] == 0:
+            return torch_pad(x, amounts)
+        wide = torch_pad(flat, amounts, mode=self.pad_mode)
+        return wide.reshape(*x.shape[: -self.ndim], *wide.shape[-self.ndim :])
+
+
+def normal_pair(
+    input: Tensor, template: Tensor, frame: Frame, *, name: str, complex_allowed: bool
+) -> tuple[Tensor, Tensor, torch.dtype]:
+    """Both tensors in normal form, padded and in their working dtype; and the result's dtype."""
+    _checks.tensor(input, "input")
+    _checks.tensor(template, name)
+    _checks.rank(input, frame.ndim, frame.joint, "input")
+    _checks.rank(template, frame.ndim, frame.joint, name)
+    working = _checks.working_dtype({"input": input, name: template}, complex_allowed)
+    result = _checks.result_dtype(input.dtype, working)
+    window = tuple(template.shape[-frame.ndim :])
+    _checks.window_not_empty(window, name)
+    x, w = frame.normal(input), frame.normal(template)
+    if frame.joint:
+        _checks.channels_match(x.shape[-frame.ndim - 1], w.shape[-frame.ndim - 1])
+    _checks.leads_broadcast(x.shape[: -frame.ndim - 1], w.shape[: -frame.ndim - 1])
+    return frame.padded(x.to(working), window, name), w.to(working), result
+
+
+def normal_input(input: Tensor, window: Window, frame: Frame) -> tuple[Tensor, Ints, torch.dtype]:
+    """The input in normal form, padded and in its working dtype; its window; the result's dtype."""
+    sizes = _checks.per_axis(window, frame.ndim, "window")
+    _checks.tensor(input, "input")
+    _checks.rank(input, frame.ndim, frame.joint, "input")
+    working = _checks.working_dtype({"input": input}, False)
+    x = frame.normal(input)
+    if frame.joint:
+        _checks.channels_match(x.shape[-frame.ndim - 1], x.shape[-frame.ndim - 1])
+    result = _checks.result_dtype(input.dtype, working)
+    return frame.padded(x.to(working), sizes, "window"), sizes, result
