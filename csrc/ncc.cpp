@@ -1,201 +1,219 @@
-// The ends of a normalised score: numerator and moments to the score, and back to their gradients.
-
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
+// The last step of a normalised score, and the first of its gradient, over broadcast leads.
 
 #include <algorithm>
 #include <cmath>
-#include <cstdint>
-#include <tuple>
-#include <utility>
-#include <vector>
 
+#include "common.h"
 
-namespace torchcorr::ncc {
+namespace torchcorr {
 namespace {
 
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-using Sizes = std::vector<int64_t>;
+constexpr int64_t kStretch = 2048;  // elements of a row that are done at once
+constexpr int64_t kGrain = 8;       // stretches that are worth another thread
 
-Sizes shape_of(const Tensor& x) {
-  Sizes shape(x.dim());
-  for (int64_t i = 0; i < x.dim(); ++i) shape[i] = x.size(i);
-  return shape;
-}
+// A tensor read along the axes of a larger one, right aligned from `behind` axes before its end.
+struct View {
+  std::vector<int64_t> stride;
 
-// Where each row (all axes but the last) of a tensor of shape `shape` lies in x, which broadcasts
-// against it after `x` has been given `tail` axes of length 1.
-class Rows {
- public:
-  Rows(const Tensor& x, const Sizes& shape, int64_t tail) : steps_(shape.size() - 1, 0) {
-    const int64_t rank = x.dim() + tail, missing = static_cast<int64_t>(shape.size()) - rank;
+  View(const Tensor& x, int64_t dims, int64_t behind = 0) : stride(dims, 0) {
     for (int64_t i = 0; i < x.dim(); ++i) {
-      const int64_t axis = missing + i;
-      if (axis + 1 < static_cast<int64_t>(shape.size()) && x.size(i) > 1) steps_[axis] = x.stride(i);
+      const int64_t axis = dims - behind - x.dim() + i;
+      STD_TORCH_CHECK(axis >= 0, "an argument has more axes than the map");
+      if (x.size(i) != 1) stride[axis] = x.stride(i);
     }
   }
 
-  int64_t at(int64_t row, const Sizes& shape) const {
-    int64_t offset = 0;
-    for (int64_t axis = static_cast<int64_t>(steps_.size()) - 1; axis >= 0; --axis) {
-      offset += row % shape[axis] * steps_[axis];
-      row /= shape[axis];
-    }
-    return offset;
-  }
-
- private:
-  Sizes steps_;
+  int64_t step() const { return stride.back(); }
 };
 
+int64_t offset(int64_t row, const Sizes& size, const View& view) {
+  int64_t at = 0;
+  for (int64_t i = static_cast<int64_t>(size.size()) - 2; i >= 0; --i) {
+    at += row % size[i] * view.stride[i];
+    row /= size[i];
+  }
+  return at;
+}
+
+Sizes shape_of(const Tensor& x) { return Sizes(x.sizes().begin(), x.sizes().end()); }
+
+// Rows are read with stride one; anything else is copied first.
 Tensor unit_rows(const Tensor& x) {
-  return x.dim() > 0 && x.stride(x.dim() - 1) != 1 ? torch::stable::contiguous(x) : x;
+  return x.dim() > 0 && x.stride(x.dim() - 1) != 1 ? packed(x) : x;
 }
 
-// What stands under the root of a score, without eps.
-inline double energy(double mean, double var, bool zero_mean) {
-  return zero_mean ? var : var + mean * mean;
+int64_t row_count(const Sizes& size) {
+  int64_t n = 1;
+  for (size_t i = 0; i + 1 < size.size(); ++i) n *= size[i];
+  return n;
 }
 
-template <class N, class S>
-void finish_row(const N* numerator, const double* mean, const double* var,
-                                        double sum, double centre, double count, bool zero_mean,
-                                        double eps, S* out, int64_t out_step, int64_t n) {
+// Calls f(row, first column, columns) for stretches of all rows, in parallel.
+template <class F>
+void for_stretches(const Sizes& size, const F& f) {
+  const int64_t width = size.back(), pieces = ceil_div(width, kStretch);
+  const int64_t rows = row_count(size);
+  const int64_t grain = std::max<int64_t>(1, kGrain * kStretch / std::min(width, kStretch));
+  torch::stable::parallel_for(0, rows * pieces, grain, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t x = i % pieces * kStretch;
+      f(i / pieces, x, std::min(kStretch, width - x));
+    }
+  });
+}
+
+struct Normaliser {
+  double count, eps;
+  bool zero_mean;
+};
+
+template <class In, class Out>
+TORCHCORR_INLINE void scores(int64_t n, const In* numerator, const double* mean, const double* var,
+                             double centre, double sum, const Normaliser& by, Out* out) {
+  const double square = by.zero_mean ? 0.0 : 1.0;
   for (int64_t i = 0; i < n; ++i) {
-    const double shift = zero_mean ? (mean[i] - centre) * sum : 0.0;
-    const double e = energy(mean[i], var[i], zero_mean);
-    const double score = (static_cast<double>(numerator[i]) - shift) / (count * std::sqrt(e + eps));
-    // Comparisons with NaN are false, so a NaN passes both bounds.
-    const double low = score < -1 ? -1 : score, clamped = low > 1 ? 1 : low;
-    out[i * out_step] = static_cast<S>(e == 0 ? 0 : clamped);
+    const double m = mean[i];
+    const double energy = by.zero_mean ? var[i] : var[i] + m * m * square;
+    const double shift = by.zero_mean ? (m - centre) * sum : 0.0;
+    const double score =
+        (static_cast<double>(numerator[i]) - shift) / (by.count * std::sqrt(energy + by.eps));
+    const double high = score > 1 ? 1.0 : score;
+    const double clamped = high < -1 ? -1.0 : high;
+    out[i] = static_cast<Out>(energy == 0 ? 0.0 : clamped);
   }
 }
 
-struct Finish {
-  const Tensor &numerator, &mean, &var, &sum, &centre, &out;
-  double count, eps;
-  bool zero_mean;
-};
+#define TORCHCORR_SCORES(In, Out)                                                             \
+  TORCHCORR_CLONES void score_row(int64_t n, const In* numerator, const double* mean,         \
+                                  const double* var, double centre, double sum,               \
+                                  const Normaliser& by, Out* out) {                           \
+    scores(n, numerator, mean, var, centre, sum, by, out);                                    \
+  }
+TORCHCORR_SCORES(float, float)
+TORCHCORR_SCORES(float, double)
+TORCHCORR_SCORES(double, float)
+TORCHCORR_SCORES(double, double)
+#undef TORCHCORR_SCORES
 
-template <class N, class S>
-void finish(const Finish& f) {
-  const Sizes shape = shape_of(f.out);
-  const int64_t rank = f.out.dim(), width = shape[rank - 1], ndim = f.mean.dim() - f.centre.dim();
-  const Rows from(f.numerator, shape, 0), windows(f.mean, shape, 0), deviations(f.var, shape, 0),
-      sums(f.sum, shape, ndim), centres(f.centre, shape, ndim), to(f.out, shape, 0);
-  const N* numerator = static_cast<const N*>(f.numerator.const_data_ptr());
-  const double* mean = static_cast<const double*>(f.mean.const_data_ptr());
-  const double* var = static_cast<const double*>(f.var.const_data_ptr());
-  const double* sum = static_cast<const double*>(f.sum.const_data_ptr());
-  const double* centre = static_cast<const double*>(f.centre.const_data_ptr());
-  S* out = static_cast<S*>(f.out.mutable_data_ptr());
-  const int64_t step = f.out.stride(rank - 1), grain = std::max<int64_t>(1, 65536 / width);
-  torch::stable::parallel_for(0, f.out.numel() / width, grain, [&](int64_t begin, int64_t end) {
-    for (int64_t row = begin; row < end; ++row) {
-      finish_row(numerator + from.at(row, shape), mean + windows.at(row, shape),
-                 var + deviations.at(row, shape), sum[sums.at(row, shape)],
-                 centre[centres.at(row, shape)], f.count, f.zero_mean, f.eps,
-                 out + to.at(row, shape), step, width);
-    }
-  });
-}
-
-void ncc_finish(const Tensor& numerator, const Tensor& mean, const Tensor& var, const Tensor& sum,
-                const Tensor& centre, double count, bool zero_mean, double eps, Tensor out) {
+void ncc_finish(const Tensor& numerator_in, const Tensor& mean_in, const Tensor& var_in,
+                const Tensor& template_sum, const Tensor& centre, double count, bool zero_mean,
+                double eps, const Tensor& out) {
   if (out.numel() == 0) return;
-  const Tensor n = unit_rows(numerator), m = unit_rows(mean), v = unit_rows(var);
-  const Finish f{n, m, v, sum, centre, out, count, eps, zero_mean};
-  const bool wide = n.scalar_type() == ScalarType::Double;
-  if (out.scalar_type() == ScalarType::Double) {
-    wide ? finish<double, double>(f) : finish<float, double>(f);
-  } else {
-    wide ? finish<double, float>(f) : finish<float, float>(f);
+  const Sizes size = shape_of(out);
+  const int64_t dims = out.dim(), ndim = mean_in.dim() - centre.dim();
+  STD_TORCH_CHECK(ndim >= 1, "mean must have the axes of centre and the window axes");
+  const Tensor numerator = unit_rows(numerator_in), mean = unit_rows(mean_in),
+               var = unit_rows(var_in);
+  const View from(numerator, dims), means(mean, dims), vars(var, dims), to(out, dims);
+  const View sums(template_sum, dims, ndim), centres(centre, dims, ndim);
+  const double *mean_data = mean.const_data_ptr<double>(), *var_data = var.const_data_ptr<double>();
+  const double *sum_data = template_sum.const_data_ptr<double>(),
+               *centre_data = centre.const_data_ptr<double>();
+  const Normaliser by{count, eps, zero_mean};
+  with_real_type(numerator, "numerator", [&](auto in_zero) {
+    const auto* numerator_data = numerator.const_data_ptr<decltype(in_zero)>();
+    with_real_type(out, "out", [&](auto out_zero) {
+      using Out = decltype(out_zero);
+      Out* out_data = out.mutable_data_ptr<Out>();
+      for_stretches(size, [&](int64_t row, int64_t x, int64_t n) {
+        Out buffer[kStretch];
+        Out* target = out_data + offset(row, size, to) + x * to.step();
+        score_row(n, numerator_data + offset(row, size, from) + x,
+                  mean_data + offset(row, size, means) + x, var_data + offset(row, size, vars) + x,
+                  centre_data[offset(row, size, centres)], sum_data[offset(row, size, sums)], by,
+                  to.step() == 1 ? target : buffer);
+        for (int64_t i = 0; to.step() != 1 && i < n; ++i) target[i * to.step()] = buffer[i];
+      });
+    });
+  });
+}
+
+template <class T>
+TORCHCORR_INLINE void grads(int64_t n, const T* grad, const T* score, const double* mean,
+                            const double* var, const Normaliser& by, T* numerator_grad,
+                            double* energy_grad) {
+  for (int64_t i = 0; i < n; ++i) {
+    const double energy = by.zero_mean ? var[i] : var[i] + mean[i] * mean[i];
+    const double scale = 1 / (by.count * std::sqrt(energy + by.eps));
+    const double g = static_cast<double>(grad[i]);
+    const double e = g * static_cast<double>(score[i]) / (by.count * (energy + by.eps));
+    numerator_grad[i] = static_cast<T>(energy == 0 ? 0.0 : g * scale);
+    energy_grad[i] += energy == 0 ? 0.0 : e;
   }
 }
 
-struct Prepare {
-  const Tensor &grad, &score, &mean, &var, &numerator_grad, &s1, &s2;
-  double count, eps;
-  bool zero_mean;
-};
-
-// Each thread owns rows of the input's windows and adds up all scores that share them, in order.
-template <class T>
-void prepare(const Prepare& p) {
-  const Sizes shape = shape_of(p.grad), own = shape_of(p.mean);
-  const int64_t width = shape.back(), rank = p.grad.dim(), missing = rank - p.mean.dim();
-  const Rows scores(p.score, shape, 0), grads(p.grad, shape, 0), to(p.numerator_grad, shape, 0);
-  // The axes of rows along which the windows are shared, and those along which they are not.
-  Sizes shared(rank - 1, 1), kept(shape.begin(), shape.end() - 1);
-  for (int64_t i = 0; i + 1 < rank; ++i) {
-    if (i < missing || own[i - missing] == 1) std::swap(shared[i], kept[i]);
+#define TORCHCORR_GRADS(T)                                                                     \
+  TORCHCORR_CLONES void grad_row(int64_t n, const T* grad, const T* score, const double* mean, \
+                                 const double* var, const Normaliser& by, T* numerator_grad,   \
+                                 double* energy_grad) {                                        \
+    grads(n, grad, score, mean, var, by, numerator_grad, energy_grad);                         \
   }
-  int64_t rows = 1, repeats = 1;
-  for (int64_t i = 0; i + 1 < rank; ++i) rows *= kept[i], repeats *= shared[i];
-  const T* g = static_cast<const T*>(p.grad.const_data_ptr());
-  const T* z = static_cast<const T*>(p.score.const_data_ptr());
-  const double* mean = static_cast<const double*>(p.mean.const_data_ptr());
-  const double* var = static_cast<const double*>(p.var.const_data_ptr());
-  T* numerator = static_cast<T*>(p.numerator_grad.mutable_data_ptr());
-  double* s1 = static_cast<double*>(p.s1.mutable_data_ptr());
-  double* s2 = static_cast<double*>(p.s2.mutable_data_ptr());
-  auto row_of = [&](int64_t row, int64_t repeat) {
-    int64_t index = 0, scale = 1;
-    for (int64_t i = rank - 2; i >= 0; --i) {
-      index += scale * (row % kept[i] + repeat % shared[i]);
-      row /= kept[i];
-      repeat /= shared[i];
-      scale *= shape[i];
-    }
-    return index;
-  };
-  const int64_t grain = std::max<int64_t>(1, 65536 / (width * repeats));
-  torch::stable::parallel_for(0, rows, grain, [&](int64_t begin, int64_t end) {
-    for (int64_t row = begin; row < end; ++row) {
-      const double *m = mean + row * width, *v = var + row * width;
-      double *a = s1 + row * width, *b = s2 + row * width;
-      for (int64_t i = 0; i < width; ++i) b[i] = 0;
-      for (int64_t r = 0; r < repeats; ++r) {
-        const int64_t index = row_of(row, r);
-        const T* from = g + grads.at(index, shape);
-        const T* score = z + scores.at(index, shape);
-        T* out = numerator + to.at(index, shape);
-        for (int64_t i = 0; i < width; ++i) {
-          const double e = energy(m[i], v[i], p.zero_mean), soft = e + p.eps;
-          const double d = static_cast<double>(from[i]);
-          out[i] = static_cast<T>(e == 0 ? 0 : d / (p.count * std::sqrt(soft)));
-          b[i] += e == 0 ? 0 : d * static_cast<double>(score[i]) / (p.count * soft);
-        }
+TORCHCORR_GRADS(float)
+TORCHCORR_GRADS(double)
+#undef TORCHCORR_GRADS
+
+// Offsets in a contiguous tensor of shape `size` of all places that share one place of the mean.
+std::vector<int64_t> shared_rows(const Sizes& size, const Sizes& mean_size) {
+  std::vector<int64_t> offsets{0};
+  int64_t stride = 1;
+  for (int64_t i = static_cast<int64_t>(size.size()) - 1; i >= 0; --i) {
+    if (mean_size[i] == 1) {
+      const std::vector<int64_t> inner = offsets;
+      offsets.clear();
+      for (int64_t k = 0; k < size[i]; ++k) {
+        for (int64_t at : inner) offsets.push_back(at + k * stride);
       }
-      for (int64_t i = 0; i < width; ++i) a[i] = p.zero_mean ? b[i] * m[i] : 0;
-      for (int64_t i = 0; i < width; ++i) b[i] *= -0.5;
     }
-  });
+    stride *= size[i];
+  }
+  return offsets;
 }
 
 std::tuple<Tensor, Tensor, Tensor> ncc_prepare_grads(const Tensor& grad, const Tensor& score,
                                                      const Tensor& mean, const Tensor& var,
                                                      double count, bool zero_mean, double eps) {
-  const Tensor out = torch::stable::new_empty(grad, shape_of(grad));
-  if (grad.numel() == 0) {
-    return {out, torch::stable::new_zeros(mean, shape_of(mean)),
-            torch::stable::new_zeros(mean, shape_of(mean))};
-  }
-  const Tensor s1 = torch::stable::new_empty(mean, shape_of(mean));
-  const Tensor s2 = torch::stable::new_empty(mean, shape_of(mean));
-  const Tensor g = unit_rows(grad), z = unit_rows(score), m = torch::stable::contiguous(mean),
-               v = torch::stable::contiguous(var);
-  const Prepare p{g, z, m, v, out, s1, s2, count, eps, zero_mean};
-  grad.scalar_type() == ScalarType::Double ? prepare<double>(p) : prepare<float>(p);
+  const Tensor g = packed(grad), s = packed(score), m = packed(mean), v = packed(var);
+  const Sizes size = shape_of(g), own = shape_of(m);
+  Tensor out = torch::stable::new_empty(g, size);
+  Tensor s1 = new_float64(m, own), s2 = new_float64(m, own);
+  if (m.numel() == 0) return {out, s1, s2};
+  const int64_t dims = g.dim();
+  Sizes mean_size(dims - m.dim(), 1);
+  mean_size.insert(mean_size.end(), own.begin(), own.end());
+  mean_size.back() = size.back();
+  Sizes shared_size = mean_size;
+  shared_size.back() = 0;
+  std::vector<int64_t> shared;
+  if (g.numel() > 0) shared = shared_rows(size, shared_size);
+  const View places(g, dims);
+  const double *m_in = m.const_data_ptr<double>(), *v_in = v.const_data_ptr<double>();
+  double *s1_out = s1.mutable_data_ptr<double>(), *s2_out = s2.mutable_data_ptr<double>();
+  const Normaliser by{count, eps, zero_mean};
+  with_real_type(g, "grad", [&](auto zero) {
+    using T = decltype(zero);
+    const T *g_in = g.const_data_ptr<T>(), *s_in = s.const_data_ptr<T>();
+    T* g_out = out.mutable_data_ptr<T>();
+    for_stretches(mean_size, [&](int64_t row, int64_t x, int64_t n) {
+      double energy_grad[kStretch] = {};
+      const int64_t own_at = row * mean_size.back() + x, at = offset(row, mean_size, places) + x;
+      for (int64_t lead : shared) {
+        const int64_t from = at + lead;
+        grad_row(n, g_in + from, s_in + from, m_in + own_at, v_in + own_at, by, g_out + from,
+                 energy_grad);
+      }
+      for (int64_t i = 0; i < n; ++i) {
+        s2_out[own_at + i] = -energy_grad[i] / 2;
+        s1_out[own_at + i] = zero_mean ? energy_grad[i] * m_in[own_at + i] : 0.0;
+      }
+    });
+  });
   return {out, s1, s2};
 }
 
 }  // namespace
-}  // namespace torchcorr::ncc
+}  // namespace torchcorr
 
 STABLE_TORCH_LIBRARY_IMPL(torchcorr, CPU, m) {
-  m.impl("ncc_finish", TORCH_BOX(&torchcorr::ncc::ncc_finish));
-  m.impl("ncc_prepare_grads", TORCH_BOX(&torchcorr::ncc::ncc_prepare_grads));
+  m.impl("ncc_finish", TORCH_BOX(&torchcorr::ncc_finish));
+  m.impl("ncc_prepare_grads", TORCH_BOX(&torchcorr::ncc_prepare_grads));
 }

@@ -1,192 +1,222 @@
-// The loops over one axis; see windows.h.
+// Sums and moments of windows, and the transposes that spread gradients back over them.
 
-#include "windows.h"
+#include <cmath>
 
-#include <algorithm>
+#include "image_source.h"
 
-namespace torchcorr::windows {
+namespace torchcorr {
 namespace {
 
-// 16 neighbouring lines of an axis, element by element: what the vector units work on.
-struct Lanes {
-  double* mean;
-  double* m2;
+TORCHCORR_CLONES void finish_moments(int64_t n, const double* mean, const double* m2, double count,
+                                     double* mean_out, double* var_out) {
+  for (int64_t i = 0; i < n; ++i) {
+    mean_out[i] = mean[i];
+    var_out[i] = m2[i] / count;
+  }
+}
+
+struct MomentsSink {
+  static constexpr int first_plane = 0;
+
+  const Plan& plan;
+  double count;
+  double *mean, *var;
+
+  void store(const Stretch& s, Rows r) const {
+    const int64_t at = map_offset(plan, s);
+    finish_moments(s.valid, r.plane[0], r.plane[1], count, mean + at, var + at);
+  }
 };
 
-// Factors of the merges, so that no lane divides.
-struct Weights {
-  std::vector<double> inverse, grow, share, merge;
+template <class T>
+struct SumSink {
+  static constexpr int first_plane = 0;
 
-  Weights(int64_t window, double count) : inverse(window + 1), grow(inverse), share(inverse),
-                                          merge(inverse) {
-    for (int64_t k = 1; k <= window; ++k) {
-      const double n = static_cast<double>(window), i = static_cast<double>(k);
-      inverse[k] = 1 / i;
-      grow[k] = count * (i - 1) / i;
-      share[k] = i / n;
-      merge[k] = count * i * (n - i) / n;
+  const Plan& plan;
+  T* out;
+
+  void store(const Stretch& s, Rows r) const {
+    T* to = out + map_offset(plan, s);
+    for (int64_t i = 0; i < s.valid; ++i) to[i] = static_cast<T>(r.plane[0][i]);
+  }
+};
+
+// A gradient spread out with zeros between its values and around them: the windows that hold an
+// element are then the window of that size that begins at it.
+template <class T, int N>
+class SpreadSource {
+ public:
+  SpreadSource(const T* const (&data)[N], const Sizes& count, const Sizes& window,
+               const Sizes& step) {
+    for (int p = 0; p < N; ++p) data_[p] = data[p];
+    const size_t front = 3 - count.size();
+    for (size_t i = 0; i < count.size(); ++i) {
+      axis_[front + i].count = count[i];
+      axis_[front + i].window = window[i];
+      axis_[front + i].step = step[i];
+    }
+  }
+
+  void load(const Stretch& s, int64_t n, Rows to) const {
+    for (int p = 0; p < N; ++p) std::fill_n(to.plane[p], n, 0.0);
+    const int64_t z = index(0, s.z), y = index(1, s.y);
+    if (z < 0 || y < 0) return;
+    const Axis& a = axis_[2];
+    const int64_t from = ((s.lead * axis_[0].count + z) * axis_[1].count + y) * a.count;
+    const int64_t shift = a.window - 1 - s.x;
+    const int64_t first = std::max<int64_t>(0, ceil_div(std::max<int64_t>(0, -shift), a.step));
+    const int64_t left = s.valid - 1 - shift;
+    const int64_t last = left < 0 ? -1 : std::min(a.count - 1, left / a.step);
+    for (int p = 0; p < N; ++p) {
+      for (int64_t u = first; u <= last; ++u) {
+        to.plane[p][u * a.step + shift] = static_cast<double>(data_[p][from + u]);
+      }
+    }
+  }
+
+ private:
+  int64_t index(int i, int64_t position) const {
+    const int64_t at = position - (axis_[i].window - 1);
+    return at < 0 || at % axis_[i].step != 0 || at / axis_[i].step >= axis_[i].count
+               ? -1
+               : at / axis_[i].step;
+  }
+
+  const T* data_[N];
+  Axis axis_[3];
+};
+
+template <class T>
+struct SpreadSink {
+  static constexpr int first_plane = 0;
+
+  const Plan& plan;
+  int64_t channels, channel_size;
+  T* out;
+
+  void store(const Stretch& s, Rows r) const {
+    const int64_t at = map_offset(plan, s) + s.lead * (channels - 1) * channel_size;
+    for (int64_t c = 0; c < channels; ++c) {
+      T* to = out + at + c * channel_size;
+      for (int64_t i = 0; i < s.valid; ++i) to[i] = static_cast<T>(r.plane[0][i]);
     }
   }
 };
 
-// Adds the k-th element of a part to its summary.
-inline __attribute__((always_inline)) void grow(Lanes part, Lanes x, const Weights& w, int64_t k) {
-  const double inverse = w.inverse[k], factor = w.grow[k];
-  for (int64_t i = 0; i < kLanes; ++i) {
-    const double d = x.mean[i] - part.mean[i];
-    part.mean[i] += d * inverse;
-    part.m2[i] += x.m2[i] + d * d * factor;
-  }
-}
+template <class T>
+struct CombineSink {
+  static constexpr int first_plane = 0;
 
-inline __attribute__((always_inline)) void copy(Lanes to, Lanes from) {
-  for (int64_t i = 0; i < kLanes; ++i) to.mean[i] = from.mean[i];
-  for (int64_t i = 0; i < kLanes; ++i) to.m2[i] = from.m2[i];
-}
+  const Plan& plan;
+  int64_t channels, channel_size;
+  const T* input;
+  T* out;
 
-// x holds slide.reach() elements of 16 lanes; out gets slide.outputs of them.
-TORCHCORR_CLONES
-void moments_of_lanes(double* mean, double* m2, const Slide& slide, const Weights& w,
-                      double* suffix, double* out_mean, double* out_m2) {
-  const int64_t window = slide.window, reach = slide.reach();
-  auto at = [&](int64_t p) { return Lanes{mean + p * kLanes, m2 + p * kLanes}; };
-  auto tail = [&](int64_t r) {
-    return Lanes{suffix + r * kLanes, suffix + (window + r) * kLanes};
-  };
-  alignas(64) double head_mean[kLanes], head_m2[kLanes];
-  const Lanes head{head_mean, head_m2};
-  int64_t next = 0, output = 0;
-  for (int64_t start = 0; start + window <= reach; start += window) {
-    if (next >= start + window) continue;
-    copy(tail(window - 1), at(start + window - 1));
-    for (int64_t r = window - 2; r >= 0; --r) {
-      copy(tail(r), tail(r + 1));
-      grow(tail(r), at(start + r), w, window - r);
-    }
-    for (int64_t r = 0; r < window && start + r + window <= reach; ++r) {
-      if (r == 1) copy(head, at(start + window));
-      if (r > 1) grow(head, at(start + window + r - 1), w, r);
-      if (start + r != next) continue;
-      next += slide.step;
-      double* to_mean = out_mean + output * kLanes;
-      double* to_m2 = out_m2 + output * kLanes;
-      ++output;
-      const Lanes back = tail(r);
-      if (r == 0) {
-        copy({to_mean, to_m2}, back);
-        continue;
-      }
-      const double share = w.share[r], merge = w.merge[r];
-      for (int64_t i = 0; i < kLanes; ++i) {
-        const double d = head.mean[i] - back.mean[i];
-        to_mean[i] = back.mean[i] + d * share;
-        to_m2[i] = back.m2[i] + head.m2[i] + d * d * merge;
+  void store(const Stretch& s, Rows r) const {
+    const int64_t at = map_offset(plan, s) + s.lead * (channels - 1) * channel_size;
+    for (int64_t c = 0; c < channels; ++c) {
+      const T* from = input + at + c * channel_size;
+      T* to = out + at + c * channel_size;
+      for (int64_t i = 0; i < s.valid; ++i) {
+        to[i] = static_cast<T>(r.plane[0][i] + 2 * static_cast<double>(from[i]) * r.plane[1][i]);
       }
     }
   }
-}
-
-TORCHCORR_CLONES
-void sums_of_lanes(const double* x, const Slide& slide, double* suffix, double* out) {
-  const int64_t window = slide.window, reach = slide.reach();
-  alignas(64) double head[kLanes];
-  int64_t next = 0, output = 0;
-  for (int64_t start = 0; start + window <= reach; start += window) {
-    if (next >= start + window) continue;
-    std::copy_n(x + (start + window - 1) * kLanes, kLanes, suffix + (window - 1) * kLanes);
-    for (int64_t r = window - 2; r >= 0; --r) {
-      for (int64_t i = 0; i < kLanes; ++i) {
-        suffix[r * kLanes + i] = suffix[(r + 1) * kLanes + i] + x[(start + r) * kLanes + i];
-      }
-    }
-    std::fill_n(head, kLanes, 0.0);
-    for (int64_t r = 0; r < window && start + r + window <= reach; ++r) {
-      if (r > 0) {
-        const double* added = x + (start + window + r - 1) * kLanes;
-        for (int64_t i = 0; i < kLanes; ++i) head[i] += added[i];
-      }
-      if (start + r != next) continue;
-      next += slide.step;
-      for (int64_t i = 0; i < kLanes; ++i) {
-        out[output * kLanes + i] = suffix[r * kLanes + i] + head[i];
-      }
-      ++output;
-    }
-  }
-}
-
-// Up to 16 lines of an axis: neighbours where the axis has an inner extent, whole rows otherwise.
-struct Group {
-  int64_t first, lanes, line_pitch, element_pitch;
 };
 
-std::vector<Group> groups(const Axis& axis, int64_t length) {
-  std::vector<Group> all;
-  const int64_t lines = axis.inner > 1 ? axis.inner : axis.outer;
-  for (int64_t o = 0; o < (axis.inner > 1 ? axis.outer : 1); ++o) {
-    for (int64_t line = 0; line < lines; line += kLanes) {
-      const int64_t lanes = std::min(kLanes, lines - line);
-      if (axis.inner > 1) {
-        all.push_back({o * length * axis.inner + line, lanes, 1, axis.inner});
-      } else {
-        all.push_back({line * length, lanes, length, 1});
-      }
-    }
-  }
-  return all;
+Tensor window_sum(const Tensor& input, Sizes window, Sizes stride) {
+  const Shape shape(sizes_of(input), window.size());
+  const Plan plan(shape.leads, shape.channels, shape.size, window, stride, 1);
+  Tensor out = torch::stable::new_empty(input, shape.output(plan));
+  if (out.numel() == 0) return out;
+  const Tensor image = packed(input);
+  with_real_type(image, "input", [&](auto zero) {
+    using T = decltype(zero);
+    const ImageSource<T, Sums<1>> source(image.const_data_ptr<T>(), shape.size, shape.channels);
+    run_windows<Sums<1>>(plan, source, SumSink<T>{plan, out.mutable_data_ptr<T>()});
+  });
+  return out;
 }
 
-void load(double* to, const std::vector<double>& from, const Group& g, const Slide& slide,
-          int64_t length) {
-  for (int64_t p = 0; p < slide.reach(); ++p, to += kLanes) {
-    const int64_t q = p - slide.pad;
-    std::fill_n(to, kLanes, 0.0);
-    if (q < 0 || q % slide.dilation != 0 || q / slide.dilation >= length) continue;
-    const double* element = from.data() + g.first + q / slide.dilation * g.element_pitch;
-    for (int64_t i = 0; i < g.lanes; ++i) to[i] = element[i * g.line_pitch];
-  }
+std::tuple<Tensor, Tensor> window_moments(const Tensor& input, Sizes window, Sizes stride) {
+  const Shape shape(sizes_of(input), window.size());
+  const Plan plan(shape.leads, shape.channels, shape.size, window, stride, 2);
+  const Sizes output = shape.output(plan);
+  Tensor mean = new_float64(input, output), var = new_float64(input, output);
+  if (mean.numel() == 0) return {mean, var};
+  double count = static_cast<double>(shape.channels);
+  for (int64_t k : window) count *= static_cast<double>(k);
+  const Tensor image = packed(input);
+  with_real_type(image, "input", [&](auto zero) {
+    using T = decltype(zero);
+    const ImageSource<T, Moments> source(image.const_data_ptr<T>(), shape.size, shape.channels);
+    run_windows<Moments>(plan, source,
+                         MomentsSink{plan, count, mean.mutable_data_ptr<double>(),
+                                     var.mutable_data_ptr<double>()});
+  });
+  return {mean, var};
 }
 
-void store(std::vector<double>& to, const double* from, const Group& g, int64_t outputs) {
-  for (int64_t p = 0; p < outputs; ++p, from += kLanes) {
-    double* element = to.data() + g.first + p * g.element_pitch;
-    for (int64_t i = 0; i < g.lanes; ++i) element[i * g.line_pitch] = from[i];
-  }
+// The plan of a spread: stride one over the gradient dilated and padded by window - 1.
+Plan spread_plan(const Shape& shape, const Sizes& window, int planes) {
+  Sizes padded = shape.size;
+  for (size_t i = 0; i < window.size(); ++i) padded[i] += window[i] - 1;
+  return Plan(shape.leads, 1, padded, window, Sizes(window.size(), 1), planes);
+}
+
+int64_t product(const Sizes& sizes) {
+  int64_t n = 1;
+  for (int64_t s : sizes) n *= s;
+  return n;
+}
+
+Sizes last_sizes(const Tensor& x, size_t ndim) {
+  const Sizes sizes = sizes_of(x);
+  STD_TORCH_CHECK(sizes.size() >= ndim, "grad has too few axes");
+  return Sizes(sizes.end() - ndim, sizes.end());
+}
+
+Tensor window_spread(const Tensor& grad, Sizes window, Sizes input_shape, Sizes stride) {
+  const Shape shape(input_shape, window.size());
+  const Plan plan = spread_plan(shape, window, 1);
+  Tensor out = torch::stable::new_empty(grad, input_shape);
+  if (out.numel() == 0) return out;
+  const Tensor from = packed(grad);
+  with_real_type(from, "grad", [&](auto zero) {
+    using T = decltype(zero);
+    const SpreadSource<T, 1> source({from.const_data_ptr<T>()}, last_sizes(from, window.size()),
+                                    window, stride);
+    const SpreadSink<T> sink{plan, shape.channels, product(shape.size), out.mutable_data_ptr<T>()};
+    run_windows<Sums<1>>(plan, source, sink);
+  });
+  return out;
+}
+
+Tensor local_std_combine_grads_kernel(const Tensor& grad_s1, const Tensor& grad_s2,
+                                      const Tensor& input, Sizes window, Sizes stride) {
+  const Shape shape(sizes_of(input), window.size());
+  const Plan plan = spread_plan(shape, window, 2);
+  const Tensor image = packed(input), first = packed(grad_s1), second = packed(grad_s2);
+  Tensor out = torch::stable::new_empty(image, sizes_of(input));
+  if (out.numel() == 0) return out;
+  const SpreadSource<double, 2> source(
+      {first.const_data_ptr<double>(), second.const_data_ptr<double>()},
+      last_sizes(first, window.size()), window, stride);
+  with_real_type(image, "input", [&](auto zero) {
+    using T = decltype(zero);
+    const CombineSink<T> sink{plan, shape.channels, product(shape.size), image.const_data_ptr<T>(),
+                              out.mutable_data_ptr<T>()};
+    run_windows<Sums<2>>(plan, source, sink);
+  });
+  return out;
 }
 
 }  // namespace
+}  // namespace torchcorr
 
-Summary slide_moments(const Summary& x, const Axis& axis, const Slide& slide) {
-  const int64_t size = axis.outer * slide.outputs * axis.inner;
-  Summary out{std::vector<double>(size), std::vector<double>(size),
-              x.count * static_cast<double>(slide.window)};
-  const Weights weights(slide.window, x.count);
-  std::vector<double> mean(slide.reach() * kLanes), m2(mean), suffix(2 * slide.window * kLanes);
-  std::vector<double> to_mean(slide.outputs * kLanes), to_m2(to_mean);
-  const auto sources = groups(axis, axis.length), targets = groups(axis, slide.outputs);
-  for (size_t g = 0; g < sources.size(); ++g) {
-    load(mean.data(), x.mean, sources[g], slide, axis.length);
-    if (!x.m2.empty()) load(m2.data(), x.m2, sources[g], slide, axis.length);
-    moments_of_lanes(mean.data(), m2.data(), slide, weights, suffix.data(), to_mean.data(),
-                     to_m2.data());
-    store(out.mean, to_mean.data(), targets[g], slide.outputs);
-    store(out.m2, to_m2.data(), targets[g], slide.outputs);
-  }
-  return out;
+STABLE_TORCH_LIBRARY_IMPL(torchcorr, CPU, m) {
+  m.impl("window_sum", TORCH_BOX(&torchcorr::window_sum));
+  m.impl("window_spread", TORCH_BOX(&torchcorr::window_spread));
+  m.impl("window_moments", TORCH_BOX(&torchcorr::window_moments));
+  m.impl("window_combine", TORCH_BOX(&torchcorr::local_std_combine_grads_kernel));
 }
-
-std::vector<double> slide_sums(const std::vector<double>& x, const Axis& axis,
-                               const Slide& slide) {
-  std::vector<double> out(axis.outer * slide.outputs * axis.inner);
-  std::vector<double> lanes(slide.reach() * kLanes), suffix(slide.window * kLanes);
-  std::vector<double> to(slide.outputs * kLanes);
-  const auto sources = groups(axis, axis.length), targets = groups(axis, slide.outputs);
-  for (size_t g = 0; g < sources.size(); ++g) {
-    load(lanes.data(), x, sources[g], slide, axis.length);
-    sums_of_lanes(lanes.data(), slide, suffix.data(), to.data());
-    store(out, to.data(), targets[g], slide.outputs);
-  }
-  return out;
-}
-
-}  // namespace torchcorr::windows
