@@ -21,14 +21,14 @@ def grads(output, delta, *inputs):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_correlation_by_hand(method):
-    # Equation: cross-correlation.
+    # docs/math.md eq. (1).
     got = torchcorr.correlate(t(0, 1, 2, 3), t(1, 2), ndim=1, method=method)
     torch.testing.assert_close(got, t(2, 5, 8))
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_gradient_of_four_inputs_and_three_weights(method):
-    # Equation: gradient of correlation for the input and for the template, one axis.
+    # docs/math.md eq. (2) and (3), one axis.
     x, w, d = t(0, 1, 2, 3).requires_grad_(), t(2, -3, 5).requires_grad_(), t(0.5, 7)
     out = torchcorr.correlate(x, w, ndim=1, method=method)
     grad_x, grad_w = grads(out, d, x, w)
@@ -49,14 +49,14 @@ def test_gradient_of_four_inputs_and_three_weights(method):
     ],
 )
 def test_full_convolution_answers_the_impulse_question(hits, answer, method):
-    # Equation: full convolution.
+    # docs/math.md eq. (5).
     got = torchcorr.convolve(t(*hits), t(3, 2, 1), ndim=1, mode="full", method=method)
     torch.testing.assert_close(got, t(*answer))
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_two_dimensions_by_hand(method):
-    # Equation: gradients of correlation, two axes.
+    # docs/math.md eq. (1) to (3), two axes.
     x = torch.arange(9.0, dtype=torch.float64).reshape(3, 3).requires_grad_()
     w = torch.arange(4.0, dtype=torch.float64).reshape(2, 2).requires_grad_()
     out = torchcorr.correlate(x, w, method=method)
@@ -71,7 +71,7 @@ def test_two_dimensions_by_hand(method):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_stride_two_touches_each_element_once(method):
-    # Equation: gradients of correlation with a stride.
+    # docs/math.md eq. (4).
     x = (draw((4, 4)) + 1).requires_grad_()
     w = (draw((2, 2)) + 1).requires_grad_()
     d = t(2, 3, 5, 7).reshape(2, 2)
@@ -85,7 +85,7 @@ def test_stride_two_touches_each_element_once(method):
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("offset", [0.0, 100.0])
 def test_zncc_gradients_written_out(method, offset):
-    # Equations: gradient of ZNCC for the input and for the template.
+    # docs/math.md eq. (9) to (12).
     x = draw((7, 8)) + offset
     x[2:6, 3:7] = 0.5 + offset
     w, d = draw((3, 2), seed=1) - offset, draw((5, 7), seed=2) - 0.5
@@ -113,7 +113,7 @@ def deviation_by_fft(x, window):
 
 
 def test_deviation_map_by_two_transforms():
-    # Equations: local deviation, forward and backward.
+    # docs/math.md eq. (13) to (16).
     a = draw((13, 15)).requires_grad_()
     b = a.detach().clone().requires_grad_()
     one, other = torchcorr.local_std(a, (4, 3)), deviation_by_fft(b, (4, 3))
@@ -123,7 +123,7 @@ def test_deviation_map_by_two_transforms():
 
 
 def test_zncc_of_two_by_hand():
-    # Equation: ZNCC. A window of two is 1, -1 or flat.
+    # docs/math.md eq. (7). A window of two is 1, -1 or flat.
     score = torchcorr.zncc(t(0, 1, 1, 0, 5), t(3, 4), ndim=1)
     torch.testing.assert_close(score, t(1, 0, -1, 1))
     score = torchcorr.ncc(t(3, 4, 0, 0, 4), t(4, 3), ndim=1)
