@@ -22,9 +22,9 @@ LAYERS = (
     {"_geometry", "_checks"},
     {"_reference"},
     {"_ops", "_vmap"},
-    {"_overlap_save", "_scores", "_choose", "_native", "_triton"},
+    {"_overlap_save", "_scores", "_choose", "_native"},
     {"functional", "local", "_frame"},
-    {"nn", "match", "align", "chunked", "plot", "demo", "_peaks", "_files"},
+    {"match", "align", "plot", "demo", "_peaks", "_files"},
     {"__init__", "__main__"},
 )
 HEAVY = ("triton", "dask", "matplotlib", "PIL", "skimage", "scipy", "pywt", "tifffile", "tqdm")

@@ -123,7 +123,7 @@ def test_deviation_map_by_two_transforms():
 
 
 def test_zncc_of_two_by_hand():
-    # docs/math.md eq. (7). A window of two is 1, -1 or flat.
+    # docs/math.md eq. (7) and (8). With zncc a window of two is 1, -1 or flat.
     score = torchcorr.zncc(t(0, 1, 1, 0, 5), t(3, 4), ndim=1)
     torch.testing.assert_close(score, t(1, 0, -1, 1))
     score = torchcorr.ncc(t(3, 4, 0, 0, 4), t(4, 3), ndim=1)

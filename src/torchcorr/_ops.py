@@ -29,7 +29,10 @@ _SCHEMAS = {
     "correlate_{}_template_grad": (
         "(Tensor grad, Tensor input, int[] template_shape, int[] stride) -> Tensor"
     ),
-    "ncc_{}": "(Tensor input, Tensor template, int[] stride, bool zero_mean, float eps) -> Tensor",
+    "ncc_{}": (
+        "(Tensor input, Tensor template, int[] stride, bool zero_mean, float eps,"
+        " bool precise=False) -> Tensor"
+    ),
     "window_sum": "(Tensor input, int[] window, int[] stride) -> Tensor",
     "window_spread": "(Tensor grad, int[] window, int[] input_shape, int[] stride) -> Tensor",
     "window_moments": "(Tensor input, int[] window, int[] stride) -> (Tensor, Tensor)",
@@ -309,7 +312,8 @@ def _local_std_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
 
 def _save_ncc(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(inputs[0], inputs[1], output)
-    ctx.stride, ctx.zero_mean, ctx.eps = inputs[2:]
+    ctx.stride, ctx.zero_mean, ctx.eps = inputs[2:5]
+    ctx.spare = (None,) * (len(inputs) - 2)
 
 
 def _register_ncc(method: str) -> None:
@@ -349,7 +353,7 @@ def _register_ncc(method: str) -> None:
             lead_shape = (*shape[: -ndim - 1], *(1,) * (ndim + 1))
             return (through_score - offset.sum_to_size(lead_shape)).to(template.dtype)
 
-        return (_no_work(ctx, 0, into_input), _no_work(ctx, 1, into_template), None, None, None)
+        return (_no_work(ctx, 0, into_input), _no_work(ctx, 1, into_template), *ctx.spare)
 
     _register_autograd(f"ncc_{method}", backward, _save_ncc)
     torch.library.register_fake(_qualified(f"ncc_{method}"), _fake_score, lib=library)

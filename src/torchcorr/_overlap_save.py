@@ -72,8 +72,8 @@ def _sum_channels(input: Tensor, template: Tensor, ndim: int) -> Tensor:
     return total
 
 
-def _finite_correlate(input: Tensor, template: Tensor, stride: Sequence[int]) -> Tensor:
-    """sum_v I(u s + v) T(v) of finite tensors that are already wide."""
+def finite_correlate(input: Tensor, template: Tensor, stride: Sequence[int]) -> Tensor:
+    """sum_v I(u s + v) T(v) of finite tensors, in the precision they come in."""
     size, window = input.shape[-len(stride) :], template.shape[-len(stride) :]
     lengths = _lengths(size)
     weights = _reversed(template, lengths)
@@ -86,7 +86,7 @@ def _non_finite_terms(input: Tensor, template: Tensor, stride: Sequence[int]) ->
     """0, or the Inf or NaN to which the non-finite elements of each window sum by IEEE rules."""
 
     def meets(elements: Tensor, weights: Tensor) -> Tensor:
-        hits = _finite_correlate(elements.to(torch.float64), weights.to(torch.float64), stride)
+        hits = finite_correlate(elements.to(torch.float64), weights.to(torch.float64), stride)
         return hits > 0.5
 
     above, below = input == torch.inf, input == -torch.inf
@@ -106,14 +106,14 @@ def correlate(input: Tensor, template: Tensor, stride: Sequence[int]) -> Tensor:
     if input.is_complex():
         if not torch.isfinite(input).all():
             return _reference.correlate(input, template, stride)
-        return _finite_correlate(wide, weights, stride).to(input.dtype).contiguous()
+        return finite_correlate(wide, weights, stride).to(input.dtype).contiguous()
     centre = _reference.centre(input, ndim)
     finite = torch.isfinite(wide)
     centred = torch.where(finite, wide - centre, 0.0)
     level = (
         centre.squeeze(-ndim - 1) * weights.sum(tuple(range(-ndim - 1, 0)))[(..., *(None,) * ndim)]
     )
-    total = _finite_correlate(centred, weights, stride) + level
+    total = finite_correlate(centred, weights, stride) + level
     if not finite.all():
         total = total + _non_finite_terms(input, template, stride)
     return total.to(input.dtype).contiguous()

@@ -174,9 +174,17 @@ def _energy(mean: Tensor, var: Tensor, zero_mean: bool) -> Tensor:
 
 
 def ncc(
-    input: Tensor, template: Tensor, stride: Sequence[int], zero_mean: bool, eps: float
+    input: Tensor,
+    template: Tensor,
+    stride: Sequence[int],
+    zero_mean: bool,
+    eps: float,
+    precise: bool = False,
 ) -> Tensor:
-    """Score of a standardised template at each window (math.md, ZNCC)."""
+    """Score of a standardised template at each window (math.md, ZNCC).
+
+    `precise` asks for a score that a gradient can be taken from; this one always is.
+    """
     ndim = len(stride)
     window = template.shape[-ndim:]
     mean, var = window_moments(input, window, stride)

@@ -1,8 +1,8 @@
 """Normalised scores from a numerator by either method, registered for CPU and CUDA.
 
-The numerator is that of a centred input in float64. Where even float64 cannot promise the bound,
-because a window is that much fainter than the input, its score is computed again from its
-definition.
+The numerator is that of a centred input, in the input's own precision where its noise stays below
+the promised bound at every window, or at all but a few; otherwise in float64. The few windows that
+are too faint even so are computed again from their definition.
 """
 
 from __future__ import annotations
@@ -14,14 +14,19 @@ import torch
 from torch import Tensor
 
 from . import _reference
-from ._ops import METHODS, library, ops
+from ._ops import library, ops
+from ._overlap_save import finite_correlate
 
-# The score's noise is at most about this times eps64 * deviation(input) / deviation(window).
+# The score's noise is at most about this times eps * deviation(input) / deviation(window).
 _NOISE = 8.0
 # What promise 2 allows, less a margin for what the other steps of a score cost.
 _TOLERANCE = {torch.float32: 5e-6, torch.float64: 5e-11}
+# Variances of an input that float32 transforms carry without overflow or underflow.
+_POWER_OF_FLOAT32 = (1e-50, 1e50)
 # Elements gathered at once when windows are computed again from their definition.
 _GATHER = 1 << 22
+# Elements of windows computed again that cost about as much as a transform in float64.
+_FEW = 1 << 20
 
 
 def _score(
@@ -31,50 +36,59 @@ def _score(
     stride: Sequence[int],
     zero_mean: bool,
     eps: float,
+    precise: bool = False,
 ) -> Tensor:
+    if input.numel() == 0 or template.numel() == 0:
+        return _reference.ncc(input, template, stride, zero_mean, eps)
     ndim = len(stride)
     window = template.shape[-ndim:]
+    count = template.shape[-ndim - 1] * window.numel()
     mean, var = ops.window_moments(input, window, stride)
-    wide, weights = _reference.widen(input), _reference.widen(template)
-    centre = _reference.centre(input, ndim)
+    energy = var if zero_mean else var + mean.square()
+    centre = _reference.centre(input, ndim).to(input.dtype)
     if not zero_mean:
         centre = torch.zeros_like(centre)
-    centred = torch.where(torch.isfinite(wide), wide - centre, 0.0)
+    dtypes = (torch.float64,) if precise else (input.dtype, torch.float64)
+    centred, noisy = _prepared(input, centre, energy, eps, ndim, count, dtypes)
+    weights = template.to(centred.dtype)
     numerator = correlate(centred, weights, stride)
-    out = torch.empty_like(numerator, dtype=input.dtype)
-    count = template.shape[-ndim - 1] * window.numel()
-    template_sum = weights.sum(tuple(range(-ndim - 1, 0)))
-    level = centre[(..., *(0,) * (ndim + 1))]
+    out = input.new_empty(numerator.shape)
+    template_sum = _reference.widen(weights).sum(tuple(range(-ndim - 1, 0)))
+    level = _reference.widen(centre[(..., *(0,) * (ndim + 1))])
     ops.ncc_finish(numerator, mean, var, template_sum, level, count, zero_mean, eps, out)
-    _repair(out, input, template, mean, var, stride, zero_mean, eps)
+    if noisy.any():
+        _rescore(out, noisy, input, template, mean, energy + eps, stride, zero_mean)
     return out
 
 
-def _repair(
-    out: Tensor,
+def _prepared(
     input: Tensor,
-    template: Tensor,
-    mean: Tensor,
-    var: Tensor,
-    stride: Sequence[int],
-    zero_mean: bool,
+    centre: Tensor,
+    energy: Tensor,
     eps: float,
-) -> None:
-    """Computes again, from the definition, the scores that the transform's noise may have
-    spoilt.
-    """
-    ndim = len(stride)
-    if out.numel() == 0:
-        return
-    wide = _reference.widen(input)
-    spread = torch.nan_to_num(wide - _reference.centre(input, ndim) if zero_mean else wide, 0, 0, 0)
-    power = spread.square().mean(tuple(range(-ndim - 1, 0)))[(..., *(None,) * ndim)]
-    energy = var if zero_mean else var + mean.square()
-    limit = (_NOISE * torch.finfo(torch.float64).eps / _TOLERANCE[input.dtype]) ** 2
-    noisy = (energy > 0) & (energy + eps < power * limit)
-    if not noisy.any():
-        return
-    _rescore(out, noisy, input, template, mean, energy + eps, stride, zero_mean)
+    ndim: int,
+    count: int,
+    dtypes: Sequence[torch.dtype],
+) -> tuple[Tensor, Tensor]:
+    """The centred input in the precision it needs, and the windows that still need more."""
+    axes = tuple(range(-ndim - 1, 0))
+    live = energy > 0
+    for working in dtypes:
+        centred = input.to(working) - centre.to(working)
+        power = torch.linalg.vector_norm(centred, dim=axes, dtype=torch.float64).square()
+        if not torch.isfinite(power).all():
+            centred = torch.nan_to_num(centred, 0, 0, 0)
+            power = torch.linalg.vector_norm(centred, dim=axes, dtype=torch.float64).square()
+        power = power / input.shape[-ndim - 1 :].numel()
+        limit = (_NOISE * torch.finfo(working).eps / _TOLERANCE[input.dtype]) ** 2
+        noisy = live & (energy < (power * limit)[(..., *(None,) * ndim)] - eps)
+        if working == torch.float64:
+            break
+        smallest, largest = _POWER_OF_FLOAT32
+        fits = bool(((power == 0) | ((power > smallest) & (power < largest))).all())
+        if fits and int(noisy.sum()) * count <= _FEW:
+            break
+    return centred, noisy
 
 
 def _rescore(
@@ -105,7 +119,6 @@ def _rescore(
         out[index] = score.clamp(-1, 1).to(out.dtype)
 
 
-for _method in METHODS:
-    for _key in ("CPU", "CUDA"):
-        _numerator = getattr(ops, f"correlate_{_method}")
-        library.impl(f"ncc_{_method}", partial(_score, _numerator), _key)
+for _key in ("CPU", "CUDA"):
+    library.impl("ncc_direct", partial(_score, ops.correlate_direct), _key)
+    library.impl("ncc_fft", partial(_score, finite_correlate), _key)

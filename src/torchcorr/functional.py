@@ -79,21 +79,25 @@ def correlate(
     Returns
     -------
     Tensor
-        ``(*lead, *positions)``. Complex tensors are taken, too: float64, float32, complex128 and
-        complex64
-        keep their dtype; float16 and bfloat16 are summed in a wider type and come back as
-        themselves; uint8, int8, int16, uint16 and int32 become float32, their sums exact.
+        ``(*lead, *positions)``. float64, float32, complex128 and complex64 keep their dtype;
+        float16 and bfloat16 are summed in float32 and come back as themselves; uint8, int8,
+        int16, uint16 and int32 become float32, their sums whole numbers, exact up to 2**24.
 
     Raises
     ------
     ValueError
-        If the template is larger than the input in valid mode or empty, a name or a size is not
-        one of
-        those above, leading axes do not broadcast, or devices differ.
+        If the template is empty, or in valid mode larger than the input; a name or a size is not
+        one of those above; leading axes do not broadcast, or joint channels differ in number;
+        a reflected or circular padding reaches beyond the input; or devices differ.
     TypeError
         If dtypes differ or are not among those above, or an argument has the wrong type.
     MemoryError
         If the sums cannot fit into the machine's memory.
+
+    Notes
+    -----
+    Gradients are exact, of any order, and made of the same operations: for the input a full
+    convolution, for the template a valid correlation. All methods agree within rounding.
 
     References
     ----------
@@ -155,21 +159,25 @@ def convolve(
     Returns
     -------
     Tensor
-        ``(*lead, *positions)``. Complex tensors are taken, too: float64, float32, complex128 and
-        complex64
-        keep their dtype; float16 and bfloat16 are summed in a wider type and come back as
-        themselves; uint8, int8, int16, uint16 and int32 become float32, their sums exact.
+        ``(*lead, *positions)``. float64, float32, complex128 and complex64 keep their dtype;
+        float16 and bfloat16 are summed in float32 and come back as themselves; uint8, int8,
+        int16, uint16 and int32 become float32, their sums whole numbers, exact up to 2**24.
 
     Raises
     ------
     ValueError
-        If the kernel is larger than the input in valid mode or empty, a name or a size is not one
-        of
-        those above, leading axes do not broadcast, or devices differ.
+        If the kernel is empty, or in valid mode larger than the input; a name or a size is not
+        one of those above; leading axes do not broadcast, or joint channels differ in number;
+        a reflected or circular padding reaches beyond the input; or devices differ.
     TypeError
         If dtypes differ or are not among those above, or an argument has the wrong type.
     MemoryError
         If the sums cannot fit into the machine's memory.
+
+    Notes
+    -----
+    In PyTorch, mode ``"valid"`` of one image and one kernel is
+    ``torch.nn.functional.conv2d(input[None, None], kernel.flip(-2, -1)[None, None])[0, 0]``.
 
     References
     ----------
@@ -210,8 +218,10 @@ def _score(
     _checks.not_negative(eps, "eps")
     x, w, result = normal_pair(input, template, frame, name="template", complex_allowed=False)
     w = _standardised(w, frame.ndim, zero_mean)
+    # A gradient is a difference of terms that nearly cancel where the template fits.
+    precise = torch.is_grad_enabled() and (x.requires_grad or w.requires_grad)
     operator = getattr(ops, f"ncc_{_method(method, x, w, frame)}")
-    out: Tensor = operator(x, w, frame.stride, zero_mean, float(eps))
+    out: Tensor = operator(x, w, frame.stride, zero_mean, float(eps), precise)
     return out.to(result)
 
 
@@ -231,9 +241,9 @@ def zncc(
     """Return the zero-normalised cross-correlation coefficient at every position.
 
     Pearson's correlation of the template with each window, in [-1, 1]: unchanged by a brightness
-    and a positive contrast of either. A flat window or template (all elements equal) scores
-    exactly 0, with exactly 0 gradient. A NaN makes the scores of its own windows NaN. It equals
-    ``skimage.feature.match_template(input, template)`` where that does not lose its digits.
+    and a positive contrast of either. For one image and one template, with
+    ``u = input.unfold(-2, h, 1).unfold(-2, w, 1)`` and ``standard(v)`` for ``(v - mean) / std``, it
+    equals ``(standard(u) * standard(template)).mean((-2, -1))``.
 
     Parameters
     ----------
@@ -267,19 +277,26 @@ def zncc(
     -------
     Tensor
         ``(*lead, *positions)``. float64 and float32 keep their dtype; float16 and bfloat16 are
-        summed in a
-        wider type and come back as themselves; uint8, int8, int16, uint16 and int32 become float32.
+        computed in float32 and come back as themselves; uint8, int8, int16, uint16 and int32
+        become float32; complex tensors are refused.
 
     Raises
     ------
     ValueError
-        If the template is larger than the input in valid mode or empty, a name or a size is not
-        one of
-        those above, leading axes do not broadcast, or devices differ.
+        If the template is empty, or in valid mode larger than the input; a name or a size is not
+        one of those above; leading axes do not broadcast, or joint channels differ in number;
+        a reflected or circular padding reaches beyond the input; `eps` is negative or not finite;
+        or devices differ.
     TypeError
         If dtypes differ or are not among those above, or an argument has the wrong type.
     MemoryError
         If the sums cannot fit into the machine's memory.
+
+    Notes
+    -----
+    A flat window or template (all elements equal) scores exactly 0, with exactly 0 gradient. A NaN
+    makes the scores of the windows that hold it NaN, and no others. Padding counts as data. The
+    variance is merged from parts, never a difference of large sums: an offset costs no digits.
 
     References
     ----------
@@ -316,7 +333,8 @@ def ncc(
     """Return the normalised cross-correlation at every position, means not subtracted.
 
     The cosine between the template and each window, in [-1, 1]: unchanged by a positive scale of
-    either. A window or a template of zeros scores exactly 0, with exactly 0 gradient.
+    either. For one image and one template, ``u`` being the unfolded windows, it equals
+    ``torch.nn.functional.cosine_similarity(u.flatten(-2), template.flatten(), dim=-1)``.
 
     Parameters
     ----------
@@ -350,23 +368,32 @@ def ncc(
     -------
     Tensor
         ``(*lead, *positions)``. float64 and float32 keep their dtype; float16 and bfloat16 are
-        summed in a
-        wider type and come back as themselves; uint8, int8, int16, uint16 and int32 become float32.
+        computed in float32 and come back as themselves; uint8, int8, int16, uint16 and int32
+        become float32; complex tensors are refused.
 
     Raises
     ------
     ValueError
-        If the template is larger than the input in valid mode or empty, a name or a size is not
-        one of
-        those above, leading axes do not broadcast, or devices differ.
+        If the template is empty, or in valid mode larger than the input; a name or a size is not
+        one of those above; leading axes do not broadcast, or joint channels differ in number;
+        a reflected or circular padding reaches beyond the input; `eps` is negative or not finite;
+        or devices differ.
     TypeError
         If dtypes differ or are not among those above, or an argument has the wrong type.
     MemoryError
         If the sums cannot fit into the machine's memory.
 
+    Notes
+    -----
+    A window or a template of zeros scores exactly 0, with exactly 0 gradient. A NaN makes the
+    scores of the windows that hold it NaN, and no others. Padding counts as data.
+
     References
     ----------
     J. P. Lewis, Fast normalized cross-correlation, Vision Interface, 1995.
+
+    K. Briechle, U. D. Hanebeck, Template matching using fast normalized cross correlation, Proc.
+    SPIE 4387, 2001.
 
     Examples
     --------

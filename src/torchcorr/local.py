@@ -29,8 +29,8 @@ def local_sum(
 ) -> Tensor:
     """Return the sum of every window.
 
-    It equals ``torch.nn.functional.avg_pool2d(input, window, 1) * count``, but costs the same for
-    every window, and an element reaches only the windows that hold it.
+    For a window ``(h, w)`` it equals ``input.unfold(-2, h, 1).unfold(-2, w, 1).sum((-2, -1))``, but
+    costs the same for every window. An element reaches only the windows that hold it.
 
     Parameters
     ----------
@@ -58,24 +58,24 @@ def local_sum(
     -------
     Tensor
         ``(*lead, *positions)``. float64 and float32 keep their dtype; float16 and bfloat16 are
-        summed in a
-        wider type and come back as themselves; uint8, int8, int16, uint16 and int32 become float32.
+        summed in a wider type and come back as themselves; uint8, int8, int16, uint16 and int32
+        become float32.
 
     Raises
     ------
     ValueError
-        If the window is larger than the input in valid mode or empty, a name or a size is not
-        one of those above, or a number is
-        negative.
+        If the window is below 1 or, in valid mode, larger than the input; a name or a size is
+        not one of those above; or a reflected or circular padding reaches beyond the input.
     TypeError
-        If dtypes differ or are not among those above, or an argument has the wrong type.
+        If the dtype is not among those above, or an argument has the wrong type.
     MemoryError
         If the sums cannot fit into the machine's memory.
 
     References
     ----------
     M. van Herk, A fast algorithm for local minimum and maximum filters on rectangular and
-    octagonal kernels, Pattern Recognition Letters 13, 1992: sums at one cost for any window.
+    octagonal kernels, Pattern Recognition Letters 13, 1992; J. Gil, M. Werman, Computing 2-D min,
+    median, and max filters, IEEE TPAMI 15, 1993: one cost for any window.
 
     Examples
     --------
@@ -102,8 +102,8 @@ def local_mean(
 ) -> Tensor:
     """Return the mean of every window.
 
-    It equals ``torch.nn.functional.avg_pool2d(input, window, stride)`` at one cost for every
-    window.
+    For a window ``(h, w)`` it equals ``input.unfold(-2, h, 1).unfold(-2, w, 1).mean((-2, -1))``, at
+    one cost for every window.
 
     Parameters
     ----------
@@ -131,24 +131,24 @@ def local_mean(
     -------
     Tensor
         ``(*lead, *positions)``. float64 and float32 keep their dtype; float16 and bfloat16 are
-        summed in a
-        wider type and come back as themselves; uint8, int8, int16, uint16 and int32 become float32.
+        summed in a wider type and come back as themselves; uint8, int8, int16, uint16 and int32
+        become float32.
 
     Raises
     ------
     ValueError
-        If the window is larger than the input in valid mode or empty, a name or a size is not
-        one of those above, or a number is
-        negative.
+        If the window is below 1 or, in valid mode, larger than the input; a name or a size is
+        not one of those above; or a reflected or circular padding reaches beyond the input.
     TypeError
-        If dtypes differ or are not among those above, or an argument has the wrong type.
+        If the dtype is not among those above, or an argument has the wrong type.
     MemoryError
         If the sums cannot fit into the machine's memory.
 
     References
     ----------
     M. van Herk, A fast algorithm for local minimum and maximum filters on rectangular and
-    octagonal kernels, Pattern Recognition Letters 13, 1992: sums at one cost for any window.
+    octagonal kernels, Pattern Recognition Letters 13, 1992; J. Gil, M. Werman, Computing 2-D min,
+    median, and max filters, IEEE TPAMI 15, 1993: one cost for any window.
 
     T. F. Chan, G. H. Golub, R. J. LeVeque, Algorithms for computing the sample variance, The
     American Statistician 37, 1983: merging variances without cancellation.
@@ -180,8 +180,8 @@ def local_var(
 ) -> Tensor:
     """Return the variance of every window.
 
-    It equals ``input.unfold(...).var(correction=correction)`` and is exactly 0, if `eps` is,
-    where a window is flat.
+    For a window ``(h, w)`` it equals, with `eps` 0, ``u.var((-2, -1), correction=correction)`` of
+    the windows ``u = input.unfold(-2, h, 1).unfold(-2, w, 1)``, and 0 exactly where one is flat.
 
     Parameters
     ----------
@@ -213,24 +213,29 @@ def local_var(
     -------
     Tensor
         ``(*lead, *positions)``. float64 and float32 keep their dtype; float16 and bfloat16 are
-        summed in a
-        wider type and come back as themselves; uint8, int8, int16, uint16 and int32 become float32.
+        summed in a wider type and come back as themselves; uint8, int8, int16, uint16 and int32
+        become float32.
 
     Raises
     ------
     ValueError
-        If the window is larger than the input in valid mode or empty, a name or a size is not
-        one of those above, or a number is
-        negative.
+        If the window is below 1 or, in valid mode, larger than the input; a name or a size is
+        not one of those above; a reflected or circular padding reaches beyond the input; `eps` or
+        `correction` is negative, or `correction` not below the number of window elements.
     TypeError
-        If dtypes differ or are not among those above, or an argument has the wrong type.
+        If the dtype is not among those above, or an argument has the wrong type.
     MemoryError
         If the sums cannot fit into the machine's memory.
+
+    Notes
+    -----
+    Squares are summed about means, part by part, and never subtracted: no offset costs digits.
 
     References
     ----------
     M. van Herk, A fast algorithm for local minimum and maximum filters on rectangular and
-    octagonal kernels, Pattern Recognition Letters 13, 1992: sums at one cost for any window.
+    octagonal kernels, Pattern Recognition Letters 13, 1992; J. Gil, M. Werman, Computing 2-D min,
+    median, and max filters, IEEE TPAMI 15, 1993: one cost for any window.
 
     T. F. Chan, G. H. Golub, R. J. LeVeque, Algorithms for computing the sample variance, The
     American Statistician 37, 1983: merging variances without cancellation.
@@ -265,8 +270,8 @@ def local_std(
 ) -> Tensor:
     """Return the standard deviation of every window.
 
-    The root of `local_var`. Its gradient is exactly 0 where a window is flat, where that of a root
-    would be infinite.
+    The root of `local_var`, ``u.std((-2, -1), correction=correction)`` of the unfolded windows
+    ``u``. Where a window is flat its gradient is exactly 0; that of a root would be infinite.
 
     Parameters
     ----------
@@ -298,24 +303,25 @@ def local_std(
     -------
     Tensor
         ``(*lead, *positions)``. float64 and float32 keep their dtype; float16 and bfloat16 are
-        summed in a
-        wider type and come back as themselves; uint8, int8, int16, uint16 and int32 become float32.
+        summed in a wider type and come back as themselves; uint8, int8, int16, uint16 and int32
+        become float32.
 
     Raises
     ------
     ValueError
-        If the window is larger than the input in valid mode or empty, a name or a size is not
-        one of those above, or a number is
-        negative.
+        If the window is below 1 or, in valid mode, larger than the input; a name or a size is
+        not one of those above; a reflected or circular padding reaches beyond the input; `eps` or
+        `correction` is negative, or `correction` not below the number of window elements.
     TypeError
-        If dtypes differ or are not among those above, or an argument has the wrong type.
+        If the dtype is not among those above, or an argument has the wrong type.
     MemoryError
         If the sums cannot fit into the machine's memory.
 
     References
     ----------
     M. van Herk, A fast algorithm for local minimum and maximum filters on rectangular and
-    octagonal kernels, Pattern Recognition Letters 13, 1992: sums at one cost for any window.
+    octagonal kernels, Pattern Recognition Letters 13, 1992; J. Gil, M. Werman, Computing 2-D min,
+    median, and max filters, IEEE TPAMI 15, 1993: one cost for any window.
 
     T. F. Chan, G. H. Golub, R. J. LeVeque, Algorithms for computing the sample variance, The
     American Statistician 37, 1983: merging variances without cancellation.
@@ -347,8 +353,8 @@ def flat_windows(
 ) -> Tensor:
     """Return which windows are flat: all their elements equal.
 
-    Decided exactly, without a tolerance; such windows score 0 in `zncc`. It equals
-    ``local_std(input, window) == 0``.
+    Decided exactly, without a tolerance; such windows score 0 in `zncc`. For the unfolded windows
+    ``u`` it equals ``u.amax((-2, -1)) == u.amin((-2, -1))``. One that holds a NaN is not flat.
 
     Parameters
     ----------
@@ -375,24 +381,24 @@ def flat_windows(
     Returns
     -------
     Tensor
-        ``(*lead, *positions)``. Boolean, for an input of any real dtype: float64, float32, half or
-        integer.
+        ``(*lead, *positions)``, boolean. The input is float64, float32, float16, bfloat16, uint8,
+        int8, int16, uint16 or int32.
 
     Raises
     ------
     ValueError
-        If the window is larger than the input in valid mode or empty, a name or a size is not
-        one of those above, or a number is
-        negative.
+        If the window is below 1 or, in valid mode, larger than the input; a name or a size is
+        not one of those above; or a reflected or circular padding reaches beyond the input.
     TypeError
-        If dtypes differ or are not among those above, or an argument has the wrong type.
+        If the dtype is not among those above, or an argument has the wrong type.
     MemoryError
         If the sums cannot fit into the machine's memory.
 
     References
     ----------
     M. van Herk, A fast algorithm for local minimum and maximum filters on rectangular and
-    octagonal kernels, Pattern Recognition Letters 13, 1992: sums at one cost for any window.
+    octagonal kernels, Pattern Recognition Letters 13, 1992; J. Gil, M. Werman, Computing 2-D min,
+    median, and max filters, IEEE TPAMI 15, 1993: one cost for any window.
 
     T. F. Chan, G. H. Golub, R. J. LeVeque, Algorithms for computing the sample variance, The
     American Statistician 37, 1983: merging variances without cancellation.
