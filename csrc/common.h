@@ -20,6 +20,13 @@
 #define TORCHCORR_INLINE inline __attribute__((always_inline))
 #endif
 
+// A lambda that is compiled for the CPU of the function around it.
+#if defined(__GNUC__)
+#define TORCHCORR_FLAT __attribute__((always_inline))
+#else
+#define TORCHCORR_FLAT
+#endif
+
 namespace torchcorr {
 
 using torch::headeronly::ScalarType;

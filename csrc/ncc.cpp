@@ -1,4 +1,4 @@
-// The last step of a normalised score, and the first of its gradient, over broadcast leads.
+// The first step of a score's gradient, over broadcast leads.
 
 #include <algorithm>
 #include <cmath>
@@ -37,11 +37,6 @@ int64_t offset(int64_t row, const Sizes& size, const View& view) {
 
 Sizes shape_of(const Tensor& x) { return Sizes(x.sizes().begin(), x.sizes().end()); }
 
-// Rows are read with stride one; anything else is copied first.
-Tensor unit_rows(const Tensor& x) {
-  return x.dim() > 0 && x.stride(x.dim() - 1) != 1 ? packed(x) : x;
-}
-
 int64_t row_count(const Sizes& size) {
   int64_t n = 1;
   for (size_t i = 0; i + 1 < size.size(); ++i) n *= size[i];
@@ -66,67 +61,6 @@ struct Normaliser {
   double count, eps;
   bool zero_mean;
 };
-
-template <class In, class Out>
-TORCHCORR_INLINE void scores(int64_t n, const In* numerator, const double* mean, const double* var,
-                             double centre, double sum, const Normaliser& by, Out* out) {
-  const double square = by.zero_mean ? 0.0 : 1.0;
-  for (int64_t i = 0; i < n; ++i) {
-    const double m = mean[i];
-    const double energy = by.zero_mean ? var[i] : var[i] + m * m * square;
-    const double shift = by.zero_mean ? (m - centre) * sum : 0.0;
-    const double score =
-        (static_cast<double>(numerator[i]) - shift) / (by.count * std::sqrt(energy + by.eps));
-    const double high = score > 1 ? 1.0 : score;
-    const double clamped = high < -1 ? -1.0 : high;
-    out[i] = static_cast<Out>(energy == 0 ? 0.0 : clamped);
-  }
-}
-
-#define TORCHCORR_SCORES(In, Out)                                                             \
-  TORCHCORR_CLONES void score_row(int64_t n, const In* numerator, const double* mean,         \
-                                  const double* var, double centre, double sum,               \
-                                  const Normaliser& by, Out* out) {                           \
-    scores(n, numerator, mean, var, centre, sum, by, out);                                    \
-  }
-TORCHCORR_SCORES(float, float)
-TORCHCORR_SCORES(float, double)
-TORCHCORR_SCORES(double, float)
-TORCHCORR_SCORES(double, double)
-#undef TORCHCORR_SCORES
-
-void ncc_finish(const Tensor& numerator_in, const Tensor& mean_in, const Tensor& var_in,
-                const Tensor& template_sum, const Tensor& centre, double count, bool zero_mean,
-                double eps, const Tensor& out) {
-  if (out.numel() == 0) return;
-  const Sizes size = shape_of(out);
-  const int64_t dims = out.dim(), ndim = mean_in.dim() - centre.dim();
-  STD_TORCH_CHECK(ndim >= 1, "mean must have the axes of centre and the window axes");
-  const Tensor numerator = unit_rows(numerator_in), mean = unit_rows(mean_in),
-               var = unit_rows(var_in);
-  const View from(numerator, dims), means(mean, dims), vars(var, dims), to(out, dims);
-  const View sums(template_sum, dims, ndim), centres(centre, dims, ndim);
-  const double *mean_data = mean.const_data_ptr<double>(), *var_data = var.const_data_ptr<double>();
-  const double *sum_data = template_sum.const_data_ptr<double>(),
-               *centre_data = centre.const_data_ptr<double>();
-  const Normaliser by{count, eps, zero_mean};
-  with_real_type(numerator, "numerator", [&](auto in_zero) {
-    const auto* numerator_data = numerator.const_data_ptr<decltype(in_zero)>();
-    with_real_type(out, "out", [&](auto out_zero) {
-      using Out = decltype(out_zero);
-      Out* out_data = out.mutable_data_ptr<Out>();
-      for_stretches(size, [&](int64_t row, int64_t x, int64_t n) {
-        Out buffer[kStretch];
-        Out* target = out_data + offset(row, size, to) + x * to.step();
-        score_row(n, numerator_data + offset(row, size, from) + x,
-                  mean_data + offset(row, size, means) + x, var_data + offset(row, size, vars) + x,
-                  centre_data[offset(row, size, centres)], sum_data[offset(row, size, sums)], by,
-                  to.step() == 1 ? target : buffer);
-        for (int64_t i = 0; to.step() != 1 && i < n; ++i) target[i * to.step()] = buffer[i];
-      });
-    });
-  });
-}
 
 template <class T>
 TORCHCORR_INLINE void grads(int64_t n, const T* grad, const T* score, const double* mean,
@@ -214,6 +148,5 @@ std::tuple<Tensor, Tensor, Tensor> ncc_prepare_grads(const Tensor& grad, const T
 }  // namespace torchcorr
 
 STABLE_TORCH_LIBRARY_IMPL(torchcorr, CPU, m) {
-  m.impl("ncc_finish", TORCH_BOX(&torchcorr::ncc_finish));
   m.impl("ncc_prepare_grads", TORCH_BOX(&torchcorr::ncc_prepare_grads));
 }

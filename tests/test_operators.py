@@ -9,7 +9,9 @@ import torch
 from inputs import draw
 
 import torchcorr
+from torchcorr._geometry import Tiling
 
+ops = torch.ops.torchcorr
 METHODS = ("direct", "fft")
 STRIDE = [1, 2]
 
@@ -45,8 +47,23 @@ def windows(dtype):
     for zero_mean in (True, False):
         args = (draw((4, 2, 3, 7), dtype, 6), score, mean, var, 18.0, zero_mean, 0.1)
         yield "ncc_prepare_grads", args
-        sums, centre, out = draw((4, 1), seed=7), draw((2,), seed=8), torch.zeros_like(score)
-        yield "ncc_finish", (score, mean, var, sums, centre, 18.0, zero_mean, 0.1, out)
+
+
+def tiles(dtype):
+    # As many positions as tiles cover: norms that are not asked for are not set.
+    tiling = Tiling.cut((7, 8), (3, 2), (2, 1), (3, 1), fast=True)
+    geometry, ids, window, steps = tiling.numbers, [0, 3, 5, 2], [3, 2], [2, 1]
+    image, taps = draw((2, 3, 7, 8), dtype), draw((1, 4, 3, 3, 2), seed=1)
+    for pairs in (True, False):
+        yield "gather_tiles", (image, ids, geometry, True, False, pairs)
+        _, stats = ops.gather_tiles(image, ids, geometry, True, False, pairs)
+        limits = (True, not pairs, 0.1, 1e-3, 1e-8)
+        yield "tile_norms", (stats, image, ids, geometry, window, steps, *limits)
+        norms, _ = ops.tile_norms(stats, image, ids, geometry, window, steps, *limits)
+        shape = (4, 4, *norms.shape[1:]) if not pairs else (2, 4, *tiling.length, 2)
+        out = torch.zeros(2, 4, *tiling.positions, dtype=dtype)
+        rest = (stats, image, taps, ids, geometry, steps, 0, True, 0.1, out)
+        yield "finish_tiles", (draw(shape, dtype, 2), norms, *rest)
 
 
 def samples():
@@ -54,6 +71,7 @@ def samples():
         for method in METHODS:
             yield from scores(method, dtype)
         yield from windows(dtype)
+        yield from tiles(dtype)
     for method in METHODS:
         yield from scores(method, torch.complex128)
 

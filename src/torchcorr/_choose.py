@@ -1,37 +1,232 @@
-"""Which method computes a correlation: a rule on shapes alone."""
+"""Which method computes a correlation and in which tiles: a plan made from shapes alone."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 
-from ._geometry import fast_length, output_size
+import torch
+from torch import Tensor
 
-# Multiply-adds of the direct loop that cost as much as one element of a transform's stage.
-_STAGE_COST = 12.0
+from ._geometry import Ints, Leads, Tiling, output_size
+
+# Bytes of scratch that a batch of tiles should take, so that it stays in cache; and that it may.
+_CACHE = 10 << 20
+_SCRATCH = 48 << 20
+# The tile that fills up a pair.
+EMPTY = -1
+
+# Nanoseconds of two threads, fitted by benchmarks/fit.py to float32. Their ratios are what counts.
+_TRANSFORM = 0.08  # an element of a real tile, forth and back, for each doubling of its size
+_TILE_ELEMENT = 1.2  # cutting a tile out, its norms and its scores, for each element
+_POSITION = 0.2  # a position of the direct loop
+_PRODUCT = 0.0075  # a multiply-add of the direct loop
+_BATCH = 1.2e5  # a batch of tiles, whatever its size
+_CROSSOVER = 200  # elements of a window from which on transforms are mostly quicker
+_DIRECT_TILE = 1 << 18  # elements of a tile of the direct loop
 
 
-def resolve(
-    method: str,
-    *,
-    input_shape: Sequence[int],
-    template_shape: Sequence[int],
-    lead: Sequence[int],
-    stride: Sequence[int],
-) -> str:
-    """`direct` or `fft`, whichever counts fewer operations; shapes are those of the normal form.
+@dataclass(frozen=True)
+class Plan:
+    """How one call will be computed.
 
-    The direct loop takes one multiply-add for each element of each window. The transforms take
-    ``n log2(n)`` steps for every input, template and output, n being the padded size.
+    Attributes
+    ----------
+    method : str
+        ``"direct"`` or ``"fft"``.
+    tile : tuple of int
+        Positions that a tile covers along each window axis.
+    transform : tuple of int
+        Elements of a tile along each window axis: the length of its transforms.
+    tiles : int
+        Tiles of one item of the input.
+    batch : int
+        Tiles that are computed at once.
+    templates : int
+        Templates whose scores are computed at once.
+    bytes : int
+        Scratch of one batch, in bytes; input and result are not counted.
+    cost : float
+        Predicted time in milliseconds on the two cores that the model was fitted on. Only its
+        ratio to the cost of another plan means something elsewhere.
     """
+
+    method: str
+    tile: Ints
+    transform: Ints
+    tiles: int
+    batch: int
+    templates: int
+    bytes: int
+    cost: float
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What a plan depends on: shapes of the normal form, element size and number of threads."""
+
+    size: Ints
+    window: Ints
+    stride: Ints
+    channels: int
+    leads: Leads
+    itemsize: int
+    threads: int
+
+
+# Lengths of tiles that are tried, for inputs that are longer.
+_LENGTHS = (64, 96, 128, 160, 192, 240, 288, 320, 384, 480, 576, 640, 768, 960, 1152, 1280, 1536)
+_LONG = tuple(1 << p for p in range(9, 20))
+
+
+def _grids(problem: Problem) -> Iterator[Ints]:
+    """Divisions worth trying: into tiles of the same length along all axes, and none."""
+    total = output_size(problem.size, problem.window, problem.stride)
+    tried = {(1,) * len(total)}
+    yield (1,) * len(total)
+    for wanted in _LONG if len(total) == 1 else _LENGTHS:
+        if any(wanted < k for k in problem.window):
+            continue
+        grid = tuple(
+            -(-n // ((wanted - k) // s + 1))
+            for n, k, s in zip(total, problem.window, problem.stride, strict=True)
+        )
+        if grid not in tried:
+            tried.add(grid)
+            yield grid
+
+
+def _tiling(problem: Problem, grid: Sequence[int], fast: bool) -> Tiling:
+    return Tiling.cut(problem.size, problem.window, problem.stride, grid, fast=fast)
+
+
+def _bytes(problem: Problem, tiling: Tiling, method: str) -> tuple[int, int]:
+    """Of a tile whatever the templates, and of a tile and template."""
+    n, m = math.prod(tiling.length), math.prod(tiling.outputs)
+    fixed, each = n * problem.channels + m, m
+    if method == "fft":
+        fixed += n * problem.channels
+        each = n if problem.leads.templates == problem.channels == 1 else 2 * n
+    return fixed * problem.itemsize, each * problem.itemsize
+
+
+def _batched(problem: Problem, tiling: Tiling, method: str) -> Plan:
+    leads = problem.leads
+    fixed, each = _bytes(problem, tiling, method)
+    even = 2 if method == "fft" else 1
+    total = max(1, leads.paired * leads.inputs * tiling.tiles)
+    # Tiles come first: what is shared by all templates is done once for each batch.
+    batch = max(even, _CACHE // (fixed + each) // (2 * even) * 2 * even)
+    templates = max(1, min(leads.templates, (_CACHE // batch - fixed) // each))
+    if batch == even and templates < leads.templates:
+        templates = min(leads.templates, max(templates, (_SCRATCH // 2 // batch - fixed) // each))
+    batch = min(batch, total + total % even)
+    own = batch * (fixed + templates * each)
+    cost = _cost(problem, tiling, method, batch, templates) * 1e-6
+    return Plan(method, tiling.outputs, tiling.length, tiling.tiles, batch, templates, own, cost)
+
+
+def _cost(problem: Problem, tiling: Tiling, method: str, batch: int, templates: int) -> float:
+    leads = problem.leads
+    n, width = math.prod(tiling.length), problem.itemsize / 4
+    each = leads.inputs * tiling.tiles
+    tiles = leads.paired * (each + each % 2 if method == "fft" else each)
+    steps = -(-tiles // batch) * -(-leads.templates // templates)
+    cost = steps * _BATCH + tiles * problem.channels * n * _TILE_ELEMENT * width
+    if method == "direct":
+        scores = tiles * leads.templates * math.prod(tiling.outputs)
+        products = problem.channels * math.prod(problem.window)
+        return cost + scores * (_POSITION + products * _PRODUCT) * width
+    # Forward for each channel of a tile, back for each of its templates, and the templates' own.
+    planes = (tiles * (problem.channels + leads.templates)) / 2
+    planes += leads.paired * leads.templates * problem.channels
+    ndim, size = len(tiling.length), 8 * width * n
+    strain = size / (1 << 20) if ndim == 1 else 0.35 * (ndim - 1) * size / (12 << 20)
+    transform = _TRANSFORM * math.log2(max(n, 2)) * n * width * (1 + min(2.0, strain))
+    return cost + 2 * planes * transform
+
+
+def tiling_of(problem: Problem, plan: Plan) -> Tiling:
+    """The tiles of a plan."""
+    total = output_size(problem.size, problem.window, problem.stride)
+    grid = tuple(-(-n // m) for n, m in zip(total, plan.tile, strict=True))
+    return _tiling(problem, grid, plan.method == "fft")
+
+
+@lru_cache(maxsize=1024)
+def make_plan(problem: Problem, method: str) -> Plan:
+    """The cheapest plan of a method, or of all for `auto`."""
+    plans = []
+    if method in ("auto", "direct"):
+        plans.append(_batched(problem, _direct_tiling(problem), "direct"))
+    if method in ("auto", "fft"):
+        for grid in _grids(problem):
+            plans.append(_batched(problem, _tiling(problem, grid, True), "fft"))
+    fitting = [plan for plan in plans if plan.bytes <= _SCRATCH]
+    return min(fitting or plans, key=lambda plan: plan.cost)
+
+
+def _direct_tiling(problem: Problem) -> Tiling:
+    """Tiles of the direct loop: rows as long as they are, as many as fit."""
+    total = output_size(problem.size, problem.window, problem.stride)
+    grid = [1] * len(total)
+    for axis in range(len(total)):
+        tiling = _tiling(problem, grid, False)
+        excess = math.prod(tiling.length) * problem.channels / _DIRECT_TILE
+        if excess <= 1:
+            break
+        grid[axis] = min(total[axis], math.ceil(excess))
+    return _tiling(problem, grid, False)
+
+
+def problem_of(input: Tensor, template: Tensor, stride: Sequence[int]) -> Problem:
+    """The problem of two tensors in normal form."""
+    ndim = len(stride)
+    return Problem(
+        tuple(input.shape[-ndim:]),
+        tuple(template.shape[-ndim:]),
+        tuple(stride),
+        input.shape[-ndim - 1],
+        Leads.of(tuple(input.shape[: -ndim - 1]), tuple(template.shape[: -ndim - 1])),
+        input.element_size(),
+        torch.get_num_threads(),
+    )
+
+
+def plan_for(input: Tensor, template: Tensor, stride: Sequence[int], method: str) -> Plan:
+    """The plan of two tensors in normal form."""
+    return make_plan(problem_of(input, template, stride), method)
+
+
+def resolve(input: Tensor, template: Tensor, stride: Sequence[int], method: str) -> str:
+    """`direct` or `fft` for two tensors in normal form."""
     if method != "auto":
         return method
-    ndim = len(stride)
-    size, window = input_shape[-ndim:], template_shape[-ndim:]
-    outputs = math.prod(lead)
-    positions = math.prod(output_size(size, window, stride))
-    direct = outputs * positions * math.prod(template_shape[-ndim - 1 :])
-    padded = math.prod([fast_length(n) for n in size])
-    planes = math.prod(input_shape[:-ndim]) + math.prod(template_shape[:-ndim]) + outputs
-    transforms = _STAGE_COST * planes * padded * math.log2(max(padded, 2))
-    return "direct" if direct <= transforms else "fft"
+    if torch.compiler.is_compiling():
+        # Sizes may be symbols, which no plan can be looked up for: the usual crossover must do.
+        products = math.prod(template.shape[-len(stride) - 1 :])
+        return "direct" if products <= _CROSSOVER else "fft"
+    return plan_for(input, template, stride, method).method
+
+
+def batches(problem: Problem, plan: Plan) -> Iterator[tuple[slice, list[int]]]:
+    """Pairs, and the tiles of their items, that are computed at once: equally many of each pair.
+
+    Transforms take an even number of tiles, filled up with an empty one.
+    """
+    each, paired = problem.leads.inputs * plan.tiles, problem.leads.paired
+    filler = [EMPTY] if plan.method == "fft" else []
+    pairs = max(1, plan.batch // each)
+    for pair in range(0, paired, pairs):
+        last = min(pair + pairs, paired)
+        if pairs > 1:
+            ids = []
+            for p in range(pair, last):
+                ids += [*range(p * each, (p + 1) * each), *filler * (each % 2)]
+            yield slice(pair, last), ids
+            continue
+        for first in range(pair * each, (pair + 1) * each, plan.batch):
+            ids = list(range(first, min(first + plan.batch, (pair + 1) * each)))
+            yield slice(pair, last), ids + filler * (len(ids) % 2)

@@ -1,9 +1,13 @@
-"""Sizes, pads and lead axes: arithmetic on shapes, without tensors."""
+"""Sizes, pads, tiles and lead axes: arithmetic on shapes."""
 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
 
 Ints = tuple[int, ...]
 
@@ -54,3 +58,139 @@ def fast_length(n: int) -> int:
         if rest == 1:
             return n
         n += 1
+
+
+def tile_length(n: int, ndim: int) -> int:
+    """Smallest length of at least n whose transforms are quick beside those of its neighbours.
+
+    Many factors of two and one small odd factor. A power of two from 256 on puts the rows of a
+    tile on the same cache lines, so there it is left to single rows.
+    """
+    if n <= 64:
+        return n + n % 2
+    best = 1 << (n - 1).bit_length() if ndim == 1 or n <= 128 else 0
+    for odd in (3, 5, 7, 9, 15, 25):
+        length = 16 * odd
+        while length < n:
+            length *= 2
+        best = min(best, length) if best else length
+    return best
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """How tiles cover the valid positions of an input: sizes an axis, arithmetic only.
+
+    Tile t of an axis holds the windows of positions [t * outputs, (t + 1) * outputs): `extent`
+    elements from t * outputs * stride - pad on, in an array of `length` elements.
+    """
+
+    size: Ints
+    window: Ints
+    stride: Ints
+    positions: Ints
+    grid: Ints
+    outputs: Ints
+    pad: Ints
+    extent: Ints
+    length: Ints
+
+    @classmethod
+    def cut(
+        cls,
+        size: Sequence[int],
+        window: Sequence[int],
+        stride: Sequence[int],
+        grid: Sequence[int],
+        *,
+        pad: Sequence[int] | None = None,
+        positions: Sequence[int] | None = None,
+        fast: bool = True,
+    ) -> Tiling:
+        """Divides the positions evenly into at most `grid` tiles an axis."""
+        total = tuple(positions) if positions else output_size(size, window, stride)
+        outputs = tuple(-(-n // q) for n, q in zip(total, grid, strict=True))
+        needed = tuple(-(-n // m) for n, m in zip(total, outputs, strict=True))
+        extent = tuple((m - 1) * s + k for m, s, k in zip(outputs, stride, window, strict=True))
+        length = tuple(tile_length(n, len(total)) for n in extent) if fast else extent
+        return cls(
+            tuple(size),
+            tuple(window),
+            tuple(stride),
+            total,
+            needed,
+            outputs,
+            tuple(pad) if pad else (0,) * len(total),
+            extent,
+            length,
+        )
+
+    @property
+    def tiles(self) -> int:
+        """Tiles of one item."""
+        return math.prod(self.grid)
+
+    @property
+    def numbers(self) -> list[int]:
+        """What the tile operators take: grid, step, pad, extent and length, one after another."""
+        step = [m * s for m, s in zip(self.outputs, self.stride, strict=True)]
+        return [*self.grid, *step, *self.pad, *self.extent, *self.length]
+
+
+@dataclass(frozen=True)
+class Leads:
+    """Leading axes that broadcast, sorted: paired ones, those of the input, those of the template.
+
+    An input becomes (paired * inputs, C, *size), a template (paired, templates, C, *window), a
+    score map (paired * inputs, templates, *positions); nothing is expanded.
+    """
+
+    lead: Ints
+    order: Ints
+    paired: int
+    inputs: int
+    templates: int
+
+    @classmethod
+    def of(cls, input_lead: Sequence[int], template_lead: Sequence[int]) -> Leads:
+        rank = max(len(input_lead), len(template_lead))
+        a = (1,) * (rank - len(input_lead)) + tuple(input_lead)
+        b = (1,) * (rank - len(template_lead)) + tuple(template_lead)
+        lead = tuple(m if n == 1 else n for n, m in zip(a, b, strict=True))
+        paired = [i for i in range(rank) if a[i] != 1 and b[i] != 1]
+        templates = [i for i in range(rank) if a[i] == 1 and b[i] != 1]
+        inputs = [i for i in range(rank) if i not in paired and i not in templates]
+        sizes = [math.prod(lead[i] for i in axes) for axes in (paired, inputs, templates)]
+        return cls(lead, (*paired, *inputs, *templates), *sizes)
+
+    def _sorted(self, x: Tensor, core: int) -> Tensor:
+        if len(self.order) > 1:
+            missing = len(self.order) + core - x.dim()
+            x = x.reshape((1,) * missing + tuple(x.shape))
+            x = x.permute(*self.order, *range(len(self.order), len(self.order) + core))
+        return x
+
+    def input(self, x: Tensor, core: int) -> Tensor:
+        """(*input lead, *core) as (paired * inputs, *core)."""
+        tail = x.shape[x.dim() - core :]
+        return self._sorted(x, core).reshape(self.paired * self.inputs, *tail)
+
+    def template(self, x: Tensor, core: int) -> Tensor:
+        """(*template lead, *core) as (paired, templates, *core)."""
+        tail = x.shape[x.dim() - core :]
+        return self._sorted(x, core).reshape(self.paired, self.templates, *tail)
+
+    def output(self, x: Tensor, core: int) -> Tensor:
+        """(*lead, *core) as (paired * inputs, templates, *core)."""
+        tail = x.shape[x.dim() - core :]
+        return self._sorted(x, core).reshape(self.paired * self.inputs, self.templates, *tail)
+
+    def restored(self, x: Tensor, core: int) -> Tensor:
+        """(paired * inputs, templates, *core) as (*lead, *core)."""
+        tail = x.shape[x.dim() - core :]
+        rank = len(self.order)
+        x = x.reshape(*(self.lead[i] for i in self.order), *tail)
+        if list(self.order) == sorted(self.order):
+            return x
+        back = sorted(range(rank), key=self.order.__getitem__)
+        return x.permute(*back, *range(rank, rank + core)).contiguous()

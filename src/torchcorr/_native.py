@@ -50,11 +50,22 @@ def _load() -> NativeStatus:
     return NativeStatus(False, LIBRARY, reason)
 
 
+def _keep_scratch() -> None:
+    """Lets the C library keep freed scratch for the next call instead of giving it back.
+
+    glibc raises its limits to the largest block that was ever freed, 32 MiB at most; below them
+    memory is reused, above each batch of tiles pays for fresh pages, which costs more than its
+    transforms. The block is never touched, so it takes no memory.
+    """
+    torch.empty((32 << 20) - 4096, dtype=torch.uint8)
+
+
 def load() -> NativeStatus:
     """The status of the kernels, which the first call loads."""
     global _status
     if _status is None:
         _status = _load()
+        _keep_scratch()
     return _status
 
 

@@ -30,8 +30,7 @@ _SCHEMAS = {
         "(Tensor grad, Tensor input, int[] template_shape, int[] stride) -> Tensor"
     ),
     "ncc_{}": (
-        "(Tensor input, Tensor template, int[] stride, bool zero_mean, float eps,"
-        " bool precise=False) -> Tensor"
+        "(Tensor input, Tensor template, int[] stride, bool zero_mean, float eps) -> Tensor"
     ),
     "window_sum": "(Tensor input, int[] window, int[] stride) -> Tensor",
     "window_spread": "(Tensor grad, int[] window, int[] input_shape, int[] stride) -> Tensor",
@@ -46,9 +45,18 @@ _SCHEMAS = {
         "(Tensor grad, Tensor mean, Tensor var, float count, float correction, float eps)"
         " -> (Tensor, Tensor)"
     ),
-    "ncc_finish": (
-        "(Tensor numerator, Tensor mean, Tensor var, Tensor template_sum, Tensor centre,"
-        " float count, bool zero_mean, float eps, Tensor(a!) out) -> ()"
+    "gather_tiles": (
+        "(Tensor input, int[] ids, int[] geometry, bool centred, bool wide, bool pairs)"
+        " -> (Tensor, Tensor)"
+    ),
+    "tile_norms": (
+        "(Tensor stats, Tensor input, int[] ids, int[] geometry, int[] window, int[] stride,"
+        " bool zero_mean, bool local, float eps, float faint, float exact) -> (Tensor, Tensor)"
+    ),
+    "finish_tiles": (
+        "(Tensor numerators, Tensor norms, Tensor stats, Tensor input, Tensor template,"
+        " int[] ids, int[] geometry, int[] stride, int first_template, bool zero_mean, float eps,"
+        " Tensor(a!) out) -> ()"
     ),
     "ncc_prepare_grads": (
         "(Tensor grad, Tensor score, Tensor mean, Tensor var, float count, bool zero_mean,"
@@ -155,8 +163,40 @@ def _fake_local_std_grads(
     return torch.empty_like(mean), torch.empty_like(mean)
 
 
-def _fake_finish(*_: Any) -> None:
+def _fake_nothing(*_: Any) -> None:
     return None
+
+
+def _fake_gather(
+    input: Tensor,
+    ids: Sequence[int],
+    geometry: Sequence[int],
+    centred: bool,
+    wide: bool,
+    pairs: bool,
+) -> tuple[Tensor, Tensor]:
+    ndim = input.dim() - 2
+    dtype = _reference.wide_dtype(input) if wide else input.dtype
+    shape: tuple[int, ...] = (len(ids), input.shape[1], *geometry[4 * ndim :])
+    if pairs:
+        shape = (len(ids) // 2, *shape[1:], 2)
+    tiles = input.new_empty(shape, dtype=dtype)
+    return tiles, tiles.new_empty((len(ids), 4), dtype=_reference.wide_dtype(input))
+
+
+def _fake_norms(
+    _stats: Tensor,
+    input: Tensor,
+    ids: Sequence[int],
+    geometry: Sequence[int],
+    window: Sequence[int],
+    stride: Sequence[int],
+    *_: Any,
+) -> tuple[Tensor, Tensor]:
+    ndim = len(window)
+    own = output_size(geometry[3 * ndim : 4 * ndim], window, stride)
+    norms = input.new_empty((len(ids), *own))
+    return norms, norms.new_empty(len(ids), dtype=torch.int64)
 
 
 def _fake_ncc_grads(
@@ -328,6 +368,9 @@ def _register_ncc(method: str) -> None:
         count = _count(input.shape, window)
         # In float64: the terms below nearly cancel where a window resembles the template.
         wide, weights = _reference.widen(input), _reference.widen(template)
+        if wide.dtype != input.dtype:
+            args = (ctx.stride, ctx.zero_mean, ctx.eps)
+            score = getattr(ops, f"ncc_{method}")(wide, weights, *args)
         prepare = _prepare("ncc_prepare_grads")
         numerator_grad, grad_s1, grad_s2 = prepare(
             *map(_reference.widen, (grad, score)), mean, var, count, ctx.zero_mean, ctx.eps
@@ -375,6 +418,8 @@ for _name, _fake, _setup, _rule in (
 for _name, _shape_rule in (
     ("local_std_prepare_grads", _fake_local_std_grads),
     ("ncc_prepare_grads", _fake_ncc_grads),
-    ("ncc_finish", _fake_finish),
+    ("finish_tiles", _fake_nothing),
+    ("gather_tiles", _fake_gather),
+    ("tile_norms", _fake_norms),
 ):
     torch.library.register_fake(_qualified(_name), _shape_rule, lib=library)

@@ -6,16 +6,19 @@ whole image stays far below what float32 shows.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from . import _reference
-from ._geometry import dilated_size, fast_length
-from ._ops import library
+from ._geometry import Tiling, dilated_size, fast_length
+from ._ops import library, ops
 
 _KEYS = ("CPU", "CUDA")
+# Parts of template spectra kept for the batches of one call.
+_KEPT = 64
 
 
 def _lengths(size: Sequence[int]) -> tuple[int, ...]:
@@ -147,6 +150,72 @@ def correlate_template_grad(
     product = product.sum_to_size((*template_shape[:-ndim], *product.shape[-ndim:]))
     full = _inverse(product, lengths, grad.is_complex())
     return _crop(full, template_shape[-ndim:]).to(grad.dtype).contiguous()
+
+
+# --- tiles ----------------------------------------------------------------------------------------
+
+
+def conjugate_spectrum(x: Tensor, lengths: Sequence[int]) -> Tensor:
+    """Conjugate of the spectrum of a real x padded with zeros; zero rows are not transformed."""
+    for axis in range(-1, -len(lengths) - 1, -1):
+        x = torch.fft.ifft(x, n=lengths[axis], dim=axis, norm="forward")
+    return x.contiguous()
+
+
+class TemplateSpectra:
+    """Templates (paired, templates, C, *window) as the tiles of one tiling need them."""
+
+    def __init__(
+        self, template: Tensor, tiling: Tiling, stride: Sequence[int], transformed: bool
+    ) -> None:
+        self.template, self.tiling, self.stride = template, tiling, list(stride)
+        self.transformed = transformed
+        self._kept: dict[tuple[torch.dtype, int, int, int], Tensor] = {}
+
+    def part(self, dtype: torch.dtype, pairs: slice, first: int, last: int) -> Tensor:
+        """Templates first to last of some pairs, in one precision."""
+        key = (dtype, pairs.start, first, last)
+        if key not in self._kept:
+            if len(self._kept) >= _KEPT:
+                self._kept.clear()
+            part = self.template[pairs, first:last]
+            if self.transformed:
+                # The 1/n of the inverse is folded in here, where it is cheapest.
+                part = (part / math.prod(self.tiling.length)).to(dtype)
+                self._kept[key] = conjugate_spectrum(part, self.tiling.length)
+            else:
+                self._kept[key] = part.to(dtype)
+        return self._kept[key]
+
+
+def numerators(
+    tiles: Tensor, spectra: TemplateSpectra, pairs: slice, at_once: int
+) -> Iterator[tuple[int, Tensor]]:
+    """(first template, numerators) of tiles that come from `pairs` in equal parts.
+
+    By transforms two tiles are one complex one, as they come and as they are returned: a template
+    is real, so real and imaginary part do not meet.
+    """
+    ndim = len(spectra.tiling.length)
+    groups = pairs.stop - pairs.start
+    all_templates = spectra.template.shape[1]
+    shape = (groups, tiles.shape[0] // groups, 1, *tiles.shape[1:])
+    axes = tuple(range(-ndim, 0))
+    if spectra.transformed:
+        found = torch.fft.fftn(torch.view_as_complex(tiles), dim=axes).reshape(shape[:-1])
+        in_place = spectra.template.shape[1:3] == (1, 1)
+    for first in range(0, all_templates, at_once):
+        last = min(first + at_once, all_templates)
+        weights = spectra.part(tiles.dtype, pairs, first, last).unsqueeze(1)
+        if not spectra.transformed:
+            result = ops.correlate_direct(tiles.reshape(shape), weights, spectra.stride)
+        else:
+            if in_place:
+                product = found.squeeze(-ndim - 1).mul_(weights.squeeze(-ndim - 1))
+            else:
+                product = _sum_channels(found, weights, ndim)
+            result = torch.view_as_real(torch.fft.ifftn(product, dim=axes, norm="forward"))
+        yield first, result.reshape(tiles.shape[0], *result.shape[2:])
 
 
 for _key in _KEYS:

@@ -1,124 +1,174 @@
-"""Normalised scores from a numerator by either method, registered for CPU and CUDA.
+"""Normalised scores tile by tile, registered for CPU and CUDA.
 
-The numerator is that of a centred input, in the input's own precision where its noise stays below
-the promised bound at every window, or at all but a few; otherwise in float64. The few windows that
-are too faint even so are computed again from their definition.
+Each tile is centred on a level of its own, so that float32 carries it. Windows whose deviation is
+too faint beside the tile's for the promised bound are counted; a tile that has many is computed
+again in float64, and the few that remain come from their definition.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Sequence
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from . import _reference
+from . import _choose, _reference
+from ._choose import Problem
+from ._geometry import Tiling
 from ._ops import library, ops
-from ._overlap_save import finite_correlate
+from ._overlap_save import TemplateSpectra, numerators
 
-# The score's noise is at most about this times eps * deviation(input) / deviation(window).
-_NOISE = 8.0
+# A score's noise is at most this many roundings times deviation(tile) / deviation(window).
+_NOISE = 10.0
 # What promise 2 allows, less a margin for what the other steps of a score cost.
-_TOLERANCE = {torch.float32: 5e-6, torch.float64: 5e-11}
-# Variances of an input that float32 transforms carry without overflow or underflow.
-_POWER_OF_FLOAT32 = (1e-50, 1e50)
-# Elements gathered at once when windows are computed again from their definition.
-_GATHER = 1 << 22
-# Elements of windows computed again that cost about as much as a transform in float64.
-_FEW = 1 << 20
+_TOLERANCE = {torch.float32: 8e-6, torch.float64: 8e-11}
+# Smallest variance beside the mean square that a difference of the two can give.
+_EXACT = {torch.float32: 1e-8, torch.float64: 3e-5}
+# Multiply-adds of windows computed again, for each element of a tile, that cost as much as
+# transforming it in float64.
+_AGAIN = 32
+
+
+def _faint(result: torch.dtype, working: torch.dtype) -> float:
+    """Variance beside the tile's below which noise may exceed the bound."""
+    unit = torch.finfo(working).eps / 2
+    return (_NOISE * unit / _TOLERANCE[result]) ** 2
+
+
+class _Engine:
+    """One call: normal forms, their tiles and what all batches share."""
+
+    def __init__(
+        self,
+        method: str,
+        input: Tensor,
+        template: Tensor,
+        stride: Sequence[int],
+        zero_mean: bool,
+        eps: float,
+    ) -> None:
+        ndim = len(stride)
+        self.problem: Problem = _choose.problem_of(input, template, stride)
+        self.plan = _choose.make_plan(self.problem, method)
+        self.tiling: Tiling = _choose.tiling_of(self.problem, self.plan)
+        self.geometry = self.tiling.numbers
+        leads = self.problem.leads
+        self.input = leads.input(input, ndim + 1).contiguous()
+        self.template = leads.template(_reference.widen(template), ndim + 1).contiguous()
+        self.stride = list(stride)
+        self.window = list(self.problem.window)
+        self.count = self.problem.channels * math.prod(self.window)
+        self.zero_mean, self.eps = zero_mean, eps
+        shape = (leads.paired * leads.inputs, leads.templates, *self.tiling.positions)
+        self.out = input.new_empty(shape)
+        self.spectra = TemplateSpectra(self.template, self.tiling, stride, method == "fft")
+        self.local = method == "direct"
+
+    def run(self) -> Tensor:
+        for pairs, ids in _choose.batches(self.problem, self.plan):
+            self._batch(pairs, ids)
+        return self.problem.leads.restored(self.out, len(self.stride))
+
+    def _tiles(self, ids: list[int], centred: bool, wide: bool) -> tuple[Tensor, Tensor]:
+        return ops.gather_tiles(self.input, ids, self.geometry, centred, wide, not self.local)
+
+    def _batch(self, pairs: slice, ids: list[int]) -> None:
+        tiles, stats = self._tiles(ids, self.zero_mean, False)
+        norms, faint = ops.tile_norms(
+            stats,
+            self.input,
+            ids,
+            self.geometry,
+            self.window,
+            self.stride,
+            self.zero_mean,
+            self.local,
+            self.eps,
+            _faint(tiles.dtype, tiles.dtype),
+            _EXACT[tiles.dtype],
+        )
+        again = _AGAIN * math.prod(self.tiling.length)
+        hard = {i for i, n in enumerate(faint.tolist()) if n * self.count > again}
+        if not hard:
+            self._finish(pairs, ids, tiles, norms, stats)
+            return
+        del tiles
+        groups = pairs.stop - pairs.start
+        each = len(ids) // groups
+        for k in range(groups):
+            own = range(k * each, (k + 1) * each)
+            group = slice(pairs.start + k, pairs.start + k + 1)
+            soft = [ids[i] for i in own if i not in hard and ids[i] >= 0]
+            if soft:
+                self._batch(group, self._even(soft))
+            chosen = [i for i in own if i in hard]
+            if chosen:
+                poisoned = norms[chosen].isnan()
+                self._wide(group, self._even([ids[i] for i in chosen]), poisoned)
+
+    def _even(self, ids: list[int]) -> list[int]:
+        """Tiles as transforms take them: an even number, filled up with an empty one."""
+        return ids if self.local or len(ids) % 2 == 0 else [*ids, _choose.EMPTY]
+
+    def _wide(self, pairs: slice, ids: list[int], poisoned: Tensor) -> None:
+        """Tiles in float64, with moments merged so that nothing cancels."""
+        ndim = len(self.stride)
+        raw, raw_stats = self._tiles(ids, False, True)
+        if not self.local:
+            raw = raw.movedim(-1, 1).flatten(0, 1)
+        inside = (..., *(slice(0, n) for n in self.tiling.extent))
+        mean, var = ops.window_moments(raw[inside], self.window, self.stride)
+        del raw
+        tiles, stats = self._tiles(ids, self.zero_mean, True)
+        column = (slice(None), *(None,) * ndim)
+        energy = var if self.zero_mean else var + mean.square()
+        energy = energy * (stats[:, 1] / raw_stats[:, 1]).square()[column]
+        softened = energy + self.eps * stats[:, 1].square()[column]
+        power = stats[:, 2]
+        if not self.local:
+            power = power.unflatten(0, (-1, 2)).sum(1).repeat_interleave(2)
+        limit = _faint(self.out.dtype, tiles.dtype) * power[column]
+        norms = 1 / (self.count * softened.sqrt())
+        norms = torch.where(softened < limit, -1.0, norms)
+        norms = torch.where(energy == 0, 0.0, norms)
+        norms[: len(poisoned)].masked_fill_(poisoned, torch.nan)
+        self._finish(pairs, ids, tiles, norms, stats)
+
+    def _finish(
+        self, pairs: slice, ids: list[int], tiles: Tensor, norms: Tensor, stats: Tensor
+    ) -> None:
+        for first, found in numerators(tiles, self.spectra, pairs, self.plan.templates):
+            ops.finish_tiles(
+                found,
+                norms,
+                stats,
+                self.input,
+                self.template,
+                ids,
+                self.geometry,
+                self.stride,
+                first,
+                self.zero_mean,
+                self.eps,
+                self.out,
+            )
 
 
 def _score(
-    correlate: Callable[..., Tensor],
+    method: str,
     input: Tensor,
     template: Tensor,
     stride: Sequence[int],
     zero_mean: bool,
     eps: float,
-    precise: bool = False,
 ) -> Tensor:
     if input.numel() == 0 or template.numel() == 0:
         return _reference.ncc(input, template, stride, zero_mean, eps)
-    ndim = len(stride)
-    window = template.shape[-ndim:]
-    count = template.shape[-ndim - 1] * window.numel()
-    mean, var = ops.window_moments(input, window, stride)
-    energy = var if zero_mean else var + mean.square()
-    centre = _reference.centre(input, ndim).to(input.dtype)
-    if not zero_mean:
-        centre = torch.zeros_like(centre)
-    dtypes = (torch.float64,) if precise else (input.dtype, torch.float64)
-    centred, noisy = _prepared(input, centre, energy, eps, ndim, count, dtypes)
-    weights = template.to(centred.dtype)
-    numerator = correlate(centred, weights, stride)
-    out = input.new_empty(numerator.shape)
-    template_sum = _reference.widen(weights).sum(tuple(range(-ndim - 1, 0)))
-    level = _reference.widen(centre[(..., *(0,) * (ndim + 1))])
-    ops.ncc_finish(numerator, mean, var, template_sum, level, count, zero_mean, eps, out)
-    if noisy.any():
-        _rescore(out, noisy, input, template, mean, energy + eps, stride, zero_mean)
-    return out
-
-
-def _prepared(
-    input: Tensor,
-    centre: Tensor,
-    energy: Tensor,
-    eps: float,
-    ndim: int,
-    count: int,
-    dtypes: Sequence[torch.dtype],
-) -> tuple[Tensor, Tensor]:
-    """The centred input in the precision it needs, and the windows that still need more."""
-    axes = tuple(range(-ndim - 1, 0))
-    live = energy > 0
-    for working in dtypes:
-        centred = input.to(working) - centre.to(working)
-        power = torch.linalg.vector_norm(centred, dim=axes, dtype=torch.float64).square()
-        if not torch.isfinite(power).all():
-            centred = torch.nan_to_num(centred, 0, 0, 0)
-            power = torch.linalg.vector_norm(centred, dim=axes, dtype=torch.float64).square()
-        power = power / input.shape[-ndim - 1 :].numel()
-        limit = (_NOISE * torch.finfo(working).eps / _TOLERANCE[input.dtype]) ** 2
-        noisy = live & (energy < (power * limit)[(..., *(None,) * ndim)] - eps)
-        if working == torch.float64:
-            break
-        smallest, largest = _POWER_OF_FLOAT32
-        fits = bool(((power == 0) | ((power > smallest) & (power < largest))).all())
-        if fits and int(noisy.sum()) * count <= _FEW:
-            break
-    return centred, noisy
-
-
-def _rescore(
-    out: Tensor,
-    noisy: Tensor,
-    input: Tensor,
-    template: Tensor,
-    mean: Tensor,
-    energy: Tensor,
-    stride: Sequence[int],
-    zero_mean: bool,
-) -> None:
-    ndim = len(stride)
-    window = template.shape[-ndim:]
-    count = template.shape[-ndim - 1] * window.numel()
-    seen = _reference.windows(input, window, stride).expand(
-        (*out.shape, template.shape[-ndim - 1], *window)
-    )
-    lead = template.shape[: -ndim - 1]
-    weights = template.reshape(*lead, *(1,) * ndim, *template.shape[-ndim - 1 :]).expand(seen.shape)
-    mean, energy = mean.expand(out.shape), energy.expand(out.shape)
-    for where in noisy.expand(out.shape).nonzero().split(max(1, _GATHER // count)):
-        index = where.unbind(1)
-        level = mean[index] if zero_mean else torch.zeros_like(mean[index])
-        deviations = _reference.widen(seen[index]) - level[(..., *(None,) * (ndim + 1))]
-        numerator = (deviations * weights[index]).flatten(1).sum(1)
-        score = numerator / (count * energy[index].sqrt())
-        out[index] = score.clamp(-1, 1).to(out.dtype)
+    return _Engine(method, input, template, stride, zero_mean, eps).run()
 
 
 for _key in ("CPU", "CUDA"):
-    library.impl("ncc_direct", partial(_score, ops.correlate_direct), _key)
-    library.impl("ncc_fft", partial(_score, finite_correlate), _key)
+    for _name in ("direct", "fft"):
+        library.impl(f"ncc_{_name}", partial(_score, _name), _key)

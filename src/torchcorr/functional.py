@@ -12,14 +12,7 @@ from ._ops import ops
 
 def _method(method: str, input: Tensor, template: Tensor, frame: Frame) -> str:
     _checks.one_of(method, _checks.METHODS, "method")
-    lead = torch.broadcast_shapes(input.shape[: -frame.ndim - 1], template.shape[: -frame.ndim - 1])
-    return _choose.resolve(
-        method,
-        input_shape=input.shape,
-        template_shape=template.shape,
-        lead=lead,
-        stride=frame.stride,
-    )
+    return _choose.resolve(input, template, frame.stride, method)
 
 
 def _correlate(
@@ -218,10 +211,8 @@ def _score(
     _checks.not_negative(eps, "eps")
     x, w, result = normal_pair(input, template, frame, name="template", complex_allowed=False)
     w = _standardised(w, frame.ndim, zero_mean)
-    # A gradient is a difference of terms that nearly cancel where the template fits.
-    precise = torch.is_grad_enabled() and (x.requires_grad or w.requires_grad)
     operator = getattr(ops, f"ncc_{_method(method, x, w, frame)}")
-    out: Tensor = operator(x, w, frame.stride, zero_mean, float(eps), precise)
+    out: Tensor = operator(x, w, frame.stride, zero_mean, float(eps))
     return out.to(result)
 
 

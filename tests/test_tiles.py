@@ -1,0 +1,246 @@
+"""The tile kernels against their definitions in plain torch, and tilings against each other."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import oracle
+import pytest
+import torch
+from inputs import draw
+from tolerances import SCORE
+
+import torchcorr
+from torchcorr import _choose, _reference
+from torchcorr._geometry import Leads, Tiling, output_size, tile_length
+
+ops = torch.ops.torchcorr
+# size, window, stride, tiles along each axis
+GEOMETRIES = {
+    "1d": ((67,), (5,), (1,), (3,)),
+    "1d-long": ((9001,), (400,), (3,), (4,)),
+    "1d-one-tile": ((31,), (31,), (1,), (1,)),
+    "2d": ((37, 41), (5, 8), (1, 1), (2, 3)),
+    "2d-thin-last-tile": ((30, 33), (4, 3), (1, 1), (4, 6)),
+    "2d-stride": ((37, 45), (6, 4), (2, 3), (3, 2)),
+    "2d-stride-past-window": ((29, 31), (2, 3), (3, 5), (2, 2)),
+    "2d-tall-window": ((90, 20), (70, 3), (1, 1), (2, 1)),
+    "3d": ((13, 11, 19), (3, 4, 5), (1, 1, 1), (2, 2, 2)),
+    "3d-stride": ((12, 17, 15), (4, 3, 2), (2, 3, 1), (2, 1, 3)),
+}
+every_geometry = pytest.mark.parametrize("name", GEOMETRIES)
+every_dtype = pytest.mark.parametrize("dtype", (torch.float32, torch.float64), ids=str)
+LIMITS = {torch.float32: (5.5e-3, 1e-8), torch.float64: (2e-10, 3e-5)}
+
+
+def tilings(name: str, pairs: bool) -> tuple[Tiling, list[int]]:
+    size, window, stride, grid = GEOMETRIES[name]
+    tiling = Tiling.cut(size, window, stride, grid, fast=pairs)
+    ids = list(range(2 * tiling.tiles))
+    return tiling, ids + [_choose.EMPTY] * (len(ids) % 2)
+
+
+def image_of(name: str, dtype: torch.dtype, channels: int = 2) -> torch.Tensor:
+    """Noise with a flat part, a faint part and an offset."""
+    size = GEOMETRIES[name][0]
+    image = draw((2, channels, *size), torch.float64)
+    image[0, :, : size[0] // 3] = 0.25
+    image[1, :, size[0] // 2 :] *= 1e-3
+    return (image + 5).to(dtype)
+
+
+def same(got: torch.Tensor, want: torch.Tensor, rtol: float, atol: float = 0.0) -> None:
+    torch.testing.assert_close(got, want, rtol=rtol, atol=atol, equal_nan=True)
+
+
+@every_geometry
+@every_dtype
+@pytest.mark.parametrize("pairs", (True, False))
+@pytest.mark.parametrize("wide", (True, False))
+def test_gather(name: str, dtype: torch.dtype, pairs: bool, wide: bool) -> None:
+    tiling, ids = tilings(name, pairs)
+    image = image_of(name, dtype)
+    image[1, 0].view(-1)[3] = math.inf
+    args = (image, ids, tiling.numbers, True, wide, pairs)
+    tiles, stats = ops.gather_tiles(*args)
+    _, want = _reference.gather_tiles(*args)
+    same(stats[:, 3], want[:, 3], 0)
+    assert torch.equal(stats[:, 1].log2().frac(), torch.zeros(len(ids), dtype=torch.float64))
+    # Level and scale may come from a sample; what they stand for must hold.
+    level, scale = (stats[:, i].view(-1, *(1,) * (image.dim() - 1)) for i in (0, 1))
+    raw, there = _reference._cut(image, ids, tiling.numbers)
+    exact = torch.where(there & raw.isfinite(), (raw.double() - level) * scale, 0.0)
+    if pairs:
+        tiles = tiles.movedim(-1, 1).flatten(0, 1)
+    same(tiles.double(), exact.to(tiles.dtype).double(), 2e-7 if tiles.dtype != exact.dtype else 0)
+    power = exact.square().flatten(1).mean(1)
+    same(stats[:, 2], power, 1e-12)
+    assert (power < 16).all()
+
+
+@every_geometry
+@every_dtype
+@pytest.mark.parametrize("pairs", (True, False))
+@pytest.mark.parametrize("zero_mean", (True, False))
+@pytest.mark.parametrize("bad", (0.0, math.nan))
+def test_norms(name: str, dtype: torch.dtype, pairs: bool, zero_mean: bool, bad: float) -> None:
+    tiling, ids = tilings(name, pairs)
+    image = image_of(name, dtype)
+    image[0, 1].view(-1)[image[0, 1].numel() * 2 // 3] += bad
+    _, stats = ops.gather_tiles(image, ids, tiling.numbers, zero_mean, False, pairs)
+    args = (stats, image, ids, tiling.numbers, list(tiling.window), list(tiling.stride))
+    rest = (zero_mean, not pairs, 0.0, *LIMITS[dtype])
+    norms, faint = ops.tile_norms(*args, *rest)
+    want, _ = _reference.tile_norms(*args, *rest)
+    for row, i in enumerate(ids):
+        inside = _valid(tiling, i)
+        got, exact = norms[row][inside], want[row][inside]
+        # A window at the limit may fall on either side of it.
+        agree = (got < 0) == (exact < 0)
+        assert agree.float().mean() > 0.99 if agree.numel() else True
+        same(got[agree], exact[agree], 2e-5 if dtype == torch.float32 else 1e-9)
+        assert int((got < 0).sum()) == int(faint[row])
+    if math.isnan(bad):
+        assert norms.isnan().any()
+
+
+def _valid(tiling: Tiling, tile: int) -> tuple[slice, ...]:
+    if tile < 0:
+        return tuple(slice(0, 0) for _ in tiling.grid)
+    tile %= tiling.tiles
+    index = np.unravel_index(tile, tiling.grid)
+    return tuple(
+        slice(0, max(0, min(m, n - int(t) * m)))
+        for t, m, n in zip(index, tiling.outputs, tiling.positions, strict=True)
+    )
+
+
+@every_geometry
+@every_dtype
+@pytest.mark.parametrize("pairs", (True, False))
+def test_finish(name: str, dtype: torch.dtype, pairs: bool) -> None:
+    tiling, ids = tilings(name, pairs)
+    image, templates = image_of(name, dtype), 3
+    count = 2 * math.prod(tiling.window)
+    taps = draw((1, templates, 2, *tiling.window), seed=1)
+    _, stats = ops.gather_tiles(image, ids, tiling.numbers, True, False, pairs)
+    stride = list(tiling.stride)
+    norms, _ = ops.tile_norms(
+        stats, image, ids, tiling.numbers, list(tiling.window), stride, True, not pairs, 0.0,
+        *LIMITS[dtype],
+    )  # fmt: skip
+    shape = (len(ids), templates, *norms.shape[1:])
+    if pairs:
+        shape = (len(ids) // 2, templates, *tiling.length, 2)
+    numerators = (draw(shape, dtype, seed=2) - 0.5) * count
+    rest = (norms, stats, image, taps, ids, tiling.numbers, stride, 1, True, 0.0)
+    out = torch.full((2, templates + 1, *tiling.positions), math.nan, dtype=dtype)
+    want = out.clone()
+    more = torch.cat((taps, taps[:, :1]), 1)
+    rest = (*rest[:3], more, *rest[4:])
+    ops.finish_tiles(numerators, *rest, out)
+    _reference.finish_tiles(numerators, *rest, want)
+    assert out[:, 0].isnan().all() and not out[:, 1:].isnan().any()
+    same(out[:, 1:], want[:, 1:], 1e-6, 1e-7 if dtype == torch.float32 else 1e-11)
+
+
+@pytest.mark.parametrize("method", ("direct", "fft"))
+@pytest.mark.parametrize("zero_mean", (True, False))
+@pytest.mark.parametrize("name", ("1d", "2d", "2d-stride", "3d", "3d-stride"))
+def test_any_tiling_scores_the_same(
+    monkeypatch: pytest.MonkeyPatch, name: str, zero_mean: bool, method: str
+) -> None:
+    size, window, stride, grid = GEOMETRIES[name]
+    image = image_of(name, torch.float32, 1)
+    taps = draw((3, *window), torch.float32, seed=4)
+    score = torchcorr.zncc if zero_mean else torchcorr.ncc
+    args = {"ndim": len(size), "stride": stride, "method": method}
+    whole = score(image, taps, **args)
+
+    def cut(problem: _choose.Problem, method: str) -> _choose.Plan:
+        tiling = Tiling.cut(size, window, stride, grid, fast=method == "fft")
+        return _choose.Plan(method, tiling.outputs, tiling.length, tiling.tiles, 2, 1, 0, 0.0)
+
+    monkeypatch.setattr(_choose, "make_plan", cut)
+    torch.testing.assert_close(score(image, taps, **args), whole, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("method", ("direct", "fft"))
+def test_hard_tiles_among_easy_ones(monkeypatch: pytest.MonkeyPatch, method: str) -> None:
+    """Tiles that need float64, pairs that lose a partner, windows computed again: all at once."""
+    rng = np.random.default_rng(5)
+    image = rng.random((2, 120, 130)).astype(np.float32)
+    image[0, 5, 6] = 1e6
+    image[1, 60:, 70:] = 0.5 + 1e-6 * image[1, 60:, 70:]
+    image[1, :40, :40] = 0.25
+    image[0, 100, 100] = np.nan
+    taps = rng.random((2, 9, 9)).astype(np.float32)
+
+    def cut(problem: _choose.Problem, method: str) -> _choose.Plan:
+        tiling = Tiling.cut(problem.size, (9, 9), (1, 1), (3, 3), fast=method == "fft")
+        return _choose.Plan(method, tiling.outputs, tiling.length, 9, 18, 1, 0, 0.0)
+
+    monkeypatch.setattr(_choose, "make_plan", cut)
+    got = torchcorr.zncc(torch.from_numpy(image), torch.from_numpy(taps), method=method).numpy()
+    for i in range(2):
+        want = oracle.zncc(image[i], taps[i])
+        assert np.array_equal(np.isnan(got[i]), np.isnan(want))
+        assert np.nanmax(np.abs(got[i] - want)) <= SCORE[torch.float32]
+
+
+@pytest.mark.parametrize(
+    ("a", "b"),
+    (
+        ((), ()),
+        ((3,), ()),
+        ((), (3,)),
+        ((2, 3), (2, 3)),
+        ((2, 1, 4), (3, 1)),
+        ((4, 1), (1, 5)),
+        ((1, 5), (4, 1)),
+        ((2, 3, 1), (2, 1, 4)),
+        ((1,), (1, 1)),
+    ),
+)
+def test_leads_are_sorted_and_restored(a: tuple[int, ...], b: tuple[int, ...]) -> None:
+    x, w = draw((*a, 2)), draw((*b, 2), seed=1)
+    leads = Leads.of(a, b)
+    xs, ws = leads.input(x, 1), leads.template(w, 1)
+    paired = xs.reshape(leads.paired, leads.inputs, 1, 2) + ws.reshape(
+        leads.paired, 1, leads.templates, 2
+    )
+    found = leads.restored(paired.reshape(-1, leads.templates, 2), 1)
+    assert torch.equal(found, x + w)
+    assert torch.equal(leads.output(found, 1), paired.reshape(-1, leads.templates, 2))
+
+
+@pytest.mark.parametrize("name", GEOMETRIES)
+def test_a_tiling_covers_every_position_once(name: str) -> None:
+    size, window, stride, grid = GEOMETRIES[name]
+    tiling = Tiling.cut(size, window, stride, grid, fast=True)
+    assert tiling.positions == output_size(size, window, stride)
+    seen = np.zeros(tiling.positions, int)
+    for tile in range(tiling.tiles):
+        index = np.unravel_index(tile, tiling.grid)
+        at = tuple(
+            slice(int(t) * m, (int(t) + 1) * m) for t, m in zip(index, tiling.outputs, strict=True)
+        )
+        assert seen[at].size > 0
+        seen[at] += 1
+    assert (seen == 1).all()
+    for m, s, k, e, n in zip(
+        tiling.outputs, stride, window, tiling.extent, tiling.length, strict=True
+    ):
+        assert e == (m - 1) * s + k <= n
+
+
+def test_tile_lengths_are_tight_and_smooth() -> None:
+    for ndim in (1, 2, 3):
+        for n in range(1, 3000):
+            length = tile_length(n, ndim)
+            assert n <= length <= max(1.34 * n, n + 16)
+            for prime in (2, 3, 5, 7):
+                while length % prime == 0:
+                    length //= prime
+            assert length == 1 or n <= 64
