@@ -361,7 +361,8 @@ def finish_tiles(
         if i < 0:
             continue
         item, tile = divmod(i, per_item)
-        to, source = [], []
+        to: list[slice] = []
+        source: list[slice] = []
         for axis in reversed(range(ndim)):
             first = tile % geometry[axis] * own[axis]
             tile //= geometry[axis]
