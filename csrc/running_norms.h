@@ -4,12 +4,10 @@
 #pragma once
 
 #include <cmath>
-#include <memory>
-#include <new>
 #include <type_traits>
 
+#include "sliding.h"
 #include "tiles.h"
-#include "vectors.h"
 
 namespace torchcorr {
 
@@ -25,15 +23,6 @@ struct Limits {
 
 namespace running {
 
-// Rows are padded to whole vectors; what lies behind their end is never used.
-inline int64_t whole(int64_t n) { return ceil_div(n, kVector) * kVector; }
-
-// Sums of the elements and of their squares, one number of each a column.
-struct Columns {
-  double *sum, *square;
-  Columns at(int64_t offset) const { return {sum + offset, square + offset}; }
-};
-
 template <int SIGN, class T>
 TORCHCORR_INLINE void add_values(int64_t n, const T* x, double level, double scale,
                                  const Columns& to) {
@@ -45,38 +34,13 @@ TORCHCORR_INLINE void add_values(int64_t n, const T* x, double level, double sca
   }
 }
 
-template <int SIGN>
-TORCHCORR_INLINE void add_columns(int64_t n, const Columns& x, const Columns& to) {
-  for (int64_t i = 0; i < n; i += kVector) {
-    const Vector a = read(to.sum + i), b = read(to.square + i);
-    write(to.sum + i, SIGN > 0 ? a + read(x.sum + i) : a - read(x.sum + i));
-    write(to.square + i, SIGN > 0 ? b + read(x.square + i) : b - read(x.square + i));
-  }
-}
-
-// Running totals along a row; to[0] is zero and to[i] the sum of the first i numbers.
-TORCHCORR_INLINE void accumulate(int64_t n, const double* x, double* to) {
-  const Vector none = {};
-  Vector carry = {};
-  to[0] = 0;
-  for (int64_t i = 0; i < n; i += kVector) {
-    Vector v = read(x + i);
-    v += __builtin_shufflevector(none, v, 0, 8, 9, 10, 11, 12, 13, 14);
-    v += __builtin_shufflevector(none, v, 0, 1, 8, 9, 10, 11, 12, 13);
-    v += __builtin_shufflevector(none, v, 0, 1, 2, 3, 8, 9, 10, 11);
-    v += carry;
-    write(to + 1 + i, v);
-    carry = __builtin_shufflevector(v, v, 7, 7, 7, 7, 7, 7, 7, 7);
-  }
-}
-
 struct Found {
   int64_t faint = 0, level = 0;
 };
 
 TORCHCORR_INLINE void norms_of_row(int64_t n, int64_t step, int64_t window, const Columns& totals,
                                    double count, double eps, double power, double drift,
-                                   const Limits& by, float* out, Found& found) {
+                                   const Limits& by, float* out, float* means, Found& found) {
   const double share = 1 / count, mean_share = by.zero_mean ? share : 0.0;
   const double of_window = by.local ? std::max(by.faint, by.exact) : by.exact;
   const double of_tile = std::max(by.local ? 0.0 : by.faint * power, drift);
@@ -90,6 +54,7 @@ TORCHCORR_INLINE void norms_of_row(int64_t n, int64_t step, int64_t window, cons
     const int low = flat | (energy + eps < (least > of_tile ? least : of_tile));
     const float norm = 1 / (whole_count * std::sqrt(static_cast<float>(energy + eps)));
     out[i] = low ? static_cast<float>(kFaint) : norm;
+    if (means) means[i] = static_cast<float>(mean);
     faint += low;
     level += flat;
   };
@@ -133,30 +98,10 @@ struct Job {
   int64_t units() const { return strips[0] * strips[1]; }
 };
 
-class Scratch {
- public:
-  // Zeros; the element at `aligned` begins a cache line.
-  Columns take(int64_t n, int64_t aligned = 0) {
-    const int64_t each = whole(n + kVector);
-    const size_t bytes = 2 * each * sizeof(double);
-    memory_.emplace_back(static_cast<double*>(::operator new(bytes, kLine)));
-    double* first = memory_.back().get();
-    std::fill_n(first, 2 * each, 0.0);
-    const int64_t shift = (kVector - aligned) % kVector;
-    return {first + shift, first + each + shift};
-  }
-
- private:
-  static constexpr std::align_val_t kLine{64};
-  struct Free {
-    void operator()(double* p) const { ::operator delete(p, kLine); }
-  };
-  std::vector<std::unique_ptr<double, Free>> memory_;
-};
-
 // The norms of one unit of one tile: planes, then rows, then columns slide.
 TORCHCORR_INLINE void norms_of_unit(const Job& job, const float* input, int64_t tile, int64_t unit,
-                                    const double* stats, float* out, Found& found) {
+                                    const double* stats, float* out, float* means,
+                                    Found& found) {
   const TileGrid& g = *job.grid;
   const TilePlace place(g, tile);
   const double level = stats[0], scale = stats[1];
@@ -231,13 +176,14 @@ TORCHCORR_INLINE void norms_of_unit(const Job& job, const float* input, int64_t 
       accumulate(padded, columns.sum, totals.sum);
       accumulate(padded, columns.square, totals.square);
       norms_of_row(n, job.stride[2], job.window[2], totals, job.elements, eps, power,
-                   drift, job.by, out + (z * job.count[1] + y) * job.count[2], found);
+                   drift, job.by, out + (z * job.count[1] + y) * job.count[2],
+                   means ? means + (z * job.count[1] + y) * job.count[2] : nullptr, found);
     }
   }
 }
 
 void run_unit(const Job& job, const float* input, int64_t tile, int64_t unit, const double* stats,
-              float* out, Found& found);
+              float* out, float* means, Found& found);
 
 }  // namespace running
 }  // namespace torchcorr

@@ -2,105 +2,11 @@
 
 #include <cmath>
 
+#include "exact_window.h"
 #include "tiles.h"
-#include "vectors.h"
 
 namespace torchcorr {
 namespace {
-
-// --- one window from its definition ---
-
-struct Weights {
-  int64_t channels, window[3];
-  double count, eps;
-  bool zero_mean;
-};
-
-// Sum of f(lane vector of elements, index) over n elements, in eight lanes.
-template <class T, class F>
-TORCHCORR_INLINE double lane_sum(int64_t n, const T* x, const F& f) {
-  Vector acc = {};
-  int64_t i = 0;
-  for (; i + kVector <= n; i += kVector) acc += f(read(x + i), i, kVector);
-  if (i < n) {
-    Vector last = f(read_part(n - i, x + i), i, n - i);
-    for (int64_t l = n - i; l < kVector; ++l) last[l] = 0;
-    acc += last;
-  }
-  return total_of(acc);
-}
-
-template <class T>
-TORCHCORR_INLINE double row_sum(int64_t n, const T* x, double scale, double level) {
-  return lane_sum(n, x, [&](const Vector& v, int64_t, int64_t) TORCHCORR_FLAT {
-    return v * scale - level;
-  });
-}
-
-template <class T>
-TORCHCORR_INLINE double row_squares(int64_t n, const T* x, double scale, double level) {
-  return lane_sum(n, x, [&](const Vector& v, int64_t, int64_t) TORCHCORR_FLAT {
-    const Vector d = v * scale - level;
-    return d * d;
-  });
-}
-
-template <class T>
-TORCHCORR_INLINE double row_products(int64_t n, const T* x, double scale, double level,
-                                     const double* w) {
-  return lane_sum(n, x, [&](const Vector& v, int64_t i, int64_t part) TORCHCORR_FLAT {
-    return (v * scale - level) * (part == kVector ? read(w + i) : read_part(part, w + i));
-  });
-}
-
-// The score of the window whose first element is x, in its input; strides count elements.
-template <class T>
-TORCHCORR_INLINE double exact_score(const T* x, const int64_t (&stride)[3], const double* w,
-                                    const Weights& by, double scale) {
-  const int64_t n = by.window[2];
-  const auto total = [&](const auto& of_row) TORCHCORR_FLAT {
-    double sum = 0;
-    for (int64_t c = 0; c < by.channels; ++c) {
-      for (int64_t z = 0; z < by.window[0]; ++z) {
-        for (int64_t y = 0; y < by.window[1]; ++y) {
-          const int64_t row = (c * by.window[0] + z) * by.window[1] + y;
-          sum += of_row(x + c * stride[0] + z * stride[1] + y * stride[2], w + row * n);
-        }
-      }
-    }
-    return sum;
-  };
-  double level = 0;
-  if (by.zero_mean) {
-    // The first element stands for the offset, so that the mean is that of the contrast.
-    const double first = static_cast<double>(*x) * scale;
-    level = first + total([&](const T* r, const double*) TORCHCORR_FLAT {
-              return row_sum(n, r, scale, first);
-            }) / by.count;
-    level += total([&](const T* r, const double*) TORCHCORR_FLAT { return row_sum(n, r, scale, level); }) /
-             by.count;
-  }
-  const double squares = total([&](const T* r, const double*) TORCHCORR_FLAT {
-    return row_squares(n, r, scale, level);
-  });
-  if (squares == 0) return 0;
-  const double products = total([&](const T* r, const double* weights) TORCHCORR_FLAT {
-    return row_products(n, r, scale, level, weights);
-  });
-  const double energy = squares / by.count + by.eps * scale * scale;
-  return products / (by.count * std::sqrt(energy));
-}
-
-TORCHCORR_CLONES double score_window(const float* x, const int64_t (&stride)[3], const double* w,
-                                     const Weights& by, double scale) {
-  return exact_score(x, stride, w, by, scale);
-}
-TORCHCORR_CLONES double score_window(const double* x, const int64_t (&stride)[3], const double* w,
-                                     const Weights& by, double scale) {
-  return exact_score(x, stride, w, by, scale);
-}
-
-// --- the last step ---
 
 // out = numerator * norm within [-1, 1]; returns whether a window is marked as faint.
 template <class In, class Out>
@@ -177,7 +83,7 @@ void finish_tiles(const Tensor& numerators_in, const Tensor& norms, const Tensor
   int64_t own[3] = {1, 1, 1}, size[3] = {1, 1, 1}, step[3] = {1, 1, 1};
   last_three(norms, ndim, own);
   last_three(out, ndim, size);
-  Weights by{grid.channels, {1, 1, 1}, 1.0, eps, zero_mean};
+  ExactWindow by{grid.channels, {1, 1, 1}, 1.0, eps, zero_mean};
   last_three(taps, ndim, by.window);
   for (int64_t i = 0; i < ndim; ++i) step[3 - ndim + i] = stride[i];
   const int64_t window = grid.channels * by.window[0] * by.window[1] * by.window[2];
@@ -211,7 +117,7 @@ void finish_tiles(const Tensor& numerators_in, const Tensor& norms, const Tensor
           for (int64_t v = 0; v < n; ++v) {
             if (!(scale[v] < 0)) continue;
             const double score =
-                score_window(start + v * step[2], strides, own_taps, by, stat[t * kStats + 1]);
+                score_of_window(start + v * step[2], strides, own_taps, by, stat[t * kStats + 1]);
             target[v] = static_cast<Out>(score > 1 ? 1.0 : score < -1 ? -1.0 : score);
           }
         }

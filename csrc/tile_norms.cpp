@@ -59,8 +59,8 @@ struct TileSource {
 
 template <class T>
 TORCHCORR_INLINE void norm_row(int64_t n, const double* sum, const double* square, double count,
-                               double eps, double power, const Limits& by, T* out, int64_t& faint,
-                               int64_t& level) {
+                               double eps, double power, const Limits& by, T* out, T* means,
+                               int64_t& faint, int64_t& level) {
   const double share = 1 / count, mean_share = by.zero_mean ? share : 0.0;
   const double of_window = by.local ? std::max(by.faint, by.exact) : by.exact;
   const double of_tile = by.local ? 0.0 : by.faint * power;
@@ -73,6 +73,7 @@ TORCHCORR_INLINE void norm_row(int64_t n, const double* sum, const double* squar
     const bool is_faint = maybe_flat | (energy + eps < (least > of_tile ? least : of_tile));
     const double norm = 1 / (count * std::sqrt(energy + eps));
     out[i] = static_cast<T>(is_faint ? kFaint : norm);
+    if (means) means[i] = static_cast<T>(mean);
     low += is_faint;
     candidates += maybe_flat;
   }
@@ -83,8 +84,8 @@ TORCHCORR_INLINE void norm_row(int64_t n, const double* sum, const double* squar
 #define TORCHCORR_NORMS(T)                                                                     \
   TORCHCORR_CLONES void norms_of(int64_t n, const double* sum, const double* square,           \
                                  double count, double eps, double power, const Limits& by,     \
-                                 T* out, int64_t& faint, int64_t& level) {                     \
-    norm_row(n, sum, square, count, eps, power, by, out, faint, level);                        \
+                                 T* out, T* means, int64_t& faint, int64_t& level) {           \
+    norm_row(n, sum, square, count, eps, power, by, out, means, faint, level);                 \
   }
 TORCHCORR_NORMS(float)
 TORCHCORR_NORMS(double)
@@ -104,7 +105,7 @@ struct NormSink {
   double count;
   const double* stats;
   Limits by;
-  T* out;
+  T *out, *means;
   Counts* counts;
 
   // Windows that leave the input are not asked for, and do not count.
@@ -118,7 +119,7 @@ struct NormSink {
     const double* own = stats + s.lead * kStats;
     int64_t faint = 0, level = 0;
     norms_of(n, r.plane[0], r.plane[1], count, by.eps * own[1] * own[1], own[2], by,
-             out + map_offset(plan, s), faint, level);
+             out + map_offset(plan, s), means ? means + map_offset(plan, s) : nullptr, faint, level);
     if (faint > 0) counts[s.lead].faint += faint;
     if (level > 0) counts[s.lead].level += level;
   }
@@ -129,7 +130,7 @@ Sizes extent_of(const TileGrid& grid) {
 }
 
 void slide(const running::Job& job, const Sizes& ids, const float* input, const double* stats,
-           float* norms, Counts* counts) {
+           float* norms, float* means, Counts* counts) {
   const int64_t size = job.count[0] * job.count[1] * job.count[2], units = job.units();
   const int64_t grain = std::max<int64_t>(1, kUnitElements * units / size);
   const int64_t tiles = static_cast<int64_t>(ids.size());
@@ -137,7 +138,8 @@ void slide(const running::Job& job, const Sizes& ids, const float* input, const 
     for (int64_t u = begin; u < end; ++u) {
       const int64_t t = u / units;
       running::Found found;
-      running::run_unit(job, input, ids[t], u % units, stats + t * kStats, norms + t * size, found);
+      running::run_unit(job, input, ids[t], u % units, stats + t * kStats, norms + t * size,
+                        means ? means + t * size : nullptr, found);
       if (found.faint > 0) counts[t].faint += found.faint;
       if (found.level > 0) counts[t].level += found.level;
     }
@@ -147,21 +149,26 @@ void slide(const running::Job& job, const Sizes& ids, const float* input, const 
 template <class T>
 void find_norms(const TileGrid& grid, const Sizes& ids, const Plan& plan, const Plan& tile,
                 const Sizes& window, const Sizes& stride, double count, const double* stats,
-                const Tensor& input, const Limits& by, const Tensor& norms, int64_t* faint) {
+                const Tensor& input, const Limits& by, const Tensor& norms, const Tensor& means,
+                int64_t* faint) {
   const int64_t n = static_cast<int64_t>(ids.size()), size = norms.numel() / n;
   const std::unique_ptr<Counts[]> counts(new Counts[n]);
   const T* image = input.const_data_ptr<T>();
   T* out = norms.mutable_data_ptr<T>();
+  T* mean = means.numel() > 0 ? means.mutable_data_ptr<T>() : nullptr;
   bool finite = true;
   for (int64_t t = 0; t < n; ++t) finite = finite && stats[t * kStats + 3] != 0;
   bool done = false;
   if constexpr (std::is_same_v<T, float>) {
-    if (finite) slide(running::Job(grid, image + input.numel(), window, stride, by), ids, image, stats, out, counts.get());
+    if (finite) {
+      slide(running::Job(grid, image + input.numel(), window, stride, by), ids, image, stats, out,
+            mean, counts.get());
+    }
     done = finite;
   }
   if (!done) {
     run_windows<Sums<2>>(plan, TileSource<T>{grid, ids, image, stats},
-                         NormSink<T>{plan, grid, ids, count, stats, by, out, counts.get()});
+                         NormSink<T>{plan, grid, ids, count, stats, by, out, mean, counts.get()});
   }
   torch::stable::parallel_for(0, n, 1, [&](int64_t begin, int64_t end) {
     std::unique_ptr<FlatWindows<T>> flat;
@@ -175,9 +182,10 @@ void find_norms(const TileGrid& grid, const Sizes& ids, const Plan& plan, const 
   });
 }
 
-std::tuple<Tensor, Tensor> tile_norms(const Tensor& stats, const Tensor& input, Sizes ids,
+std::tuple<Tensor, Tensor, Tensor> tile_norms(const Tensor& stats, const Tensor& input, Sizes ids,
                                       Sizes geometry, Sizes window, Sizes stride, bool zero_mean,
-                                      bool local, double eps, double faint, double exact) {
+                                      bool local, double eps, double faint, double exact,
+                                      bool with_means) {
   const Tensor image = packed(input);
   const TileGrid grid(image, geometry);
   const int64_t n = static_cast<int64_t>(ids.size());
@@ -192,7 +200,9 @@ std::tuple<Tensor, Tensor> tile_norms(const Tensor& stats, const Tensor& input, 
   for (int64_t i = 3 - grid.ndim; i < 3; ++i) shape.push_back(tile.axis[i].count);
   Tensor norms = torch::stable::new_empty(image, shape);
   Tensor counts = torch::stable::new_empty(image, {n}, ScalarType::Long);
-  if (norms.numel() == 0) return {norms, counts};
+  if (!with_means) shape[0] = 0;
+  Tensor means = torch::stable::new_empty(image, shape);
+  if (norms.numel() == 0) return {norms, counts, means};
   double count = static_cast<double>(grid.channels);
   for (int64_t k : window) count *= static_cast<double>(k);
   const Limits by{eps, faint, exact, zero_mean, local};
@@ -204,9 +214,9 @@ std::tuple<Tensor, Tensor> tile_norms(const Tensor& stats, const Tensor& input, 
   }
   with_real_type(image, "input", [&](auto zero) {
     find_norms<decltype(zero)>(grid, ids, plan, tile, window, stride, count, own.data(), image, by,
-                               norms, counts.mutable_data_ptr<int64_t>());
+                               norms, means, counts.mutable_data_ptr<int64_t>());
   });
-  return {norms, counts};
+  return {norms, counts, means};
 }
 
 }  // namespace

@@ -20,9 +20,9 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "src" / "torchcorr"
 LAYERS = (
     {"_geometry", "_checks"},
-    {"_reference"},
-    {"_ops", "_vmap"},
-    {"_overlap_save", "_scores", "_choose", "_native"},
+    {"_reference", "_reference_tiles"},
+    {"_ops", "_tile_ops", "_vmap"},
+    {"_overlap_save", "_scores", "_score_grads", "_choose", "_native"},
     {"functional", "local", "_frame"},
     {"match", "align", "plot", "demo", "_peaks", "_files"},
     {"__init__", "__main__"},

@@ -25,6 +25,9 @@ NAMES = (
     "gather_tiles",
     "tile_norms",
     "finish_tiles",
+    "repair_norms",
+    "tile_upstream",
+    "tile_input_grad",
     "ncc_prepare_grads",
 )
 DTYPES = (torch.float32, torch.float64)

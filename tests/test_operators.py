@@ -30,6 +30,9 @@ def scores(method, dtype):
     if not dtype.is_complex:
         for zero_mean in (True, False):
             yield f"ncc_{method}", (image, template, STRIDE, zero_mean, 0.1)
+            if method == "fft":
+                args = (delta.detach(), image.detach(), template.detach(), delta.detach().tanh())
+                yield "ncc_fft_grads", (*args, STRIDE, zero_mean, 0.1, True, True)
 
 
 def windows(dtype):
@@ -57,13 +60,27 @@ def tiles(dtype):
     for pairs in (True, False):
         yield "gather_tiles", (image, ids, geometry, True, False, pairs)
         _, stats = ops.gather_tiles(image, ids, geometry, True, False, pairs)
-        limits = (True, not pairs, 0.1, 1e-3, 1e-8)
+        limits = (True, not pairs, 0.1, 1e-3, 1e-8, pairs)
         yield "tile_norms", (stats, image, ids, geometry, window, steps, *limits)
-        norms, _ = ops.tile_norms(stats, image, ids, geometry, window, steps, *limits)
+        norms, _, means = ops.tile_norms(stats, image, ids, geometry, window, steps, *limits)
         shape = (4, 4, *norms.shape[1:]) if not pairs else (2, 4, *tiling.length, 2)
         out = torch.zeros(2, 4, *tiling.positions, dtype=dtype)
         rest = (stats, image, taps, ids, geometry, steps, 0, True, 0.1, out)
         yield "finish_tiles", (draw(shape, dtype, 2), norms, *rest)
+        if not pairs:
+            continue
+        yield (
+            "repair_norms",
+            (norms.neg(), means, *rest[:2], ids, geometry, window, steps, True, 0.1),
+        )
+        grad, score = draw(out.shape, dtype, 3), draw(out.shape, dtype, 4)
+        square, mean = torch.zeros_like(norms), torch.zeros_like(norms)
+        upstream = (grad, score, norms, means, ids, geometry, steps, 18.0, 1, 2, False)
+        yield "tile_upstream", (*upstream, square, mean)
+        found = draw((2, 3, *tiling.length, 2), dtype, 5)
+        maps = (draw(norms.shape, dtype, 6), draw(norms.shape, dtype, 7))
+        back = (found, *maps, stats, image, ids, geometry, window, steps)
+        yield "tile_input_grad", (*back, torch.zeros_like(image))
 
 
 def samples():

@@ -12,7 +12,7 @@ from inputs import draw
 from tolerances import SCORE
 
 import torchcorr
-from torchcorr import _choose, _reference
+from torchcorr import _choose, _reference_tiles
 from torchcorr._geometry import Leads, Tiling, output_size, tile_length
 
 ops = torch.ops.torchcorr
@@ -64,12 +64,12 @@ def test_gather(name: str, dtype: torch.dtype, pairs: bool, wide: bool) -> None:
     image[1, 0].view(-1)[3] = math.inf
     args = (image, ids, tiling.numbers, True, wide, pairs)
     tiles, stats = ops.gather_tiles(*args)
-    _, want = _reference.gather_tiles(*args)
+    _, want = _reference_tiles.gather_tiles(*args)
     same(stats[:, 3], want[:, 3], 0)
     assert torch.equal(stats[:, 1].log2().frac(), torch.zeros(len(ids), dtype=torch.float64))
     # Level and scale may come from a sample; what they stand for must hold.
     level, scale = (stats[:, i].view(-1, *(1,) * (image.dim() - 1)) for i in (0, 1))
-    raw, there = _reference._cut(image, ids, tiling.numbers)
+    raw, there = _reference_tiles._cut(image, ids, tiling.numbers)
     exact = torch.where(there & raw.isfinite(), (raw.double() - level) * scale, 0.0)
     if pairs:
         tiles = tiles.movedim(-1, 1).flatten(0, 1)
@@ -90,9 +90,9 @@ def test_norms(name: str, dtype: torch.dtype, pairs: bool, zero_mean: bool, bad:
     image[0, 1].view(-1)[image[0, 1].numel() * 2 // 3] += bad
     _, stats = ops.gather_tiles(image, ids, tiling.numbers, zero_mean, False, pairs)
     args = (stats, image, ids, tiling.numbers, list(tiling.window), list(tiling.stride))
-    rest = (zero_mean, not pairs, 0.0, *LIMITS[dtype])
-    norms, faint = ops.tile_norms(*args, *rest)
-    want, _ = _reference.tile_norms(*args, *rest)
+    rest = (zero_mean, not pairs, 0.0, *LIMITS[dtype], True)
+    norms, faint, means = ops.tile_norms(*args, *rest)
+    want, _, want_means = _reference_tiles.tile_norms(*args, *rest)
     for row, i in enumerate(ids):
         inside = _valid(tiling, i)
         got, exact = norms[row][inside], want[row][inside]
@@ -100,6 +100,8 @@ def test_norms(name: str, dtype: torch.dtype, pairs: bool, zero_mean: bool, bad:
         agree = (got < 0) == (exact < 0)
         assert agree.float().mean() > 0.99 if agree.numel() else True
         same(got[agree], exact[agree], 2e-5 if dtype == torch.float32 else 1e-9)
+        live = ~exact.isnan()
+        same(means[row][inside][live], want_means[row][inside][live], 0, 1e-6)
         assert int((got < 0).sum()) == int(faint[row])
     if math.isnan(bad):
         assert norms.isnan().any()
@@ -126,9 +128,9 @@ def test_finish(name: str, dtype: torch.dtype, pairs: bool) -> None:
     taps = draw((1, templates, 2, *tiling.window), seed=1)
     _, stats = ops.gather_tiles(image, ids, tiling.numbers, True, False, pairs)
     stride = list(tiling.stride)
-    norms, _ = ops.tile_norms(
+    norms, _, _ = ops.tile_norms(
         stats, image, ids, tiling.numbers, list(tiling.window), stride, True, not pairs, 0.0,
-        *LIMITS[dtype],
+        *LIMITS[dtype], False,
     )  # fmt: skip
     shape = (len(ids), templates, *norms.shape[1:])
     if pairs:
@@ -140,9 +142,83 @@ def test_finish(name: str, dtype: torch.dtype, pairs: bool) -> None:
     more = torch.cat((taps, taps[:, :1]), 1)
     rest = (*rest[:3], more, *rest[4:])
     ops.finish_tiles(numerators, *rest, out)
-    _reference.finish_tiles(numerators, *rest, want)
+    _reference_tiles.finish_tiles(numerators, *rest, want)
     assert out[:, 0].isnan().all() and not out[:, 1:].isnan().any()
     same(out[:, 1:], want[:, 1:], 1e-6, 1e-7 if dtype == torch.float32 else 1e-11)
+
+
+def _normed(name: str, dtype: torch.dtype, wide: bool):
+    """Tiles of pairs with norms and means, in their own or in double precision."""
+    tiling, ids = tilings(name, True)
+    image = image_of(name, dtype)
+    _, stats = ops.gather_tiles(image, ids, tiling.numbers, True, False, True)
+    place = (image, ids, tiling.numbers, list(tiling.window), list(tiling.stride))
+    norms, _, means = _reference_tiles.tile_norms(
+        stats, *place, True, False, 0.0, *LIMITS[dtype], True
+    )
+    if wide:
+        norms, means = norms.double(), means.double()
+    return tiling, ids, stats, place, norms, means
+
+
+@every_geometry
+@every_dtype
+@pytest.mark.parametrize("wide", (True, False))
+def test_repair(name: str, dtype: torch.dtype, wide: bool) -> None:
+    tiling, ids, stats, place, norms, means = _normed(name, dtype, wide)
+    norms.view(-1)[::3] = -1
+    want = norms.clone(), means.clone()
+    ops.repair_norms(norms, means, stats, *place, True, 0.0)
+    _reference_tiles.repair_norms(*want, stats, *place, True, 0.0)
+    rtol = 1e-6 if norms.dtype == torch.float32 else 1e-9
+    for row, i in enumerate(ids):
+        inside = _valid(tiling, i)
+        same(norms[row][inside], want[0][row][inside], rtol)
+        same(means[row][inside], want[1][row][inside], 0, 1e-6)
+        assert not (norms[row][inside] < 0).any()
+
+
+@every_geometry
+@every_dtype
+@pytest.mark.parametrize("of_tiles", (True, False))
+def test_upstream(name: str, dtype: torch.dtype, of_tiles: bool) -> None:
+    tiling, ids, stats, place, norms, means = _normed(name, dtype, of_tiles)
+    grad = draw((2, 4, *tiling.positions), dtype, 1)
+    score = draw(grad.shape, dtype, 2)
+    if of_tiles:
+        score = draw((len(ids), 2, *norms.shape[1:]), seed=2)
+    args = (grad, score, norms, means, ids, tiling.numbers, list(tiling.stride), 9.0, 1, 2)
+    maps = [draw(norms.shape, norms.dtype, 3), draw(norms.shape, norms.dtype, 4)]
+    want_maps = [m.clone() for m in maps]
+    alpha, sums = ops.tile_upstream(*args, of_tiles, *maps)
+    want, want_sums = _reference_tiles.tile_upstream(*args, of_tiles, *want_maps)
+    tight = 1e-6 if norms.dtype == torch.float32 else 1e-13
+    same(alpha, want, tight)
+    same(sums, want_sums, 1e-9, 1e-9 * float(want_sums.abs().max()))
+    for got, exact in zip(maps, want_maps, strict=True):
+        same(got, exact, tight, tight)
+
+
+@every_geometry
+@every_dtype
+@pytest.mark.parametrize("wide", (True, False))
+def test_back_to_the_input(name: str, dtype: torch.dtype, wide: bool) -> None:
+    tiling, ids, stats, place, norms, _ = _normed(name, dtype, wide)
+    found = draw((len(ids) // 2, 2, *tiling.length, 2), norms.dtype, 1)
+    maps = draw(norms.shape, norms.dtype, 2), draw(norms.shape, norms.dtype, 3)
+    for row, i in enumerate(ids):
+        # Nothing goes to positions that are not there.
+        inside = _valid(tiling, i)
+        for m in maps:
+            kept = m[row][inside].clone()
+            m[row] = 0
+            m[row][inside] = kept
+    out = draw(place[0].shape, dtype, 4)
+    want = out.double()
+    ops.tile_input_grad(found.clone(), *maps, stats, *place, out)
+    _reference_tiles.tile_input_grad(found, *maps, stats, *place, want)
+    tight = 1e-5 if dtype == torch.float32 else 1e-12
+    same(out.double(), want, tight, tight * float(want.abs().max()))
 
 
 @pytest.mark.parametrize("method", ("direct", "fft"))

@@ -2,7 +2,14 @@
 
 from importlib.metadata import version as _version
 
-from . import _native, _overlap_save, _scores, _vmap  # noqa: F401 - they register kernels
+from . import (  # noqa: F401 - they register operators and kernels
+    _native,
+    _overlap_save,
+    _score_grads,
+    _scores,
+    _tile_ops,
+    _vmap,
+)
 from .align import Shift, estimate_shift
 from .functional import convolve, correlate, ncc, zncc
 from .local import flat_windows, local_mean, local_std, local_sum, local_var

@@ -253,13 +253,14 @@ def _demo(options: argparse.Namespace) -> None:
 
 def _info(options: argparse.Namespace) -> None:
     del options
-    from . import __version__, _native, _ops
+    from . import __version__, _native, _ops, _tile_ops
 
     print(f"torchcorr {__version__}")
     print(f"torch     {torch.__version__}, {torch.get_num_threads()} threads")
     status = _native.status()
     print(f"kernels   {status.path.name if status.loaded else f'none: {status.reason}'}")
-    for operator, keys in _native.registered_kernels(_ops.operator_names()).items():
+    names = [*_ops.operator_names(), *_tile_ops.tile_operator_names()]
+    for operator, keys in _native.registered_kernels(names).items():
         print(f"          {operator:30} {', '.join(keys)}")
 
 

@@ -147,6 +147,7 @@ class Leads:
 
     lead: Ints
     order: Ints
+    kinds: Ints  # of each axis: 0 paired, 1 of the input, 2 of the template
     paired: int
     inputs: int
     templates: int
@@ -161,7 +162,8 @@ class Leads:
         templates = [i for i in range(rank) if a[i] == 1 and b[i] != 1]
         inputs = [i for i in range(rank) if i not in paired and i not in templates]
         sizes = [math.prod(lead[i] for i in axes) for axes in (paired, inputs, templates)]
-        return cls(lead, (*paired, *inputs, *templates), *sizes)
+        kinds = tuple(0 if i in paired else 1 if i in inputs else 2 for i in range(rank))
+        return cls(lead, (*paired, *inputs, *templates), kinds, *sizes)
 
     def _sorted(self, x: Tensor, core: int) -> Tensor:
         if len(self.order) > 1:
@@ -188,9 +190,21 @@ class Leads:
     def restored(self, x: Tensor, core: int) -> Tensor:
         """(paired * inputs, templates, *core) as (*lead, *core)."""
         tail = x.shape[x.dim() - core :]
+        return self._unsorted(x.reshape(*(self.lead[i] for i in self.order), *tail), core)
+
+    def _unsorted(self, x: Tensor, core: int) -> Tensor:
         rank = len(self.order)
-        x = x.reshape(*(self.lead[i] for i in self.order), *tail)
         if list(self.order) == sorted(self.order):
             return x
         back = sorted(range(rank), key=self.order.__getitem__)
         return x.permute(*back, *range(rank, rank + core)).contiguous()
+
+    def input_restored(self, x: Tensor, shape: Ints, core: int) -> Tensor:
+        """(paired * inputs, *core) in the shape of the input it belongs to."""
+        sizes = [1 if self.kinds[i] == 2 else self.lead[i] for i in self.order]
+        return self._unsorted(x.reshape(*sizes, *x.shape[1:]), core).reshape(shape)
+
+    def template_restored(self, x: Tensor, shape: Ints, core: int) -> Tensor:
+        """(paired, templates, *core) in the shape of the template it belongs to."""
+        sizes = [1 if self.kinds[i] == 1 else self.lead[i] for i in self.order]
+        return self._unsorted(x.reshape(*sizes, *x.shape[2:]), core).reshape(shape)

@@ -45,18 +45,9 @@ _SCHEMAS = {
         "(Tensor grad, Tensor mean, Tensor var, float count, float correction, float eps)"
         " -> (Tensor, Tensor)"
     ),
-    "gather_tiles": (
-        "(Tensor input, int[] ids, int[] geometry, bool centred, bool wide, bool pairs)"
-        " -> (Tensor, Tensor)"
-    ),
-    "tile_norms": (
-        "(Tensor stats, Tensor input, int[] ids, int[] geometry, int[] window, int[] stride,"
-        " bool zero_mean, bool local, float eps, float faint, float exact) -> (Tensor, Tensor)"
-    ),
-    "finish_tiles": (
-        "(Tensor numerators, Tensor norms, Tensor stats, Tensor input, Tensor template,"
-        " int[] ids, int[] geometry, int[] stride, int first_template, bool zero_mean, float eps,"
-        " Tensor(a!) out) -> ()"
+    "ncc_fft_grads": (
+        "(Tensor grad, Tensor input, Tensor template, Tensor score, int[] stride, bool zero_mean,"
+        " float eps, bool need_input, bool need_template) -> (Tensor, Tensor)"
     ),
     "ncc_prepare_grads": (
         "(Tensor grad, Tensor score, Tensor mean, Tensor var, float count, bool zero_mean,"
@@ -78,7 +69,7 @@ for _pattern, _schema in _SCHEMAS.items():
     for _method in METHODS if "{}" in _pattern else ("",):
         _name = _pattern.format(_method)
         library.define(_name + _schema, tags=(torch.Tag.pt2_compliant_tag,))
-        _definition = getattr(_reference, _pattern.replace("_{}", ""))
+        _definition = getattr(_reference, _pattern.replace("_{}", "").replace("_fft", ""))
         library.impl(_name, _definition, "CompositeExplicitAutograd")
 
 # The operators as the rest of the package calls them.
@@ -163,40 +154,14 @@ def _fake_local_std_grads(
     return torch.empty_like(mean), torch.empty_like(mean)
 
 
-def _fake_nothing(*_: Any) -> None:
-    return None
-
-
-def _fake_gather(
-    input: Tensor,
-    ids: Sequence[int],
-    geometry: Sequence[int],
-    centred: bool,
-    wide: bool,
-    pairs: bool,
+def _fake_ncc_both(
+    _grad: Tensor, input: Tensor, template: Tensor, *args: Any
 ) -> tuple[Tensor, Tensor]:
-    ndim = input.dim() - 2
-    dtype = _reference.wide_dtype(input) if wide else input.dtype
-    shape: tuple[int, ...] = (len(ids), input.shape[1], *geometry[4 * ndim :])
-    if pairs:
-        shape = (len(ids) // 2, *shape[1:], 2)
-    tiles = input.new_empty(shape, dtype=dtype)
-    return tiles, tiles.new_empty((len(ids), 4), dtype=_reference.wide_dtype(input))
-
-
-def _fake_norms(
-    _stats: Tensor,
-    input: Tensor,
-    ids: Sequence[int],
-    geometry: Sequence[int],
-    window: Sequence[int],
-    stride: Sequence[int],
-    *_: Any,
-) -> tuple[Tensor, Tensor]:
-    ndim = len(window)
-    own = output_size(geometry[3 * ndim : 4 * ndim], window, stride)
-    norms = input.new_empty((len(ids), *own))
-    return norms, norms.new_empty(len(ids), dtype=torch.int64)
+    need_input, need_template = args[-2:]
+    return (
+        input.new_empty(input.shape if need_input else (0,)),
+        template.new_empty(template.shape if need_template else (0,)),
+    )
 
 
 def _fake_ncc_grads(
@@ -356,47 +321,68 @@ def _save_ncc(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.spare = (None,) * (len(inputs) - 2)
 
 
-def _register_ncc(method: str) -> None:
+def _ncc_grads(
+    method: str,
+    grad: Tensor,
+    input: Tensor,
+    template: Tensor,
+    score: Tensor,
+    stride: Sequence[int],
+    zero_mean: bool,
+    eps: float,
+    need_input: bool,
+    need_template: bool,
+) -> tuple[Tensor | None, Tensor | None]:
+    """Both gradients of a score, made of operators and plain torch that can be differentiated.
+
+    In float64: the terms nearly cancel where a window resembles the template.
+    """
+    ndim = len(stride)
     input_grad, template_grad = _transposes(method)
-
-    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        input, template, score = ctx.saved_tensors
-        ndim = len(ctx.stride)
-        window = tuple(template.shape[-ndim:])
-        axes = tuple(range(-ndim, 0))
-        mean, var = ops.window_moments(input, window, ctx.stride)
-        count = _count(input.shape, window)
-        # In float64: the terms below nearly cancel where a window resembles the template.
-        wide, weights = _reference.widen(input), _reference.widen(template)
-        if wide.dtype != input.dtype:
-            args = (ctx.stride, ctx.zero_mean, ctx.eps)
-            score = getattr(ops, f"ncc_{method}")(wide, weights, *args)
-        prepare = _prepare("ncc_prepare_grads")
-        numerator_grad, grad_s1, grad_s2 = prepare(
-            *map(_reference.widen, (grad, score)), mean, var, count, ctx.zero_mean, ctx.eps
-        )
-
-        def into_input() -> Tensor:
-            centred = weights
-            if ctx.zero_mean:
-                centred = weights - weights.mean((-ndim - 1, *axes), keepdim=True)
-            shape = tuple(input.shape)
-            through_score = input_grad(numerator_grad, centred, shape, ctx.stride)
-            through_window = ops.window_combine(grad_s1, grad_s2, wide, window, ctx.stride)
-            return (through_score + through_window).to(input.dtype)
-
-        def into_template() -> Tensor:
-            shape = tuple(template.shape)
-            if not ctx.zero_mean:
-                return template_grad(numerator_grad, wide, shape, ctx.stride).to(template.dtype)
+    window, axes = tuple(template.shape[-ndim:]), tuple(range(-ndim, 0))
+    mean, var = ops.window_moments(input, window, stride)
+    count = _count(input.shape, window)
+    wide, weights = _reference.widen(input), _reference.widen(template)
+    if wide.dtype != input.dtype:
+        score = getattr(ops, f"ncc_{method}")(wide, weights, stride, zero_mean, eps)
+    prepare = _prepare("ncc_prepare_grads")
+    numerator_grad, grad_s1, grad_s2 = prepare(
+        *map(_reference.widen, (grad, score)), mean, var, count, zero_mean, eps
+    )
+    found: list[Tensor | None] = [None, None]
+    if need_input:
+        centred = weights
+        if zero_mean:
+            centred = weights - weights.mean((-ndim - 1, *axes), keepdim=True)
+        through_score = input_grad(numerator_grad, centred, tuple(input.shape), stride)
+        through_window = ops.window_combine(grad_s1, grad_s2, wide, window, stride)
+        found[0] = (through_score + through_window).to(input.dtype)
+    if need_template:
+        shape = tuple(template.shape)
+        if not zero_mean:
+            found[1] = template_grad(numerator_grad, wide, shape, stride).to(template.dtype)
+        else:
             centre = _reference.centre(input, ndim)
             level = mean - centre.squeeze(-ndim - 1)
-            through_score = template_grad(numerator_grad, wide - centre, shape, ctx.stride)
+            through_score = template_grad(numerator_grad, wide - centre, shape, stride)
             offset = (numerator_grad * level).sum(axes)[(..., None, *(None,) * ndim)]
             lead_shape = (*shape[: -ndim - 1], *(1,) * (ndim + 1))
-            return (through_score - offset.sum_to_size(lead_shape)).to(template.dtype)
+            found[1] = (through_score - offset.sum_to_size(lead_shape)).to(template.dtype)
+    return found[0], found[1]
 
-        return (_no_work(ctx, 0, into_input), _no_work(ctx, 1, into_template), *ctx.spare)
+
+def _register_ncc(method: str) -> None:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        input, template, score = ctx.saved_tensors
+        wanted = tuple(ctx.needs_input_grad[:2])
+        args = (grad, input, template, score, ctx.stride, ctx.zero_mean, ctx.eps, *wanted)
+        again = torch.is_grad_enabled() or torch._C._are_functorch_transforms_active()
+        if method == "fft" and not again:
+            grads = ops.ncc_fft_grads(*args)
+        else:
+            grads = _ncc_grads(method, *args)
+        chosen = (g if want else None for g, want in zip(grads, wanted, strict=True))
+        return (*chosen, *ctx.spare)
 
     _register_autograd(f"ncc_{method}", backward, _save_ncc)
     torch.library.register_fake(_qualified(f"ncc_{method}"), _fake_score, lib=library)
@@ -418,8 +404,6 @@ for _name, _fake, _setup, _rule in (
 for _name, _shape_rule in (
     ("local_std_prepare_grads", _fake_local_std_grads),
     ("ncc_prepare_grads", _fake_ncc_grads),
-    ("finish_tiles", _fake_nothing),
-    ("gather_tiles", _fake_gather),
-    ("tile_norms", _fake_norms),
+    ("ncc_fft_grads", _fake_ncc_both),
 ):
     torch.library.register_fake(_qualified(_name), _shape_rule, lib=library)

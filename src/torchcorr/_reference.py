@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -218,165 +217,41 @@ def ncc_prepare_grads(
     return numerator_grad.to(grad.dtype), grad_s1, -share / 2
 
 
-# --- tiles: what the overlap-save engine cuts, divides by and puts together -----------------------
-
-
-def _tile_slices(numbers: Sequence[int], tile: int, size: Sequence[int]) -> list[tuple[Any, Any]]:
-    """For each axis where a tile's elements lie: slice of the tile, slice of the input."""
-    ndim = len(size)
-    grid, step, pad, extent, _ = (numbers[i * ndim : (i + 1) * ndim] for i in range(5))
-    slices = []
-    for axis in reversed(range(ndim)):
-        start = tile % grid[axis] * step[axis] - pad[axis]
-        tile //= grid[axis]
-        begin = min(max(-start, 0), extent[axis])
-        end = max(min(size[axis] - start, extent[axis]), begin)
-        slices.append((slice(begin, end), slice(start + begin, start + end)))
-    return slices[::-1]
-
-
-def _cut(input: Tensor, ids: Sequence[int], numbers: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """The tiles of items (I, C, *size) as they are, and a mask of what lies in the input."""
-    ndim = input.dim() - 2
-    per_item = math.prod(numbers[:ndim])
-    tiles = input.new_zeros((len(ids), input.shape[1], *numbers[4 * ndim :]))
-    there = torch.zeros_like(tiles, dtype=torch.bool)
-    for row, i in enumerate(ids):
-        if i < 0:
-            continue
-        to, source = zip(*_tile_slices(numbers, i % per_item, input.shape[2:]), strict=True)
-        tiles[(row, slice(None), *to)] = input[(i // per_item, slice(None), *source)]
-        there[(row, slice(None), *to)] = True
-    return tiles, there
-
-
-def gather_tiles(
-    input: Tensor,
-    ids: Sequence[int],
-    geometry: Sequence[int],
-    centred: bool,
-    wide: bool,
-    pairs: bool,
-) -> tuple[Tensor, Tensor]:
-    """Tiles minus a level each, times a power of two each, 0 where not finite; and for each tile
-    (level, scale, mean square, 1 if all is finite). Tile -1 is zero. As pairs, two tiles are one
-    with an axis of 2 at the end.
-    """
-    raw, there = _cut(input, ids, geometry)
-    x = widen(raw)
-    finite = torch.isfinite(x) & there
-    axes = tuple(range(1, x.dim()))
-    count = finite.sum(axes, keepdim=True)
-    level = torch.where(finite, x, 0.0).sum(axes, keepdim=True) / count.clamp(min=1)
-    level = torch.nan_to_num(level.to(torch.float32).to(x.dtype), 0, 0, 0)
-    if not centred:
-        level = torch.zeros_like(level)
-    deviation = torch.where(finite, x - level, 0.0)
-    # Divided by the largest before it is squared, so that nothing leaves the range.
-    peak = deviation.abs().amax(axes, keepdim=True)
-    unit = torch.where(peak > 0, peak, torch.ones_like(peak))
-    root = unit * (deviation / unit).square().sum(axes, keepdim=True).div(count.clamp(min=1)).sqrt()
-    scale = torch.ldexp(torch.ones_like(root), -torch.frexp(root).exponent)
-    deviation = deviation * scale
-    stats = (level, scale, deviation.square().mean(axes, keepdim=True))
-    whole = (finite | ~there).all(-1).flatten(1).all(1)
-    columns = [*(s.flatten() for s in stats), whole.to(x.dtype)]
-    tiles = deviation if wide else deviation.to(input.dtype)
-    if pairs:
-        tiles = torch.stack((tiles[0::2], tiles[1::2]), -1)
-    return tiles, torch.stack(columns, 1)
-
-
-def tile_norms(
-    stats: Tensor,
-    input: Tensor,
-    ids: Sequence[int],
-    geometry: Sequence[int],
-    window: Sequence[int],
-    stride: Sequence[int],
-    zero_mean: bool,
-    local: bool,
-    eps: float,
-    faint: float,
-    exact: float,
-) -> tuple[Tensor, Tensor]:
-    """1 / (N deviation) of each window of each scaled tile: 0 where it is flat, -1 where it is
-    fainter than the limits, NaN where it holds a NaN or an Inf. And how many of each are -1.
-    """
-    ndim = len(window)
-    count = input.shape[1] * math.prod(window)
-    raw, there = _cut(input, ids, geometry)
-    inside = (..., *(slice(0, n) for n in geometry[3 * ndim : 4 * ndim]))
-    raw, there = raw[inside], there[inside]
-    inner = windows(there, window, stride).all(-1).flatten(-ndim).all(-1)
-    level, scale, power = (s[(slice(None), *(None,) * (ndim + 1))] for s in stats.unbind(1)[:3])
-    x = torch.where(there, (widen(raw) - level) * scale, 0.0)
-    x = torch.where(torch.isfinite(raw) | ~there, x, torch.nan)
-    axes = tuple(range(-ndim - 1, 0))
-    seen, seen_raw = windows(x, window, stride), windows(raw, window, stride)
-    total = seen.square().mean(axes)
-    energy = total - seen.mean(axes).square() if zero_mean else total
-    softened = energy + eps * scale.squeeze(1).square()
-    if local:
-        limit = total * max(faint, exact)
-    else:
-        # The noise of a transform is that of both tiles of a pair.
-        both = power.unflatten(0, (-1, 2)).sum(1).repeat_interleave(2, 0)
-        limit = faint * both.squeeze(1)
-    is_faint = (energy <= exact * total) | (softened < torch.maximum(limit, exact * total))
-    lowest, highest = seen_raw.amin(axes), seen_raw.amax(axes)
-    flat = is_faint & (lowest == highest) & (zero_mean | (lowest == 0))
-    is_faint = is_faint & inner
-    norm = 1 / (count * torch.sqrt(torch.where(is_faint, 1.0, softened)))
-    norm = torch.where(flat, 0.0, torch.where(is_faint, -1.0, norm))
-    return norm.to(input.dtype), (is_faint & ~flat).flatten(1).sum(1)
-
-
-def finish_tiles(
-    numerators: Tensor,
-    norms: Tensor,
-    stats: Tensor,
+def ncc_grads(
+    grad: Tensor,
     input: Tensor,
     template: Tensor,
-    ids: Sequence[int],
-    geometry: Sequence[int],
+    score: Tensor,
     stride: Sequence[int],
-    first_template: int,
     zero_mean: bool,
     eps: float,
-    out: Tensor,
-) -> None:
-    """Writes scores: numerator * norm, or the definition where the norm is -1."""
+    need_input: bool,
+    need_template: bool,
+) -> tuple[Tensor, Tensor]:
+    """Both gradients of `ncc`; one that is not needed is empty (math.md, ZNCC, gradients)."""
     ndim = len(stride)
-    per_item = math.prod(geometry[:ndim])
-    own = norms.shape[1:]
-    if numerators.dim() == ndim + 3:
-        numerators = numerators.movedim(-1, 1).flatten(0, 1)
-    if numerators.shape[2:] != own:
-        numerators = numerators[
-            (..., *(slice(0, (n - 1) * s + 1, s) for n, s in zip(own, stride, strict=True)))
-        ]
-    templates = range(first_template, first_template + numerators.shape[1])
-    for row, i in enumerate(ids):
-        if i < 0:
-            continue
-        item, tile = divmod(i, per_item)
-        to: list[slice] = []
-        source: list[slice] = []
-        for axis in reversed(range(ndim)):
-            first = tile % geometry[axis] * own[axis]
-            tile //= geometry[axis]
-            n = min(own[axis], out.shape[2 + axis] - first)
-            to.insert(0, slice(first, first + n))
-            source.insert(0, slice(0, n))
-        norm = norms[(row, *source)]
-        score = (numerators[(row, slice(None), *source)] * norm).clamp(-1, 1)
-        score = torch.where(norm == 0, torch.zeros_like(score), score).to(out.dtype)
-        faint = norm < 0
-        if faint.any():
-            paired = template[item // (input.shape[0] // template.shape[0])]
-            exact = ncc(
-                input[item], paired[templates.start : templates.stop], stride, zero_mean, eps
-            )
-            score = torch.where(faint, exact[(slice(None), *to)], score)
-        out[(item, slice(templates.start, templates.stop), *to)] = score
+    window, axes = tuple(template.shape[-ndim:]), tuple(range(-ndim, 0))
+    mean, var = window_moments(input, window, stride)
+    count = template.shape[-ndim - 1] * math.prod(window)
+    wide, weights = widen(input), widen(template)
+    score = ncc(wide, weights, stride, zero_mean, eps)
+    numerator_grad, s1, s2 = ncc_prepare_grads(widen(grad), score, mean, var, count, zero_mean, eps)
+    for_input, for_template = input.new_empty(0), template.new_empty(0)
+    if need_input:
+        level = weights.mean((-ndim - 1, *axes), keepdim=True) if zero_mean else 0.0
+        through_score = correlate_input_grad(numerator_grad, weights - level, input.shape, stride)
+        found = through_score + window_combine(s1, s2, wide, window, stride)
+        for_input = found.to(input.dtype)
+    if need_template:
+        base = (
+            centre(input, ndim)
+            if zero_mean
+            else torch.zeros_like(wide[(..., *(slice(1),) * (ndim + 1))])
+        )
+        found = correlate_template_grad(numerator_grad, wide - base, template.shape, stride)
+        if zero_mean:
+            level = mean - base.squeeze(-ndim - 1)
+            offset = (numerator_grad * level).sum(axes)[(..., None, *(None,) * ndim)]
+            found = found - offset.sum_to_size((*template.shape[: -ndim - 1], *(1,) * (ndim + 1)))
+        for_template = found.to(template.dtype)
+    return for_input, for_template

@@ -37,7 +37,7 @@ def _faint(result: torch.dtype, working: torch.dtype) -> float:
     return (_NOISE * unit / _TOLERANCE[result]) ** 2
 
 
-class _Engine:
+class TiledScores:
     """One call: normal forms, their tiles and what all batches share."""
 
     def __init__(
@@ -61,22 +61,24 @@ class _Engine:
         self.window = list(self.problem.window)
         self.count = self.problem.channels * math.prod(self.window)
         self.zero_mean, self.eps = zero_mean, eps
-        shape = (leads.paired * leads.inputs, leads.templates, *self.tiling.positions)
-        self.out = input.new_empty(shape)
         self.spectra = TemplateSpectra(self.template, self.tiling, stride, method == "fft")
         self.local = method == "direct"
 
     def run(self) -> Tensor:
+        leads = self.problem.leads
+        shape = (leads.paired * leads.inputs, leads.templates, *self.tiling.positions)
+        self.out = self.input.new_empty(shape)
         for pairs, ids in _choose.batches(self.problem, self.plan):
             self._batch(pairs, ids)
-        return self.problem.leads.restored(self.out, len(self.stride))
+        return leads.restored(self.out, len(self.stride))
 
-    def _tiles(self, ids: list[int], centred: bool, wide: bool) -> tuple[Tensor, Tensor]:
+    def tiles(self, ids: list[int], centred: bool, wide: bool) -> tuple[Tensor, Tensor]:
         return ops.gather_tiles(self.input, ids, self.geometry, centred, wide, not self.local)
 
-    def _batch(self, pairs: slice, ids: list[int]) -> None:
-        tiles, stats = self._tiles(ids, self.zero_mean, False)
-        norms, faint = ops.tile_norms(
+    def norms(self, ids: list[int], stats: Tensor, means: bool) -> tuple[Tensor, set[int], Tensor]:
+        """Norms, the places in `ids` of tiles that need float64, and means if asked for."""
+        dtype = self.input.dtype
+        norms, faint, mean = ops.tile_norms(
             stats,
             self.input,
             ids,
@@ -86,11 +88,16 @@ class _Engine:
             self.zero_mean,
             self.local,
             self.eps,
-            _faint(tiles.dtype, tiles.dtype),
-            _EXACT[tiles.dtype],
+            _faint(dtype, dtype),
+            _EXACT[dtype],
+            means,
         )
         again = _AGAIN * math.prod(self.tiling.length)
-        hard = {i for i, n in enumerate(faint.tolist()) if n * self.count > again}
+        return norms, {i for i, n in enumerate(faint.tolist()) if n * self.count > again}, mean
+
+    def _batch(self, pairs: slice, ids: list[int]) -> None:
+        tiles, stats = self.tiles(ids, self.zero_mean, False)
+        norms, hard, _ = self.norms(ids, stats, False)
         if not hard:
             self._finish(pairs, ids, tiles, norms, stats)
             return
@@ -102,39 +109,41 @@ class _Engine:
             group = slice(pairs.start + k, pairs.start + k + 1)
             soft = [ids[i] for i in own if i not in hard and ids[i] >= 0]
             if soft:
-                self._batch(group, self._even(soft))
+                self._batch(group, self.even(soft))
             chosen = [i for i in own if i in hard]
             if chosen:
                 poisoned = norms[chosen].isnan()
-                self._wide(group, self._even([ids[i] for i in chosen]), poisoned)
+                self._wide(group, self.even([ids[i] for i in chosen]), poisoned)
 
-    def _even(self, ids: list[int]) -> list[int]:
+    def even(self, ids: list[int]) -> list[int]:
         """Tiles as transforms take them: an even number, filled up with an empty one."""
         return ids if self.local or len(ids) % 2 == 0 else [*ids, _choose.EMPTY]
 
     def _wide(self, pairs: slice, ids: list[int], poisoned: Tensor) -> None:
-        """Tiles in float64, with moments merged so that nothing cancels."""
-        ndim = len(self.stride)
-        raw, raw_stats = self._tiles(ids, False, True)
-        if not self.local:
-            raw = raw.movedim(-1, 1).flatten(0, 1)
-        inside = (..., *(slice(0, n) for n in self.tiling.extent))
-        mean, var = ops.window_moments(raw[inside], self.window, self.stride)
-        del raw
-        tiles, stats = self._tiles(ids, self.zero_mean, True)
-        column = (slice(None), *(None,) * ndim)
-        energy = var if self.zero_mean else var + mean.square()
-        energy = energy * (stats[:, 1] / raw_stats[:, 1]).square()[column]
-        softened = energy + self.eps * stats[:, 1].square()[column]
-        power = stats[:, 2]
-        if not self.local:
-            power = power.unflatten(0, (-1, 2)).sum(1).repeat_interleave(2)
-        limit = _faint(self.out.dtype, tiles.dtype) * power[column]
-        norms = 1 / (self.count * softened.sqrt())
-        norms = torch.where(softened < limit, -1.0, norms)
-        norms = torch.where(energy == 0, 0.0, norms)
+        tiles, stats = self.tiles(ids, self.zero_mean, True)
+        norms, _ = self.wide_norms(ids, stats)
         norms[: len(poisoned)].masked_fill_(poisoned, torch.nan)
         self._finish(pairs, ids, tiles, norms, stats)
+
+    def wide_norms(self, ids: list[int], stats: Tensor) -> tuple[Tensor, Tensor]:
+        """Norms and means in float64, from moments that are merged so that nothing cancels."""
+        raw, raw_stats = self.tiles(ids, False, True)
+        power, column = stats[:, 2], (slice(None), *(None,) * len(self.stride))
+        if not self.local:
+            raw = raw.movedim(-1, 1).flatten(0, 1)
+            power = power.unflatten(0, (-1, 2)).sum(1).repeat_interleave(2)
+        inside = (..., *(slice(0, n) for n in self.tiling.extent))
+        mean, var = ops.window_moments(raw[inside], self.window, self.stride)
+        # Both in the units of the centred tiles.
+        unit, scale = raw_stats[:, 1][column], stats[:, 1][column]
+        energy = (var if self.zero_mean else var + mean.square()) * (scale / unit).square()
+        mean = (mean / unit - stats[:, 0][column]) * scale
+        softened = energy + self.eps * scale.square()
+        norms = 1 / (self.count * softened.sqrt())
+        limit = _faint(self.input.dtype, torch.float64) * power[column]
+        norms = torch.where(softened < limit, -1.0, norms)
+        norms = torch.where(energy == 0, 0.0, norms)
+        return norms, mean if self.zero_mean else torch.zeros_like(mean)
 
     def _finish(
         self, pairs: slice, ids: list[int], tiles: Tensor, norms: Tensor, stats: Tensor
@@ -166,7 +175,7 @@ def _score(
 ) -> Tensor:
     if input.numel() == 0 or template.numel() == 0:
         return _reference.ncc(input, template, stride, zero_mean, eps)
-    return _Engine(method, input, template, stride, zero_mean, eps).run()
+    return TiledScores(method, input, template, stride, zero_mean, eps).run()
 
 
 for _key in ("CPU", "CUDA"):

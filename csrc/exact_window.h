@@ -1,0 +1,31 @@
+// One window from its definition, for the few whose sums are not to be trusted.
+#pragma once
+
+#include "common.h"
+
+namespace torchcorr {
+
+struct ExactWindow {
+  int64_t channels, window[3];
+  double count, eps;
+  bool zero_mean;
+};
+
+// Of the elements times `scale`: their mean (0 where it is not subtracted) and the sum of the
+// squares about it.
+struct WindowMoments {
+  double level, squares;
+};
+
+// `x` is the window's first element; strides count elements from channel to channel, plane to
+// plane and row to row.
+WindowMoments moments_of_window(const float* x, const int64_t (&stride)[3], const ExactWindow& by,
+                                double scale);
+WindowMoments moments_of_window(const double* x, const int64_t (&stride)[3], const ExactWindow& by,
+                                double scale);
+double score_of_window(const float* x, const int64_t (&stride)[3], const double* weights,
+                       const ExactWindow& by, double scale);
+double score_of_window(const double* x, const int64_t (&stride)[3], const double* weights,
+                       const ExactWindow& by, double scale);
+
+}  // namespace torchcorr
