@@ -96,6 +96,18 @@ TORCHCORR_INLINE double score(const T* x, const int64_t (&stride)[3], const doub
   return products / (by.count * std::sqrt(energy));
 }
 
+template <class T>
+TORCHCORR_INLINE double plain_sum(const T* x, const int64_t (&stride)[3], const double* weights,
+                                  const ExactWindow& by) {
+  double sum = 0;
+  over_rows(x, stride, weights, by, [&](const T* r, const double* w) TORCHCORR_FLAT {
+    // A NaN stays one: the rest need not be read.
+    if (sum == sum) sum += row_products(by.window[2], r, 1.0, 0.0, w);
+    return 0.0;
+  });
+  return sum;
+}
+
 }  // namespace
 
 #define TORCHCORR_WINDOW(T)                                                                     \
@@ -107,6 +119,10 @@ TORCHCORR_INLINE double score(const T* x, const int64_t (&stride)[3], const doub
                                           const double* weights, const ExactWindow& by,         \
                                           double scale) {                                       \
     return score(x, stride, weights, by, scale);                                                \
+  }                                                                                             \
+  TORCHCORR_CLONES double sum_of_window(const T* x, const int64_t (&stride)[3],                 \
+                                        const double* weights, const ExactWindow& by) {         \
+    return plain_sum(x, stride, weights, by);                                                   \
   }
 TORCHCORR_WINDOW(float)
 TORCHCORR_WINDOW(double)

@@ -28,4 +28,10 @@ double score_of_window(const float* x, const int64_t (&stride)[3], const double*
 double score_of_window(const double* x, const int64_t (&stride)[3], const double* weights,
                        const ExactWindow& by, double scale);
 
+// The plain sum of products, with what IEEE says of an Inf or a NaN.
+double sum_of_window(const float* x, const int64_t (&stride)[3], const double* weights,
+                     const ExactWindow& by);
+double sum_of_window(const double* x, const int64_t (&stride)[3], const double* weights,
+                     const ExactWindow& by);
+
 }  // namespace torchcorr

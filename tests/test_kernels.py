@@ -22,6 +22,7 @@ NAMES = (
     "window_combine",
     "local_std",
     "local_std_prepare_grads",
+    "standardise",
     "gather_tiles",
     "tile_norms",
     "finish_tiles",

@@ -28,6 +28,8 @@ def scores(method, dtype):
     yield f"{name}_input_grad", (delta, template, [2, 3, 7, 8], STRIDE)
     yield f"{name}_template_grad", (delta, image, [4, 1, 3, 3, 2], STRIDE)
     if not dtype.is_complex:
+        yield "standardise", (template, 2, True)
+        yield "standardise", (template, 2, False)
         for zero_mean in (True, False):
             yield f"ncc_{method}", (image, template, STRIDE, zero_mean, 0.1)
             if method == "fft":
@@ -73,6 +75,10 @@ def tiles(dtype):
             "repair_norms",
             (norms.neg(), means, *rest[:2], ids, geometry, window, steps, True, 0.1),
         )
+        sums = (draw((2, 4, *tiling.length, 2), seed=8), stats)
+        for bound in (None, draw(sums[0].shape, torch.float32, 9)):
+            args = (image, taps, ids, geometry, steps, 0, 1e-15, 1e-7, 3, torch.zeros_like(out))
+            yield "finish_sums", (*sums, bound, None, *args)
         grad, score = draw(out.shape, dtype, 3), draw(out.shape, dtype, 4)
         square, mean = torch.zeros_like(norms), torch.zeros_like(norms)
         upstream = (grad, score, norms, means, ids, geometry, steps, 18.0, 1, 2, False)

@@ -147,6 +147,31 @@ def test_finish(name: str, dtype: torch.dtype, pairs: bool) -> None:
     same(out[:, 1:], want[:, 1:], 1e-6, 1e-7 if dtype == torch.float32 else 1e-11)
 
 
+@every_geometry
+@every_dtype
+@pytest.mark.parametrize("budget", (0, 5, 10**6))
+@pytest.mark.parametrize("bounded", (True, False))
+def test_sums(name: str, dtype: torch.dtype, budget: int, bounded: bool) -> None:
+    tiling, ids = tilings(name, True)
+    image, templates = image_of(name, dtype) - 5, 3
+    image[1, :, : image.shape[2] // 3] = 0
+    taps = draw((1, templates + 1, 2, *tiling.window), seed=1)
+    _, stats = ops.gather_tiles(image, ids, tiling.numbers, True, True, True)
+    shape = (len(ids) // 2, templates, *tiling.length, 2)
+    numerators = draw(shape, seed=2) - 0.5
+    bound = draw(shape, torch.float32, 3) if bounded else None
+    rest = (stats, bound, None, image, taps, ids, tiling.numbers, list(tiling.stride), 1)
+    limits = (10.0, 1.0, budget)
+    out = torch.full((2, templates + 1, *tiling.positions), math.nan, dtype=dtype)
+    want = out.clone()
+    left = ops.finish_sums(numerators, *rest, *limits, out)
+    want_left = _reference_tiles.finish_sums(numerators, *rest, *limits, want)
+    assert torch.equal(left, want_left)
+    assert (left > 0).any() or budget > 0 or name != "2d"
+    assert budget < 10**6 or not (left > 0).any()
+    same(out, want, 1e-6 if dtype == torch.float32 else 1e-12, 1e-12)
+
+
 def _normed(name: str, dtype: torch.dtype, wide: bool):
     """Tiles of pairs with norms and means, in their own or in double precision."""
     tiling, ids = tilings(name, True)

@@ -74,6 +74,7 @@ class Problem:
     leads: Leads
     itemsize: int
     threads: int
+    normalised: bool  # a score; a plain sum is transformed in float64 and needs no norms
 
 
 # Lengths of tiles that are tried, for inputs that are longer.
@@ -102,6 +103,11 @@ def _tiling(problem: Problem, grid: Sequence[int], fast: bool) -> Tiling:
     return Tiling.cut(problem.size, problem.window, problem.stride, grid, fast=fast)
 
 
+def _transformed_size(problem: Problem) -> int:
+    """Bytes of an element that is transformed: sums take float64, scores what they come in."""
+    return problem.itemsize if problem.normalised else max(8, problem.itemsize)
+
+
 def _bytes(problem: Problem, tiling: Tiling, method: str) -> tuple[int, int]:
     """Of a tile whatever the templates, and of a tile and template."""
     n, m = math.prod(tiling.length), math.prod(tiling.outputs)
@@ -109,7 +115,8 @@ def _bytes(problem: Problem, tiling: Tiling, method: str) -> tuple[int, int]:
     if method == "fft":
         fixed += n * problem.channels
         each = n if problem.leads.templates == problem.channels == 1 else 2 * n
-    return fixed * problem.itemsize, each * problem.itemsize
+    width = problem.itemsize if method == "direct" else _transformed_size(problem)
+    return fixed * width, each * width
 
 
 def _batched(problem: Problem, tiling: Tiling, method: str) -> Plan:
@@ -134,7 +141,11 @@ def _cost(problem: Problem, tiling: Tiling, method: str, batch: int, templates: 
     each = leads.inputs * tiling.tiles
     tiles = leads.paired * (each + each % 2 if method == "fft" else each)
     steps = -(-tiles // batch) * -(-leads.templates // templates)
-    cost = steps * _BATCH + tiles * problem.channels * n * _TILE_ELEMENT * width
+    cost = steps * _BATCH
+    if method == "fft":
+        width = _transformed_size(problem) / 4
+    if problem.normalised or method == "fft":
+        cost += tiles * problem.channels * n * _TILE_ELEMENT * width
     if method == "direct":
         scores = tiles * leads.templates * math.prod(tiling.outputs)
         products = problem.channels * math.prod(problem.window)
@@ -181,7 +192,7 @@ def _direct_tiling(problem: Problem) -> Tiling:
     return _tiling(problem, grid, False)
 
 
-def problem_of(input: Tensor, template: Tensor, stride: Sequence[int]) -> Problem:
+def problem_of(input: Tensor, template: Tensor, stride: Sequence[int], normalised: bool) -> Problem:
     """The problem of two tensors in normal form."""
     ndim = len(stride)
     return Problem(
@@ -192,15 +203,20 @@ def problem_of(input: Tensor, template: Tensor, stride: Sequence[int]) -> Proble
         Leads.of(tuple(input.shape[: -ndim - 1]), tuple(template.shape[: -ndim - 1])),
         input.element_size(),
         torch.get_num_threads(),
+        normalised,
     )
 
 
-def plan_for(input: Tensor, template: Tensor, stride: Sequence[int], method: str) -> Plan:
+def plan_for(
+    input: Tensor, template: Tensor, stride: Sequence[int], method: str, normalised: bool
+) -> Plan:
     """The plan of two tensors in normal form."""
-    return make_plan(problem_of(input, template, stride), method)
+    return make_plan(problem_of(input, template, stride, normalised), method)
 
 
-def resolve(input: Tensor, template: Tensor, stride: Sequence[int], method: str) -> str:
+def resolve(
+    input: Tensor, template: Tensor, stride: Sequence[int], method: str, normalised: bool
+) -> str:
     """`direct` or `fft` for two tensors in normal form."""
     if method != "auto":
         return method
@@ -208,7 +224,7 @@ def resolve(input: Tensor, template: Tensor, stride: Sequence[int], method: str)
         # Sizes may be symbols, which no plan can be looked up for: the usual crossover must do.
         products = math.prod(template.shape[-len(stride) - 1 :])
         return "direct" if products <= _CROSSOVER else "fft"
-    return plan_for(input, template, stride, method).method
+    return plan_for(input, template, stride, method, normalised).method
 
 
 def batches(problem: Problem, plan: Plan) -> Iterator[tuple[slice, list[int]]]:

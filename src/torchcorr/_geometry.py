@@ -130,6 +130,18 @@ class Tiling:
         """Tiles of one item."""
         return math.prod(self.grid)
 
+    def slices(self, tile: int) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
+        """The elements of the input that a tile's windows hold, and its positions."""
+        seen, to = [], []
+        for axis in reversed(range(len(self.grid))):
+            index, tile = tile % self.grid[axis], tile // self.grid[axis]
+            first = index * self.outputs[axis]
+            last = min(first + self.outputs[axis], self.positions[axis])
+            to.append(slice(first, last))
+            step, k = self.stride[axis], self.window[axis]
+            seen.append(slice(first * step, (last - 1) * step + k))
+        return tuple(seen[::-1]), tuple(to[::-1])
+
     @property
     def numbers(self) -> list[int]:
         """What the tile operators take: grid, step, pad, extent and length, one after another."""

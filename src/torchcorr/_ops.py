@@ -32,6 +32,7 @@ _SCHEMAS = {
     "ncc_{}": (
         "(Tensor input, Tensor template, int[] stride, bool zero_mean, float eps) -> Tensor"
     ),
+    "standardise": "(Tensor template, int ndim, bool zero_mean) -> Tensor",
     "window_sum": "(Tensor input, int[] window, int[] stride) -> Tensor",
     "window_spread": "(Tensor grad, int[] window, int[] input_shape, int[] stride) -> Tensor",
     "window_moments": "(Tensor input, int[] window, int[] stride) -> (Tensor, Tensor)",
@@ -321,6 +322,33 @@ def _save_ncc(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.spare = (None,) * (len(inputs) - 2)
 
 
+def _fake_standardise(template: Tensor, *_: Any) -> Tensor:
+    return template.new_empty(template.shape, dtype=_reference.wide_dtype(template))
+
+
+def _save_template(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(inputs[0])
+    ctx.ndim, ctx.zero_mean = inputs[1:]
+
+
+def _standardise_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    (template,) = ctx.saved_tensors
+    axes = tuple(range(-ctx.ndim - 1, 0))
+    standard = ops.standardise(template, ctx.ndim, ctx.zero_mean)
+    wide = _reference.widen(template)
+    if ctx.zero_mean:
+        grad = grad - grad.mean(axes, keepdim=True)
+        wide = wide - wide.mean(axes, keepdim=True)
+    # The mean product of a deviation and its standardised self is the deviation's size.
+    size = (wide * standard).mean(axes, keepdim=True)
+    flat = (standard == 0).all(-1, keepdim=True)
+    for axis in axes[:-1]:
+        flat = flat.all(axis, keepdim=True)
+    through = grad - standard * (grad * standard).mean(axes, keepdim=True)
+    found = torch.where(flat, 0.0, through / torch.where(flat, 1.0, size))
+    return found.to(template.dtype), None, None
+
+
 def _ncc_grads(
     method: str,
     grad: Tensor,
@@ -398,6 +426,7 @@ for _name, _fake, _setup, _rule in (
     ("window_moments", _fake_moments, _save_input, _moments_backward),
     ("window_combine", _fake_combine, _save_combine, _combine_backward),
     ("local_std", _fake_window_map, _save_input, _local_std_backward),
+    ("standardise", _fake_standardise, _save_template, _standardise_backward),
 ):
     torch.library.register_fake(_qualified(_name), _fake, lib=library)
     _register_autograd(_name, _rule, _setup)

@@ -12,11 +12,17 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from . import _reference
+from . import _choose, _reference
 from ._geometry import Tiling, dilated_size, fast_length
 from ._ops import library, ops
 
 _KEYS = ("CPU", "CUDA")
+# Rounding that transforms in float64 leave, beside the larger of a tile's two sides.
+_NOISE = 64.0
+# What a sum may be off, in roundings of its sum of absolute products.
+_ULPS = 16.0
+# Multiply-adds of windows computed again, for each element of a tile, that are worth it.
+_AGAIN = 32
 # Parts of template spectra kept for the batches of one call.
 _KEPT = 64
 
@@ -85,41 +91,17 @@ def finite_correlate(input: Tensor, template: Tensor, stride: Sequence[int]) -> 
     return _crop(_inverse(product, lengths, input.is_complex()), valid, stride)
 
 
-def _non_finite_terms(input: Tensor, template: Tensor, stride: Sequence[int]) -> Tensor:
-    """0, or the Inf or NaN to which the non-finite elements of each window sum by IEEE rules."""
-
-    def meets(elements: Tensor, weights: Tensor) -> Tensor:
-        hits = finite_correlate(elements.to(torch.float64), weights.to(torch.float64), stride)
-        return hits > 0.5
-
-    above, below = input == torch.inf, input == -torch.inf
-    to_nan = meets(input.isnan(), torch.ones_like(template)) | meets(above | below, template == 0)
-    up = meets(above, template > 0) | meets(below, template < 0)
-    down = meets(above, template < 0) | meets(below, template > 0)
-    terms = torch.zeros(up.shape, dtype=torch.float64, device=input.device)
-    terms = terms.masked_fill(up, torch.inf).masked_fill(down, -torch.inf)
-    return terms.masked_fill(to_nan | (up & down), torch.nan)
-
-
 def correlate(input: Tensor, template: Tensor, stride: Sequence[int]) -> Tensor:
-    ndim = len(stride)
     if input.numel() == 0 or template.numel() == 0:
         return _reference.correlate(input, template, stride)
-    wide, weights = _reference.widen(input), _reference.widen(template)
     if input.is_complex():
         if not torch.isfinite(input).all():
             return _reference.correlate(input, template, stride)
+        wide, weights = _reference.widen(input), _reference.widen(template)
         return finite_correlate(wide, weights, stride).to(input.dtype).contiguous()
-    centre = _reference.centre(input, ndim)
-    finite = torch.isfinite(wide)
-    centred = torch.where(finite, wide - centre, 0.0)
-    level = (
-        centre.squeeze(-ndim - 1) * weights.sum(tuple(range(-ndim - 1, 0)))[(..., *(None,) * ndim)]
-    )
-    total = finite_correlate(centred, weights, stride) + level
-    if not finite.all():
-        total = total + _non_finite_terms(input, template, stride)
-    return total.to(input.dtype).contiguous()
+    if not torch.isfinite(template).all():
+        return _reference.correlate(input, template, stride)
+    return TiledSums(input, template, stride).run()
 
 
 def correlate_input_grad(
@@ -216,6 +198,123 @@ def numerators(
                 product = _sum_channels(found, weights, ndim)
             result = torch.view_as_real(torch.fft.ifftn(product, dim=axes, norm="forward"))
         yield first, result.reshape(tiles.shape[0], *result.shape[2:])
+
+
+class TiledSums:
+    """One correlation in tiles, in float64, each value within a few roundings of its own terms.
+
+    A value that is large beside what rounding left in its tile is known to be right. For tiles
+    that have many others, the sums of absolute products tell; windows that these do not vouch for
+    come from the definition, whole tiles of them from the direct loop.
+    """
+
+    def __init__(self, input: Tensor, template: Tensor, stride: Sequence[int]) -> None:
+        ndim = len(stride)
+        self.problem = _choose.problem_of(input, template, stride, False)
+        self.plan = _choose.make_plan(self.problem, "fft")
+        self.tiling = _choose.tiling_of(self.problem, self.plan)
+        self.geometry, self.stride = self.tiling.numbers, list(stride)
+        leads = self.problem.leads
+        self.input = leads.input(input, ndim + 1).contiguous()
+        self.template = leads.template(_reference.widen(template), ndim + 1).contiguous()
+        self.spectra = TemplateSpectra(self.template, self.tiling, stride, True)
+        self.sizes: TemplateSpectra | None = None
+        self.count = self.problem.channels * math.prod(self.problem.window)
+        unit = torch.finfo(input.dtype).eps / 2
+        self.noise = _NOISE * torch.finfo(torch.float64).eps / 2
+        self.allowed = _ULPS * unit
+        self.budget = max(1, _AGAIN * math.prod(self.tiling.length) // self.count)
+
+    def run(self) -> Tensor:
+        leads = self.problem.leads
+        shape = (leads.paired * leads.inputs, leads.templates, *self.tiling.positions)
+        self.out = self.input.new_empty(shape)
+        for pairs, ids in _choose.batches(self.problem, self.plan):
+            self._batch(pairs, ids)
+        return leads.restored(self.out, len(self.stride))
+
+    def _batch(self, pairs: slice, ids: list[int]) -> None:
+        tiles, stats = ops.gather_tiles(self.input, ids, self.geometry, True, True, True)
+        marked = None
+        if not bool((stats[:, 3] != 0).all()):
+            window = list(self.problem.window)
+            place = (self.input, ids, self.geometry, window, self.stride)
+            norms = ops.tile_norms(stats, *place, False, False, 0.0, 0.0, 0.0, False)[0]
+            marked = norms.isnan()
+        doubtful: dict[int, set[int]] = {}
+        for first, found in numerators(tiles, self.spectra, pairs, self.plan.templates):
+            left = self._finish(found, stats, None, marked, ids, first)
+            for i in left:
+                doubtful.setdefault(i, set()).add(first)
+        if doubtful:
+            self._judge(pairs, ids, marked, doubtful)
+
+    def _finish(
+        self,
+        found: Tensor,
+        stats: Tensor,
+        bound: Tensor | None,
+        marked: Tensor | None,
+        ids: list[int],
+        first: int,
+    ) -> list[int]:
+        """Writes values; the tiles that keep too many doubtful ones."""
+        left = ops.finish_sums(
+            found,
+            stats,
+            bound,
+            marked,
+            self.input,
+            self.template,
+            ids,
+            self.geometry,
+            self.stride,
+            first,
+            self.noise,
+            self.allowed,
+            self.budget,
+            self.out,
+        )
+        return [i for i, n in enumerate(left.tolist()) if n > 0]
+
+    def _judge(
+        self, pairs: slice, ids: list[int], marked: Tensor | None, doubtful: dict[int, set[int]]
+    ) -> None:
+        """Tiles again, with the sums of absolute products beside them; then by the direct loop."""
+        if self.sizes is None:
+            self.sizes = TemplateSpectra(self.template.abs(), self.tiling, self.stride, True)
+        groups = pairs.stop - pairs.start
+        each = len(ids) // groups
+        for k in range(groups):
+            pair = slice(pairs.start + k, pairs.start + k + 1)
+            rows = [i for i in range(k * each, (k + 1) * each) if i in doubtful]
+            if not rows:
+                continue
+            own = [ids[i] for i in rows] + [_choose.EMPTY] * (len(rows) % 2)
+            mark = None
+            if marked is not None:
+                mark = marked[rows + rows[:1] * (len(rows) % 2)]
+            tiles, stats = ops.gather_tiles(self.input, own, self.geometry, True, True, True)
+            raw, raw_stats = ops.gather_tiles(self.input, own, self.geometry, False, True, True)
+            # In the scale of the centred tiles, and far within the range of float32.
+            ratio = (stats[:, 1] / raw_stats[:, 1]).unflatten(0, (-1, 2))
+            shape = (ratio.shape[0], *(1,) * (raw.dim() - 2), 2)
+            sizes = raw.abs_().mul_(ratio.reshape(shape)).to(torch.float32)
+            bounds = numerators(sizes, self.sizes, pair, self.plan.templates)
+            found = numerators(tiles, self.spectra, pair, self.plan.templates)
+            for (first, values), (_, bound) in zip(found, bounds, strict=True):
+                left = self._finish(values, stats, bound, mark, own, first)
+                for i in left:
+                    self._direct(own[i], pair.start, first, values.shape[1])
+
+    def _direct(self, tile: int, pair: int, first: int, templates: int) -> None:
+        """One tile by its definition."""
+        item, at = divmod(tile, self.tiling.tiles)
+        seen, to = self.tiling.slices(at)
+        part = self.input[(slice(item, item + 1), slice(None), *seen)].to(torch.float64)
+        weights = self.template[pair, first : first + templates]
+        found = ops.correlate_direct(part, weights, self.stride)
+        self.out[(item, slice(first, first + templates), *to)] = found.to(self.out.dtype)
 
 
 for _key in _KEYS:

@@ -174,6 +174,24 @@ def _energy(mean: Tensor, var: Tensor, zero_mean: bool) -> Tensor:
     return var if zero_mean else var + mean * mean
 
 
+def standardise(template: Tensor, ndim: int, zero_mean: bool) -> Tensor:
+    """The template in float64, scaled to a mean square of 1, centred if asked; a flat one is 0."""
+    axes = tuple(range(-ndim - 1, 0))
+    wide = widen(template)
+    flat = torch.zeros_like(wide[(..., *(slice(0, 1),) * (ndim + 1))], dtype=torch.bool)
+    if zero_mean:
+        flat = wide.amax(axes, keepdim=True) == wide.amin(axes, keepdim=True)
+        # Twice: the first mean is rounded in units of the offset, the second of the contrast.
+        wide = wide - wide.mean(axes, keepdim=True)
+        wide = wide - wide.mean(axes, keepdim=True)
+    # Dividing by the peak first keeps squares in range; the result does not depend on it.
+    peak = wide.detach().abs().amax(axes, keepdim=True)
+    flat = flat | (peak == 0)
+    wide = torch.where(flat, 1.0, wide / torch.where(flat, 1.0, peak))
+    scaled = wide * wide.square().mean(axes, keepdim=True).rsqrt()
+    return torch.where(flat, 0.0, scaled)
+
+
 def ncc(
     input: Tensor, template: Tensor, stride: Sequence[int], zero_mean: bool, eps: float
 ) -> Tensor:

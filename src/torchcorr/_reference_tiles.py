@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._reference import ncc, widen, window_spread, windows
+from ._reference import correlate, ncc, widen, window_spread, windows
 
 
 def _tile_slices(numbers: Sequence[int], tile: int, size: Sequence[int]) -> list[tuple[Any, Any]]:
@@ -299,3 +299,62 @@ def tile_input_grad(
         deviation = (widen(input[target]) - level) * scale
         value = through[inside] - deviation * first[inside] + second[inside]
         out[target] += (scale * value).to(out.dtype)
+
+
+def finish_sums(
+    numerators: Tensor,
+    stats: Tensor,
+    bound: Tensor | None,
+    marked: Tensor | None,
+    input: Tensor,
+    template: Tensor,
+    ids: Sequence[int],
+    geometry: Sequence[int],
+    stride: Sequence[int],
+    first_template: int,
+    noise: float,
+    allowed: float,
+    budget: int,
+    out: Tensor,
+) -> Tensor:
+    """Writes sums in the input's units and level, the definition where rounding may show.
+
+    A value is trusted if it, or its sum of absolute products in `bound`, is 1 / `allowed` times
+    what rounding left, `noise` times the larger of both sides of the tile's sums; not if
+    `marked`. A tile and template with more than `budget` others keeps them; they are counted.
+    """
+    ndim = len(stride)
+    templates = numerators.shape[1]
+    axes = tuple(range(-ndim, 0))
+    pairs = numerators.square().sum(-1).mean(axes)
+    left = torch.zeros(len(ids), dtype=torch.int64, device=stats.device)
+    own = [geometry[ndim + i] // s for i, s in enumerate(stride)]
+    for row, item, to, source in _places(ids, geometry, own, out.shape[2:]):
+        paired = template[item // (input.shape[0] // template.shape[0])]
+        part = paired[first_template : first_template + templates]
+        level, scale = stats[row, 0], stats[row, 1]
+        norm = part.flatten(1).norm(dim=1)
+        both = stats[row // 2 * 2 : row // 2 * 2 + 2, 2].sum()
+        error = noise * (both * norm.square() + pairs[row // 2]).sqrt() / scale
+        at = tuple(slice(0, (s.stop - 1) * k + 1, k) for s, k in zip(source, stride, strict=True))
+        column = (slice(None), *(None,) * ndim)
+        value = numerators[(row // 2, slice(None), *at, row % 2)] / scale
+        value = value + level * part.flatten(1).sum(1)[column]
+        size = value.abs()
+        if bound is not None:
+            size = widen(bound[(row // 2, slice(None), *at, row % 2)]) / scale
+        doubt = ~(size >= (error / allowed)[column])
+        if marked is not None:
+            doubt = doubt | marked[(row, *source)]
+        exact = correlate(widen(input[item]), part, stride)[(slice(None), *to)]
+        empty = correlate((input[item] != 0).to(part.dtype), torch.ones_like(part), stride)
+        zero = doubt & (empty[(slice(None), *to)] == 0)
+        count = doubt.flatten(1).sum(1)
+        if marked is None:
+            value = torch.where(zero & (count > budget)[column], 0.0, value)
+            count = torch.where(count > budget, count - zero.flatten(1).sum(1), count)
+        again = (count <= budget)[column] & doubt
+        value = torch.where(again, exact, value)
+        left[row] = torch.where(count > budget, count, 0).sum()
+        out[(item, slice(first_template, first_template + templates), *to)] = value.to(out.dtype)
+    return left

@@ -50,7 +50,7 @@ class TiledScores:
         eps: float,
     ) -> None:
         ndim = len(stride)
-        self.problem: Problem = _choose.problem_of(input, template, stride)
+        self.problem: Problem = _choose.problem_of(input, template, stride, True)
         self.plan = _choose.make_plan(self.problem, method)
         self.tiling: Tiling = _choose.tiling_of(self.problem, self.plan)
         self.geometry = self.tiling.numbers

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -35,6 +35,11 @@ _SCHEMAS = {
     "tile_input_grad": (
         "(Tensor(a!) found, Tensor grad_square, Tensor grad_mean, Tensor stats, Tensor input,"
         " int[] ids, int[] geometry, int[] window, int[] stride, Tensor(b!) out) -> ()"
+    ),
+    "finish_sums": (
+        "(Tensor numerators, Tensor stats, Tensor? bound, Tensor? marked, Tensor input,"
+        " Tensor template, int[] ids, int[] geometry, int[] stride, int first_template,"
+        " float noise, float allowed, int budget, Tensor(a!) out) -> Tensor"
     ),
     "finish_tiles": (
         "(Tensor numerators, Tensor norms, Tensor stats, Tensor input, Tensor template,"
@@ -99,12 +104,19 @@ def _fake_upstream(
     return norms.new_empty(shape), norms.new_empty((len(ids), templates, 3), dtype=wide)
 
 
-_FAKES = {
+def _fake_counts(
+    _numerators: Tensor, stats: Tensor, _bound: Any, _marked: Any, _input: Tensor, *_: Any
+) -> Tensor:
+    return stats.new_empty(stats.shape[0], dtype=torch.int64)
+
+
+_FAKES: dict[str, Callable[..., Any]] = {
     "gather_tiles": _fake_gather,
     "tile_norms": _fake_norms,
     "repair_norms": _fake_nothing,
     "tile_upstream": _fake_upstream,
     "tile_input_grad": _fake_nothing,
+    "finish_sums": _fake_counts,
     "finish_tiles": _fake_nothing,
 }
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from . import _checks, _choose, _reference
+from . import _checks, _choose
 from ._frame import Frame, Window, normal_pair
 from ._ops import ops
 
 
-def _method(method: str, input: Tensor, template: Tensor, frame: Frame) -> str:
+def _method(method: str, input: Tensor, template: Tensor, frame: Frame, *, normalised: bool) -> str:
     _checks.one_of(method, _checks.METHODS, "method")
-    return _choose.resolve(input, template, frame.stride, method)
+    return _choose.resolve(input, template, frame.stride, method, normalised)
 
 
 def _correlate(
@@ -21,7 +20,7 @@ def _correlate(
     integral = isinstance(input, Tensor) and _checks.is_integral(input.dtype)
     x, w, result = normal_pair(input, kernel, frame, name=name, complex_allowed=True)
     w = w.flip(tuple(range(-frame.ndim, 0))) if flip else w.conj().resolve_conj()
-    operator = getattr(ops, f"correlate_{_method(method, x, w, frame)}")
+    operator = getattr(ops, f"correlate_{_method(method, x, w, frame, normalised=False)}")
     out = operator(x, w, frame.stride)
     return out.round() if integral else out.to(result)
 
@@ -187,31 +186,13 @@ def convolve(
     return _correlate(input, kernel, frame, method, name="kernel", flip=True)
 
 
-def _standardised(template: Tensor, ndim: int, zero_mean: bool) -> Tensor:
-    """The template in float64, scaled to a mean square of 1, centred if asked; a flat one is 0."""
-    axes = tuple(range(-ndim - 1, 0))
-    wide = _reference.widen(template)
-    flat = torch.zeros_like(wide[(..., *(slice(0, 1),) * (ndim + 1))], dtype=torch.bool)
-    if zero_mean:
-        flat = wide.amax(axes, keepdim=True) == wide.amin(axes, keepdim=True)
-        # Twice: the first mean is rounded in units of the offset, the second of the contrast.
-        wide = wide - wide.mean(axes, keepdim=True)
-        wide = wide - wide.mean(axes, keepdim=True)
-    # Dividing by the peak first keeps squares in range; the result does not depend on it.
-    peak = wide.detach().abs().amax(axes, keepdim=True)
-    flat = flat | (peak == 0)
-    wide = torch.where(flat, 1.0, wide / torch.where(flat, 1.0, peak))
-    scaled = wide * wide.square().mean(axes, keepdim=True).rsqrt()
-    return torch.where(flat, 0.0, scaled)
-
-
 def _score(
     input: Tensor, template: Tensor, frame: Frame, method: str, eps: float, *, zero_mean: bool
 ) -> Tensor:
     _checks.not_negative(eps, "eps")
     x, w, result = normal_pair(input, template, frame, name="template", complex_allowed=False)
-    w = _standardised(w, frame.ndim, zero_mean)
-    operator = getattr(ops, f"ncc_{_method(method, x, w, frame)}")
+    w = ops.standardise(w, frame.ndim, zero_mean)
+    operator = getattr(ops, f"ncc_{_method(method, x, w, frame, normalised=True)}")
     out: Tensor = operator(x, w, frame.stride, zero_mean, float(eps))
     return out.to(result)
 

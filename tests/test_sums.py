@@ -1,0 +1,96 @@
+"""What `correlate` promises of each value: a few roundings of that window's own terms."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torture
+from numpy.lib.stride_tricks import sliding_window_view
+from tolerances import ROUNDING
+
+import torchcorr
+
+# Roundings of the sum of absolute products: float32 is summed in float64 and rounded once.
+ROUNDINGS = {torch.float32: 2, torch.float64: 32}
+
+
+def sums(image: np.ndarray, template: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Sums of products, and of their absolute values, in extended precision."""
+    seen = sliding_window_view(image.astype(np.longdouble), template.shape)
+    weights = template.astype(np.longdouble)
+    flat = seen.reshape(*seen.shape[: image.ndim], -1)
+    with np.errstate(invalid="ignore"):
+        return flat @ weights.reshape(-1), np.abs(flat) @ np.abs(weights.reshape(-1))
+
+
+def check(image: np.ndarray, template: np.ndarray, method: str = "fft") -> None:
+    score = torchcorr.correlate(
+        torch.from_numpy(image), torch.from_numpy(template), ndim=image.ndim, method=method
+    )
+    exact, size = sums(image, template)
+    with np.errstate(invalid="ignore"):
+        error = np.abs(score.numpy().astype(np.longdouble) - exact)
+    live = np.isfinite(exact)
+    same = (score.numpy() == exact) | (np.isnan(score.numpy()) & np.isnan(exact))
+    assert same[~live].all()
+    bound = ROUNDINGS[score.dtype] * ROUNDING[score.dtype] * size
+    assert (error[live] <= bound[live]).all(), float(np.nanmax(error[live] / size[live]))
+
+
+@pytest.mark.parametrize("dtype", (np.float32, np.float64))
+@pytest.mark.parametrize("name", [case.name for case in torture.cases()])
+def test_values_are_local(name: str, dtype: type) -> None:
+    case = next(c for c in torture.cases(dtype) if c.name == name)
+    check(case.image, case.template)
+
+
+@pytest.mark.parametrize("dtype", (np.float32, np.float64))
+@pytest.mark.parametrize("centred", (True, False))
+def test_templates_of_both_signs(dtype: type, centred: bool) -> None:
+    rng = np.random.default_rng(0)
+    image, template = rng.normal(size=(90, 97)), rng.normal(size=(17, 13))
+    image[20:60, 30:80] *= 1e-9
+    image[70:, :30] = 0
+    template[:, 5] = 0
+    if centred:
+        template -= template.mean()
+    check(image.astype(dtype), template.astype(dtype))
+
+
+@pytest.mark.parametrize("dtype", (np.float32, np.float64))
+def test_sparse_times_sparse_is_exactly_zero(dtype: type) -> None:
+    """Windows whose products all vanish though neither side does."""
+    image, template = np.zeros((80, 80), dtype), np.zeros((16, 16), dtype)
+    image[::8, ::8] = 3
+    template[1::2, 1::2] = 0.7
+    check(image, template)
+
+
+@pytest.mark.parametrize("bad", (np.nan, np.inf, -np.inf))
+@pytest.mark.parametrize("at", ((0, 0), (30, 41), (79, 83), (79, 0)))
+def test_what_is_not_finite_stays_in_its_windows(bad: float, at: tuple[int, int]) -> None:
+    rng = np.random.default_rng(1)
+    image, template = rng.random((80, 84)), rng.random((15, 14)) - 0.5
+    image[at] = bad
+    if np.isinf(bad):
+        image[10, 10] = -bad
+        template[3, 4] = 0
+    check(image.astype(np.float32), template.astype(np.float32))
+    check(image, template)
+
+
+@pytest.mark.parametrize("shape, window", (((4000,), (300,)), ((20, 22, 25), (6, 7, 8))))
+def test_other_dimensions(shape: tuple[int, ...], window: tuple[int, ...]) -> None:
+    rng = np.random.default_rng(2)
+    image, template = rng.normal(size=shape), rng.normal(size=window)
+    image[: shape[0] // 3] *= 1e-8
+    for dtype in (np.float32, np.float64):
+        check(image.astype(dtype), template.astype(dtype))
+
+
+@pytest.mark.parametrize("scale", (1e-200, 1e-30, 1e30, 1e200))
+def test_any_scale(scale: float) -> None:
+    rng = np.random.default_rng(3)
+    image, template = rng.normal(size=(60, 60)) * scale, rng.normal(size=(14, 15))
+    check(image, template)
