@@ -21,7 +21,7 @@ PACKAGE = ROOT / "src" / "torchcorr"
 LAYERS = (
     {"_geometry", "_checks"},
     {"_reference", "_reference_tiles"},
-    {"_ops", "_tile_ops", "_vmap"},
+    {"_ops", "_score_ops", "_tile_ops", "_vmap"},
     {"_overlap_save", "_scores", "_score_grads", "_choose", "_native"},
     {"functional", "local", "_frame"},
     {"match", "align", "plot", "demo", "_peaks", "_files"},

@@ -250,7 +250,11 @@ def test_back_to_the_input(name: str, dtype: torch.dtype, wide: bool) -> None:
 @pytest.mark.parametrize("zero_mean", (True, False))
 @pytest.mark.parametrize("name", ("1d", "2d", "2d-stride", "3d", "3d-stride"))
 def test_any_tiling_scores_the_same(
-    monkeypatch: pytest.MonkeyPatch, name: str, zero_mean: bool, method: str
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+    name: str,
+    zero_mean: bool,
+    method: str,
 ) -> None:
     size, window, stride, grid = GEOMETRIES[name]
     image = image_of(name, torch.float32, 1)
@@ -263,12 +267,16 @@ def test_any_tiling_scores_the_same(
         tiling = Tiling.cut(size, window, stride, grid, fast=method == "fft")
         return _choose.Plan(method, tiling.outputs, tiling.length, tiling.tiles, 2, 1, 0, 0.0)
 
+    _choose._arranged.cache_clear()
     monkeypatch.setattr(_choose, "make_plan", cut)
+    request.addfinalizer(_choose._arranged.cache_clear)
     torch.testing.assert_close(score(image, taps, **args), whole, rtol=0, atol=2e-6)
 
 
 @pytest.mark.parametrize("method", ("direct", "fft"))
-def test_hard_tiles_among_easy_ones(monkeypatch: pytest.MonkeyPatch, method: str) -> None:
+def test_hard_tiles_among_easy_ones(
+    monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest, method: str
+) -> None:
     """Tiles that need float64, pairs that lose a partner, windows computed again: all at once."""
     rng = np.random.default_rng(5)
     image = rng.random((2, 120, 130)).astype(np.float32)
@@ -282,7 +290,9 @@ def test_hard_tiles_among_easy_ones(monkeypatch: pytest.MonkeyPatch, method: str
         tiling = Tiling.cut(problem.size, (9, 9), (1, 1), (3, 3), fast=method == "fft")
         return _choose.Plan(method, tiling.outputs, tiling.length, 9, 18, 1, 0, 0.0)
 
+    _choose._arranged.cache_clear()
     monkeypatch.setattr(_choose, "make_plan", cut)
+    request.addfinalizer(_choose._arranged.cache_clear)
     got = torchcorr.zncc(torch.from_numpy(image), torch.from_numpy(taps), method=method).numpy()
     for i in range(2):
         want = oracle.zncc(image[i], taps[i])

@@ -6,6 +6,7 @@ from . import (  # noqa: F401 - they register operators and kernels
     _native,
     _overlap_save,
     _score_grads,
+    _score_ops,
     _scores,
     _tile_ops,
     _vmap,

@@ -166,7 +166,6 @@ def tiling_of(problem: Problem, plan: Plan) -> Tiling:
     return _tiling(problem, grid, plan.method == "fft")
 
 
-@lru_cache(maxsize=1024)
 def make_plan(problem: Problem, method: str) -> Plan:
     """The cheapest plan of a method, or of all for `auto`."""
     plans = []
@@ -192,26 +191,56 @@ def _direct_tiling(problem: Problem) -> Tiling:
     return _tiling(problem, grid, False)
 
 
-def problem_of(input: Tensor, template: Tensor, stride: Sequence[int], normalised: bool) -> Problem:
-    """The problem of two tensors in normal form."""
+@dataclass(frozen=True)
+class Arrangement:
+    """All that a call needs to know beforehand."""
+
+    problem: Problem
+    plan: Plan
+    tiling: Tiling
+    geometry: list[int]
+
+
+@lru_cache(maxsize=1024)
+def _arranged(
+    input: Ints,
+    template: Ints,
+    stride: Ints,
+    itemsize: int,
+    threads: int,
+    normalised: bool,
+    method: str,
+) -> Arrangement:
     ndim = len(stride)
-    return Problem(
-        tuple(input.shape[-ndim:]),
-        tuple(template.shape[-ndim:]),
+    leads = Leads.of(input[: -ndim - 1], template[: -ndim - 1])
+    problem = Problem(
+        input[-ndim:],
+        template[-ndim:],
+        stride,
+        input[-ndim - 1],
+        leads,
+        itemsize,
+        threads,
+        normalised,
+    )
+    plan = make_plan(problem, method)
+    tiling = tiling_of(problem, plan)
+    return Arrangement(problem, plan, tiling, tiling.numbers)
+
+
+def arrange(
+    input: Tensor, template: Tensor, stride: Sequence[int], method: str, normalised: bool
+) -> Arrangement:
+    """How two tensors in normal form will be computed."""
+    return _arranged(
+        tuple(input.shape),
+        tuple(template.shape),
         tuple(stride),
-        input.shape[-ndim - 1],
-        Leads.of(tuple(input.shape[: -ndim - 1]), tuple(template.shape[: -ndim - 1])),
         input.element_size(),
         torch.get_num_threads(),
         normalised,
+        method,
     )
-
-
-def plan_for(
-    input: Tensor, template: Tensor, stride: Sequence[int], method: str, normalised: bool
-) -> Plan:
-    """The plan of two tensors in normal form."""
-    return make_plan(problem_of(input, template, stride, normalised), method)
 
 
 def resolve(
@@ -224,7 +253,7 @@ def resolve(
         # Sizes may be symbols, which no plan can be looked up for: the usual crossover must do.
         products = math.prod(template.shape[-len(stride) - 1 :])
         return "direct" if products <= _CROSSOVER else "fft"
-    return plan_for(input, template, stride, method, normalised).method
+    return arrange(input, template, stride, method, normalised).plan.method
 
 
 def batches(problem: Problem, plan: Plan) -> Iterator[tuple[slice, list[int]]]:

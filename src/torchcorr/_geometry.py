@@ -186,11 +186,15 @@ class Leads:
 
     def input(self, x: Tensor, core: int) -> Tensor:
         """(*input lead, *core) as (paired * inputs, *core)."""
+        if x.dim() == core:
+            return x.unsqueeze(0)
         tail = x.shape[x.dim() - core :]
         return self._sorted(x, core).reshape(self.paired * self.inputs, *tail)
 
     def template(self, x: Tensor, core: int) -> Tensor:
         """(*template lead, *core) as (paired, templates, *core)."""
+        if x.dim() == core:
+            return x[None, None]
         tail = x.shape[x.dim() - core :]
         return self._sorted(x, core).reshape(self.paired, self.templates, *tail)
 
@@ -201,6 +205,8 @@ class Leads:
 
     def restored(self, x: Tensor, core: int) -> Tensor:
         """(paired * inputs, templates, *core) as (*lead, *core)."""
+        if not self.lead:
+            return x[0, 0]
         tail = x.shape[x.dim() - core :]
         return self._unsorted(x.reshape(*(self.lead[i] for i in self.order), *tail), core)
 

@@ -57,7 +57,7 @@ _SCHEMAS = {
 }
 
 
-def _qualified(name: str) -> str:
+def qualified(name: str) -> str:
     return f"{NAMESPACE}::{name}"
 
 
@@ -77,18 +77,22 @@ for _pattern, _schema in _SCHEMAS.items():
 ops: Any = SimpleNamespace(
     **{name: getattr(torch.ops.torchcorr, name) for name in operator_names()}
 )
+# The same without what derivatives need, for engines, which run below them.
+kernels: Any = SimpleNamespace(
+    **{name: getattr(torch.ops.torchcorr, name).default for name in operator_names()}
+)
 # vmap rule of each operator by name; `_vmap.py` fills it.
 VMAP_RULES: dict[str, Callable[..., Any]] = {}
 
 
-def _register_autograd(name: str, backward: Callable[..., Any], setup: Callable[..., None]) -> None:
+def register_autograd(name: str, backward: Callable[..., Any], setup: Callable[..., None]) -> None:
     """Gives an operator its derivative, also under torch.func's transforms.
 
     PyTorch's own registration refuses torch.func.grad and jacrev; an autograd.Function with the
     same two functions and a vmap rule serves those.
     """
     operator = getattr(torch.ops.torchcorr, name)
-    torch.library.register_autograd(_qualified(name), backward, setup_context=setup, lib=library)
+    torch.library.register_autograd(qualified(name), backward, setup_context=setup, lib=library)
 
     def forward(*args: Any) -> Any:
         with torch._C._AutoDispatchBelowAutograd():
@@ -101,10 +105,20 @@ def _register_autograd(name: str, backward: Callable[..., Any], setup: Callable[
     members = {key: staticmethod(member) for key, member in members.items()}
     rule: Any = type(name, (torch.autograd.Function,), members)
 
+    overload = operator.default
+
     def call(*args: Any) -> Any:
         if torch._C._are_functorch_transforms_active():
             return rule.apply(*args)
-        return operator(*args)
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            for x in args[:3]:
+                if isinstance(x, Tensor) and x.requires_grad:
+                    return overload(*args)
+            if torch.compiler.is_compiling():
+                return overload(*args)
+        # Nothing to record: past the autograd key, which costs as much as a small kernel.
+        with torch._C._AutoDispatchBelowAutograd():
+            return overload(*args)
 
     setattr(ops, name, call)
 
@@ -123,7 +137,7 @@ def _window_shape(input: Tensor, window: Sequence[int], stride: Sequence[int]) -
     return (*input.shape[: -ndim - 1], *output_size(input.shape[-ndim:], window, stride))
 
 
-def _fake_score(input: Tensor, template: Tensor, stride: Sequence[int], *_: Any) -> Tensor:
+def fake_score(input: Tensor, template: Tensor, stride: Sequence[int], *_: Any) -> Tensor:
     return input.new_empty(_score_shape(input, template, stride))
 
 
@@ -155,22 +169,6 @@ def _fake_local_std_grads(
     return torch.empty_like(mean), torch.empty_like(mean)
 
 
-def _fake_ncc_both(
-    _grad: Tensor, input: Tensor, template: Tensor, *args: Any
-) -> tuple[Tensor, Tensor]:
-    need_input, need_template = args[-2:]
-    return (
-        input.new_empty(input.shape if need_input else (0,)),
-        template.new_empty(template.shape if need_template else (0,)),
-    )
-
-
-def _fake_ncc_grads(
-    grad: Tensor, score: Tensor, mean: Tensor, *_: Any
-) -> tuple[Tensor, Tensor, Tensor]:
-    return grad.new_empty(grad.shape), torch.empty_like(mean), torch.empty_like(mean)
-
-
 # --- correlation: a bilinear form and its two transposes, each the gradient of the others ---------
 
 
@@ -184,7 +182,7 @@ def _save_pair(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     ctx.stride = inputs[-1]
 
 
-def _transposes(method: str) -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:
+def transposes(method: str) -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:
     """The two transposes of a method, looked up when called: they may call each other."""
 
     def input_grad(*args: Any) -> Tensor:
@@ -200,7 +198,7 @@ def _register_correlation(method: str) -> None:
     def forward(*args: Any) -> Tensor:
         return getattr(ops, f"correlate_{method}")(*args)
 
-    input_grad, template_grad = _transposes(method)
+    input_grad, template_grad = transposes(method)
 
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         input, template = ctx.saved_tensors
@@ -237,9 +235,9 @@ def _register_correlation(method: str) -> None:
         ("_template_grad", backward_of_template_grad),
     ):
         name = f"correlate_{method}{suffix}"
-        _register_autograd(name, rule, _save_pair)
-        fake = _fake_score if suffix == "" else _fake_shaped
-        torch.library.register_fake(_qualified(name), fake, lib=library)
+        register_autograd(name, rule, _save_pair)
+        fake = fake_score if suffix == "" else _fake_shaped
+        torch.library.register_fake(qualified(name), fake, lib=library)
 
 
 # --- windows --------------------------------------------------------------------------------------
@@ -258,14 +256,14 @@ def _window_spread_backward(ctx: Any, seed: Tensor) -> tuple[Any, ...]:
     return ops.window_sum(seed, ctx.window, ctx.stride), None, None, None
 
 
-def _count(input_shape: Sequence[int], window: Sequence[int]) -> int:
+def count_of(input_shape: Sequence[int], window: Sequence[int]) -> int:
     return int(input_shape[-len(window) - 1]) * torch.Size(window).numel()
 
 
 def _save_input(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     ctx.save_for_backward(inputs[0])
     ctx.window, ctx.stride, *ctx.options = inputs[1:]
-    ctx.count = _count(inputs[0].shape, ctx.window)
+    ctx.count = count_of(inputs[0].shape, ctx.window)
 
 
 def _moments_backward(ctx: Any, grad_mean: Tensor, grad_var: Tensor) -> tuple[Any, ...]:
@@ -298,7 +296,7 @@ def _combine_backward(ctx: Any, seed: Tensor) -> tuple[Any, ...]:
     )
 
 
-def _prepare(name: str) -> Callable[..., Any]:
+def prepared(name: str) -> Callable[..., Any]:
     """The fused kernel, or its definition in plain torch where it will be differentiated."""
     return getattr(_reference, name) if torch.is_grad_enabled() else getattr(ops, name)
 
@@ -306,119 +304,14 @@ def _prepare(name: str) -> Callable[..., Any]:
 def _local_std_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     (input,) = ctx.saved_tensors
     mean, var = ops.window_moments(input, ctx.window, ctx.stride)
-    prepare = _prepare("local_std_prepare_grads")
+    prepare = prepared("local_std_prepare_grads")
     grad_s1, grad_s2 = prepare(grad, mean, var, ctx.count, *ctx.options)
     combined = ops.window_combine(grad_s1, grad_s2, input, ctx.window, ctx.stride)
     return combined, None, None, None, None
 
 
-# --- normalised scores
-# ------------------------------------------------------------------------------
-
-
-def _save_ncc(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.save_for_backward(inputs[0], inputs[1], output)
-    ctx.stride, ctx.zero_mean, ctx.eps = inputs[2:5]
-    ctx.spare = (None,) * (len(inputs) - 2)
-
-
-def _fake_standardise(template: Tensor, *_: Any) -> Tensor:
-    return template.new_empty(template.shape, dtype=_reference.wide_dtype(template))
-
-
-def _save_template(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.save_for_backward(inputs[0])
-    ctx.ndim, ctx.zero_mean = inputs[1:]
-
-
-def _standardise_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    (template,) = ctx.saved_tensors
-    axes = tuple(range(-ctx.ndim - 1, 0))
-    standard = ops.standardise(template, ctx.ndim, ctx.zero_mean)
-    wide = _reference.widen(template)
-    if ctx.zero_mean:
-        grad = grad - grad.mean(axes, keepdim=True)
-        wide = wide - wide.mean(axes, keepdim=True)
-    # The mean product of a deviation and its standardised self is the deviation's size.
-    size = (wide * standard).mean(axes, keepdim=True)
-    flat = (standard == 0).all(-1, keepdim=True)
-    for axis in axes[:-1]:
-        flat = flat.all(axis, keepdim=True)
-    through = grad - standard * (grad * standard).mean(axes, keepdim=True)
-    found = torch.where(flat, 0.0, through / torch.where(flat, 1.0, size))
-    return found.to(template.dtype), None, None
-
-
-def _ncc_grads(
-    method: str,
-    grad: Tensor,
-    input: Tensor,
-    template: Tensor,
-    score: Tensor,
-    stride: Sequence[int],
-    zero_mean: bool,
-    eps: float,
-    need_input: bool,
-    need_template: bool,
-) -> tuple[Tensor | None, Tensor | None]:
-    """Both gradients of a score, made of operators and plain torch that can be differentiated.
-
-    In float64: the terms nearly cancel where a window resembles the template.
-    """
-    ndim = len(stride)
-    input_grad, template_grad = _transposes(method)
-    window, axes = tuple(template.shape[-ndim:]), tuple(range(-ndim, 0))
-    mean, var = ops.window_moments(input, window, stride)
-    count = _count(input.shape, window)
-    wide, weights = _reference.widen(input), _reference.widen(template)
-    if wide.dtype != input.dtype:
-        score = getattr(ops, f"ncc_{method}")(wide, weights, stride, zero_mean, eps)
-    prepare = _prepare("ncc_prepare_grads")
-    numerator_grad, grad_s1, grad_s2 = prepare(
-        *map(_reference.widen, (grad, score)), mean, var, count, zero_mean, eps
-    )
-    found: list[Tensor | None] = [None, None]
-    if need_input:
-        centred = weights
-        if zero_mean:
-            centred = weights - weights.mean((-ndim - 1, *axes), keepdim=True)
-        through_score = input_grad(numerator_grad, centred, tuple(input.shape), stride)
-        through_window = ops.window_combine(grad_s1, grad_s2, wide, window, stride)
-        found[0] = (through_score + through_window).to(input.dtype)
-    if need_template:
-        shape = tuple(template.shape)
-        if not zero_mean:
-            found[1] = template_grad(numerator_grad, wide, shape, stride).to(template.dtype)
-        else:
-            centre = _reference.centre(input, ndim)
-            level = mean - centre.squeeze(-ndim - 1)
-            through_score = template_grad(numerator_grad, wide - centre, shape, stride)
-            offset = (numerator_grad * level).sum(axes)[(..., None, *(None,) * ndim)]
-            lead_shape = (*shape[: -ndim - 1], *(1,) * (ndim + 1))
-            found[1] = (through_score - offset.sum_to_size(lead_shape)).to(template.dtype)
-    return found[0], found[1]
-
-
-def _register_ncc(method: str) -> None:
-    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        input, template, score = ctx.saved_tensors
-        wanted = tuple(ctx.needs_input_grad[:2])
-        args = (grad, input, template, score, ctx.stride, ctx.zero_mean, ctx.eps, *wanted)
-        again = torch.is_grad_enabled() or torch._C._are_functorch_transforms_active()
-        if method == "fft" and not again:
-            grads = ops.ncc_fft_grads(*args)
-        else:
-            grads = _ncc_grads(method, *args)
-        chosen = (g if want else None for g, want in zip(grads, wanted, strict=True))
-        return (*chosen, *ctx.spare)
-
-    _register_autograd(f"ncc_{method}", backward, _save_ncc)
-    torch.library.register_fake(_qualified(f"ncc_{method}"), _fake_score, lib=library)
-
-
 for _method in METHODS:
     _register_correlation(_method)
-    _register_ncc(_method)
 
 for _name, _fake, _setup, _rule in (
     ("window_sum", _fake_window_map, _save_window, _window_sum_backward),
@@ -426,13 +319,9 @@ for _name, _fake, _setup, _rule in (
     ("window_moments", _fake_moments, _save_input, _moments_backward),
     ("window_combine", _fake_combine, _save_combine, _combine_backward),
     ("local_std", _fake_window_map, _save_input, _local_std_backward),
-    ("standardise", _fake_standardise, _save_template, _standardise_backward),
 ):
-    torch.library.register_fake(_qualified(_name), _fake, lib=library)
-    _register_autograd(_name, _rule, _setup)
-for _name, _shape_rule in (
-    ("local_std_prepare_grads", _fake_local_std_grads),
-    ("ncc_prepare_grads", _fake_ncc_grads),
-    ("ncc_fft_grads", _fake_ncc_both),
-):
-    torch.library.register_fake(_qualified(_name), _shape_rule, lib=library)
+    torch.library.register_fake(qualified(_name), _fake, lib=library)
+    register_autograd(_name, _rule, _setup)
+torch.library.register_fake(
+    qualified("local_std_prepare_grads"), _fake_local_std_grads, lib=library
+)

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from . import _choose, _reference
 from ._geometry import Tiling, dilated_size, fast_length
-from ._ops import library, ops
+from ._ops import kernels as ops
+from ._ops import library
 
 _KEYS = ("CPU", "CUDA")
 # Rounding that transforms in float64 leave, beside the larger of a tile's two sides.
@@ -210,10 +211,10 @@ class TiledSums:
 
     def __init__(self, input: Tensor, template: Tensor, stride: Sequence[int]) -> None:
         ndim = len(stride)
-        self.problem = _choose.problem_of(input, template, stride, False)
-        self.plan = _choose.make_plan(self.problem, "fft")
-        self.tiling = _choose.tiling_of(self.problem, self.plan)
-        self.geometry, self.stride = self.tiling.numbers, list(stride)
+        arranged = _choose.arrange(input, template, stride, "fft", False)
+        self.problem, self.plan = arranged.problem, arranged.plan
+        self.tiling, self.geometry = arranged.tiling, arranged.geometry
+        self.stride = list(stride)
         leads = self.problem.leads
         self.input = leads.input(input, ndim + 1).contiguous()
         self.template = leads.template(_reference.widen(template), ndim + 1).contiguous()

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from . import _choose, _reference
-from ._ops import library, ops
+from ._ops import kernels as ops
+from ._ops import library
 from ._scores import TiledScores
 
 # Of a transform's result: this many roundings times what it would be if nothing cancelled.

@@ -15,9 +15,8 @@ import torch
 from torch import Tensor
 
 from . import _choose, _reference
-from ._choose import Problem
-from ._geometry import Tiling
-from ._ops import library, ops
+from ._ops import kernels as ops
+from ._ops import library
 from ._overlap_save import TemplateSpectra, numerators
 
 # A score's noise is at most this many roundings times deviation(tile) / deviation(window).
@@ -50,10 +49,9 @@ class TiledScores:
         eps: float,
     ) -> None:
         ndim = len(stride)
-        self.problem: Problem = _choose.problem_of(input, template, stride, True)
-        self.plan = _choose.make_plan(self.problem, method)
-        self.tiling: Tiling = _choose.tiling_of(self.problem, self.plan)
-        self.geometry = self.tiling.numbers
+        arranged = _choose.arrange(input, template, stride, method, True)
+        self.problem, self.plan = arranged.problem, arranged.plan
+        self.tiling, self.geometry = arranged.tiling, arranged.geometry
         leads = self.problem.leads
         self.input = leads.input(input, ndim + 1).contiguous()
         self.template = leads.template(_reference.widen(template), ndim + 1).contiguous()

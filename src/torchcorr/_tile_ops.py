@@ -10,7 +10,7 @@ from torch import Tensor
 
 from . import _reference_tiles
 from ._geometry import output_size
-from ._ops import NAMESPACE, library, ops
+from ._ops import NAMESPACE, kernels, library
 from ._reference import wide_dtype
 
 _SCHEMAS = {
@@ -124,7 +124,7 @@ for _name, _schema in _SCHEMAS.items():
     library.define(_name + _schema, tags=(torch.Tag.pt2_compliant_tag,))
     library.impl(_name, getattr(_reference_tiles, _name), "CompositeExplicitAutograd")
     torch.library.register_fake(f"{NAMESPACE}::{_name}", _FAKES[_name], lib=library)
-    setattr(ops, _name, getattr(torch.ops.torchcorr, _name).default)
+    setattr(kernels, _name, getattr(torch.ops.torchcorr, _name).default)
 
 
 def tile_operator_names() -> list[str]:
