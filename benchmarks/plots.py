@@ -1,4 +1,4 @@
-"""Draws the plots of docs/benchmarks.md from the CSV of `sizes.py`: `python -m benchmarks.plots`."""
+"""Draws the plots of docs/benchmarks.md from the CSV of `sizes`: `python -m benchmarks.plots`."""
 
 from __future__ import annotations
 
