@@ -90,7 +90,7 @@ def operators(rounds: int) -> Iterator[tuple[int, str, float]]:
         )
         norms, _ = norms_of()
         finish = partial(
-            ops.finish_tiles, found, norms, stats, image, template[0],
+            ops.finish_tiles, tiles, norms, stats, image, template,
             ids, geometry, step, 0, True, 0.0, out,
         )  # fmt: skip
         calls = {"gather_tiles": gather, "tile_norms": norms_of, "finish_tiles": finish}
@@ -137,9 +137,7 @@ def fit(rounds: int) -> None:
         for length, ns in entries.items()
     ]
     doubling = statistics.median(doublings)
-    print(
-        f"_TRANSFORM = {doubling:.3f}  # an element of one complex transform, by doubling, halved"
-    )
+    print(f"_TRANSFORM = {doubling:.3f}  # by doubling, half of one complex transform")
     shares: dict[int, float] = {}
     for ndim, name, ns in operators(rounds):
         print(f"# {name} in {ndim}-D: {ns:.2f} an element of a real tile")

@@ -125,7 +125,8 @@ def _kept(error: str) -> bool:
 
 
 def _marked(error: str) -> str:
-    return error if _kept(error) else f"**{error}**"
+    shown = f"{float(error):.0e}"
+    return shown if _kept(error) else f"**{shown}**"
 
 
 def plot_section() -> str:

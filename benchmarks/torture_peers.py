@@ -47,7 +47,7 @@ def records() -> list[dict[str, str]]:
             warnings.simplefilter("ignore", RuntimeWarning)
             table = torture.table(score, np.float32)
         for case, error in table:
-            entry = {"case": case, "library": library, "error": f"{error:.0e}"}
+            entry = {"case": case, "library": library, "error": f"{error:.2e}"}
             found.append(entry | machine())
     return found
 
