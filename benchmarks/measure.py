@@ -22,8 +22,6 @@ ROUNDS = 7
 SECONDS, MOST_ROUNDS = 0.4, 51
 # A contestant whose warm-up took longer than this many seconds is timed in fewer rounds.
 SLOW = ((20.0, 1), (5.0, 3))
-# Between two calls, so that no contestant shares the cores with the waiting threads of another.
-PAUSE = 0.005
 
 
 @dataclass(frozen=True)
@@ -65,7 +63,6 @@ def alternate(
     rounds: int = ROUNDS,
     *,
     clock: Callable[[], float] = time.perf_counter,
-    pause: float = PAUSE,
 ) -> dict[str, Timing]:
     """Calls all contestants once to warm them up, then in turn, and times each call.
 
@@ -85,7 +82,6 @@ def alternate(
         for name, call in contestants.items():
             if number >= wanted[name]:
                 continue
-            time.sleep(pause)
             start = clock()
             call()
             times[name].append(clock() - start)

@@ -40,7 +40,7 @@ class Clock:
 
 
 def alternate(clock: Clock, rounds: int, **contestants) -> dict[str, measure.Timing]:
-    return measure.alternate(contestants, rounds, clock=clock, pause=0)
+    return measure.alternate(contestants, rounds, clock=clock)
 
 
 def test_contestants_take_turns_after_a_warm_up():
