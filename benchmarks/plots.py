@@ -32,11 +32,11 @@ def draw(axis: str, records: Sequence[Record], path: Path) -> None:
     matplotlib.use("Agg")
     # The same data gives the same file.
     matplotlib.rcParams["svg.hashsalt"] = "torchcorr"
-    from matplotlib import pyplot
+    from matplotlib import pyplot, ticker
 
     column, label, fixed = LABELS[axis]
     own = [record for record in records if record["axis"] == axis]
-    figure, axes = pyplot.subplots(figsize=(7.2, 4.6), layout="constrained")
+    figure, axes = pyplot.subplots(figsize=(8.4, 4.6), layout="constrained")
     for name, style in STYLES.items():
         line = [(int(r[column]), float(r["ms"])) for r in own if r["name"] == name]
         axes.plot(*zip(*line, strict=True), label=name, markersize=5, **style)
@@ -44,12 +44,14 @@ def draw(axis: str, records: Sequence[Record], path: Path) -> None:
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     axes.set_xticks(sizes, [str(size) for size in sizes])
+    axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.yaxis.set_minor_locator(ticker.NullLocator())
     axes.set_xlabel(label)
     axes.set_ylabel("milliseconds of a call")
     axes.set_title(f"zncc, float32, {fixed.format(**own[0])}, {own[0]['threads']} threads")
     axes.grid(True, which="major", color="#cccccc", linewidth=0.6)
-    axes.legend(frameon=False, fontsize=9)
+    figure.legend(loc="outside right upper", frameon=False, fontsize=9)
     path.parent.mkdir(parents=True, exist_ok=True)
     metadata = {"Date": None} if path.suffix == ".svg" else None
     figure.savefig(path, facecolor="white", metadata=metadata)

@@ -7,6 +7,7 @@ are run alone replace those of the same name in it.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from .measure import ROUNDS, Row, Settings, machine
 from .report import read, write
 
 TABLE = RESULTS / "cpu.csv"
+# Load average from which on someone else's work shows in the times.
+BUSY = 0.5
 
 
 def chosen(names: str | None) -> dict[str, object]:
@@ -58,6 +61,9 @@ def main(arguments: list[str] | None = None) -> int:
     settings = Settings(rounds, args.quick)
     output = args.output or (None if args.quick else TABLE)
     functions = chosen(args.rows)
+    load = os.getloadavg()[0]
+    if load > BUSY:
+        print(f"the machine is busy (load {load:.1f}): ratios suffer", file=sys.stderr)
     records: list[dict[str, str]] = []
     for make in functions.values():
         for row in make(settings):

@@ -40,11 +40,11 @@ def contestants(image: torch.Tensor, template: torch.Tensor) -> dict[str, Call]:
 
 def points(quick: bool) -> Iterator[tuple[str, int, int]]:
     """(axis of the plot, image size, template size)."""
-    scale = 8 if quick else 1
+    scale = 4 if quick else 1
     for size in IMAGES:
         yield "image_size", size // scale, TEMPLATE // scale
     for window in TEMPLATES:
-        yield "template_size", IMAGE // scale, max(2, window // scale)
+        yield "template_size", IMAGE // scale, window // scale
 
 
 def main(arguments: list[str] | None = None) -> int:
