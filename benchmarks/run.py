@@ -69,9 +69,9 @@ def main(arguments: list[str] | None = None) -> int:
         for row in make(settings):
             print(line(row), flush=True)
             records.append(row.record() | machine())
-    if output is not None:
-        kept = read(output) if args.rows else []
-        write(output, merged(kept, records, list(chosen(None))))
+        if output is not None:
+            # At once, so that a row that fails takes none of the earlier ones with it.
+            write(output, merged(read(output), records, list(chosen(None))))
     short = sum(record["verdict"] in ("short", "inexact") for record in records)
     print(f"{len(records)} rows, {short} of them short or inexact")
     return 0
