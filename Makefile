@@ -28,6 +28,10 @@ docs: $(KERNELS)
 bench: $(KERNELS)
 	$(PY) -m pip install --quiet --no-build-isolation -e '.[bench]'
 	$(PY) -m benchmarks.run
+	$(PY) -m benchmarks.sizes
+	$(PY) -m benchmarks.torture_peers
+	$(PY) -m benchmarks.plots
+	$(PY) -m benchmarks.report
 
 # An environment's own PyTorch is kept, also one that the base interpreter has.
 $(PY):

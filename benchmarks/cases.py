@@ -1,0 +1,300 @@
+"""The rows against peers: what is computed on which input, against whom, and what to reach."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from inputs import draw
+from torch import Tensor
+
+import torchcorr
+
+from . import accuracy, peers
+from .measure import Accuracy, Bound, Row, Settings, alternate, at_least, at_most, ratio_row
+
+SIZES = (
+    (256, 16),
+    (512, 32),
+    (1024, 16),
+    (1024, 64),
+    (1024, 256),
+    (2048, 32),
+    (2048, 128),
+    (4096, 64),
+)
+
+
+def cut(image: Tensor, window: int) -> Tensor:
+    """A template from inside an image, at a third of every window axis."""
+    size = image.shape[-2:]
+    return image[(..., *(slice(n // 3, n // 3 + window) for n in size))].clone()
+
+
+def score_row(
+    settings: Settings,
+    row: str,
+    case: str,
+    image: Tensor,
+    template: Tensor,
+    peer: tuple[str, Callable[[], np.ndarray]],
+    bound: Bound | None,
+    **options: Any,
+) -> Row:
+    """zncc against a peer that returns scores of the same shape."""
+    name, theirs = peer
+    timings = alternate(
+        {"ours": lambda: torchcorr.zncc(image, template, **options), "theirs": theirs},
+        settings.rounds,
+    )
+    ours = timings["ours"].result
+    kept, exact = accuracy.score_accuracy(ours, image, template, **options)
+    their_error = accuracy.largest(torch.as_tensor(timings["theirs"].result) - exact)
+    return ratio_row(row, case, name, timings, bound=bound, accuracy=kept, peer_error=their_error)
+
+
+def mean_row(rows: Iterable[Row], bound: Bound) -> Row:
+    """Geometric mean of the ratios of several rows; inexact if one of them is."""
+    rows = list(rows)
+    mean = math.exp(sum(math.log(row.value) for row in rows) / len(rows))
+    worst = max((r.accuracy for r in rows if r.accuracy), key=lambda a: a.error / a.allowed)
+    case = f"geometric mean of the {len(rows)}"
+    return Row(rows[0].row, case, rows[0].peer, "peer / ours", mean, bound, worst)
+
+
+def c1(settings: Settings) -> Iterator[Row]:
+    rows = []
+    for whole in SIZES:
+        size, window = settings.small(*whole)
+        image = draw((size, size), torch.float32)
+        template = cut(image, window)
+        peer = ("OpenCV", peers.opencv(image, template))
+        case = f"zncc {size}²/{window}²"
+        rows.append(score_row(settings, "C1", case, image, template, peer, at_least(2.5)))
+        yield rows[-1]
+    yield mean_row(rows, at_least(4))
+
+
+def c1_pictures(settings: Settings) -> Iterator[Row]:
+    """The same on photographs, where smooth regions ask for more precision than noise does."""
+    import skimage.data
+
+    for name, window in (("camera", 64), ("camera", 16), ("page", 24), ("retina", 64)):
+        picture = getattr(skimage.data, name)()
+        grey = picture.mean(-1) if picture.ndim == 3 else picture
+        image = torch.from_numpy(grey.astype(np.float32))
+        if settings.quick:
+            image, window = image[:96, :96].contiguous(), 8
+        template = cut(image, window)
+        peer = ("OpenCV", peers.opencv(image, template))
+        case = f"zncc {name} {image.shape[0]}×{image.shape[1]}/{window}²"
+        yield score_row(settings, "C1 pictures", case, image, template, peer, None)
+
+
+def c2(settings: Settings) -> Iterator[Row]:
+    for whole in ((1024, 64), (2048, 128)):
+        size, window = settings.small(*whole)
+        image = (draw((size, size), torch.float32) * 256).to(torch.uint8)
+        template = cut(image, window)
+        peer = ("OpenCV", peers.opencv(image, template))
+        case = f"zncc uint8 {size}²/{window}²"
+        yield score_row(settings, "C2", case, image, template, peer, at_least(4))
+
+
+def c3(settings: Settings) -> Iterator[Row]:
+    size, window = settings.small(1024, 48)
+    many = 4 if settings.quick else 64
+    image = draw((size, size), torch.float32)
+    rng = np.random.default_rng(1)
+    corners = rng.integers(0, size - window, (many, 2))
+    templates = torch.stack([image[y : y + window, x : x + window] for y, x in corners])
+    peer = ("OpenCV, a call each", peers.opencv_many(image, templates))
+    case = f"zncc {size}², {many} templates of {window}²"
+    yield score_row(settings, "C3", case, image, templates, peer, at_least(6))
+
+
+def c4(settings: Settings) -> Iterator[Row]:
+    size, window = settings.small(1024, 64)
+    image = draw((3, size, size), torch.float32)
+    template = cut(image, window)
+    peer = ("OpenCV", peers.opencv(image, template))
+    case = f"zncc joint RGB {size}²/{window}²"
+    yield score_row(settings, "C4", case, image, template, peer, at_least(10), channels="joint")
+
+
+Function = Callable[[Tensor, Tensor], Tensor]
+
+
+def _with_gradients(
+    function: Function, image: Tensor, template: Tensor, upstream: Tensor
+) -> tuple[Tensor, ...]:
+    """Scores and the gradients of both inputs, for leaves that ask for them."""
+    score = function(image, template)
+    return score.detach(), *torch.autograd.grad(score, (image, template), upstream)
+
+
+def c6(settings: Settings) -> Iterator[Row]:
+    for whole in ((1024, 64), (2048, 128)):
+        size, window = settings.small(*whole)
+        image = draw((size, size), torch.float32)
+        template = cut(image, window)
+        upstream = draw((size - window + 1,) * 2, torch.float32, seed=1)
+        leaves = [x.clone().requires_grad_() for x in (image, template)]
+        timings = alternate(
+            {
+                "forward": lambda i=image, t=template: torchcorr.zncc(i, t),
+                "ours": partial(_with_gradients, torchcorr.zncc, *leaves, upstream),
+                "theirs": partial(_with_gradients, peers.plain_zncc, *leaves, upstream),
+            },
+            settings.rounds,
+        )
+        wide = [x.double().requires_grad_() for x in (image, template)]
+        exact = _with_gradients(torchcorr.zncc, *wide, upstream.double())
+        score, *gradients = timings["ours"].result
+        kept, _ = accuracy.score_accuracy(score, image, template)
+        if kept.kept:
+            kept = accuracy.gradient_accuracy(tuple(gradients), exact[1:])
+        theirs = accuracy.gradient_accuracy(timings["theirs"].result[1:], exact[1:]).error
+        case = f"zncc and both gradients {size}²/{window}²"
+        yield ratio_row(
+            "C6", case, "plain torch", timings,
+            bound=at_least(6), accuracy=kept, peer_error=theirs,
+        )  # fmt: skip
+        ours, forward = timings["ours"], timings["forward"]
+        times = ours.ms / forward.ms
+        yield Row(
+            "C6", case, "our own forward", "ours / peer", times,
+            at_most(3.2), kept, ours=ours, theirs=forward,
+        )  # fmt: skip
+
+
+def c7(settings: Settings) -> Iterator[Row]:
+    size = 128 if settings.quick else 1024
+    image = draw((size, size), torch.float32)
+    for window in (3, 5, 7, 11, 16):
+        template = draw((window, window), torch.float32, seed=1)
+        timings = alternate(
+            {
+                "ours": lambda t=template: torchcorr.correlate(image, t),
+                "theirs": peers.conv2d(image, template),
+            },
+            settings.rounds,
+        )
+        kept, exact, scale = accuracy.correlate_accuracy(timings["ours"].result, image, template)
+        theirs = accuracy.largest((timings["theirs"].result - exact) / scale)
+        case = f"correlate {size}²/{window}²"
+        yield ratio_row(
+            "C7", case, "F.conv2d", timings,
+            bound=at_least(8), accuracy=kept, peer_error=theirs,
+        )  # fmt: skip
+
+
+def c8(settings: Settings) -> Iterator[Row]:
+    for whole, window in ((1024, 31), (4096, 31), (4096, 101)):
+        size = max(128, whole // 16) if settings.quick else whole
+        image = draw((size, size), torch.float32)
+        timings = alternate(
+            {
+                "ours": lambda i=image, w=window: torchcorr.local_std(i, w, mode="same"),
+                "theirs": peers.opencv_std(image, window),
+            },
+            settings.rounds,
+        )
+        kept, exact = accuracy.std_accuracy(timings["ours"].result, image, window)
+        theirs = accuracy.largest((torch.as_tensor(timings["theirs"].result) - exact) / exact)
+        yield ratio_row(
+            "C8", f"local_std {size}²/{window}²", "OpenCV boxes and NumPy", timings,
+            bound=at_least(4), accuracy=kept, peer_error=theirs,
+        )  # fmt: skip
+    yield _window_size(settings)
+
+
+def _window_size(settings: Settings) -> Row:
+    """A large window against a small one: the time should hardly depend on it."""
+    size = 256 if settings.quick else 4096
+    image = draw((size, size), torch.float32)
+    timings = alternate(
+        {w: lambda w=int(w): torchcorr.local_std(image, w, mode="same") for w in ("101", "7")},
+        settings.rounds,
+    )
+    worst: list[Accuracy] = []
+    for window, timing in timings.items():
+        worst.append(accuracy.std_accuracy(timing.result, image, int(window))[0])
+    large, small = timings["101"], timings["7"]
+    case = f"local_std {size}², window 101 against 7"
+    return Row(
+        "C8", case, "our own window 7", "ours / peer", large.ms / small.ms,
+        at_most(1.2), max(worst, key=lambda a: a.error), ours=large, theirs=small,
+    )  # fmt: skip
+
+
+def c9(settings: Settings) -> Iterator[Row]:
+    size, window = (32, 5) if settings.quick else (128, 16)
+    image = draw((size,) * 3, torch.float32)
+    third = slice(size // 3, size // 3 + window)
+    template = image[third, third, third].clone()
+    peer = ("scikit-image", peers.scikit_image(image, template))
+    case = f"zncc 3-D {size}³/{window}³"
+    yield score_row(settings, "C9", case, image, template, peer, at_least(10), ndim=3)
+
+
+def c10(settings: Settings) -> Iterator[Row]:
+    for whole, target in ((500, 60), (20_000, 600)):
+        size, window = settings.small(1_000_000, whole)
+        series = draw((size,), torch.float64)
+        query = series[size // 3 :][:window].clone()
+        timings = alternate(
+            {
+                "ours": partial(torchcorr.zncc, series, query, ndim=1),
+                "theirs": peers.stumpy_mass(series, query),
+            },
+            settings.rounds,
+        )
+        kept, exact = accuracy.score_accuracy(timings["ours"].result, series, query, ndim=1)
+        r = torch.from_numpy(peers.coefficients(timings["theirs"].result, window))
+        yield ratio_row(
+            "C10", f"zncc 1-D float64 {size}/{window}", "stumpy.mass", timings,
+            bound=at_least(target), accuracy=kept, peer_error=accuracy.largest(r - exact),
+        )  # fmt: skip
+
+
+def c11(settings: Settings) -> Iterator[Row]:
+    for whole in (500, 20_000):
+        size, window = settings.small(1_000_000, whole)
+        series = draw((size,), torch.float64)
+        kernel = draw((window,), torch.float64, seed=1)
+        timings = alternate(
+            {
+                "ours": partial(torchcorr.correlate, series, kernel, ndim=1),
+                "theirs": peers.oaconvolve(series, kernel),
+            },
+            settings.rounds,
+        )
+        kept, exact, scale = accuracy.correlate_accuracy(
+            timings["ours"].result, series, kernel, ndim=1
+        )
+        theirs = torch.from_numpy(timings["theirs"].result)
+        yield ratio_row(
+            "C11", f"correlate 1-D float64 {size}/{window}", "scipy oaconvolve", timings,
+            bound=at_least(2), accuracy=kept,
+            peer_error=accuracy.largest((theirs - exact) / scale),
+        )  # fmt: skip
+
+
+CASES: dict[str, Callable[[Settings], Iterator[Row]]] = {
+    "C1": c1,
+    "C1 pictures": c1_pictures,
+    "C2": c2,
+    "C3": c3,
+    "C4": c4,
+    "C6": c6,
+    "C7": c7,
+    "C8": c8,
+    "C9": c9,
+    "C10": c10,
+    "C11": c11,
+}

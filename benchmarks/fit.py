@@ -1,0 +1,211 @@
+"""Measures the constants of the cost model in `_choose.py`: `python -m benchmarks.fit`.
+
+With `--check` it times every method on a grid of problems and says how far `auto` is from the
+best of them. Constants are nanoseconds with all threads; what counts is their ratios.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+
+import numpy as np
+import torch
+from inputs import draw
+from torch import Tensor
+
+import torchcorr
+from torchcorr._checks import METHODS
+from torchcorr._geometry import Tiling, tile_length
+
+from .measure import Call, alternate
+
+# Bytes of a batch of tiles as complex numbers: what stays in cache beside the templates.
+BATCH = int(2.4e6)
+# The longest tiles that are measured, for each number of axes.
+LONGEST = {1: 1 << 19, 2: 1536, 3: 160}
+SHORTEST = {1: 512, 2: 32, 3: 8}
+# Multiply-adds from which on the direct loop is no candidate worth its time.
+MOST_PRODUCTS = 2e10
+
+
+def median_ns(call: Call, rounds: int) -> float:
+    """Median nanoseconds of a call, after a warm-up."""
+    spent = []
+    for _ in range(rounds + 1):
+        start = time.perf_counter()
+        call()
+        spent.append(time.perf_counter() - start)
+    return statistics.median(spent[1:]) * 1e9
+
+
+def lengths(ndim: int) -> list[int]:
+    """Lengths that tiles have: those that `tile_length` returns."""
+    tried = SHORTEST[ndim]
+    found = []
+    while tried <= LONGEST[ndim]:
+        found.append(tile_length(tried, ndim))
+        tried = found[-1] + (found[-1] // 8 & ~1 if ndim == 3 else found[-1] // 4) + 1
+    return [n for n in dict.fromkeys(found) if n <= LONGEST[ndim]]
+
+
+def transforms(rounds: int) -> Iterator[tuple[int, int, float]]:
+    """(ndim, length, ns an element) of fftn and ifftn of complex tiles, each two real ones."""
+    for ndim in (1, 2, 3):
+        axes = tuple(range(-ndim, 0))
+        for length in lengths(ndim):
+            elements = length**ndim
+            batch = max(2, BATCH // (8 * elements) // 2 * 2)
+            tiles = torch.view_as_complex(draw((batch, *(length,) * ndim, 2), torch.float32))
+
+            def pair(tiles: Tensor = tiles, axes: tuple[int, ...] = axes) -> Tensor:
+                return torch.fft.ifftn(torch.fft.fftn(tiles, dim=axes), dim=axes, norm="forward")
+
+            yield ndim, length, median_ns(pair, rounds) / (batch * elements)
+
+
+def operators(rounds: int) -> Iterator[tuple[int, str, float]]:
+    """(ndim, operator, ns an element of a tile) of what a score needs besides its transforms."""
+    ops = torch.ops.torchcorr
+    sizes = {1: (1 << 20, 1000, 1 << 14), 2: (1024, 33, 192), 3: (96, 9, 40)}
+    for ndim, (size, window, length) in sizes.items():
+        image = draw((1, 1, *(size,) * ndim), torch.float32)
+        template = draw((1, 1, 1, *(window,) * ndim), torch.float64, seed=1)
+        step, box, grid = [1] * ndim, [window] * ndim, [0] * ndim
+        grid = [-(-(size - window + 1) // (length - window + 1))] * ndim
+        tiling = Tiling.cut(image.shape[2:], box, step, grid)
+        geometry, elements = tiling.numbers, math.prod(tiling.length)
+        batch = max(2, min(BATCH // (4 * elements), tiling.tiles) // 2 * 2)
+        ids = list(range(batch))
+        out = image.new_empty(1, 1, *tiling.positions)
+        gather = partial(ops.gather_tiles, image, ids, geometry, True, False, True)
+        tiles, stats = gather()
+        norms_of = partial(
+            ops.tile_norms, stats, image, ids, geometry, box, step, True, False, 0.0, 1e-6, 1e-8
+        )
+        norms, _ = norms_of()
+        finish = partial(
+            ops.finish_tiles, tiles, norms, stats, image, template,
+            ids, geometry, step, 0, True, 0.0, out,
+        )  # fmt: skip
+        calls = {"gather_tiles": gather, "tile_norms": norms_of, "finish_tiles": finish}
+        for name, call in calls.items():
+            yield ndim, name, median_ns(call, rounds) / (batch * elements)
+
+
+def direct_loop(rounds: int) -> tuple[float, float]:
+    """(ns a position, ns a multiply-add) of the direct loop, by least squares over windows."""
+    image = draw((1, 1, 1024, 1024), torch.float32)
+    rows, times = [], []
+    for window in (3, 5, 7, 9, 11, 16, 24):
+        template = draw((1, 1, window, window), torch.float32, seed=1)
+        call = partial(torch.ops.torchcorr.correlate_direct, image, template, [1, 1])
+        scores = (1024 - window + 1) ** 2
+        rows.append([scores, scores * window**2])
+        times.append(median_ns(call, rounds))
+    # Each window weighs the same: the fit is of relative errors.
+    scaled = np.array(rows) / np.array(times)[:, None]
+    position, product = np.linalg.lstsq(scaled, np.ones(len(times)), rcond=None)[0]
+    return float(position), float(product)
+
+
+def batch_overhead(rounds: int) -> float:
+    """ns of a batch that has next to nothing to do."""
+    image, template = draw((16, 16), torch.float32), draw((3, 3), torch.float32, seed=1)
+    return median_ns(partial(torchcorr.zncc, image, template, method="fft"), 20 * rounds)
+
+
+def fit(rounds: int) -> None:
+    """Prints the constants, as lines that can be pasted."""
+    print(f"# Nanoseconds of {torch.get_num_threads()} threads, by benchmarks/fit.py, in float32.")
+    print("# Forth and back of a complex tile that holds two real ones, an element of it.")
+    print("_PAIR = {")
+    table: dict[int, dict[int, float]] = {}
+    for ndim, length, ns in transforms(rounds):
+        table.setdefault(ndim, {})[length] = ns
+    for ndim, entries in table.items():
+        print(f"    {ndim}: {{{', '.join(f'{n}: {ns:.2f}' for n, ns in entries.items())}}},")
+    print("}")
+    doublings = [
+        ns / 4 / (ndim * math.log2(length))
+        for ndim, entries in table.items()
+        for length, ns in entries.items()
+    ]
+    doubling = statistics.median(doublings)
+    print(f"_TRANSFORM = {doubling:.3f}  # by doubling, half of one complex transform")
+    shares: dict[int, float] = {}
+    for ndim, name, ns in operators(rounds):
+        print(f"# {name} in {ndim}-D: {ns:.2f} an element of a real tile")
+        shares[ndim] = shares.get(ndim, 0.0) + ns
+    listed = ", ".join(f"{ndim}-D {ns:.2f}" for ndim, ns in shares.items())
+    print(f"_TILE_ELEMENT = {shares[2]:.2f}  # {listed}")
+    position, product = direct_loop(rounds)
+    print(f"_POSITION = {position:.3g}  # a position of the direct loop")
+    print(f"_PRODUCT = {product:.3g}  # a multiply-add of the direct loop")
+    print(f"_BATCH = {batch_overhead(rounds):.2g}  # a batch of tiles, whatever its size")
+
+
+def problems(quick: bool) -> Iterator[tuple[int, int, int, int]]:
+    """(ndim, size, window, templates) of the grid."""
+    sizes = {1: (1000, 30_000, 1_000_000), 2: (64, 256, 1024), 3: (16, 48, 112)}
+    windows = {1: (5, 50, 500, 5000), 2: (3, 7, 12, 16, 24, 48, 128), 3: (3, 5, 8, 16)}
+    for ndim in (1, 2, 3):
+        for size in sizes[ndim][: 1 if quick else None]:
+            for window in windows[ndim]:
+                if window <= size // 2:
+                    yield from ((ndim, size, window, many) for many in (1, 8))
+
+
+Function = Callable[..., Tensor]
+
+
+def distances(
+    function: Function, methods: Sequence[str], rounds: int, quick: bool
+) -> Iterator[tuple[str, str, float]]:
+    """(problem, best method, time of auto over that of the best) on the grid."""
+    for ndim, size, window, many in problems(quick):
+        image = draw((size,) * ndim, torch.float32)
+        templates = draw((many, *(window,) * ndim), torch.float32, seed=1)
+        candidates = list(methods)
+        if many * size**ndim * window**ndim > MOST_PRODUCTS:
+            candidates.remove("direct")
+        calls = {m: partial(function, image, templates, ndim=ndim, method=m) for m in candidates}
+        times = {name: timing.ms for name, timing in alternate(calls, rounds).items()}
+        best = min((m for m in candidates if m != "auto"), key=times.__getitem__)
+        name = f"{ndim}-D, size {size}, window {window}, templates {many}"
+        yield name, best, times["auto"] / times[best]
+
+
+def check(rounds: int, quick: bool) -> None:
+    """Prints how far `auto` is from the best method, for both functions that choose."""
+    for function in (torchcorr.correlate, torchcorr.zncc):
+        found = list(distances(function, METHODS, rounds, quick))
+        for name, best, ratio in found:
+            print(f"{function.__name__:10} {name:46} best {best:7} auto takes {ratio:.2f} × it")
+        ratios = [ratio for _, _, ratio in found]
+        mean = math.exp(statistics.fmean(math.log(ratio) for ratio in ratios))
+        worst = max(found, key=lambda entry: entry[2])
+        print(f"{function.__name__}: geometric mean {mean:.3f}, worst {worst[2]:.2f} ({worst[0]})")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.fit", description=__doc__)
+    parser.add_argument("--check", action="store_true", help="how far is auto from the best?")
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--quick", action="store_true", help="one round, the smallest problems")
+    args = parser.parse_args(arguments)
+    rounds = 1 if args.quick else args.rounds
+    if args.check:
+        check(rounds, args.quick)
+    else:
+        fit(rounds)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

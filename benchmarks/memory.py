@@ -1,0 +1,74 @@
+"""Peak memory of one zncc in a process of its own: `python -m benchmarks.memory SIZE WINDOW PASS`.
+
+PASS is `forward` or `backward`; MiB beyond input and result are printed. Counted is resident memory
+from the moment when the call starts: its peak, less what was resident then, less what the call
+returns. The inputs are resident by then, and so is the program itself, because a tiny call of each
+method came before; but no scratch of the large call is, so all of it counts, also what
+the allocator keeps afterwards. For the backward pass the inputs are image, template and upstream
+gradient; the results are the score map and the gradients of image and template. What the
+forward pass needs is counted with it, as the peak of both.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+import torchcorr
+
+from . import ROOT
+
+PASSES = ("forward", "backward")
+_STATUS = Path("/proc/self/status")
+
+
+def _status(field: str) -> int:
+    """Bytes of one line of the kernel's account of this process."""
+    for line in _STATUS.read_text().splitlines():
+        if line.startswith(f"{field}:"):
+            return int(line.split()[1]) << 10
+    raise LookupError(f"{_STATUS} has no {field}")
+
+
+def _forget_peak() -> None:
+    """Sets the peak, VmHWM, to what is resident now; from then on it is the call's own.
+
+    Linux only; `ru_maxrss` cannot be set back, and would hide a call below an earlier peak.
+    """
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def beyond(size: int, window: int, which: str) -> float:
+    """MiB that one call holds beyond input and result."""
+    for method in ("direct", "fft"):
+        tiny = torch.rand(64, 64, requires_grad=True)
+        torchcorr.zncc(tiny, tiny[:8, :8].detach(), method=method).sum().backward()
+    image = torch.rand(size, size)
+    template = image[size // 3 :, size // 4 :][:window, :window].clone()
+    leaves = (image, template)
+    if which == "backward":
+        upstream = torch.rand(size - window + 1, size - window + 1)
+        for leaf in leaves:
+            leaf.requires_grad_()
+    _forget_peak()
+    before = _status("VmRSS")
+    score = torchcorr.zncc(image, template)
+    results = [score]
+    if which == "backward":
+        results += torch.autograd.grad(score, leaves, upstream)
+    held = _status("VmHWM") - before - sum(r.numel() * r.element_size() for r in results)
+    return held / (1 << 20)
+
+
+def measured(size: int, window: int, which: str) -> float:
+    """The same, in a fresh process."""
+    command = [sys.executable, "-m", "benchmarks.memory", str(size), str(window), which]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    return float(done.stdout)
+
+
+if __name__ == "__main__":
+    print(beyond(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]))

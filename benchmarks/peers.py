@@ -1,0 +1,134 @@
+"""The contestants, each ready to be called: what it needs is converted before it is timed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Score = Callable[[], np.ndarray]
+BoxSum = Callable[[Tensor, Sequence[int]], Tensor]
+
+
+def opencv(image: Tensor, template: Tensor) -> Score:
+    """matchTemplate; channels come first here and last there."""
+    import cv2
+
+    picture, patch = (
+        np.ascontiguousarray(np.moveaxis(x.numpy(), 0, -1)) if x.dim() == 3 else x.numpy()
+        for x in (image, template)
+    )
+    return lambda: cv2.matchTemplate(picture, patch, cv2.TM_CCOEFF_NORMED)
+
+
+def opencv_many(image: Tensor, templates: Tensor) -> Score:
+    """One call for each template: it takes one."""
+    calls = [opencv(image, template) for template in templates]
+    return lambda: np.stack([call() for call in calls])
+
+
+def opencv_std(image: Tensor, window: int) -> Score:
+    """Deviations at all positions, from box filters over the image and its square, in float32.
+
+    Zeros lie outside the image, as with torchcorr's `same`.
+    """
+    import cv2
+
+    picture, box = image.numpy(), (window, window)
+
+    def call() -> np.ndarray:
+        mean = cv2.boxFilter(picture, cv2.CV_32F, box, borderType=cv2.BORDER_CONSTANT)
+        square = cv2.sqrBoxFilter(picture, cv2.CV_32F, box, borderType=cv2.BORDER_CONSTANT)
+        return np.sqrt(np.maximum(square - mean * mean, 0))
+
+    return call
+
+
+def scikit_image(image: Tensor, template: Tensor) -> Score:
+    """match_template, in 1-D to 3-D, with as many threads for SciPy's transforms as cores."""
+    import scipy.fft
+    from skimage.feature import match_template
+
+    picture, patch = image.numpy(), template.numpy()
+
+    def call() -> np.ndarray:
+        with scipy.fft.set_workers(len(os.sched_getaffinity(0))):
+            return match_template(picture, patch)
+
+    return call
+
+
+def stumpy_mass(series: Tensor, query: Tensor) -> Score:
+    """The distance profile d of a query; it is compiled here, on a short series.
+
+    `coefficients` turns it into r.
+    """
+    import stumpy
+
+    values, pattern = series.numpy(), query.numpy()
+    stumpy.mass(pattern[:50], values[:500])
+    return lambda: stumpy.mass(pattern, values)
+
+
+def coefficients(distances: np.ndarray, window: int) -> np.ndarray:
+    """Pearson's r of z-normalised distances: r = 1 - d^2 / (2 m)."""
+    return 1 - np.square(distances.astype(np.float64)) / (2 * window)
+
+
+def oaconvolve(series: Tensor, kernel: Tensor) -> Score:
+    """SciPy's overlap-add correlation, with as many threads for its transforms as cores."""
+    import scipy.fft
+    import scipy.signal
+
+    values, flipped = series.numpy(), kernel.numpy()[::-1].copy()
+
+    def call() -> np.ndarray:
+        with scipy.fft.set_workers(len(os.sched_getaffinity(0))):
+            return scipy.signal.oaconvolve(values, flipped, mode="valid")
+
+    return call
+
+
+def conv2d(image: Tensor, template: Tensor) -> Callable[[], Tensor]:
+    x, w = image[None, None], template[None, None]
+    return lambda: F.conv2d(x, w)[0, 0]
+
+
+# --- plain torch: what one writes without a library -----------------------------------------------
+
+
+def _valid(x: Tensor, window: Sequence[int]) -> Tensor:
+    return x[tuple(slice(0, n - k + 1) for n, k in zip(x.shape, window, strict=True))]
+
+
+def cumulative_boxes(x: Tensor, window: Sequence[int]) -> Tensor:
+    """Sums over all windows as differences of cumulative sums."""
+    h, w = window
+    table = F.pad(x.cumsum(0).cumsum(1), (1, 0, 1, 0))
+    return table[h:, w:] - table[:-h, w:] - table[h:, :-w] + table[:-h, :-w]
+
+
+def fourier_boxes(x: Tensor, window: Sequence[int]) -> Tensor:
+    """Sums over all windows as a correlation with ones."""
+    return fourier_correlate(x, x.new_ones(tuple(window)))
+
+
+def fourier_correlate(x: Tensor, template: Tensor) -> Tensor:
+    """One transform of the whole; valid positions need no more than the image's own size."""
+    size = tuple(x.shape)
+    spectrum = torch.fft.rfft2(x) * torch.fft.rfft2(template, s=size).conj()
+    return _valid(torch.fft.irfft2(spectrum, s=size), template.shape)
+
+
+def plain_zncc(image: Tensor, template: Tensor, boxes: BoxSum = cumulative_boxes) -> Tensor:
+    """The textbook: a transform for the products, sums of I and of its square for the windows."""
+    window, count = template.shape, template.numel()
+    centred = template - template.mean()
+    mean = boxes(image, window) / count
+    variance = boxes(image.square(), window) / count - mean.square()
+    scale = variance.clamp_min(0).sqrt() * centred.norm() * count**0.5
+    return fourier_correlate(image, centred) / scale

@@ -1,0 +1,74 @@
+"""Draws the plots of docs/benchmarks.md from the CSV of `sizes`: `python -m benchmarks.plots`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from .report import PLOTS, Record, read
+from .sizes import TABLE
+
+# Ours stand out; colours that stay apart for the colour-blind (Okabe and Ito).
+STYLES = {
+    "torchcorr auto": {"color": "#D55E00", "linewidth": 2.6, "marker": "o", "zorder": 5},
+    "torchcorr direct": {"color": "#D55E00", "linewidth": 1.2, "linestyle": ":"},
+    "torchcorr fft": {"color": "#D55E00", "linewidth": 1.2, "linestyle": "--"},
+    "OpenCV": {"color": "#0072B2", "linewidth": 1.6, "marker": "s"},
+    "scikit-image": {"color": "#009E73", "linewidth": 1.6, "marker": "^"},
+    "plain torch": {"color": "#56B4E9", "linewidth": 1.6, "marker": "D"},
+}
+LABELS = {
+    "image_size": ("image", "image size n (n × n)", "template {template}²"),
+    "template_size": ("template", "template size k (k × k)", "image {image}²"),
+}
+
+
+def draw(axis: str, records: Sequence[Record], path: Path) -> None:
+    """One log-log plot: a line for each contestant."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    # The same data gives the same file.
+    matplotlib.rcParams["svg.hashsalt"] = "torchcorr"
+    from matplotlib import pyplot, ticker
+
+    column, label, fixed = LABELS[axis]
+    own = [record for record in records if record["axis"] == axis]
+    figure, axes = pyplot.subplots(figsize=(8.4, 4.6), layout="constrained")
+    for name, style in STYLES.items():
+        line = [(int(r[column]), float(r["ms"])) for r in own if r["name"] == name]
+        axes.plot(*zip(*line, strict=True), label=name, markersize=5, **style)
+    sizes = sorted({int(r[column]) for r in own})
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    axes.set_xticks(sizes, [str(size) for size in sizes])
+    axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.yaxis.set_minor_locator(ticker.NullLocator())
+    axes.set_xlabel(label)
+    axes.set_ylabel("milliseconds of a call")
+    axes.set_title(f"zncc, float32, {fixed.format(**own[0])}, {own[0]['threads']} threads")
+    axes.grid(True, which="major", color="#cccccc", linewidth=0.6)
+    figure.legend(loc="outside right upper", frameon=False, fontsize=9)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    metadata = {"Date": None} if path.suffix == ".svg" else None
+    figure.savefig(path, facecolor="white", metadata=metadata)
+    pyplot.close(figure)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.plots", description=__doc__)
+    parser.add_argument("--input", type=Path, default=TABLE, help="the CSV to draw")
+    parser.add_argument("--folder", type=Path, default=PLOTS, help="where the plots go")
+    parser.add_argument("--format", choices=("svg", "png"), default="svg")
+    args = parser.parse_args(arguments)
+    records = read(args.input)
+    for axis in LABELS:
+        draw(axis, records, args.folder / f"{axis}.{args.format}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

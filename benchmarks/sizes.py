@@ -1,0 +1,71 @@
+"""Time against the image's and the template's size, for the plots: `python -m benchmarks.sizes`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import torch
+from inputs import draw
+
+import torchcorr
+
+from . import RESULTS, peers
+from .cases import cut
+from .measure import Call, alternate, machine
+from .report import write
+
+TABLE = RESULTS / "cpu_sizes.csv"
+IMAGES, TEMPLATE = (256, 512, 1024, 2048, 4096), 64
+TEMPLATES, IMAGE = (8, 16, 32, 64, 128, 256), 1024
+# The curves are read over decades; a few rounds place a point well enough.
+ROUNDS = 5
+
+
+def contestants(image: torch.Tensor, template: torch.Tensor) -> dict[str, Call]:
+    """Everyone who scores one template on one image."""
+    ours = {
+        f"torchcorr {method}": partial(torchcorr.zncc, image, template, method=method)
+        for method in ("auto", "direct", "fft")
+    }
+    return ours | {
+        "OpenCV": peers.opencv(image, template),
+        "scikit-image": peers.scikit_image(image, template),
+        "plain torch": partial(peers.plain_zncc, image, template),
+    }
+
+
+def points(quick: bool) -> Iterator[tuple[str, int, int]]:
+    """(axis of the plot, image size, template size)."""
+    scale = 4 if quick else 1
+    for size in IMAGES:
+        yield "image_size", size // scale, TEMPLATE // scale
+    for window in TEMPLATES:
+        yield "template_size", IMAGE // scale, window // scale
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.sizes", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="tiny sizes, one round")
+    parser.add_argument("--output", type=Path, help="the CSV; a quick run keeps none by default")
+    args = parser.parse_args(arguments)
+    output = args.output or (None if args.quick else TABLE)
+    records = []
+    for axis, size, window in points(args.quick):
+        image = draw((size, size), torch.float32)
+        found = alternate(contestants(image, cut(image, window)), 1 if args.quick else ROUNDS)
+        for name, timing in found.items():
+            print(f"{size:6} {window:6} {name:20} {timing.ms:10.3f} ms × {timing.rounds}")
+            record = {"axis": axis, "image": str(size), "template": str(window), "name": name}
+            record |= {"ms": f"{timing.ms:.4g}", "rounds": str(timing.rounds)}
+            records.append(record | machine())
+    if output is not None:
+        write(output, records)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
