@@ -23,8 +23,8 @@ LAYERS = (
     {"_reference", "_reference_tiles"},
     {"_ops", "_score_ops", "_tile_ops", "_vmap"},
     {"_overlap_save", "_scores", "_score_grads", "_choose", "_native"},
-    {"functional", "local", "_frame"},
-    {"match", "align", "plot", "demo", "_peaks", "_files"},
+    {"functional", "local", "planning", "_frame"},
+    {"nn", "match", "align", "plot", "demo", "_peaks", "_files"},
     {"__init__", "__main__"},
 )
 HEAVY = ("triton", "dask", "matplotlib", "PIL", "skimage", "scipy", "pywt", "tifffile", "tqdm")
@@ -34,6 +34,7 @@ POSITIONAL = {
     "convolve": ["input", "kernel"],
     "zncc": ["input", "template"],
     "ncc": ["input", "template"],
+    "plan": ["input", "template"],
     "local_sum": ["input", "window"],
     "local_mean": ["input", "window"],
     "local_var": ["input", "window"],

@@ -10,11 +10,14 @@ from . import (  # noqa: F401 - they register operators and kernels
     _scores,
     _tile_ops,
     _vmap,
+    nn,
 )
+from ._choose import Plan
 from .align import Shift, estimate_shift
 from .functional import convolve, correlate, ncc, zncc
 from .local import flat_windows, local_mean, local_std, local_sum, local_var
 from .match import Matches, Peaks, find_peaks, match_template
+from .planning import plan
 
 _native.load()
 __version__ = _version("torchcorr")
@@ -22,6 +25,7 @@ __version__ = _version("torchcorr")
 __all__ = [
     "Matches",
     "Peaks",
+    "Plan",
     "Shift",
     "__version__",
     "convolve",
@@ -35,5 +39,7 @@ __all__ = [
     "local_var",
     "match_template",
     "ncc",
+    "nn",
+    "plan",
     "zncc",
 ]

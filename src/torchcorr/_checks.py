@@ -72,7 +72,8 @@ def working_dtype(tensors: dict[str, Tensor], complex_allowed: bool) -> torch.dt
             raise ValueError(
                 f"{first} and {name} must be on one device: got {x.device} and {y.device}"
             )
-    if torch.is_autocast_enabled(x.device.type) and all(
+    autocast = x.device.type != "meta" and torch.is_autocast_enabled(x.device.type)
+    if autocast and all(
         y.is_floating_point() and y.dtype != torch.float64 for y in tensors.values()
     ):
         return torch.float32

@@ -30,14 +30,16 @@ _DIRECT_TILE = 1 << 18  # elements of a tile of the direct loop
 
 @dataclass(frozen=True)
 class Plan:
-    """How one call will be computed.
+    """How one call will be computed: what `plan` returns.
+
+    Sizes are those of a tile, one for each window axis; bytes depend on the dtype.
 
     Attributes
     ----------
     method : str
         ``"direct"`` or ``"fft"``.
     tile : tuple of int
-        Positions that a tile covers along each window axis.
+        Positions that a tile covers, ``(*positions)``.
     transform : tuple of int
         Elements of a tile along each window axis: the length of its transforms.
     tiles : int

@@ -63,15 +63,26 @@ class Frame:
 
 
 def normal_pair(
-    input: Tensor, template: Tensor, frame: Frame, *, name: str, complex_allowed: bool
+    input: Tensor,
+    template: Tensor,
+    frame: Frame,
+    *,
+    name: str,
+    complex_allowed: bool,
+    data: bool = True,
 ) -> tuple[Tensor, Tensor, torch.dtype]:
-    """Both tensors in normal form, padded and in their working dtype; and the result's dtype."""
+    """Both tensors in normal form, padded and in their working dtype; and the result's dtype.
+
+    Without `data` they are only shapes, and nothing is computed.
+    """
     _checks.tensor(input, "input")
     _checks.tensor(template, name)
     _checks.rank(input, frame.ndim, frame.joint, "input")
     _checks.rank(template, frame.ndim, frame.joint, name)
     working = _checks.working_dtype({"input": input, name: template}, complex_allowed)
     result = _checks.result_dtype(input.dtype, working)
+    if not data:
+        input, template = input.to("meta"), template.to("meta")
     window = tuple(template.shape[-frame.ndim :])
     _checks.window_not_empty(window, name)
     x, w = frame.normal(input), frame.normal(template)

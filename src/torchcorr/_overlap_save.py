@@ -7,7 +7,10 @@ whole image stays far below what float32 shows.
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -145,21 +148,52 @@ def conjugate_spectrum(x: Tensor, lengths: Sequence[int]) -> Tensor:
     return x.contiguous()
 
 
+Kept = dict[tuple[torch.dtype, int, int, int], Tensor]
+Store = dict[tuple[Any, ...], Kept]
+_thread = threading.local()
+
+
+@contextmanager
+def keeping(store: Store) -> Iterator[None]:
+    """Lets the calls inside keep spectra of templates in `store`, and find them there.
+
+    Its owner clears it when the template changes.
+    """
+    outer = getattr(_thread, "store", None)
+    _thread.store = store
+    try:
+        yield
+    finally:
+        _thread.store = outer
+
+
 class TemplateSpectra:
     """Templates (paired, templates, C, *window) as the tiles of one tiling need them."""
 
     def __init__(
-        self, template: Tensor, tiling: Tiling, stride: Sequence[int], transformed: bool
+        self,
+        template: Tensor,
+        tiling: Tiling,
+        stride: Sequence[int],
+        transformed: bool,
+        absolute: bool = False,
     ) -> None:
         self.template, self.tiling, self.stride = template, tiling, list(stride)
+        if absolute:
+            self.template = template.abs()
         self.transformed = transformed
-        self._kept: dict[tuple[torch.dtype, int, int, int], Tensor] = {}
+        self._kept: Kept = {}
+        store: Store | None = getattr(_thread, "store", None)
+        self._bounded = store is None
+        if store is not None:
+            key = (transformed, absolute, tiling.length, template.shape, template.device)
+            self._kept = store.setdefault(key, {})
 
     def part(self, dtype: torch.dtype, pairs: slice, first: int, last: int) -> Tensor:
         """Templates first to last of some pairs, in one precision."""
         key = (dtype, pairs.start, first, last)
         if key not in self._kept:
-            if len(self._kept) >= _KEPT:
+            if self._bounded and len(self._kept) >= _KEPT:
                 self._kept.clear()
             part = self.template[pairs, first:last]
             if self.transformed:
@@ -283,7 +317,7 @@ class TiledSums:
     ) -> None:
         """Tiles again, with the sums of absolute products beside them; then by the direct loop."""
         if self.sizes is None:
-            self.sizes = TemplateSpectra(self.template.abs(), self.tiling, self.stride, True)
+            self.sizes = TemplateSpectra(self.template, self.tiling, self.stride, True, True)
         groups = pairs.stop - pairs.start
         each = len(ids) // groups
         for k in range(groups):

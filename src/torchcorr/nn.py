@@ -1,0 +1,204 @@
+"""Modules with state: templates that are learned, or prepared once for many inputs."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor
+
+from . import functional
+from ._frame import Window
+from ._overlap_save import Store, keeping
+
+__all__ = ["ZNCC", "Correlate"]
+
+
+class _Prepared(torch.nn.Module):
+    """A template and what was computed from it, kept until it changes."""
+
+    template: Tensor
+
+    def __init__(
+        self,
+        template: Tensor,
+        *,
+        ndim: int,
+        mode: str,
+        stride: Window,
+        channels: str,
+        method: str,
+        pad_mode: str,
+        pad_value: float,
+        learnable: bool,
+    ) -> None:
+        super().__init__()
+        if not isinstance(template, Tensor):
+            raise TypeError(f"template must be a torch.Tensor: got {type(template).__name__}")
+        kept = template.detach().clone()
+        if learnable:
+            self.template = torch.nn.Parameter(kept)
+        else:
+            self.register_buffer("template", kept)
+        self.ndim, self.mode, self.stride, self.channels = ndim, mode, stride, channels
+        self.method, self.pad_mode, self.pad_value = method, pad_mode, pad_value
+        self._store: Store = {}
+        self._seen: Tensor | None = None
+
+    def _keeping(self) -> AbstractContextManager[None]:
+        """The store of spectra, emptied if the template is no longer what they were made of."""
+        if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+            return nullcontext()
+        now = self.template.detach()
+        seen = self._seen
+        if (
+            seen is None
+            or seen.dtype != now.dtype
+            or seen.device != now.device
+            or not torch.equal(seen, now)
+        ):
+            self._store = {}
+            self._seen = now.clone()
+        return keeping(self._store)
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "_store": {}, "_seen": None}
+
+    def extra_repr(self) -> str:
+        return (
+            f"template={tuple(self.template.shape)}, ndim={self.ndim}, mode={self.mode!r}, "
+            f"stride={self.stride}, channels={self.channels!r}, method={self.method!r}"
+        )
+
+
+class Correlate(_Prepared):
+    """`correlate` with a template of its own, whose spectra are kept between calls.
+
+    The first input of a size pays for the template's transforms, later ones do not, until the
+    template changes, in whatever way. Kept spectra take about as much memory as the template
+    padded to a tile, see `plan`, twice over.
+
+    Parameters
+    ----------
+    template : Tensor
+        What slides over the inputs, ``(*lead, *window)``, in their dtype; copied.
+    ndim, mode, stride, channels, method, pad_mode, pad_value
+        As `correlate` takes them.
+    learnable : bool
+        Whether the template is a parameter, or a buffer.
+
+    Examples
+    --------
+    >>> import torch, torchcorr
+    >>> layer = torchcorr.nn.Correlate(torch.tensor([1.0, 2.0]), ndim=1)
+    >>> layer(torch.tensor([0.0, 1.0, 2.0, 3.0]))
+    tensor([2., 5., 8.])
+    """
+
+    def __init__(
+        self,
+        template: Tensor,
+        *,
+        ndim: int = 2,
+        mode: str = "valid",
+        stride: Window = 1,
+        channels: str = "independent",
+        method: str = "auto",
+        pad_mode: str = "constant",
+        pad_value: float = 0.0,
+        learnable: bool = False,
+    ) -> None:
+        super().__init__(
+            template,
+            ndim=ndim,
+            mode=mode,
+            stride=stride,
+            channels=channels,
+            method=method,
+            pad_mode=pad_mode,
+            pad_value=pad_value,
+            learnable=learnable,
+        )
+
+    def forward(self, input: Tensor) -> Tensor:
+        with self._keeping():
+            return functional.correlate(
+                input,
+                self.template,
+                ndim=self.ndim,
+                mode=self.mode,
+                stride=self.stride,
+                channels=self.channels,
+                method=self.method,
+                pad_mode=self.pad_mode,
+                pad_value=self.pad_value,
+            )
+
+
+class ZNCC(_Prepared):
+    """`zncc` with a template of its own, whose spectra are kept between calls.
+
+    The first input of a size pays for the template's transforms, later ones do not, until the
+    template changes, in whatever way. Kept spectra take about as much memory as the template
+    padded to a tile, see `plan`, twice over.
+
+    Parameters
+    ----------
+    template : Tensor
+        What slides over the inputs, ``(*lead, *window)``, in their dtype; copied.
+    ndim, mode, stride, channels, method, pad_mode, pad_value, eps
+        As `zncc` takes them.
+    learnable : bool
+        Whether the template is a parameter, or a buffer.
+
+    Examples
+    --------
+    >>> import torch, torchcorr
+    >>> image = torch.arange(20.0).sin().reshape(4, 5)
+    >>> match = torchcorr.nn.ZNCC(image[1:3, 2:4])
+    >>> scores = match(100 - 3 * image)
+    >>> round(float(scores[1, 2]), 5)
+    -1.0
+    """
+
+    def __init__(
+        self,
+        template: Tensor,
+        *,
+        ndim: int = 2,
+        mode: str = "valid",
+        stride: Window = 1,
+        channels: str = "independent",
+        method: str = "auto",
+        pad_mode: str = "constant",
+        pad_value: float = 0.0,
+        eps: float = 0.0,
+        learnable: bool = False,
+    ) -> None:
+        super().__init__(
+            template,
+            ndim=ndim,
+            mode=mode,
+            stride=stride,
+            channels=channels,
+            method=method,
+            pad_mode=pad_mode,
+            pad_value=pad_value,
+            learnable=learnable,
+        )
+        self.eps = eps
+
+    def forward(self, input: Tensor) -> Tensor:
+        with self._keeping():
+            return functional.zncc(
+                input,
+                self.template,
+                ndim=self.ndim,
+                mode=self.mode,
+                stride=self.stride,
+                channels=self.channels,
+                method=self.method,
+                pad_mode=self.pad_mode,
+                pad_value=self.pad_value,
+                eps=self.eps,
+            )
