@@ -6,8 +6,9 @@ VENV := .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 KERNELS := src/torchcorr/_kernels.so
+SANITIZED := build/sanitize
 
-.PHONY: demo test check docs bench clean FORCE
+.PHONY: demo test check docs bench sanitize clean FORCE
 
 demo: $(KERNELS)
 	$(PY) -m torchcorr demo
@@ -32,6 +33,16 @@ bench: $(KERNELS)
 	$(PY) -m benchmarks.torture_peers
 	$(PY) -m benchmarks.plots
 	$(PY) -m benchmarks.report
+
+# A second package beside the first, so that no sanitized library is left where others look for one.
+# Python itself is not sanitized, so the sanitizers come first and its leaks do not count.
+sanitize: $(READY)
+	TORCHCORR_SANITIZE=1 TORCHCORR_REQUIRE_KERNELS=1 CXX='$(CXX)' \
+	  $(PY) setup.py --quiet build_ext --build-lib $(SANITIZED)
+	cp src/torchcorr/*.py $(SANITIZED)/torchcorr
+	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
+	  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 PYTHONPATH=$(SANITIZED) \
+	  $(PY) -m pytest --capture=sys tests/test_kernels.py tests/test_direct_kernel.py tests/test_tiles.py
 
 # An environment's own PyTorch is kept, also one that the base interpreter has.
 $(PY):

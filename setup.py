@@ -35,6 +35,15 @@ COMPILE_FLAGS = [
     # The floor of the stable ABI: only what PyTorch 2.10 already had may be used.
     "-DTORCH_TARGET_VERSION=0x020a000000000000ULL",
 ]
+SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+if os.environ.get("TORCHCORR_SANITIZE") != "1":
+    SANITIZERS = []
+else:
+    COMPILE_FLAGS += [*SANITIZERS, "-O1", "-g", "-fno-omit-frame-pointer"]
+    # Fuses products and sums as -O3 does, which bounds in tests of the direct kernels count on.
+    COMPILE_FLAGS += ["-fexpensive-optimizations"]
+    # No clones: they are chosen before the sanitizers are ready.
+    COMPILE_FLAGS += ["-DTORCHCORR_CLONES="]
 
 
 class KernelsNotBuilt(Exception):
@@ -97,7 +106,7 @@ def build_library(target: Path) -> None:
     shared = ["-dynamiclib"] if sys.platform == "darwin" else ["-shared", "-Wl,--as-needed"]
     # Linked aside and moved, so that a process that has the old library open keeps it whole.
     fresh = folder / LIBRARY
-    run([*compiler, *shared, *map(str, objects), *libraries, "-o", str(fresh)])
+    run([*compiler, *shared, *SANITIZERS, *map(str, objects), *libraries, "-o", str(fresh)])
     target.parent.mkdir(parents=True, exist_ok=True)
     staged = target.with_suffix(".new")
     shutil.copy(fresh, staged)

@@ -9,7 +9,9 @@
 #include <vector>
 
 // Clones are chosen when the library is loaded, which needs the GNU loader's ifunc.
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && defined(__linux__)
+#if defined(TORCHCORR_CLONES)
+// Named on the command line, as a build with sanitizers does, which takes none.
+#elif defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && defined(__linux__)
 #define TORCHCORR_CLONES \
   __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #else

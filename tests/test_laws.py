@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from inputs import METHODS, MODES, draw
 from tolerances import SCORE
@@ -13,6 +15,15 @@ import torchcorr
 
 LAW = settings(deadline=None, derandomize=True, max_examples=12)
 FUNCTIONS = ("correlate", "convolve", "zncc", "ncc")
+ENGINES = ("direct", "fft")
+REALS = (torch.float32, torch.float64)
+# A region, a window, and how far the input goes on around the region.
+SURROUNDED = {
+    "1d": ((3000,), (40,), 900),
+    "2d": ((70, 60), (9, 12), 60),
+    "3d": ((12, 14, 13), (3, 4, 5), 6),
+}
+SURROUNDINGS = ("0", "one pixel", "bright", "nan", "inf")
 
 
 @st.composite
@@ -79,6 +90,24 @@ def test_zncc_ignores_gain_and_offset(method, pair, gain, offset):
     close(torchcorr.zncc(-image, template, ndim=ndim, method=method), -score)
 
 
+@pytest.mark.parametrize("dtype", REALS, ids=str)
+@pytest.mark.parametrize("method", ENGINES)
+@LAW
+@given(pairs(), st.integers(-40, 40), st.data())
+def test_gain_and_offset_that_round_nothing(method, dtype, pair, power, data):
+    """Integers, a power of two and an offset that leaves every digit: the law itself is exact."""
+    image, template = ((256 * x).floor().to(dtype) for x in pair[:2])
+    most = 1_000_000 if dtype == torch.float32 else 1 << 40
+    gain, offset = 2.0**power, data.draw(st.integers(-most, most))
+    options = {"ndim": pair[2], "method": method}
+    score = torchcorr.zncc(image, template, **options)
+    for sign in (1, -1):
+        x, w = (sign * gain * (x + offset) for x in (image, template))
+        assert torch.equal(sign * (x / gain) - offset, image)
+        for changed in ((x, template), (image, w)):
+            close(torchcorr.zncc(*changed, **options), sign * score, SCORE[dtype])
+
+
 @pytest.mark.parametrize("name", FUNCTIONS)
 @pytest.mark.parametrize("method", METHODS)
 @LAW
@@ -95,6 +124,48 @@ def test_cropping(name, method, pair, data):
     whole = function(image, template, ndim=ndim, method=method)
     part = function(image[(..., *crop)], template, ndim=ndim, method=method)
     close(part, whole[(..., *kept)])
+
+
+@pytest.mark.parametrize("dtype", REALS, ids=str)
+@pytest.mark.parametrize("method", ENGINES)
+@pytest.mark.parametrize("name", ["zncc", "ncc"])
+@pytest.mark.parametrize("size", SURROUNDED)
+@pytest.mark.parametrize("around", SURROUNDINGS)
+def test_what_lies_elsewhere_changes_nothing(around, size, name, method, dtype):
+    """Windows inside a region score the same whether or not there is anything around it."""
+    shape, window, margin = SURROUNDED[size]
+    region, template = draw(shape, dtype), draw(window, dtype, 1)
+    whole = draw(tuple(n + 2 * margin for n in shape), dtype, 2)
+    at = (slice(margin, -margin),) * len(shape)
+    if around == "one pixel":
+        whole[(margin - 1,) * len(shape)] = 1e6
+    else:
+        whole = whole * 1e6 if around == "bright" else torch.full_like(whole, float(around))
+    whole[at] = region
+    function, options = getattr(torchcorr, name), {"ndim": len(shape), "method": method}
+    kept = tuple(slice(margin, margin + n - k + 1) for n, k in zip(shape, window, strict=True))
+    alone = function(region, template, **options)
+    close(function(whole, template, **options)[kept], alone, SCORE[dtype])
+
+
+@pytest.mark.parametrize("dtype", REALS, ids=str)
+@pytest.mark.parametrize("method", ENGINES)
+@pytest.mark.parametrize("name", ["zncc", "ncc"])
+def test_others_of_a_batch_change_nothing(name, method, dtype):
+    """Images share batches, and pairs of tiles share one transform; their scores share nothing."""
+    images, templates = draw((4, 70, 83), dtype), draw((2, 1, 9, 11), dtype, 1)
+    images[1] *= 1e6
+    images[2] = 0.5 + 1e-4 * images[2]
+    images[3, 20, 30] = torch.nan
+    images[3, 40, 10] = torch.inf
+    templates[1] *= 1e-6
+    function = getattr(torchcorr, name)
+    together = function(images, templates, method=method)
+    for i, t in itertools.product(range(4), range(2)):
+        alone, found = function(images[i], templates[t, 0], method=method), together[t, i]
+        assert torch.equal(found.isnan(), alone.isnan())
+        assert alone.isnan().any() == (i == 3)
+        close(found.nan_to_num(), alone.nan_to_num(), SCORE[dtype])
 
 
 @pytest.mark.parametrize("name", [*FUNCTIONS, "local_std", "local_sum"])
@@ -121,18 +192,38 @@ def test_convolution_is_correlation_with_the_flipped_kernel(method, pair, mode):
     )
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("wanted", [0, 1])
-@LAW
-@given(pairs(), st.sampled_from(MODES), st.integers(1, 3))
-def test_backward_is_the_adjoint(wanted, method, pair, mode, stride):
-    """<A x, y> = <x, A^T y> for the map that is linear in the input, and in the template."""
-    tensors, ndim = [x.requires_grad_() for x in pair[:2]], pair[2]
-    out = torchcorr.correlate(*tensors, ndim=ndim, mode=mode, stride=stride, method=method)
-    y = draw(tuple(out.shape), seed=7) - 0.5
-    (back,) = torch.autograd.grad(out, tensors[wanted], y)
-    one, other = (out.detach() * y).sum(), (tensors[wanted].detach() * back).sum()
-    assert abs(one - other) <= 1e-11 * (out.detach().abs() * y.abs()).sum()
+@st.composite
+def correlations(draw_value):
+    """(image, template, options) in float64: broadcast leads, joint channels, modes, strides."""
+    image, template, ndim = draw_value(pairs(most=9))
+    size, window = image.shape[-ndim:], template.shape
+    leads = [((), ()), ((2,), ()), ((), (3,)), ((2, 1), (3,)), ((2,), (2,)), ((1, 2), (3, 1))]
+    channels = draw_value(st.sampled_from([(), (1,), (3,)]))
+    mode, stride = draw_value(st.sampled_from(MODES)), draw_value(st.integers(1, 3))
+    shapes = [
+        (*lead, *channels, *space)
+        for lead, space in zip(draw_value(st.sampled_from(leads)), (size, window), strict=True)
+    ]
+    seed = draw_value(st.integers(0, 99))
+    image, template = (draw(shape, seed=seed + i) - 0.5 for i, shape in enumerate(shapes))
+    kind = "joint" if channels else "independent"
+    return image, template, {"ndim": ndim, "mode": mode, "stride": stride, "channels": kind}
+
+
+@pytest.mark.parametrize("method", ENGINES)
+@pytest.mark.parametrize("name", ["correlate", "convolve"])
+@settings(LAW, max_examples=20)
+@given(correlations())
+def test_backward_is_the_adjoint(name, method, case):
+    """<A x, g> = <x, A^T g>: the map is linear in the input, and in the template."""
+    tensors, options = [x.requires_grad_() for x in case[:2]], case[2]
+    out = getattr(torchcorr, name)(*tensors, method=method, **options)
+    g = draw(tuple(out.shape), seed=7) - 0.5
+    wanted = (out.detach() * g).sum()
+    for x, back in zip(tensors, torch.autograd.grad(out, tensors, g), strict=True):
+        assert back.shape == x.shape
+        found = (x.detach() * back).sum()
+        assert abs(found - wanted) <= 1e-12 * out.detach().norm() * g.norm()
 
 
 @pytest.mark.parametrize("name", ["window_sum", "local_mean"])
@@ -147,6 +238,30 @@ def test_box_sums_and_their_adjoint(name, pair, stride):
     (back,) = torch.autograd.grad(out, image, y)
     one, other = (out.detach() * y).sum(), (image.detach() * back).sum()
     assert abs(one - other) <= 1e-11 * (out.detach().abs() * y.abs()).sum()
+
+
+@pytest.mark.parametrize("method", ENGINES)
+@pytest.mark.parametrize("name", ["zncc", "ncc"])
+@LAW
+@given(correlations())
+def test_gradients_of_scores_leave_gain_and_offset_alone(name, method, case):
+    """A score does not change with a * x + b, so its gradient has no part along x, nor along 1.
+
+    For the input this holds of the whole, as each window contributes a gradient of that kind.
+    """
+    image, template, options = case
+    # Scores of two elements are 1 or -1 whatever they are: their gradient is all rounding.
+    assume(template[(0,) * (template.dim() - options["ndim"])].numel() > 2)
+    tensors = [x.requires_grad_() for x in (image, template)]
+    options = {**options, "mode": "valid", "method": method}
+    score = getattr(torchcorr, name)(*tensors, **options)
+    g = draw(tuple(score.shape), seed=7) - 0.5
+    axes = tuple(range(-options["ndim"] - (options["channels"] == "joint"), 0))
+    for x, back in zip(tensors, torch.autograd.grad(score, tensors, g), strict=True):
+        x, size = x.detach(), back.abs().sum(axes)
+        assert ((x * back).sum(axes).abs() <= SCORE[torch.float64] * size).all()
+        if name == "zncc":
+            assert (back.sum(axes).abs() <= SCORE[torch.float64] * size).all()
 
 
 def everything(image, template, method):

@@ -1,0 +1,130 @@
+"""Threads and processes change when a result comes, never what it is."""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from inputs import draw
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+import torchcorr
+
+PAIRS = ("correlate", "convolve", "zncc", "ncc")
+MOMENTS = ("local_sum", "local_mean", "local_var", "local_std")
+# Input and window of calls that are cut into many units of work, and into many tiles.
+LARGE = {
+    "1d": ((200_000,), (300,)),
+    "2d": ((600, 500), (20, 20)),
+    "2d-short-rows": ((150, 160), (17, 15)),
+    "3d": ((40, 40, 40), (6, 6, 6)),
+}
+SMALL = {
+    "1d": ((5000,), (40,)),
+    "2d": ((90, 110), (9, 12)),
+    "2d-wide-window": ((64, 70), (33, 31)),
+    "3d": ((14, 15, 16), (4, 3, 5)),
+}
+CALLS = [(name, method) for name in PAIRS for method in ("direct", "fft")]
+CALLS += [(name, None) for name in MOMENTS]
+SECONDS = 60
+
+
+def results(
+    name: str, method: str | None, shapes: tuple[tuple[int, ...], tuple[int, ...]], seed: int = 0
+) -> list[Tensor]:
+    """Value and gradients of one call."""
+    size, window = shapes
+    tensors = [draw(size, torch.float32, seed).requires_grad_()]
+    function, ndim = getattr(torchcorr, name), len(size)
+    if method is None:
+        out = function(*tensors, window, ndim=ndim)
+    else:
+        tensors.append(draw(window, torch.float32, seed + 1).requires_grad_())
+        out = function(*tensors, ndim=ndim, method=method)
+    delta = draw(tuple(out.shape), torch.float32, 2) - 0.5
+    return [out.detach(), *torch.autograd.grad(out, tensors, delta)]
+
+
+def same(one: list[Tensor], other: list[Tensor]) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def seconds_of_other_threads(name: str, method: str | None, size: str) -> tuple[float, float]:
+    """CPU time of one call: of all other threads, and of this one."""
+    process, own = time.process_time(), time.thread_time()
+    results(name, method, LARGE[size])
+    own = time.thread_time() - own
+    return time.process_time() - process - own, own
+
+
+@pytest.mark.parametrize("size", LARGE)
+@pytest.mark.parametrize(("name", "method"), CALLS)
+def test_runs_and_numbers_of_threads_agree_bit_for_bit(
+    name: str, method: str | None, size: str
+) -> None:
+    torch.set_num_threads(1)
+    alone = results(name, method, LARGE[size])
+    torch.set_num_threads(2)
+    assert same(results(name, method, LARGE[size]), alone)
+    assert same(results(name, method, LARGE[size]), alone)
+
+
+@pytest.mark.parametrize(("name", "method"), CALLS)
+def test_one_thread_is_one(name: str, method: str | None) -> None:
+    torch.set_num_threads(1)
+    # Threads of an earlier call may still look for work.
+    time.sleep(0.02)
+    others, own = seconds_of_other_threads(name, method, "2d")
+    assert others <= 0.05 * own + 1e-3
+
+
+def test_two_threads_are_two() -> None:
+    """Without this the test above would pass by looking at the wrong clock."""
+    torch.set_num_threads(2)
+    others, own = seconds_of_other_threads("zncc", "direct", "2d")
+    assert others >= 0.2 * own
+
+
+def test_callers_on_many_threads_get_what_one_gets() -> None:
+    jobs = [
+        (name, method, shapes, seed)
+        for seed in range(3)
+        for name, method in CALLS
+        for shapes in SMALL.values()
+    ]
+    alone = [results(*job) for job in jobs]
+    with ThreadPoolExecutor(8) as pool:
+        for _ in range(2):
+            together = [pool.submit(results, *job) for job in jobs]
+            for future, want in zip(together, alone, strict=True):
+                assert same(future.result(SECONDS), want)
+
+
+class Scored(Dataset):
+    """What a training set does in its workers: one call of each kind for an item."""
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, item: int) -> list[Tensor]:
+        found = []
+        for name, method in CALLS:
+            found += results(name, method, ((150, 160), (17, 15)), item)
+        return found
+
+
+@pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
+def test_forked_workers_get_what_their_parent_gets() -> None:
+    """The parent's threads do not exist in a forked child; a kernel that waits for them hangs."""
+    torch.set_num_threads(2)
+    results("zncc", "fft", LARGE["2d"])
+    want = [Scored()[i] for i in range(len(Scored()))]
+    loader = DataLoader(
+        Scored(), batch_size=None, num_workers=2, multiprocessing_context="fork", timeout=SECONDS
+    )
+    for got, wanted in zip(loader, want, strict=True):
+        assert same(got, wanted)
