@@ -26,6 +26,12 @@ SURROUNDED = {
 SURROUNDINGS = ("0", "one pixel", "bright", "nan", "inf")
 
 
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """Inputs this small are done before a second thread has begun; test_threads.py has them all."""
+    torch.set_num_threads(1)
+
+
 @st.composite
 def pairs(draw_value, most=12):
     """(image, template, ndim) in float64 with a window that fits."""
