@@ -112,6 +112,7 @@ std::tuple<Tensor, Tensor, Tensor> ncc_prepare_grads(const Tensor& grad, const T
   Tensor s1 = new_float64(m, own), s2 = new_float64(m, own);
   if (m.numel() == 0) return {out, s1, s2};
   const int64_t dims = g.dim();
+  STD_TORCH_CHECK(shape_of(s) == size && shape_of(v) == own, "score and var must fit grad and mean");
   Sizes mean_size(dims - m.dim(), 1);
   mean_size.insert(mean_size.end(), own.begin(), own.end());
   mean_size.back() = size.back();

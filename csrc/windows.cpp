@@ -157,6 +157,15 @@ std::tuple<Tensor, Tensor> window_moments(const Tensor& input, Sizes window, Siz
   return {mean, var};
 }
 
+// That a gradient has the shape of the windows' map.
+void check_map(const Tensor& grad, const Shape& shape, const Sizes& window, const Sizes& stride) {
+  Sizes expected = shape.lead;
+  for (size_t i = 0; i < window.size(); ++i) {
+    expected.push_back((shape.size[i] - window[i]) / stride[i] + 1);
+  }
+  STD_TORCH_CHECK(sizes_of(grad) == expected, "grad must have the shape of the windows' map");
+}
+
 // The plan of a spread: stride one over the gradient dilated and padded by window - 1.
 Plan spread_plan(const Shape& shape, const Sizes& window, int planes) {
   Sizes padded = shape.size;
@@ -179,6 +188,7 @@ Sizes last_sizes(const Tensor& x, size_t ndim) {
 Tensor window_spread(const Tensor& grad, Sizes window, Sizes input_shape, Sizes stride) {
   const Shape shape(input_shape, window.size());
   const Plan plan = spread_plan(shape, window, 1);
+  check_map(grad, shape, window, stride);
   Tensor out = torch::stable::new_empty(grad, input_shape);
   if (out.numel() == 0) return out;
   const Tensor from = packed(grad);
@@ -196,6 +206,8 @@ Tensor local_std_combine_grads_kernel(const Tensor& grad_s1, const Tensor& grad_
                                       const Tensor& input, Sizes window, Sizes stride) {
   const Shape shape(sizes_of(input), window.size());
   const Plan plan = spread_plan(shape, window, 2);
+  check_map(grad_s1, shape, window, stride);
+  check_map(grad_s2, shape, window, stride);
   const Tensor image = packed(input), first = packed(grad_s1), second = packed(grad_s2);
   Tensor out = torch::stable::new_empty(image, sizes_of(input));
   if (out.numel() == 0) return out;

@@ -354,4 +354,4 @@ def test_tile_lengths_are_tight_and_smooth() -> None:
             for prime in (2, 3, 5, 7):
                 while length % prime == 0:
                     length //= prime
-            assert length == 1 or n <= 64
+            assert length == 1

@@ -27,6 +27,8 @@ _NOISE = 64.0
 _ULPS = 16.0
 # Multiply-adds of windows computed again, for each element of a tile, that are worth it.
 _AGAIN = 32
+# Elements from which on MKL uses several threads for one line.
+_LONG_LINE = 4096
 # Parts of template spectra kept for the batches of one call.
 _KEPT = 64
 
@@ -141,8 +143,36 @@ def correlate_template_grad(
 # --- tiles ----------------------------------------------------------------------------------------
 
 
+def _lone(x: Tensor, ndim: int) -> bool:
+    """A single long line: MKL cuts it up among threads, and rounds otherwise for each number."""
+    return ndim == 1 and x.shape[:-1].numel() == 1 and x.shape[-1] >= _LONG_LINE
+
+
+def forth(x: Tensor, ndim: int) -> Tensor:
+    """Spectrum of a complex x over its last axes."""
+    axes = tuple(range(-ndim, 0))
+    if _lone(x, ndim):
+        return torch.fft.fftn(torch.cat((x, x)), dim=axes)[:1]
+    return torch.fft.fftn(x, dim=axes)
+
+
+def back(x: Tensor, ndim: int) -> Tensor:
+    """The inverse of `forth`, without its 1/n."""
+    axes = tuple(range(-ndim, 0))
+    if _lone(x, ndim):
+        return torch.fft.ifftn(torch.cat((x, x)), dim=axes, norm="forward")[:1]
+    return torch.fft.ifftn(x, dim=axes, norm="forward")
+
+
 def conjugate_spectrum(x: Tensor, lengths: Sequence[int]) -> Tensor:
     """Conjugate of the spectrum of a real x padded with zeros; zero rows are not transformed."""
+    # As complex numbers: MKL rounds real input otherwise for each number of threads.
+    x = x.to(x.dtype.to_complex())
+    if len(lengths) == 1:
+        padded = x.new_zeros((*x.shape[:-1], lengths[0]))
+        padded[..., : x.shape[-1]] = x
+        shape = padded.shape
+        return back(padded.reshape(-1, lengths[0]), 1).reshape(shape)
     for axis in range(-1, -len(lengths) - 1, -1):
         x = torch.fft.ifft(x, n=lengths[axis], dim=axis, norm="forward")
     return x.contiguous()
@@ -217,9 +247,9 @@ def numerators(
     groups = pairs.stop - pairs.start
     all_templates = spectra.template.shape[1]
     shape = (groups, tiles.shape[0] // groups, 1, *tiles.shape[1:])
-    axes = tuple(range(-ndim, 0))
     if spectra.transformed:
-        found = torch.fft.fftn(torch.view_as_complex(tiles), dim=axes).reshape(shape[:-1])
+        lines = torch.view_as_complex(tiles)
+        found = forth(lines.flatten(0, 1), ndim).reshape(shape[:-1])
         in_place = spectra.template.shape[1:3] == (1, 1)
     for first in range(0, all_templates, at_once):
         last = min(first + at_once, all_templates)
@@ -231,7 +261,9 @@ def numerators(
                 product = found.squeeze(-ndim - 1).mul_(weights.squeeze(-ndim - 1))
             else:
                 product = _sum_channels(found, weights, ndim)
-            result = torch.view_as_real(torch.fft.ifftn(product, dim=axes, norm="forward"))
+            lead = product.shape[:-ndim]
+            product = back(product.flatten(0, -ndim - 1), ndim)
+            result = torch.view_as_real(product.unflatten(0, lead))
         yield first, result.reshape(tiles.shape[0], *result.shape[2:])
 
 

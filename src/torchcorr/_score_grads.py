@@ -16,6 +16,7 @@ from torch import Tensor
 from . import _choose, _reference
 from ._ops import kernels as ops
 from ._ops import library
+from ._overlap_save import back, forth
 from ._scores import TiledScores
 
 # Of a transform's result: this many roundings times what it would be if nothing cancelled.
@@ -79,13 +80,14 @@ class _Gradients(TiledScores):
                 return False
         place = (self.input, ids, self.geometry, self.window, self.stride)
         ops.repair_norms(norms, means, stats, *place, self.zero_mean, self.eps)
-        axes = tuple(range(-len(self.stride), 0))
+        ndim = len(self.stride)
         seen = None
         if self.need_template or self.again:
-            seen = torch.fft.fftn(torch.view_as_complex(tiles), dim=axes)
+            lines = torch.view_as_complex(tiles)
+            seen = forth(lines.flatten(0, 1), ndim).unflatten(0, lines.shape[:2])
         del tiles
         square, mean = torch.zeros_like(norms), torch.zeros_like(norms)
-        back: Tensor | None = None
+        through: Tensor | None = None
         for first in range(0, self.template.shape[1], self.plan.templates):
             last = min(first + self.plan.templates, self.template.shape[1])
             weights = self.spectra.part(self.working, slice(pair, pair + 1), first, last)[0]
@@ -109,8 +111,9 @@ class _Gradients(TiledScores):
             )
             # The upstream's conjugate spectrum: with the input's spectrum it gives the
             # template's gradient, with the template's conjugate one that of the input, conjugate.
-            found = torch.fft.ifftn(torch.view_as_complex(alpha), dim=axes, norm="forward")
-            del alpha
+            lines = torch.view_as_complex(alpha)
+            found = back(lines.flatten(0, 1), ndim).unflatten(0, lines.shape[:2])
+            del alpha, lines
             if seen is not None and self.need_template:
                 total = self.spectrum[pair, first:last]
                 for one, upstream in zip(seen, found, strict=True):
@@ -118,29 +121,31 @@ class _Gradients(TiledScores):
                 self.offset[pair, first:last] += sums[..., 1].sum(0)
             self._note(sums, stats)
             if self.for_input is not None:
-                back = self._through(found, weights, back)
-        if self.for_input is not None and back is not None:
-            result = torch.view_as_real(torch.fft.fftn(back, dim=axes))
+                through = self._through(found, weights, through)
+        if self.for_input is not None and through is not None:
+            lead = through.shape[:2]
+            result = torch.view_as_real(forth(through.flatten(0, 1), ndim).unflatten(0, lead))
             ops.tile_input_grad(result, square, mean, stats, *place, self.for_input)
         return True
 
-    def _through(self, found: Tensor, weights: Tensor, back: Tensor | None) -> Tensor:
+    def _through(self, found: Tensor, weights: Tensor, total: Tensor | None) -> Tensor:
         """(pairs, C, ...): products of upstream and template spectra, summed over templates."""
-        if back is None and found.shape[1] == 1 and weights.shape[1] == 1:
+        if total is None and found.shape[1] == 1 and weights.shape[1] == 1:
             return found.mul_(weights)
         start = 0
-        if back is None:
-            back, start = found[:, :1] * weights[0], 1
+        if total is None:
+            total, start = found[:, :1] * weights[0], 1
         for k in range(start, found.shape[1]):
-            torch.addcmul(back, found[:, k : k + 1], weights[k], out=back)
-        return back
+            torch.addcmul(total, found[:, k : k + 1], weights[k], out=total)
+        return total
 
     def _scores(self, seen: Tensor, weights: Tensor, norms: Tensor) -> Tensor:
         """Scores of these tiles again, in float64."""
-        axes = tuple(range(-len(self.stride), 0))
         product = (seen.unsqueeze(1) * weights).sum(2)
-        found = torch.view_as_real(torch.fft.ifftn(product, dim=axes, norm="forward"))
-        found = found.movedim(-1, 1).flatten(0, 1)
+        lines = back(product.flatten(0, 1), len(self.stride))
+        found = (
+            torch.view_as_real(lines.unflatten(0, product.shape[:2])).movedim(-1, 1).flatten(0, 1)
+        )
         at = tuple(
             slice(0, (m - 1) * s + 1, s)
             for m, s in zip(self.tiling.outputs, self.stride, strict=True)
@@ -161,9 +166,11 @@ class _Gradients(TiledScores):
 
     def template_grad(self) -> Tensor:
         """(paired, templates, C, *window) in float64, before the standardisation."""
-        axes = tuple(range(-len(self.stride), 0))
+        ndim = len(self.stride)
         wanted = (..., *(slice(0, k) for k in self.window))
-        found = torch.fft.ifftn(self.spectrum, dim=axes).real[wanted].to(torch.float64)
+        lead = self.spectrum.shape[:3]
+        found = back(self.spectrum.flatten(0, 2), ndim).unflatten(0, lead).real[wanted]
+        found = found.to(torch.float64) / math.prod(self.tiling.length)
         return found - self.offset[(..., *(None,) * (len(self.stride) + 1))]
 
     def _quiet(self) -> bool:
