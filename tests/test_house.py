@@ -22,7 +22,7 @@ LAYERS = (
     {"_geometry", "_checks"},
     {"_reference", "_reference_tiles"},
     {"_ops", "_score_ops", "_tile_ops", "_vmap"},
-    {"_overlap_save", "_scores", "_score_grads", "_choose", "_native"},
+    {"_overlap_save", "_overlap_adjoints", "_scores", "_score_grads", "_choose", "_native"},
     {"functional", "local", "planning", "_frame"},
     {"nn", "match", "align", "plot", "demo", "_peaks", "_files"},
     {"__init__", "__main__"},

@@ -4,6 +4,7 @@ from importlib.metadata import version as _version
 
 from . import (  # noqa: F401 - they register operators and kernels
     _native,
+    _overlap_adjoints,
     _overlap_save,
     _score_grads,
     _score_ops,

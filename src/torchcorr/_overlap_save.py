@@ -68,7 +68,7 @@ def _crop(x: Tensor, extent: Sequence[int], stride: Sequence[int] | None = None)
     return x[(..., *(slice(0, n, s) for n, s in zip(extent, steps, strict=True)))]
 
 
-def _dilate(grad: Tensor, stride: Sequence[int]) -> Tensor:
+def dilated(grad: Tensor, stride: Sequence[int]) -> Tensor:
     """grad with stride - 1 zeros between its values."""
     if all(s == 1 for s in stride):
         return grad
@@ -110,30 +110,28 @@ def correlate(input: Tensor, template: Tensor, stride: Sequence[int]) -> Tensor:
     return TiledSums(input, template, stride).run()
 
 
-def correlate_input_grad(
+def whole_input_grad(
     grad: Tensor, template: Tensor, input_shape: Sequence[int], stride: Sequence[int]
 ) -> Tensor:
+    """Of complex tensors, and of gradients that are not finite: in one transform."""
     ndim = len(stride)
-    if grad.numel() == 0:
-        return grad.new_zeros(tuple(input_shape))
     lengths = _lengths(input_shape[-ndim:])
     weights = _reference.widen(template)
-    spread = _transform(_dilate(_reference.widen(grad), stride), lengths).unsqueeze(-ndim - 1)
+    spread = _transform(dilated(_reference.widen(grad), stride), lengths).unsqueeze(-ndim - 1)
     product = spread * _transform(_conjugate(weights), lengths)
     product = product.sum_to_size((*input_shape[:-ndim], *product.shape[-ndim:]))
     full = _inverse(product, lengths, grad.is_complex())
     return _crop(full, input_shape[-ndim:]).to(grad.dtype).contiguous()
 
 
-def correlate_template_grad(
+def whole_template_grad(
     grad: Tensor, input: Tensor, template_shape: Sequence[int], stride: Sequence[int]
 ) -> Tensor:
+    """Of complex tensors, and of gradients that are not finite: in one transform."""
     ndim = len(stride)
-    if grad.numel() == 0:
-        return grad.new_zeros(tuple(template_shape))
     lengths = _lengths(input.shape[-ndim:])
     seen = _reference.widen(input)
-    weights = _reversed(_dilate(_reference.widen(grad), stride), lengths).unsqueeze(-ndim - 1)
+    weights = _reversed(dilated(_reference.widen(grad), stride), lengths).unsqueeze(-ndim - 1)
     product = weights * _transform(_conjugate(seen), lengths)
     product = product.sum_to_size((*template_shape[:-ndim], *product.shape[-ndim:]))
     full = _inverse(product, lengths, grad.is_complex())
@@ -165,17 +163,12 @@ def back(x: Tensor, ndim: int) -> Tensor:
 
 
 def conjugate_spectrum(x: Tensor, lengths: Sequence[int]) -> Tensor:
-    """Conjugate of the spectrum of a real x padded with zeros; zero rows are not transformed."""
+    """Conjugate of the spectrum of a real x padded with zeros."""
+    ndim = len(lengths)
     # As complex numbers: MKL rounds real input otherwise for each number of threads.
-    x = x.to(x.dtype.to_complex())
-    if len(lengths) == 1:
-        padded = x.new_zeros((*x.shape[:-1], lengths[0]))
-        padded[..., : x.shape[-1]] = x
-        shape = padded.shape
-        return back(padded.reshape(-1, lengths[0]), 1).reshape(shape)
-    for axis in range(-1, -len(lengths) - 1, -1):
-        x = torch.fft.ifft(x, n=lengths[axis], dim=axis, norm="forward")
-    return x.contiguous()
+    padded = x.new_zeros((*x.shape[:-ndim], *lengths), dtype=x.dtype.to_complex())
+    padded[(..., *(slice(0, n) for n in x.shape[-ndim:]))] = x
+    return back(padded.flatten(0, -ndim - 1), ndim).reshape(padded.shape)
 
 
 Kept = dict[tuple[torch.dtype, int, int, int], Tensor]
@@ -236,22 +229,28 @@ class TemplateSpectra:
 
 
 def numerators(
-    tiles: Tensor, spectra: TemplateSpectra, pairs: slice, at_once: int
+    tiles: Tensor,
+    spectra: TemplateSpectra,
+    pairs: slice,
+    at_once: int,
+    start: int = 0,
+    stop: int | None = None,
 ) -> Iterator[tuple[int, Tensor]]:
-    """(first template, numerators) of tiles that come from `pairs` in equal parts.
+    """(first template, numerators) of tiles that come from `pairs` in equal parts, for templates
+    `start` to `stop`.
 
     By transforms two tiles are one complex one, as they come and as they are returned: a template
     is real, so real and imaginary part do not meet.
     """
     ndim = len(spectra.tiling.length)
     groups = pairs.stop - pairs.start
-    all_templates = spectra.template.shape[1]
+    all_templates = spectra.template.shape[1] if stop is None else stop
     shape = (groups, tiles.shape[0] // groups, 1, *tiles.shape[1:])
     if spectra.transformed:
         lines = torch.view_as_complex(tiles)
         found = forth(lines.flatten(0, 1), ndim).reshape(shape[:-1])
         in_place = spectra.template.shape[1:3] == (1, 1)
-    for first in range(0, all_templates, at_once):
+    for first in range(start, all_templates, at_once):
         last = min(first + at_once, all_templates)
         weights = spectra.part(tiles.dtype, pairs, first, last).unsqueeze(1)
         if not spectra.transformed:
@@ -308,13 +307,10 @@ class TiledSums:
             place = (self.input, ids, self.geometry, window, self.stride)
             norms = ops.tile_norms(stats, *place, False, False, 0.0, 0.0, 0.0, False)[0]
             marked = norms.isnan()
-        doubtful: dict[int, set[int]] = {}
         for first, found in numerators(tiles, self.spectra, pairs, self.plan.templates):
             left = self._finish(found, stats, None, marked, ids, first)
-            for i in left:
-                doubtful.setdefault(i, set()).add(first)
-        if doubtful:
-            self._judge(pairs, ids, marked, doubtful)
+            if left:
+                self._judge(pairs, ids, stats, marked, found, first, left)
 
     def _finish(
         self,
@@ -345,34 +341,38 @@ class TiledSums:
         return [i for i, n in enumerate(left.tolist()) if n > 0]
 
     def _judge(
-        self, pairs: slice, ids: list[int], marked: Tensor | None, doubtful: dict[int, set[int]]
+        self,
+        pairs: slice,
+        ids: list[int],
+        stats: Tensor,
+        marked: Tensor | None,
+        found: Tensor,
+        first: int,
+        left: list[int],
     ) -> None:
-        """Tiles again, with the sums of absolute products beside them; then by the direct loop."""
+        """Tiles that keep doubtful values again: by the sums of absolute products, which float32
+        tells well enough, and then by the direct loop.
+        """
         if self.sizes is None:
             self.sizes = TemplateSpectra(self.template, self.tiling, self.stride, True, True)
-        groups = pairs.stop - pairs.start
-        each = len(ids) // groups
-        for k in range(groups):
+        last, each = first + found.shape[1], len(ids) // (pairs.stop - pairs.start)
+        for k in range(pairs.stop - pairs.start):
             pair = slice(pairs.start + k, pairs.start + k + 1)
-            rows = [i for i in range(k * each, (k + 1) * each) if i in doubtful]
-            if not rows:
+            both = sorted({i // 2 for i in left if i // each == k})
+            if not both:
                 continue
-            own = [ids[i] for i in rows] + [_choose.EMPTY] * (len(rows) % 2)
-            mark = None
-            if marked is not None:
-                mark = marked[rows + rows[:1] * (len(rows) % 2)]
-            tiles, stats = ops.gather_tiles(self.input, own, self.geometry, True, True, True)
+            rows = [i for p in both for i in (2 * p, 2 * p + 1)]
+            own = [ids[i] for i in rows]
             raw, raw_stats = ops.gather_tiles(self.input, own, self.geometry, False, True, True)
-            # In the scale of the centred tiles, and far within the range of float32.
-            ratio = (stats[:, 1] / raw_stats[:, 1]).unflatten(0, (-1, 2))
+            # In the scale of the centred tiles.
+            ratio = (stats[rows, 1] / raw_stats[:, 1]).unflatten(0, (-1, 2))
             shape = (ratio.shape[0], *(1,) * (raw.dim() - 2), 2)
-            sizes = raw.abs_().mul_(ratio.reshape(shape)).to(torch.float32)
-            bounds = numerators(sizes, self.sizes, pair, self.plan.templates)
-            found = numerators(tiles, self.spectra, pair, self.plan.templates)
-            for (first, values), (_, bound) in zip(found, bounds, strict=True):
-                left = self._finish(values, stats, bound, mark, own, first)
-                for i in left:
-                    self._direct(own[i], pair.start, first, values.shape[1])
+            raw = raw.abs_().mul_(ratio.reshape(shape)).to(torch.float32)
+            bounds = numerators(raw, self.sizes, pair, found.shape[1], first, last)
+            bound = next(bounds)[1]
+            mark = None if marked is None else marked[rows]
+            for i in self._finish(found[both], stats[rows], bound, mark, own, first):
+                self._direct(own[i], pair.start, first, found.shape[1])
 
     def _direct(self, tile: int, pair: int, first: int, templates: int) -> None:
         """One tile by its definition."""
@@ -386,5 +386,3 @@ class TiledSums:
 
 for _key in _KEYS:
     library.impl("correlate_fft", correlate, _key)
-    library.impl("correlate_fft_input_grad", correlate_input_grad, _key)
-    library.impl("correlate_fft_template_grad", correlate_template_grad, _key)
