@@ -86,9 +86,21 @@ def operators(rounds: int) -> Iterator[tuple[int, str, float]]:
         gather = partial(ops.gather_tiles, image, ids, geometry, True, False, True)
         tiles, stats = gather()
         norms_of = partial(
-            ops.tile_norms, stats, image, ids, geometry, box, step, True, False, 0.0, 1e-6, 1e-8
+            ops.tile_norms,
+            stats,
+            image,
+            ids,
+            geometry,
+            box,
+            step,
+            True,
+            False,
+            0.0,
+            1e-6,
+            1e-8,
+            False,
         )
-        norms, _ = norms_of()
+        norms, *_ = norms_of()
         finish = partial(
             ops.finish_tiles, tiles, norms, stats, image, template,
             ids, geometry, step, 0, True, 0.0, out,

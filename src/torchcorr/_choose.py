@@ -19,10 +19,11 @@ _SCRATCH = 48 << 20
 EMPTY = -1
 
 # Nanoseconds of two threads, fitted by benchmarks/fit.py to float32. Their ratios are what counts.
-_TRANSFORM = 0.08  # an element of a real tile, forth and back, for each doubling of its size
+_TRANSFORM = 0.07  # an element of a real tile, forth and back, for each doubling of its size
 _TILE_ELEMENT = 1.2  # cutting a tile out, its norms and its scores, for each element
 _POSITION = 0.2  # a position of the direct loop
 _PRODUCT = 0.0075  # a multiply-add of the direct loop
+_PLANES = 1.4  # how much slower that is where its rows lie in planes
 _BATCH = 1.2e5  # a batch of tiles, whatever its size
 _CROSSOVER = 200  # elements of a window from which on transforms are mostly quicker
 _DIRECT_TILE = 1 << 18  # elements of a tile of the direct loop
@@ -151,12 +152,13 @@ def _cost(problem: Problem, tiling: Tiling, method: str, batch: int, templates: 
     if method == "direct":
         scores = tiles * leads.templates * math.prod(tiling.outputs)
         products = problem.channels * math.prod(problem.window)
-        return cost + scores * (_POSITION + products * _PRODUCT) * width
+        product = _PRODUCT * (_PLANES if len(problem.window) == 3 else 1.0)
+        return cost + scores * (_POSITION + products * product) * width
     # Forward for each channel of a tile, back for each of its templates, and the templates' own.
     planes = (tiles * (problem.channels + leads.templates)) / 2
     planes += leads.paired * leads.templates * problem.channels
     ndim, size = len(tiling.length), 8 * width * n
-    strain = size / (1 << 20) if ndim == 1 else 0.35 * (ndim - 1) * size / (12 << 20)
+    strain = size / (1 << 20) if ndim == 1 else 0.25 * (ndim - 1) * size / (12 << 20)
     transform = _TRANSFORM * math.log2(max(n, 2)) * n * width * (1 + min(2.0, strain))
     return cost + 2 * planes * transform
 

@@ -67,7 +67,7 @@ def tile_length(n: int, ndim: int) -> int:
     tile on the same cache lines, so there it is left to single rows.
     """
     if n <= 64:
-        return 2 * fast_length(-(-n // 2))
+        return 8 * -(-n // 8) if n > 24 else 2 * fast_length(-(-n // 2))
     best = 1 << (n - 1).bit_length() if ndim == 1 or n <= 128 else 0
     for odd in (3, 5, 7, 9, 15, 25):
         length = 16 * odd
