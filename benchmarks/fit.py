@@ -187,7 +187,7 @@ def distances(
         if many * size**ndim * window**ndim > MOST_PRODUCTS:
             candidates.remove("direct")
         calls = {m: partial(function, image, templates, ndim=ndim, method=m) for m in candidates}
-        times = {name: timing.ms for name, timing in alternate(calls, rounds).items()}
+        times = {name: timing.ms for name, timing in alternate(calls, rounds, reverse=True).items()}
         best = min((m for m in candidates if m != "auto"), key=times.__getitem__)
         name = f"{ndim}-D, size {size}, window {window}, templates {many}"
         yield name, best, times["auto"] / times[best]

@@ -63,8 +63,11 @@ def alternate(
     rounds: int = ROUNDS,
     *,
     clock: Callable[[], float] = time.perf_counter,
+    reverse: bool = False,
 ) -> dict[str, Timing]:
     """Calls all contestants once to warm them up, then in turn, and times each call.
+
+    With `reverse`, every other round goes backwards, so that none always follows the same one.
 
     Contestants that are slow take part in the first rounds only. The others go on together, as
     often as the slowest of them deserves.
@@ -79,11 +82,12 @@ def alternate(
     wanted = {name: min([n, *patient]) for name, n in wanted.items()}
     times: dict[str, list[float]] = {name: [] for name in contestants}
     for number in range(max(wanted.values())):
-        for name, call in contestants.items():
+        order = list(contestants)
+        for name in reversed(order) if reverse and number % 2 else order:
             if number >= wanted[name]:
                 continue
             start = clock()
-            call()
+            contestants[name]()
             times[name].append(clock() - start)
     return {
         name: Timing(statistics.median(kept) * 1e3, len(kept), warm[name])

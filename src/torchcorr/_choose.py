@@ -23,7 +23,7 @@ _TRANSFORM = 0.07  # an element of a real tile, forth and back, for each doublin
 _TILE_ELEMENT = 1.2  # cutting a tile out, its norms and its scores, for each element
 _POSITION = 0.2  # a position of the direct loop
 _PRODUCT = 0.0075  # a multiply-add of the direct loop
-_PLANES = 1.4  # how much slower that is where its rows lie in planes
+_SHAPE = (2.2, 1.0, 1.4)  # how much more that is for one line, and for rows in planes
 _BATCH = 1.2e5  # a batch of tiles, whatever its size
 _CROSSOVER = 200  # elements of a window from which on transforms are mostly quicker
 _DIRECT_TILE = 1 << 18  # elements of a tile of the direct loop
@@ -152,7 +152,7 @@ def _cost(problem: Problem, tiling: Tiling, method: str, batch: int, templates: 
     if method == "direct":
         scores = tiles * leads.templates * math.prod(tiling.outputs)
         products = problem.channels * math.prod(problem.window)
-        product = _PRODUCT * (_PLANES if len(problem.window) == 3 else 1.0)
+        product = _PRODUCT * _SHAPE[len(problem.window) - 1]
         return cost + scores * (_POSITION + products * product) * width
     # Forward for each channel of a tile, back for each of its templates, and the templates' own.
     planes = (tiles * (problem.channels + leads.templates)) / 2
@@ -216,10 +216,10 @@ def _arranged(
     method: str,
 ) -> Arrangement:
     ndim = len(stride)
-    leads = Leads.of(input[: -ndim - 1], template[: -ndim - 1])
+    leads = Leads.of(tuple(input[: -ndim - 1]), tuple(template[: -ndim - 1]))
     problem = Problem(
-        input[-ndim:],
-        template[-ndim:],
+        tuple(input[-ndim:]),
+        tuple(template[-ndim:]),
         stride,
         input[-ndim - 1],
         leads,
@@ -236,9 +236,10 @@ def arrange(
     input: Tensor, template: Tensor, stride: Sequence[int], method: str, normalised: bool
 ) -> Arrangement:
     """How two tensors in normal form will be computed."""
+    # A torch.Size is a tuple, and is not copied: looking up is what most calls do.
     return _arranged(
-        tuple(input.shape),
-        tuple(template.shape),
+        input.shape,
+        template.shape,
         tuple(stride),
         input.element_size(),
         torch.get_num_threads(),
