@@ -61,7 +61,7 @@ def correlate(
         ``"joint"`` makes the axis before the window axes a part of the window, which is summed
         over; ``"independent"`` leaves it a leading axis.
     method : str
-        ``"direct"`` (the loop), ``"fft"``, or ``"auto"``: whichever counts fewer operations.
+        ``"direct"`` (the loop), ``"fft"``, or ``"auto"``: what `plan` finds cheaper.
     pad_mode : str
         What lies outside the input in modes ``"same"`` and ``"full"``: ``"constant"``,
         ``"reflect"``, ``"replicate"`` or ``"circular"``.
@@ -89,7 +89,8 @@ def correlate(
     Notes
     -----
     Gradients are exact, of any order, and made of the same operations: for the input a full
-    convolution, for the template a valid correlation. All methods agree within rounding.
+    convolution, for the template a valid correlation. A value is within a few roundings of the sum
+    of absolute products of its own window, by any method.
 
     References
     ----------
@@ -141,7 +142,7 @@ def convolve(
         ``"joint"`` makes the axis before the window axes a part of the window, which is summed
         over; ``"independent"`` leaves it a leading axis.
     method : str
-        ``"direct"`` (the loop), ``"fft"``, or ``"auto"``: whichever counts fewer operations.
+        ``"direct"`` (the loop), ``"fft"``, or ``"auto"``: what `plan` finds cheaper.
     pad_mode : str
         What lies outside the input in modes ``"same"`` and ``"full"``: ``"constant"``,
         ``"reflect"``, ``"replicate"`` or ``"circular"``.
@@ -236,7 +237,7 @@ def zncc(
         ``"joint"`` makes the axis before the window axes a part of the window, which is summed
         over; ``"independent"`` leaves it a leading axis.
     method : str
-        ``"direct"`` (the loop), ``"fft"``, or ``"auto"``: whichever counts fewer operations.
+        ``"direct"`` (the loop), ``"fft"``, or ``"auto"``: what `plan` finds cheaper.
     pad_mode : str
         What lies outside the input in modes ``"same"`` and ``"full"``: ``"constant"``,
         ``"reflect"``, ``"replicate"`` or ``"circular"``.
@@ -327,7 +328,7 @@ def ncc(
         ``"joint"`` makes the axis before the window axes a part of the window, which is summed
         over; ``"independent"`` leaves it a leading axis.
     method : str
-        ``"direct"`` (the loop), ``"fft"``, or ``"auto"``: whichever counts fewer operations.
+        ``"direct"`` (the loop), ``"fft"``, or ``"auto"``: what `plan` finds cheaper.
     pad_mode : str
         What lies outside the input in modes ``"same"`` and ``"full"``: ``"constant"``,
         ``"reflect"``, ``"replicate"`` or ``"circular"``.
