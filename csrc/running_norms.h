@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cmath>
+#include <limits>
 #include <type_traits>
 
 #include "sliding.h"
@@ -11,8 +12,9 @@
 
 namespace torchcorr {
 
-// A norm below zero marks a window whose numerator is not to be trusted.
-constexpr double kFaint = -1.0;
+// A norm below zero marks a window whose numerator is not to be trusted in this precision; minus
+// infinity one whose sums are not either.
+constexpr double kUnknown = -std::numeric_limits<double>::infinity();
 
 constexpr double kDrift = 16e6 / (1LL << 53);
 
@@ -42,18 +44,19 @@ TORCHCORR_INLINE void norms_of_row(int64_t n, int64_t step, int64_t window, cons
                                    double count, double eps, double power, double drift,
                                    const Limits& by, float* out, float* means, Found& found) {
   const double share = 1 / count, mean_share = by.zero_mean ? share : 0.0;
-  const double of_window = by.local ? std::max(by.faint, by.exact) : by.exact;
-  const double of_tile = std::max(by.local ? 0.0 : by.faint * power, drift);
+  const double of_window = by.local ? by.faint : 0.0;
+  const double of_tile = by.local ? 0.0 : by.faint * power;
+  const float unknown = static_cast<float>(kUnknown);
   const float whole_count = static_cast<float>(count);
   int faint = 0, level = 0;
   const auto one = [&](int64_t i, int64_t at) TORCHCORR_FLAT {
     const double mean = (totals.sum[at + window] - totals.sum[at]) * mean_share;
     const double total = (totals.square[at + window] - totals.square[at]) * share;
     const double energy = total - mean * mean, least = of_window * total;
-    const int flat = energy <= by.exact * total;
-    const int low = flat | (energy + eps < (least > of_tile ? least : of_tile));
+    const int flat = energy <= by.exact * total, lost = flat | (energy < drift);
+    const int low = lost | (energy + eps < (least > of_tile ? least : of_tile));
     const float norm = 1 / (whole_count * std::sqrt(static_cast<float>(energy + eps)));
-    out[i] = low ? static_cast<float>(kFaint) : norm;
+    out[i] = lost ? unknown : low ? -norm : norm;
     if (means) means[i] = static_cast<float>(mean);
     faint += low;
     level += flat;

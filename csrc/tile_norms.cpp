@@ -62,7 +62,7 @@ TORCHCORR_INLINE void norm_row(int64_t n, const double* sum, const double* squar
                                double eps, double power, const Limits& by, T* out, T* means,
                                int64_t& faint, int64_t& level) {
   const double share = 1 / count, mean_share = by.zero_mean ? share : 0.0;
-  const double of_window = by.local ? std::max(by.faint, by.exact) : by.exact;
+  const double of_window = by.local ? by.faint : 0.0;
   const double of_tile = by.local ? 0.0 : by.faint * power;
   int64_t low = 0, candidates = 0;
   for (int64_t i = 0; i < n; ++i) {
@@ -72,7 +72,7 @@ TORCHCORR_INLINE void norm_row(int64_t n, const double* sum, const double* squar
     const bool maybe_flat = energy <= tiny;
     const bool is_faint = maybe_flat | (energy + eps < (least > of_tile ? least : of_tile));
     const double norm = 1 / (count * std::sqrt(energy + eps));
-    out[i] = static_cast<T>(is_faint ? kFaint : norm);
+    out[i] = static_cast<T>(maybe_flat ? kUnknown : is_faint ? -norm : norm);
     if (means) means[i] = static_cast<T>(mean);
     low += is_faint;
     candidates += maybe_flat;

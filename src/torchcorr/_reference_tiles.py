@@ -96,9 +96,9 @@ def tile_norms(
     exact: float,
     means: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """1 / (N deviation) of each window of each scaled tile: 0 where it is flat, -1 where it is
-    fainter than the limits, NaN where it holds a NaN or an Inf. How many of each are -1. And
-    the mean of each window, if asked for.
+    """1 / (N deviation) of each window of each scaled tile: 0 where it is flat, negative where it
+    is fainter than the limits, minus infinity where the sums do not tell, NaN where it holds a NaN
+    or an Inf. How many are below zero. And the mean of each window, if asked for.
     """
     ndim = len(window)
     count = input.shape[1] * math.prod(window)
@@ -116,17 +116,19 @@ def tile_norms(
     energy = total - mean.square()
     softened = energy + eps * scale.squeeze(1).square()
     if local:
-        limit = total * max(faint, exact)
+        limit = total * faint
     else:
         # The noise of a transform is that of both tiles of a pair.
         both = power.unflatten(0, (-1, 2)).sum(1).repeat_interleave(2, 0)
         limit = faint * both.squeeze(1)
-    is_faint = (energy <= exact * total) | (softened < torch.maximum(limit, exact * total))
+    unknown = energy <= exact * total
+    is_faint = unknown | (softened < limit)
     lowest, highest = seen_raw.amin(axes), seen_raw.amax(axes)
     flat = is_faint & (lowest == highest) & (zero_mean | (lowest == 0))
     is_faint = is_faint & inner
-    norm = 1 / (count * torch.sqrt(torch.where(is_faint, 1.0, softened)))
-    norm = torch.where(flat, 0.0, torch.where(is_faint, -1.0, norm))
+    norm = 1 / (count * torch.sqrt(torch.where(unknown, 1.0, softened)))
+    norm = torch.where(unknown, -torch.inf, torch.where(is_faint, -norm, norm))
+    norm = torch.where(flat, 0.0, norm)
     mean = mean.to(input.dtype)
     return norm.to(input.dtype), (is_faint & ~flat).flatten(1).sum(1), mean if means else mean[:0]
 

@@ -21,6 +21,8 @@ from ._overlap_save import TemplateSpectra, numerators
 
 # A score's noise is at most this many roundings times deviation(tile) / deviation(window).
 _NOISE = 10.0
+# The same of the direct loop, beside the window's own root mean square about the level.
+_NOISE_OF_SUMS = 4.0
 # What promise 2 allows, less a margin for what the other steps of a score cost.
 _TOLERANCE = {torch.float32: 8e-6, torch.float64: 8e-11}
 # Smallest variance beside the mean square that a difference of the two can give.
@@ -30,10 +32,10 @@ _EXACT = {torch.float32: 1e-8, torch.float64: 3e-5}
 _AGAIN = 32
 
 
-def _faint(result: torch.dtype, working: torch.dtype) -> float:
-    """Variance beside the tile's below which noise may exceed the bound."""
+def _faint(result: torch.dtype, working: torch.dtype, local: bool) -> float:
+    """Variance beside the tile's, or the window's square, below which noise may exceed the bound."""
     unit = torch.finfo(working).eps / 2
-    return (_NOISE * unit / _TOLERANCE[result]) ** 2
+    return ((_NOISE_OF_SUMS if local else _NOISE) * unit / _TOLERANCE[result]) ** 2
 
 
 class TiledScores:
@@ -61,6 +63,7 @@ class TiledScores:
         self.zero_mean, self.eps = zero_mean, eps
         self.spectra = TemplateSpectra(self.template, self.tiling, stride, method == "fft")
         self.local = method == "direct"
+        self.again = _AGAIN * math.prod(self.tiling.length)
 
     def run(self) -> Tensor:
         leads = self.problem.leads
@@ -86,12 +89,12 @@ class TiledScores:
             self.zero_mean,
             self.local,
             self.eps,
-            _faint(dtype, dtype),
+            _faint(dtype, dtype, self.local),
             _EXACT[dtype],
             means,
         )
-        again = _AGAIN * math.prod(self.tiling.length)
-        return norms, {i for i, n in enumerate(faint.tolist()) if n * self.count > again}, mean
+        hard = {i for i, n in enumerate(faint.tolist()) if n * self.count > self.again}
+        return norms, hard, mean
 
     def _batch(self, pairs: slice, ids: list[int]) -> None:
         tiles, stats = self.tiles(ids, self.zero_mean, False)
@@ -110,17 +113,23 @@ class TiledScores:
                 self._batch(group, self.even(soft))
             chosen = [i for i in own if i in hard]
             if chosen:
-                poisoned = norms[chosen].isnan()
-                self._wide(group, self.even([ids[i] for i in chosen]), poisoned)
+                self._wide(group, self.even([ids[i] for i in chosen]), norms[chosen])
 
     def even(self, ids: list[int]) -> list[int]:
         """Tiles as transforms take them: an even number, filled up with an empty one."""
         return ids if self.local or len(ids) % 2 == 0 else [*ids, _choose.EMPTY]
 
-    def _wide(self, pairs: slice, ids: list[int], poisoned: Tensor) -> None:
+    def _wide(self, pairs: slice, ids: list[int], known: Tensor) -> None:
+        """Tiles in float64, with the norms that are known, or better ones if many are not."""
         tiles, stats = self.tiles(ids, self.zero_mean, True)
-        norms, _ = self.wide_norms(ids, stats)
-        norms[: len(poisoned)].masked_fill_(poisoned, torch.nan)
+        lost = int(known.isinf().flatten(1).sum(1).amax())
+        if lost * self.count <= self.again and self.input.dtype != torch.float64:
+            # Faint beside what float32 transforms leave, but not beside what float64 ones do.
+            norms = tiles.new_zeros((len(ids), *known.shape[1:]))
+            norms[: len(known)] = torch.where(known.isinf(), known, known.abs())
+        else:
+            norms, _ = self.wide_norms(ids, stats)
+            norms[: len(known)].masked_fill_(known.isnan(), torch.nan)
         self._finish(pairs, ids, tiles, norms, stats)
 
     def wide_norms(self, ids: list[int], stats: Tensor) -> tuple[Tensor, Tensor]:
@@ -138,7 +147,7 @@ class TiledScores:
         mean = (mean / unit - stats[:, 0][column]) * scale
         softened = energy + self.eps * scale.square()
         norms = 1 / (self.count * softened.sqrt())
-        limit = _faint(self.input.dtype, torch.float64) * power[column]
+        limit = _faint(self.input.dtype, torch.float64, False) * power[column]
         norms = torch.where(softened < limit, -1.0, norms)
         norms = torch.where(energy == 0, 0.0, norms)
         return norms, mean if self.zero_mean else torch.zeros_like(mean)
