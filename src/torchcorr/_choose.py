@@ -14,6 +14,7 @@ from ._geometry import Ints, Leads, Tiling, output_size
 
 # Bytes of scratch that a batch of tiles should take, so that it stays in cache; and that it may.
 _CACHE = 10 << 20
+_SHARED = 28 << 20
 _SCRATCH = 48 << 20
 # The tile that fills up a pair.
 EMPTY = -1
@@ -127,12 +128,13 @@ def _batched(problem: Problem, tiling: Tiling, method: str) -> Plan:
     fixed, each = _bytes(problem, tiling, method)
     even = 2 if method == "fft" else 1
     total = max(1, leads.paired * leads.inputs * tiling.tiles)
-    # Tiles come first: what is shared by all templates is done once for each batch.
-    batch = max(even, _CACHE // (fixed + each) // (2 * even) * 2 * even)
-    templates = max(1, min(leads.templates, (_CACHE // batch - fixed) // each))
-    if batch == even and templates < leads.templates:
-        templates = min(leads.templates, max(templates, (_SCRATCH // 2 // batch - fixed) // each))
+    fitting = _CACHE // (fixed + each)
+    if leads.templates > 1:
+        # Many tiles at once, so that a template is transformed once for all of them.
+        fitting = max(fitting, _SHARED // (fixed + each))
+    batch = max(even, fitting // (2 * even) * 2 * even)
     batch = min(batch, total + total % even)
+    templates = max(1, min(leads.templates, (_CACHE // batch - fixed) // each))
     own = batch * (fixed + templates * each)
     cost = _cost(problem, tiling, method, batch, templates) * 1e-6
     return Plan(method, tiling.outputs, tiling.length, tiling.tiles, batch, templates, own, cost)

@@ -29,8 +29,8 @@ _ULPS = 16.0
 _AGAIN = 32
 # Elements from which on MKL uses several threads for one line.
 _LONG_LINE = 4096
-# Parts of template spectra kept for the batches of one call.
-_KEPT = 64
+# Bytes of template spectra that a call keeps for its other batches.
+_KEPT = 12 << 20
 
 
 def _lengths(size: Sequence[int]) -> tuple[int, ...]:
@@ -207,7 +207,7 @@ class TemplateSpectra:
         self.transformed = transformed
         self._kept: Kept = {}
         store: Store | None = getattr(_thread, "store", None)
-        self._bounded = store is None
+        self._room: float = _KEPT if store is None else math.inf
         if store is not None:
             key = (transformed, absolute, tiling.length, template.shape, template.device)
             self._kept = store.setdefault(key, {})
@@ -215,17 +215,20 @@ class TemplateSpectra:
     def part(self, dtype: torch.dtype, pairs: slice, first: int, last: int) -> Tensor:
         """Templates first to last of some pairs, in one precision."""
         key = (dtype, pairs.start, first, last)
-        if key not in self._kept:
-            if self._bounded and len(self._kept) >= _KEPT:
-                self._kept.clear()
-            part = self.template[pairs, first:last]
-            if self.transformed:
-                # The 1/n of the inverse is folded in here, where it is cheapest.
-                part = (part / math.prod(self.tiling.length)).to(dtype)
-                self._kept[key] = conjugate_spectrum(part, self.tiling.length)
-            else:
-                self._kept[key] = part.to(dtype)
-        return self._kept[key]
+        found = self._kept.get(key)
+        if found is not None:
+            return found
+        part = self.template[pairs, first:last]
+        if self.transformed:
+            # The 1/n of the inverse is folded in here, where it is cheapest.
+            part = (part / math.prod(self.tiling.length)).to(dtype)
+            found = conjugate_spectrum(part, self.tiling.length)
+        else:
+            found = part.to(dtype)
+        self._room -= found.nbytes
+        if self._room >= 0:
+            self._kept[key] = found
+        return found
 
 
 def numerators(
