@@ -16,11 +16,14 @@ namespace torchcorr {
 // infinity one whose sums are not either.
 constexpr double kUnknown = -std::numeric_limits<double>::infinity();
 
-constexpr double kDrift = 16e6 / (1LL << 53);
+// Rounding that sliding gathers, beside the largest sum that was held.
+constexpr double kGathered = 16.0 / (1LL << 53);
 
 struct Limits {
   double eps, faint, exact;  // smallest energy: of the transform's power, of the window's own
   bool zero_mean, local;
+  double error = 1e-6;    // what an energy may be off, beside itself
+  double deviation = 0;   // if not 0: deviations, sqrt(deviation energy + eps), and no norms
 };
 
 namespace running {
@@ -46,6 +49,7 @@ TORCHCORR_INLINE void norms_of_row(int64_t n, int64_t step, int64_t window, cons
   const double share = 1 / count, mean_share = by.zero_mean ? share : 0.0;
   const double of_window = by.local ? by.faint : 0.0;
   const double of_tile = by.local ? 0.0 : by.faint * power;
+  const bool wanted = by.deviation != 0;
   const float unknown = static_cast<float>(kUnknown);
   const float whole_count = static_cast<float>(count);
   int faint = 0, level = 0;
@@ -55,7 +59,9 @@ TORCHCORR_INLINE void norms_of_row(int64_t n, int64_t step, int64_t window, cons
     const double energy = total - mean * mean, least = of_window * total;
     const int flat = energy <= by.exact * total, lost = flat | (energy < drift);
     const int low = lost | (energy + eps < (least > of_tile ? least : of_tile));
-    const float norm = 1 / (whole_count * std::sqrt(static_cast<float>(energy + eps)));
+    const float root =
+        std::sqrt(static_cast<float>(wanted ? energy * by.deviation + eps : energy + eps));
+    const float norm = wanted ? root : 1 / (whole_count * root);
     out[i] = lost ? unknown : low ? -norm : norm;
     if (means) means[i] = static_cast<float>(mean);
     faint += low;
@@ -109,9 +115,7 @@ TORCHCORR_INLINE void norms_of_unit(const Job& job, const float* input, int64_t 
   const TilePlace place(g, tile);
   const double level = stats[0], scale = stats[1];
   const double eps = job.by.eps * scale * scale, power = stats[2];
-  // Energy of a window that is a million times what sliding may have gathered.
-  const double drift = kDrift * power * static_cast<double>(g.channels * g.tile_size()) /
-                       job.elements;
+  double gathered = 0;
   const int64_t width = g.extent[2], padded = whole(width);
   const int64_t z0 = unit / job.strips[1] * job.strip[0], y0 = unit % job.strips[1] * job.strip[1];
   const auto valid = [&](int axis) {
@@ -178,6 +182,8 @@ TORCHCORR_INLINE void norms_of_unit(const Job& job, const float* input, int64_t 
       }
       accumulate(padded, columns.sum, totals.sum);
       accumulate(padded, columns.square, totals.square);
+      gathered = std::max(gathered, totals.square[(n - 1) * job.stride[2] + job.window[2]]);
+      const double drift = kGathered / job.by.error * gathered / job.elements;
       norms_of_row(n, job.stride[2], job.window[2], totals, job.elements, eps, power,
                    drift, job.by, out + (z * job.count[1] + y) * job.count[2],
                    means ? means + (z * job.count[1] + y) * job.count[2] : nullptr, found);

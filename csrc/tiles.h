@@ -20,6 +20,8 @@ struct TileGrid {
   int64_t size[3] = {1, 1, 1}, grid[3] = {1, 1, 1}, step[3] = {1, 1, 1}, pad[3] = {0, 0, 0},
           extent[3] = {1, 1, 1}, length[3] = {1, 1, 1};
 
+  TileGrid() = default;
+
   // `geometry` holds grid, step, pad, extent and length, one after the other.
   TileGrid(const Tensor& input, const Sizes& geometry) : ndim(geometry.size() / 5) {
     STD_TORCH_CHECK(ndim >= 1 && ndim <= 3 && geometry.size() == 5 * static_cast<size_t>(ndim),

@@ -33,7 +33,7 @@ _AGAIN = 32
 
 
 def _faint(result: torch.dtype, working: torch.dtype, local: bool) -> float:
-    """Variance beside the tile's, or the window's square, below which noise may exceed the bound."""
+    """Variance beside the tile's, or the window's square, below which noise is too much."""
     unit = torch.finfo(working).eps / 2
     return ((_NOISE_OF_SUMS if local else _NOISE) * unit / _TOLERANCE[result]) ** 2
 
