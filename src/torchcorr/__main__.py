@@ -259,6 +259,8 @@ def _info(options: argparse.Namespace) -> None:
     print(f"torch     {torch.__version__}, {torch.get_num_threads()} threads")
     status = _native.status()
     print(f"kernels   {status.path.name if status.loaded else f'none: {status.reason}'}")
+    reason = _native.triton_reason()
+    print(f"triton    {'registered for CUDA' if reason is None else f'none: {reason}'}")
     names = [*_ops.operator_names(), *_tile_ops.tile_operator_names()]
     for operator, keys in _native.registered_kernels(names).items():
         print(f"          {operator:30} {', '.join(keys)}")

@@ -1,7 +1,8 @@
-"""Loads the C++ kernels, once, and says which operators have a kernel for which device."""
+"""Loads the C++ and Triton kernels, once, and says which operators have one for which device."""
 
 from __future__ import annotations
 
+import importlib
 import os
 import warnings
 from collections.abc import Sequence
@@ -28,6 +29,7 @@ class NativeStatus:
 
 
 _status: NativeStatus | None = None
+_triton_reason: str | None = None
 
 
 def _load() -> NativeStatus:
@@ -60,11 +62,21 @@ def _keep_scratch() -> None:
     torch.empty((32 << 20) - 4096, dtype=torch.uint8)
 
 
+def _load_triton() -> str | None:
+    """Registers the kernels for CUDA; the reason if there are none."""
+    try:
+        triton = importlib.import_module("._triton", __package__)
+    except ModuleNotFoundError as error:
+        return f"{error.name} is missing"
+    return triton.register()
+
+
 def load() -> NativeStatus:
-    """The status of the kernels, which the first call loads."""
-    global _status
+    """The status of the C++ kernels; the first call loads them and those in Triton."""
+    global _status, _triton_reason
     if _status is None:
         _status = _load()
+        _triton_reason = _load_triton()
         _keep_scratch()
     return _status
 
@@ -72,6 +84,12 @@ def load() -> NativeStatus:
 def status() -> NativeStatus:
     """The status of the kernels, for people to read."""
     return load()
+
+
+def triton_reason() -> str | None:
+    """Why no Triton kernel is registered for CUDA; None if they are."""
+    load()
+    return _triton_reason
 
 
 def registered_kernels(names: Sequence[str]) -> dict[str, tuple[str, ...]]:

@@ -1,4 +1,4 @@
-"""Correlation through torch.fft, registered for CPU and CUDA.
+"""Correlation through torch.fft, registered for the CPU.
 
 The transforms run in float64 and on a centred input, so that rounding which they spread over the
 whole image stays far below what float32 shows.
@@ -20,7 +20,6 @@ from ._geometry import Tiling, dilated_size, fast_length
 from ._ops import kernels as ops
 from ._ops import library
 
-_KEYS = ("CPU", "CUDA")
 # Rounding that transforms in float64 leave, beside the larger of a tile's two sides.
 _NOISE = 64.0
 # What a sum may be off, in roundings of its sum of absolute products.
@@ -387,5 +386,4 @@ class TiledSums:
         self.out[(item, slice(first, first + templates), *to)] = found.to(self.out.dtype)
 
 
-for _key in _KEYS:
-    library.impl("correlate_fft", correlate, _key)
+library.impl("correlate_fft", correlate, "CPU")

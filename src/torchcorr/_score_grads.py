@@ -1,4 +1,4 @@
-"""Both gradients of a score through transforms, tile by tile; registered for CPU and CUDA.
+"""Both gradients of a score through transforms, tile by tile; registered for the CPU.
 
 One transform of the upstream gradient serves both. In the input's own precision where an estimate
 of its noise lies below what is promised, beside the largest element of the gradient; otherwise
@@ -222,5 +222,4 @@ def _grads(
     return for_input, for_template
 
 
-for _key in ("CPU", "CUDA"):
-    library.impl("ncc_fft_grads", _grads, _key)
+library.impl("ncc_fft_grads", _grads, "CPU")

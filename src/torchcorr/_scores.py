@@ -1,4 +1,4 @@
-"""Normalised scores tile by tile, registered for CPU and CUDA.
+"""Normalised scores tile by tile, registered for the CPU.
 
 Each tile is centred on a level of its own, so that float32 carries it. Windows whose deviation is
 too faint beside the tile's for the promised bound are counted; a tile that has many is computed
@@ -185,6 +185,5 @@ def _score(
     return TiledScores(method, input, template, stride, zero_mean, eps).run()
 
 
-for _key in ("CPU", "CUDA"):
-    for _name in ("direct", "fft"):
-        library.impl(f"ncc_{_name}", partial(_score, _name), _key)
+for _name in ("direct", "fft"):
+    library.impl(f"ncc_{_name}", partial(_score, _name), "CPU")
