@@ -96,6 +96,46 @@ TORCHCORR_INLINE double score(const T* x, const int64_t (&stride)[3], const doub
   return products / (by.count * std::sqrt(energy));
 }
 
+// Four accumulators: an addition need not wait for the one before.
+template <class T>
+TORCHCORR_INLINE double product(const T* x, const int64_t (&stride)[3], const double* weights,
+                                const ExactWindow& by, double level) {
+  constexpr int64_t kStep = 4 * kVector;
+  Vector acc[4] = {};
+  over_rows(x, stride, weights, by, [&](const T* r, const double* w) TORCHCORR_FLAT {
+    const int64_t n = by.window[2];
+    int64_t i = 0;
+    for (; i + kStep <= n; i += kStep) {
+      for (int64_t k = 0; k < 4; ++k) {
+        const int64_t at = i + k * kVector;
+        acc[k] += (read(r + at) - level) * read(w + at);
+      }
+    }
+    for (; i + kVector <= n; i += kVector) acc[0] += (read(r + i) - level) * read(w + i);
+    // The weights are zeros behind the row's end, so what is taken for the elements is lost.
+    if (i < n) acc[1] += (read_part(n - i, r + i) - level) * read_part(n - i, w + i);
+    return 0.0;
+  });
+  return total_of((acc[0] + acc[1]) + (acc[2] + acc[3]));
+}
+
+// One accumulator a position: neighbours read the same elements and the same weight.
+template <class T>
+TORCHCORR_INLINE void products(const T* x, const int64_t (&stride)[3], const double* weights,
+                               const ExactWindow& by, double level, double* out) {
+  constexpr int64_t kVectors = kNeighbours / kVector;
+  Vector acc[kVectors] = {};
+  over_rows(x, stride, weights, by, [&](const T* r, const double* w) TORCHCORR_FLAT {
+    for (int64_t i = 0; i < by.window[2]; ++i) {
+      for (int64_t k = 0; k < kVectors; ++k) {
+        acc[k] += (read(r + i + k * kVector) - level) * w[i];
+      }
+    }
+    return 0.0;
+  });
+  for (int64_t k = 0; k < kVectors; ++k) write(out + k * kVector, acc[k]);
+}
+
 template <class T>
 TORCHCORR_INLINE double plain_sum(const T* x, const int64_t (&stride)[3], const double* weights,
                                   const ExactWindow& by) {
@@ -119,6 +159,16 @@ TORCHCORR_INLINE double plain_sum(const T* x, const int64_t (&stride)[3], const 
                                           const double* weights, const ExactWindow& by,         \
                                           double scale) {                                       \
     return score(x, stride, weights, by, scale);                                                \
+  }                                                                                             \
+  TORCHCORR_CLONES double product_of_window(const T* x, const int64_t (&stride)[3],             \
+                                            const double* weights, const ExactWindow& by,       \
+                                            double level) {                                     \
+    return product(x, stride, weights, by, level);                                              \
+  }                                                                                             \
+  TORCHCORR_CLONES void products_of_windows(const T* x, const int64_t (&stride)[3],             \
+                                            const double* weights, const ExactWindow& by,       \
+                                            double level, double* out) {                        \
+    products(x, stride, weights, by, level, out);                                               \
   }                                                                                             \
   TORCHCORR_CLONES double sum_of_window(const T* x, const int64_t (&stride)[3],                 \
                                         const double* weights, const ExactWindow& by) {         \

@@ -28,6 +28,18 @@ double score_of_window(const float* x, const int64_t (&stride)[3], const double*
 double score_of_window(const double* x, const int64_t (&stride)[3], const double* weights,
                        const ExactWindow& by, double scale);
 
+// Sums of products of element - level with the weights: of one window, and of `kNeighbours` side by
+// side, the first of which begins at `x`.
+constexpr int64_t kNeighbours = 32;
+double product_of_window(const float* x, const int64_t (&stride)[3], const double* weights,
+                         const ExactWindow& by, double level);
+double product_of_window(const double* x, const int64_t (&stride)[3], const double* weights,
+                         const ExactWindow& by, double level);
+void products_of_windows(const float* x, const int64_t (&stride)[3], const double* weights,
+                         const ExactWindow& by, double level, double* out);
+void products_of_windows(const double* x, const int64_t (&stride)[3], const double* weights,
+                         const ExactWindow& by, double level, double* out);
+
 // The plain sum of products, with what IEEE says of an Inf or a NaN.
 double sum_of_window(const float* x, const int64_t (&stride)[3], const double* weights,
                      const ExactWindow& by);

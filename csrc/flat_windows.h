@@ -1,12 +1,60 @@
 // Windows of equal elements, found by counting equal neighbours: exact, whatever the sums say.
 #pragma once
 
-#include <cmath>
+#include <algorithm>
+#include <limits>
+#include <vector>
 
 #include "tiles.h"
 #include "window_engine.h"
 
 namespace torchcorr {
+
+namespace flat {
+
+// 0 where an element belongs to no run, 2 where the run goes on to the next element, 1 at its end.
+template <class T>
+TORCHCORR_INLINE void links(int64_t n, const T* v, bool any_value, int32_t* to) {
+  for (int64_t x = 0; x < n; ++x) {
+    const int32_t usable = (v[x] == v[x]) & (any_value | (v[x] == 0));
+    to[x] = usable + (usable & (v[x] == v[x + 1]));
+  }
+}
+
+// Length of each run from its element on.
+inline void runs(int64_t n, int32_t* links) {
+  int32_t run = 0;
+  for (int64_t x = n - 1; x >= 0; --x) {
+    run = links[x] == 2 ? run + 1 : links[x];
+    links[x] = run;
+  }
+}
+
+// How many lines go on from here whose counts are at least `least`, each of the same value.
+template <class T>
+TORCHCORR_INLINE void stack(int64_t n, const int32_t* counts, int64_t least, const T* v,
+                            const T* next, const int32_t* before, int32_t* to) {
+  const int32_t enough = static_cast<int32_t>(least);
+  for (int64_t x = 0; x < n; ++x) {
+    const int32_t more = v[x] == next[x] ? before[x] : 0;
+    to[x] = counts[x] >= enough ? more + 1 : 0;
+  }
+}
+
+#define TORCHCORR_FLAT_ROWS(T)                                                              \
+  TORCHCORR_CLONES inline void links_of(int64_t n, const T* v, bool any_value, int32_t* to) { \
+    links(n, v, any_value, to);                                                             \
+  }                                                                                         \
+  TORCHCORR_CLONES inline void stack_of(int64_t n, const int32_t* counts, int64_t least,    \
+                                        const T* v, const T* next, const int32_t* before,   \
+                                        int32_t* to) {                                      \
+    stack(n, counts, least, v, next, before, to);                                           \
+  }
+TORCHCORR_FLAT_ROWS(float)
+TORCHCORR_FLAT_ROWS(double)
+#undef TORCHCORR_FLAT_ROWS
+
+}  // namespace flat
 
 // Counts run backwards along each axis: last axis first, then rows, then planes.
 template <class T>
@@ -18,6 +66,9 @@ class FlatWindows {
     value_.assign(plane, 0);
     rows_.assign(plane, 0);
     planes_.assign(plane, 0);
+    line_.assign(g_.extent[2] + 1, 0);
+    runs_.assign(g_.extent[2], 0);
+    none_.assign(g_.extent[2], std::numeric_limits<T>::quiet_NaN());
   }
 
   // Sets the norm of flat windows to 0; returns how many there were.
@@ -25,7 +76,7 @@ class FlatWindows {
     const TilePlace place(g_, tile);
     int64_t found = 0;
     std::fill(planes_.begin(), planes_.end(), 0);
-    std::fill(value_.begin(), value_.end(), std::nan(""));
+    std::fill(value_.begin(), value_.end(), std::numeric_limits<T>::quiet_NaN());
     for (int64_t z = g_.extent[0] - 1; z >= 0; --z) {
       std::fill(rows_.begin(), rows_.end(), 0);
       for (int64_t y = g_.extent[1] - 1; y >= 0; --y) {
@@ -38,35 +89,35 @@ class FlatWindows {
 
  private:
   void read(const TilePlace& place, const T* input, int64_t z, int64_t y) {
-    const int64_t n = g_.extent[2];
-    line_.assign(n, 0.0);
+    constexpr T kNone = std::numeric_limits<T>::quiet_NaN();
+    std::fill(line_.begin(), line_.end(), T(0));
     for (int64_t c = 0; c < g_.channels; ++c) {
       const TileRow<T> row(g_, place, input, c, z, y);
+      if (c == 0) {
+        std::copy(row.data + row.begin, row.data + row.end, line_.begin() + row.begin);
+        continue;
+      }
+      // Unequal channels make an element unequal to all others.
       for (int64_t x = row.begin; x < row.end; ++x) {
-        const double v = static_cast<double>(row.data[x]);
-        // Unequal channels make an element unequal to all others.
-        line_[x] = c == 0 || v == line_[x] ? v : std::nan("");
+        if (!(row.data[x] == line_[x])) line_[x] = kNone;
       }
     }
+    line_.back() = kNone;
   }
 
   void count_row(const TilePlace& place, const T* input, int64_t z, int64_t y) {
     read(place, input, z, y);
-    const int64_t n = g_.extent[2], wide = plan_.axis[2].window, tall = plan_.axis[1].window;
+    const int64_t n = g_.extent[2];
     const bool has_below = y + 1 < g_.extent[1];
-    double* here = value_.data() + y * n;
-    const double* below = here + n;
-    int64_t* column = rows_.data() + y * n;
-    int64_t* deep = planes_.data() + y * n;
-    int64_t run = 0;
-    for (int64_t x = n - 1; x >= 0; --x) {
-      const double v = line_[x];
-      run = v == v && (zero_mean_ || v == 0) ? (x + 1 < n && v == line_[x + 1] ? run + 1 : 1) : 0;
-      const bool joined = has_below && v == below[x];
-      column[x] = run >= wide ? (joined ? column[x + n] : 0) + 1 : 0;
-      // `here` still holds the plane behind, whose count goes on where the value does.
-      deep[x] = column[x] >= tall ? (v == here[x] ? deep[x] : 0) + 1 : 0;
-    }
+    T* here = value_.data() + y * n;
+    int32_t* column = rows_.data() + y * n;
+    int32_t* deep = planes_.data() + y * n;
+    flat::links_of(n, line_.data(), zero_mean_, runs_.data());
+    flat::runs(n, runs_.data());
+    flat::stack_of(n, runs_.data(), plan_.axis[2].window, line_.data(),
+                   has_below ? here + n : none_.data(), has_below ? column + n : column, column);
+    // `here` still holds the plane behind, whose count goes on where the value does.
+    flat::stack_of(n, column, plan_.axis[1].window, line_.data(), here, deep, deep);
     std::copy_n(line_.data(), n, here);
   }
 
@@ -80,7 +131,7 @@ class FlatWindows {
     }
     const int64_t n = valid_positions(g_, place, 2, ax.window, ax.step);
     T* row = norms + (i * ay.count + j) * ax.count;
-    const int64_t* deep = planes_.data() + y * g_.extent[2];
+    const int32_t* deep = planes_.data() + y * g_.extent[2];
     int64_t found = 0;
     for (int64_t u = 0; u < n; ++u) {
       if (deep[u * ax.step] >= az.window && row[u] < 0) {
@@ -94,8 +145,8 @@ class FlatWindows {
   const TileGrid& g_;
   const Plan& plan_;
   bool zero_mean_;
-  std::vector<double> value_, line_;
-  std::vector<int64_t> rows_, planes_;
+  std::vector<T> value_, line_, none_;
+  std::vector<int32_t> rows_, planes_, runs_;
 };
 
 }  // namespace torchcorr

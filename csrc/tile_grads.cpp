@@ -66,6 +66,10 @@ void repair_norms(const Tensor& norms, const Tensor& means, const Tensor& stats,
         for (int64_t v = 0; v < n; ++v) {
           const int64_t at = u * own[2] + v;
           if (!(norm[at] < 0)) continue;
+          if (std::isfinite(norm[at])) {
+            norm[at] = -norm[at];
+            continue;
+          }
           const WindowMoments found = moments_of_window(start + v * step[2], strides, by, s[1]);
           const double energy = found.squares / by.count + eps * s[1] * s[1];
           norm[at] = static_cast<T>(found.squares == 0 ? 0.0 : 1 / (by.count * std::sqrt(energy)));

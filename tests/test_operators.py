@@ -67,7 +67,7 @@ def tiles(dtype):
         norms, _, means = ops.tile_norms(stats, image, ids, geometry, window, steps, *limits)
         shape = (4, 4, *norms.shape[1:]) if not pairs else (2, 4, *tiling.length, 2)
         out = torch.zeros(2, 4, *tiling.positions, dtype=dtype)
-        rest = (stats, image, taps, ids, geometry, steps, 0, True, 0.1, out)
+        rest = (stats, image, taps, ids, geometry, steps, 0, True, 0.1, 0.1, 3, out)
         yield "finish_tiles", (draw(shape, dtype, 2), norms, *rest)
         if not pairs:
             continue

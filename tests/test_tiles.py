@@ -121,11 +121,14 @@ def _valid(tiling: Tiling, tile: int) -> tuple[slice, ...]:
 @every_geometry
 @every_dtype
 @pytest.mark.parametrize("pairs", (True, False))
-def test_finish(name: str, dtype: torch.dtype, pairs: bool) -> None:
+@pytest.mark.parametrize("noise, budget", ((0.0, 10**6), (0.3, 10**6), (0.3, 3)))
+def test_finish(name: str, dtype: torch.dtype, pairs: bool, noise: float, budget: int) -> None:
     tiling, ids = tilings(name, pairs)
     image, templates = image_of(name, dtype), 3
     count = 2 * math.prod(tiling.window)
     taps = draw((1, templates, 2, *tiling.window), seed=1)
+    # A standardised template sums to zero.
+    taps -= taps.mean(tuple(range(2, taps.dim())), keepdim=True)
     _, stats = ops.gather_tiles(image, ids, tiling.numbers, True, False, pairs)
     stride = list(tiling.stride)
     norms, _, _ = ops.tile_norms(
@@ -136,13 +139,14 @@ def test_finish(name: str, dtype: torch.dtype, pairs: bool) -> None:
     if pairs:
         shape = (len(ids) // 2, templates, *tiling.length, 2)
     numerators = (draw(shape, dtype, seed=2) - 0.5) * count
-    rest = (norms, stats, image, taps, ids, tiling.numbers, stride, 1, True, 0.0)
+    rest = (norms, stats, image, taps, ids, tiling.numbers, stride, 1, True, 0.0, noise, budget)
     out = torch.full((2, templates + 1, *tiling.positions), math.nan, dtype=dtype)
     want = out.clone()
     more = torch.cat((taps, taps[:, :1]), 1)
     rest = (*rest[:3], more, *rest[4:])
-    ops.finish_tiles(numerators, *rest, out)
-    _reference_tiles.finish_tiles(numerators, *rest, want)
+    left = ops.finish_tiles(numerators, *rest, out)
+    want_left = _reference_tiles.finish_tiles(numerators, *rest, want)
+    assert torch.equal(left, want_left)
     assert out[:, 0].isnan().all() and not out[:, 1:].isnan().any()
     same(out[:, 1:], want[:, 1:], 1e-6, 1e-7 if dtype == torch.float32 else 1e-11)
 
@@ -191,7 +195,8 @@ def _normed(name: str, dtype: torch.dtype, wide: bool):
 @pytest.mark.parametrize("wide", (True, False))
 def test_repair(name: str, dtype: torch.dtype, wide: bool) -> None:
     tiling, ids, stats, place, norms, means = _normed(name, dtype, wide)
-    norms.view(-1)[::3] = -1
+    norms.view(-1)[::3] *= -1
+    norms.view(-1)[1::3] = -math.inf
     want = norms.clone(), means.clone()
     ops.repair_norms(norms, means, stats, *place, True, 0.0)
     _reference_tiles.repair_norms(*want, stats, *place, True, 0.0)

@@ -27,7 +27,7 @@ _PRODUCT = 0.0075  # a multiply-add of the direct loop
 _SHAPE = (1.7, 1.0, 2.0)  # how much more that is for one line, and for rows in planes
 _BATCH = 1.2e5  # a batch of tiles, whatever its size
 _CROSSOVER = 200  # elements of a window from which on transforms are mostly quicker
-_DIRECT_TILE = 1 << 18  # elements of a tile of the direct loop
+_DIRECT_TILE = 1 << 16  # elements of a tile of the direct loop
 
 
 @dataclass(frozen=True)

@@ -145,12 +145,24 @@ def finish_tiles(
     first_template: int,
     zero_mean: bool,
     eps: float,
+    noise: float,
+    budget: int,
     out: Tensor,
-) -> None:
-    """Writes scores: numerator * norm, or the definition where the norm is -1."""
+) -> Tensor:
+    """Writes scores: numerator * norm, or the definition where the norm is negative, or times
+    `noise` and what rounding left in the pair's sums beyond 1. A tile and template with more than
+    `budget` of these keeps its scores; they are counted.
+    """
     ndim = len(stride)
     own = norms.shape[1:]
+    left = torch.zeros(len(ids), dtype=torch.int64, device=stats.device)
+    error = widen(stats.new_zeros((len(ids), numerators.shape[1])))
     if numerators.dim() == ndim + 3:
+        count = math.prod(template.shape[2:])
+        sums = widen(numerators).flatten(2)
+        power = count * stats[:, 2].unflatten(0, (-1, 2)).sum(1)[:, None]
+        spread = (power + 2 * sums.square().mean(2)).sqrt() + sums.abs().amax(2) / 2
+        error = noise * spread.repeat_interleave(2, 0)
         numerators = numerators.movedim(-1, 1).flatten(0, 1)
     if numerators.shape[2:] != own:
         numerators = numerators[
@@ -161,14 +173,16 @@ def finish_tiles(
         norm = norms[(row, *source)]
         score = (numerators[(row, slice(None), *source)] * norm).clamp(-1, 1)
         score = torch.where(norm == 0, torch.zeros_like(score), score).to(out.dtype)
-        faint = norm < 0
-        if faint.any():
-            paired = template[item // (input.shape[0] // template.shape[0])]
-            exact = ncc(
-                input[item], paired[templates.start : templates.stop], stride, zero_mean, eps
-            )
-            score = torch.where(faint, exact[(slice(None), *to)], score)
+        column = (slice(None), *(None,) * ndim)
+        doubt = (norm < 0) | (widen(norm) * error[row][column] > 1)
+        count = doubt.flatten(1).sum(1)
+        left[row] = torch.where(count > budget, count, 0).sum()
+        paired = template[item // (input.shape[0] // template.shape[0])]
+        exact = ncc(input[item], paired[templates.start : templates.stop], stride, zero_mean, eps)
+        again = doubt & (count <= budget)[column]
+        score = torch.where(again, exact[(slice(None), *to)], score)
         out[(item, slice(templates.start, templates.stop), *to)] = score
+    return left
 
 
 def _places(
@@ -204,7 +218,7 @@ def repair_norms(
     zero_mean: bool,
     eps: float,
 ) -> None:
-    """Norm and mean of the windows whose norm is -1, from the definition."""
+    """Norms without their sign; where one is minus infinity, norm and mean from the definition."""
     ndim = len(window)
     count = input.shape[1] * math.prod(window)
     raw, _ = _cut(input, ids, geometry)
@@ -220,9 +234,9 @@ def repair_norms(
     norm = 1 / (count * torch.sqrt(energy + eps * scale.squeeze(1).square()))
     norm = torch.where(energy == 0, 0.0, norm)
     column = mean[(..., *(0,) * (ndim + 1))] - (level * scale).squeeze(1) * zero_mean
-    faint = norms < 0
-    norms.copy_(torch.where(faint, norm.to(norms.dtype), norms))
-    means.copy_(torch.where(faint, column.to(norms.dtype), means))
+    unknown = norms == -torch.inf
+    norms.copy_(torch.where(unknown, norm.to(norms.dtype), norms.abs()))
+    means.copy_(torch.where(unknown, column.to(norms.dtype), means))
 
 
 def tile_upstream(

@@ -1,13 +1,14 @@
 """Normalised scores tile by tile, registered for the CPU.
 
-Each tile is centred on a level of its own, so that float32 carries it. Windows whose deviation is
-too faint beside the tile's for the promised bound are counted; a tile that has many is computed
-again in float64, and the few that remain come from their definition.
+Each tile is centred on a level of its own, so that float32 carries it. Windows too faint for the
+promised bound beside what rounding left in their tile's sums are counted; a tile that has many is
+computed again in float64, and the few that remain come from their definition.
 """
 
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from functools import partial
 
@@ -19,8 +20,10 @@ from ._ops import kernels as ops
 from ._ops import library
 from ._overlap_save import TemplateSpectra, numerators
 
-# A score's noise is at most this many roundings times deviation(tile) / deviation(window).
+# A transform's noise: this many roundings of what its sums hold, as `finish_tiles` adds it up.
 _NOISE = 10.0
+# What the sums mostly hold, beside the tile's deviation times the window's elements.
+_MOSTLY = 0.4
 # The same of the direct loop, beside the window's own root mean square about the level.
 _NOISE_OF_SUMS = 4.0
 # What promise 2 allows, less a margin for what the other steps of a score cost.
@@ -29,13 +32,12 @@ _TOLERANCE = {torch.float32: 8e-6, torch.float64: 8e-11}
 _EXACT = {torch.float32: 1e-8, torch.float64: 3e-5}
 # Multiply-adds of windows computed again, for each element of a tile, that cost as much as
 # transforming it in float64.
-_AGAIN = 32
+_AGAIN = 128
 
 
-def _faint(result: torch.dtype, working: torch.dtype, local: bool) -> float:
-    """Variance beside the tile's, or the window's square, below which noise is too much."""
-    unit = torch.finfo(working).eps / 2
-    return ((_NOISE_OF_SUMS if local else _NOISE) * unit / _TOLERANCE[result]) ** 2
+def _noise(result: torch.dtype, working: torch.dtype) -> float:
+    """Roundings that a transform leaves, beside the error that is allowed."""
+    return _NOISE * torch.finfo(working).eps / 2 / _TOLERANCE[result]
 
 
 class TiledScores:
@@ -63,7 +65,7 @@ class TiledScores:
         self.zero_mean, self.eps = zero_mean, eps
         self.spectra = TemplateSpectra(self.template, self.tiling, stride, method == "fft")
         self.local = method == "direct"
-        self.again = _AGAIN * math.prod(self.tiling.length)
+        self.budget = max(1, _AGAIN * math.prod(self.tiling.length) // self.count)
 
     def run(self) -> Tensor:
         leads = self.problem.leads
@@ -89,12 +91,21 @@ class TiledScores:
             self.zero_mean,
             self.local,
             self.eps,
-            _faint(dtype, dtype, self.local),
+            self.faint(dtype),
             _EXACT[dtype],
             means,
         )
-        hard = {i for i, n in enumerate(faint.tolist()) if n * self.count > self.again}
+        hard = {i for i, n in enumerate(faint.tolist()) if n > self.budget}
         return norms, hard, mean
+
+    def faint(self, working: torch.dtype) -> float:
+        """Variance beside the tile's, or the window's square, below which noise is too much: what
+        it mostly is for transforms, whose sums tell it later.
+        """
+        if self.local:
+            unit = torch.finfo(working).eps / 2
+            return (_NOISE_OF_SUMS * unit / _TOLERANCE[self.input.dtype]) ** 2
+        return (_MOSTLY * _noise(self.input.dtype, working)) ** 2
 
     def _batch(self, pairs: slice, ids: list[int]) -> None:
         tiles, stats = self.tiles(ids, self.zero_mean, False)
@@ -119,18 +130,23 @@ class TiledScores:
         """Tiles as transforms take them: an even number, filled up with an empty one."""
         return ids if self.local or len(ids) % 2 == 0 else [*ids, _choose.EMPTY]
 
-    def _wide(self, pairs: slice, ids: list[int], known: Tensor) -> None:
+    def _wide(
+        self, pairs: slice, ids: list[int], known: Tensor, start: int = 0, stop: int | None = None
+    ) -> None:
         """Tiles in float64, with the norms that are known, or better ones if many are not."""
         tiles, stats = self.tiles(ids, self.zero_mean, True)
         lost = int(known.isinf().flatten(1).sum(1).amax())
-        if lost * self.count <= self.again and self.input.dtype != torch.float64:
+        if lost <= self.budget and self.input.dtype != torch.float64:
             # Faint beside what float32 transforms leave, but not beside what float64 ones do.
             norms = tiles.new_zeros((len(ids), *known.shape[1:]))
             norms[: len(known)] = torch.where(known.isinf(), known, known.abs())
         else:
             norms, _ = self.wide_norms(ids, stats)
             norms[: len(known)].masked_fill_(known.isnan(), torch.nan)
-        self._finish(pairs, ids, tiles, norms, stats)
+        for first, found in numerators(
+            tiles, self.spectra, pairs, self.plan.templates, start, stop
+        ):
+            self._write(found, norms, stats, ids, first, torch.float64, sys.maxsize)
 
     def wide_norms(self, ids: list[int], stats: Tensor) -> tuple[Tensor, Tensor]:
         """Norms and means in float64, from moments that are merged so that nothing cancels."""
@@ -147,29 +163,54 @@ class TiledScores:
         mean = (mean / unit - stats[:, 0][column]) * scale
         softened = energy + self.eps * scale.square()
         norms = 1 / (self.count * softened.sqrt())
-        limit = _faint(self.input.dtype, torch.float64, False) * power[column]
-        norms = torch.where(softened < limit, -1.0, norms)
+        limit = self.faint(torch.float64) * power[column]
+        norms = torch.where(softened < limit, -norms, norms)
         norms = torch.where(energy == 0, 0.0, norms)
         return norms, mean if self.zero_mean else torch.zeros_like(mean)
 
     def _finish(
         self, pairs: slice, ids: list[int], tiles: Tensor, norms: Tensor, stats: Tensor
     ) -> None:
+        """Scores of tiles in the input's precision; of those that are too noisy, in float64."""
+        each = len(ids) // (pairs.stop - pairs.start)
         for first, found in numerators(tiles, self.spectra, pairs, self.plan.templates):
-            ops.finish_tiles(
-                found,
-                norms,
-                stats,
-                self.input,
-                self.template,
-                ids,
-                self.geometry,
-                self.stride,
-                first,
-                self.zero_mean,
-                self.eps,
-                self.out,
-            )
+            left = self._write(found, norms, stats, ids, first, tiles.dtype, self.budget)
+            if self.local or not bool(left.any()):
+                continue
+            noisy = [i for i, n in enumerate(left.tolist()) if n > 0]
+            for k in range(pairs.stop - pairs.start):
+                own = [i for i in noisy if i // each == k]
+                if own:
+                    group = slice(pairs.start + k, pairs.start + k + 1)
+                    chosen = self.even([ids[i] for i in own])
+                    self._wide(group, chosen, norms[own], first, first + found.shape[1])
+
+    def _write(
+        self,
+        found: Tensor,
+        norms: Tensor,
+        stats: Tensor,
+        ids: list[int],
+        first: int,
+        working: torch.dtype,
+        budget: int,
+    ) -> Tensor:
+        return ops.finish_tiles(
+            found,
+            norms,
+            stats,
+            self.input,
+            self.template,
+            ids,
+            self.geometry,
+            self.stride,
+            first,
+            self.zero_mean,
+            self.eps,
+            0.0 if self.local else _noise(self.input.dtype, working),
+            sys.maxsize if self.local else budget,
+            self.out,
+        )
 
 
 def _score(

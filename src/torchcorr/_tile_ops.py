@@ -44,7 +44,7 @@ _SCHEMAS = {
     "finish_tiles": (
         "(Tensor numerators, Tensor norms, Tensor stats, Tensor input, Tensor template,"
         " int[] ids, int[] geometry, int[] stride, int first_template, bool zero_mean, float eps,"
-        " Tensor(a!) out) -> ()"
+        " float noise, int budget, Tensor(a!) out) -> Tensor"
     ),
 }
 
@@ -110,6 +110,10 @@ def _fake_counts(
     return stats.new_empty(stats.shape[0], dtype=torch.int64)
 
 
+def _fake_left(_numerators: Tensor, _norms: Tensor, stats: Tensor, *_: Any) -> Tensor:
+    return stats.new_empty(stats.shape[0], dtype=torch.int64)
+
+
 _FAKES: dict[str, Callable[..., Any]] = {
     "gather_tiles": _fake_gather,
     "tile_norms": _fake_norms,
@@ -117,7 +121,7 @@ _FAKES: dict[str, Callable[..., Any]] = {
     "tile_upstream": _fake_upstream,
     "tile_input_grad": _fake_nothing,
     "finish_sums": _fake_counts,
-    "finish_tiles": _fake_nothing,
+    "finish_tiles": _fake_left,
 }
 
 for _name, _schema in _SCHEMAS.items():
