@@ -165,9 +165,14 @@ def conjugate_spectrum(x: Tensor, lengths: Sequence[int]) -> Tensor:
     """Conjugate of the spectrum of a real x padded with zeros."""
     ndim = len(lengths)
     # As complex numbers: MKL rounds real input otherwise for each number of threads.
-    padded = x.new_zeros((*x.shape[:-ndim], *lengths), dtype=x.dtype.to_complex())
-    padded[(..., *(slice(0, n) for n in x.shape[-ndim:]))] = x
-    return back(padded.flatten(0, -ndim - 1), ndim).reshape(padded.shape)
+    found = x.flatten(0, -ndim - 1).to(x.dtype.to_complex())
+    if ndim == 1:
+        found = back(torch.nn.functional.pad(found, (0, lengths[0] - found.shape[-1])), 1)
+        return found.reshape(*x.shape[:-1], *lengths)
+    # Axis by axis, so that only lines that are not zero are transformed.
+    for axis in range(-1, -ndim - 1, -1):
+        found = torch.fft.ifft(found, n=lengths[axis], dim=axis, norm="forward")
+    return found.reshape(*x.shape[:-ndim], *lengths)
 
 
 Kept = dict[tuple[torch.dtype, int, int, int], Tensor]

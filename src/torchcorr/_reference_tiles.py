@@ -158,9 +158,9 @@ def finish_tiles(
     left = torch.zeros(len(ids), dtype=torch.int64, device=stats.device)
     error = widen(stats.new_zeros((len(ids), numerators.shape[1])))
     if numerators.dim() == ndim + 3:
-        count = math.prod(template.shape[2:])
+        elements = math.prod(template.shape[2:])
         sums = widen(numerators).flatten(2)
-        power = count * stats[:, 2].unflatten(0, (-1, 2)).sum(1)[:, None]
+        power = elements * stats[:, 2].unflatten(0, (-1, 2)).sum(1)[:, None]
         spread = (power + 2 * sums.square().mean(2)).sqrt() + sums.abs().amax(2) / 2
         error = noise * spread.repeat_interleave(2, 0)
         numerators = numerators.movedim(-1, 1).flatten(0, 1)
@@ -175,11 +175,11 @@ def finish_tiles(
         score = torch.where(norm == 0, torch.zeros_like(score), score).to(out.dtype)
         column = (slice(None), *(None,) * ndim)
         doubt = (norm < 0) | (widen(norm) * error[row][column] > 1)
-        count = doubt.flatten(1).sum(1)
-        left[row] = torch.where(count > budget, count, 0).sum()
+        found = doubt.flatten(1).sum(1)
+        left[row] = torch.where(found > budget, found, 0).sum()
         paired = template[item // (input.shape[0] // template.shape[0])]
         exact = ncc(input[item], paired[templates.start : templates.stop], stride, zero_mean, eps)
-        again = doubt & (count <= budget)[column]
+        again = doubt & (found <= budget)[column]
         score = torch.where(again, exact[(slice(None), *to)], score)
         out[(item, slice(templates.start, templates.stop), *to)] = score
     return left
