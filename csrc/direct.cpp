@@ -19,6 +19,7 @@
 #include "direct_geometry.h"
 #include "direct_template_grad.h"
 #include "direct_tiles.h"
+#include "large_pages.h"
 
 namespace torchcorr::direct {
 namespace {
@@ -253,7 +254,7 @@ Tensor correlate_direct(const Tensor& input, const Tensor& taps, Sizes stride) {
     STD_TORCH_CHECK(left >= 0, "template is larger than input along axis ", i - ndim);
     shape[batch + i] = left / stride[i] + 1;
   }
-  const Tensor score = torch::stable::new_empty(input, shape);
+  const Tensor score = new_map(input, shape);
   dispatch<Target::score>(score, unit_rows_unless_expanded(input), taps, stride);
   return score;
 }
@@ -261,7 +262,7 @@ Tensor correlate_direct(const Tensor& input, const Tensor& taps, Sizes stride) {
 // An empty batch leaves the gradient zero: nothing below would write it.
 Tensor fresh(const Tensor& like, const Sizes& shape) {
   return like.numel() == 0 ? torch::stable::new_zeros(like, shape)
-                           : torch::stable::new_empty(like, shape);
+                           : new_map(like, shape);
 }
 
 Tensor correlate_direct_input_grad(const Tensor& grad, const Tensor& taps, Sizes input_shape,

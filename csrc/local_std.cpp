@@ -5,6 +5,7 @@
 
 #include "exact_window.h"
 #include "image_source.h"
+#include "large_pages.h"
 #include "running_norms.h"
 
 namespace torchcorr {
@@ -135,7 +136,7 @@ Tensor local_std_forward_kernel(const Tensor& input, Sizes window, Sizes stride,
                                 double eps) {
   const Shape shape(sizes_of(input), window.size());
   const Plan plan(shape.leads, shape.channels, shape.size, window, stride, 2);
-  Tensor out = torch::stable::new_empty(input, shape.output(plan));
+  Tensor out = new_map(input, shape.output(plan));
   if (out.numel() == 0) return out;
   double count = static_cast<double>(shape.channels);
   for (int64_t k : window) count *= static_cast<double>(k);

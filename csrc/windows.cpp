@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "image_source.h"
+#include "large_pages.h"
 
 namespace torchcorr {
 namespace {
@@ -127,7 +128,7 @@ struct CombineSink {
 Tensor window_sum(const Tensor& input, Sizes window, Sizes stride) {
   const Shape shape(sizes_of(input), window.size());
   const Plan plan(shape.leads, shape.channels, shape.size, window, stride, 1);
-  Tensor out = torch::stable::new_empty(input, shape.output(plan));
+  Tensor out = new_map(input, shape.output(plan));
   if (out.numel() == 0) return out;
   const Tensor image = packed(input);
   with_real_type(image, "input", [&](auto zero) {
@@ -189,7 +190,7 @@ Tensor window_spread(const Tensor& grad, Sizes window, Sizes input_shape, Sizes 
   const Shape shape(input_shape, window.size());
   const Plan plan = spread_plan(shape, window, 1);
   check_map(grad, shape, window, stride);
-  Tensor out = torch::stable::new_empty(grad, input_shape);
+  Tensor out = new_map(grad, input_shape);
   if (out.numel() == 0) return out;
   const Tensor from = packed(grad);
   with_real_type(from, "grad", [&](auto zero) {
@@ -209,7 +210,7 @@ Tensor local_std_combine_grads_kernel(const Tensor& grad_s1, const Tensor& grad_
   check_map(grad_s1, shape, window, stride);
   check_map(grad_s2, shape, window, stride);
   const Tensor image = packed(input), first = packed(grad_s1), second = packed(grad_s2);
-  Tensor out = torch::stable::new_empty(image, sizes_of(input));
+  Tensor out = new_map(image, sizes_of(input));
   if (out.numel() == 0) return out;
   const SpreadSource<double, 2> source(
       {first.const_data_ptr<double>(), second.const_data_ptr<double>()},

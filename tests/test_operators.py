@@ -59,6 +59,7 @@ def tiles(dtype):
     tiling = Tiling.cut((7, 8), (3, 2), (2, 1), (3, 1), fast=True)
     geometry, ids, window, steps = tiling.numbers, [0, 3, 5, 2], [3, 2], [2, 1]
     image, taps = draw((2, 3, 7, 8), dtype), draw((1, 4, 3, 3, 2), seed=1)
+    yield "take_large_pages", (draw((9, 9), dtype),)
     for pairs in (True, False):
         yield "gather_tiles", (image, ids, geometry, True, False, pairs)
         _, stats = ops.gather_tiles(image, ids, geometry, True, False, pairs)

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from ._geometry import Ints, Leads, Tiling, output_size
 
-# Bytes of scratch that a batch of tiles should take, so that it stays in cache; and that it may.
-_CACHE = 10 << 20
-_SHARED = 28 << 20
+# Bytes of scratch that a batch of tiles should take, so that it stays in cache: for one template,
+# and for several, which go over the same tiles again and again. And that it may.
+_CACHE = 8 << 20
+_NEAR_CACHE = 4 << 20
 _SCRATCH = 48 << 20
 # The tile that fills up a pair.
 EMPTY = -1
@@ -128,13 +129,11 @@ def _batched(problem: Problem, tiling: Tiling, method: str) -> Plan:
     fixed, each = _bytes(problem, tiling, method)
     even = 2 if method == "fft" else 1
     total = max(1, leads.paired * leads.inputs * tiling.tiles)
-    fitting = _CACHE // (fixed + each)
-    if leads.templates > 1:
-        # Many tiles at once, so that a template is transformed once for all of them.
-        fitting = max(fitting, _SHARED // (fixed + each))
+    cache = _CACHE if leads.templates == 1 else _NEAR_CACHE
+    fitting = cache // (fixed + each)
     batch = max(even, fitting // (2 * even) * 2 * even)
     batch = min(batch, total + total % even)
-    templates = max(1, min(leads.templates, (_CACHE // batch - fixed) // each))
+    templates = max(1, min(leads.templates, (cache // batch - fixed) // each))
     own = batch * (fixed + templates * each)
     cost = _cost(problem, tiling, method, batch, templates) * 1e-6
     return Plan(method, tiling.outputs, tiling.length, tiling.tiles, batch, templates, own, cost)

@@ -12,6 +12,8 @@ from torch.nn.functional import pad as torch_pad
 
 from . import _checks
 from ._geometry import Ints, padding
+from ._ops import nothing_to_record
+from ._tile_ops import new_map
 
 Window = int | Sequence[int]
 
@@ -54,12 +56,31 @@ class Frame:
         _checks.pad_fits(self.pad_mode, pads, size)
         amounts = [amount for pair in reversed(pads) for amount in pair]
         if self.pad_mode == "constant":
+            if nothing_to_record(x):
+                return _surrounded(x, pads, self.pad_value)
             return torch_pad(x, amounts, value=self.pad_value)
         flat = x.reshape(math.prod(x.shape[: -self.ndim]), 1, *size)
         if flat.shape[0] == 0:
             return torch_pad(x, amounts)
         wide = torch_pad(flat, amounts, mode=self.pad_mode)
         return wide.reshape(*x.shape[: -self.ndim], *wide.shape[-self.ndim :])
+
+
+def _surrounded(x: Tensor, pads: Sequence[tuple[int, int]], value: float) -> Tensor:
+    """x with `value` around it, as torch's pad, which takes small pages however large it is."""
+    first = x.dim() - len(pads)
+    shape = list(x.shape)
+    for axis, pair in enumerate(pads, first):
+        shape[axis] += sum(pair)
+    out = new_map(x, shape)
+    inner = out
+    for axis, (before, after) in enumerate(pads, first):
+        size = shape[axis] - before - after
+        inner.narrow(axis, 0, before).fill_(value)
+        inner.narrow(axis, before + size, after).fill_(value)
+        inner = inner.narrow(axis, before, size)
+    inner.copy_(x)
+    return out
 
 
 def normal_pair(

@@ -85,6 +85,13 @@ kernels: Any = SimpleNamespace(
 VMAP_RULES: dict[str, Callable[..., Any]] = {}
 
 
+def nothing_to_record(x: Tensor) -> bool:
+    """Whether operations on x need no derivative and are seen by no transform or compiler."""
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return False
+    return type(x) is Tensor and not (torch.is_grad_enabled() and x.requires_grad)
+
+
 def register_autograd(name: str, backward: Callable[..., Any], setup: Callable[..., None]) -> None:
     """Gives an operator its derivative, also under torch.func's transforms.
 

@@ -26,6 +26,7 @@ from ._overlap_save import (
     whole_input_grad,
     whole_template_grad,
 )
+from ._tile_ops import new_map
 
 
 def _unscaled(tiles: Tensor, stats: Tensor) -> Tensor:
@@ -63,7 +64,7 @@ def correlate_input_grad(
     pad = tuple(k - 1 for k in window)
     tiling = Tiling.cut(spread.shape[2:], window, ones, grid, pad=pad, positions=size)
     spectra = TemplateSpectra(weights, tiling, ones, True)
-    out = spread.new_empty((leads.paired * leads.inputs, channels, *size))
+    out = new_map(spread, (leads.paired * leads.inputs, channels, *size))
     for pairs, ids in _choose.batches(problem, plan):
         tiles, stats = ops.gather_tiles(spread, ids, tiling.numbers, False, True, True)
         for first, found in numerators(tiles, spectra, pairs, plan.templates):

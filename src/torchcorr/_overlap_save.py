@@ -19,6 +19,7 @@ from . import _choose, _reference
 from ._geometry import Tiling, dilated_size, fast_length
 from ._ops import kernels as ops
 from ._ops import library
+from ._tile_ops import new_map
 
 # Rounding that transforms in float64 leave, beside the larger of a tile's two sides.
 _NOISE = 64.0
@@ -29,7 +30,7 @@ _AGAIN = 32
 # Elements from which on MKL uses several threads for one line.
 _LONG_LINE = 4096
 # Bytes of template spectra that a call keeps for its other batches.
-_KEPT = 12 << 20
+_KEPT = 32 << 20
 
 
 def _lengths(size: Sequence[int]) -> tuple[int, ...]:
@@ -301,7 +302,7 @@ class TiledSums:
     def run(self) -> Tensor:
         leads = self.problem.leads
         shape = (leads.paired * leads.inputs, leads.templates, *self.tiling.positions)
-        self.out = self.input.new_empty(shape)
+        self.out = new_map(self.input, shape)
         for pairs, ids in _choose.batches(self.problem, self.plan):
             self._batch(pairs, ids)
         return leads.restored(self.out, len(self.stride))

@@ -45,6 +45,10 @@ def _cut(input: Tensor, ids: Sequence[int], numbers: Sequence[int]) -> tuple[Ten
     return tiles, there
 
 
+def take_large_pages(x: Tensor) -> None:
+    """Asks the system for large pages for a tensor that will be written: nothing elsewhere."""
+
+
 def gather_tiles(
     input: Tensor,
     ids: Sequence[int],

@@ -18,6 +18,7 @@ from ._ops import kernels as ops
 from ._ops import library
 from ._overlap_save import back, forth
 from ._scores import TiledScores
+from ._tile_ops import new_map
 
 # Of a transform's result: this many roundings times what it would be if nothing cancelled.
 _NOISE = 10.0
@@ -53,7 +54,7 @@ class _Gradients(TiledScores):
         shape = (*self.template.shape[:3], *self.tiling.length)
         self.spectrum = self.template.new_zeros(shape, dtype=self.working.to_complex())
         self.offset = self.template.new_zeros(self.template.shape[:2])
-        self.for_input = torch.zeros_like(self.input) if need_input else None
+        self.for_input = new_map(self.input, self.input.shape).zero_() if need_input else None
         self.need_template = need_template
         self.noise_input, self.noise_template = 0.0, 0.0
 

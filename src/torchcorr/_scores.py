@@ -19,6 +19,7 @@ from . import _choose, _reference
 from ._ops import kernels as ops
 from ._ops import library
 from ._overlap_save import TemplateSpectra, numerators
+from ._tile_ops import new_map
 
 # A transform's noise: this many roundings of what its sums hold, as `finish_tiles` adds it up.
 _NOISE = 10.0
@@ -70,7 +71,7 @@ class TiledScores:
     def run(self) -> Tensor:
         leads = self.problem.leads
         shape = (leads.paired * leads.inputs, leads.templates, *self.tiling.positions)
-        self.out = self.input.new_empty(shape)
+        self.out = new_map(self.input, shape)
         for pairs, ids in _choose.batches(self.problem, self.plan):
             self._batch(pairs, ids)
         return leads.restored(self.out, len(self.stride))

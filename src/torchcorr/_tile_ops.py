@@ -13,7 +13,11 @@ from ._geometry import output_size
 from ._ops import NAMESPACE, kernels, library
 from ._reference import wide_dtype
 
+# Bytes from which on the first touch of a result's pages is felt.
+_LARGE = 4 << 20
+
 _SCHEMAS = {
+    "take_large_pages": "(Tensor(a!) x) -> ()",
     "gather_tiles": (
         "(Tensor input, int[] ids, int[] geometry, bool centred, bool wide, bool pairs)"
         " -> (Tensor, Tensor)"
@@ -115,6 +119,7 @@ def _fake_left(_numerators: Tensor, _norms: Tensor, stats: Tensor, *_: Any) -> T
 
 
 _FAKES: dict[str, Callable[..., Any]] = {
+    "take_large_pages": _fake_nothing,
     "gather_tiles": _fake_gather,
     "tile_norms": _fake_norms,
     "repair_norms": _fake_nothing,
@@ -129,6 +134,14 @@ for _name, _schema in _SCHEMAS.items():
     library.impl(_name, getattr(_reference_tiles, _name), "CompositeExplicitAutograd")
     torch.library.register_fake(f"{NAMESPACE}::{_name}", _FAKES[_name], lib=library)
     setattr(kernels, _name, getattr(torch.ops.torchcorr, _name).default)
+
+
+def new_map(like: Tensor, shape: Sequence[int]) -> Tensor:
+    """A tensor that will be written as a whole, on large pages if it is large."""
+    out = like.new_empty(shape)
+    if out.nbytes >= _LARGE:
+        kernels.take_large_pages(out)
+    return out
 
 
 def tile_operator_names() -> list[str]:
