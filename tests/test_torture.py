@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import oracle
+import pytest
+import skimage.data
 import torch
 import torture
 from tolerances import SCORE
@@ -55,3 +57,17 @@ def test_the_table_reads_any_function():
     table = torture.table(score)
     assert max(error for _, error in table) <= SCORE[torch.float32], table
     assert torture.error(np.full((2, 2), np.nan), np.zeros((2, 2))) == np.inf
+
+
+@pytest.mark.parametrize("window", (16, 24, 64))
+@pytest.mark.parametrize("name", ("camera", "moon", "page", "retina", "hubble_deep_field"))
+def test_photographs(name: str, window: int) -> None:
+    """Smooth regions beside detail: what a transform rounds is large beside many windows."""
+    picture = np.asarray(getattr(skimage.data, name)())
+    grey = (picture.mean(-1) if picture.ndim == 3 else picture)[:512, :512].astype(np.float32)
+    y, x = (n // 3 for n in grey.shape)
+    image, template = torch.from_numpy(grey), torch.from_numpy(grey[y : y + window, x : x + window])
+    exact = torchcorr.zncc(image.double(), template.double(), method="direct")
+    for method in ("fft", "direct"):
+        got = torchcorr.zncc(image, template, method=method)
+        assert float((got - exact).abs().max()) <= SCORE[torch.float32]
