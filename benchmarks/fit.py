@@ -149,17 +149,17 @@ def fit(rounds: int) -> None:
         for length, ns in entries.items()
     ]
     doubling = statistics.median(doublings)
-    print(f"_TRANSFORM = {doubling:.3f}  # by doubling, half of one complex transform")
+    print(f"transform={doubling:.3f}  # by doubling, half of one complex transform")
     shares: dict[int, float] = {}
     for ndim, name, ns in operators(rounds):
         print(f"# {name} in {ndim}-D: {ns:.2f} an element of a real tile")
         shares[ndim] = shares.get(ndim, 0.0) + ns
     listed = ", ".join(f"{ndim}-D {ns:.2f}" for ndim, ns in shares.items())
-    print(f"_TILE_ELEMENT = {shares[2]:.2f}  # {listed}")
+    print(f"tile_element={shares[2]:.2f}  # {listed}")
     position, product = direct_loop(rounds)
-    print(f"_POSITION = {position:.3g}  # a position of the direct loop")
-    print(f"_PRODUCT = {product:.3g}  # a multiply-add of the direct loop")
-    print(f"_BATCH = {batch_overhead(rounds):.2g}  # a batch of tiles, whatever its size")
+    print(f"position={position:.3g}  # a position of the direct loop")
+    print(f"product={product:.3g}  # a multiply-add of the direct loop")
+    print(f"batch={batch_overhead(rounds):.2g}  # a batch of tiles, whatever its size")
 
 
 def problems(quick: bool) -> Iterator[tuple[int, int, int, int]]:

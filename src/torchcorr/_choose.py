@@ -12,23 +12,85 @@ from torch import Tensor
 
 from ._geometry import Ints, Leads, Tiling, output_size
 
-# Bytes of scratch that a batch of tiles should take, so that it stays in cache: for one template,
-# and for several, which go over the same tiles again and again. And that it may.
-_CACHE = 8 << 20
-_NEAR_CACHE = 4 << 20
-_SCRATCH = 48 << 20
 # The tile that fills up a pair.
 EMPTY = -1
-
-# Nanoseconds of two threads, fitted by benchmarks/fit.py to float32. Their ratios are what counts.
-_TRANSFORM = 0.07  # an element of a real tile, forth and back, for each doubling of its size
-_TILE_ELEMENT = 1.2  # cutting a tile out, its norms and its scores, for each element
-_POSITION = 0.2  # a position of the direct loop
-_PRODUCT = 0.0075  # a multiply-add of the direct loop
-_SHAPE = (1.7, 1.0, 2.0)  # how much more that is for one line, and for rows in planes
-_BATCH = 1.2e5  # a batch of tiles, whatever its size
 _CROSSOVER = 200  # elements of a window from which on transforms are mostly quicker
-_DIRECT_TILE = 1 << 16  # elements of a tile of the direct loop
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What work costs on a kind of device, in nanoseconds; their ratios are what counts."""
+
+    transform: float  # an element of a tile, forth and back, for each doubling of its size
+    tile_element: float  # cutting a tile out, its norms and its scores, for each element
+    position: float  # a position of the direct loop
+    product: float  # a multiply-add of the direct loop
+    shape: tuple[float, float, float]  # how much more that is for lines, planes and volumes
+    batch: float  # a batch of tiles, whatever its size
+    strain: tuple[float, float, float]  # of a transform: this more for each MiB of a tile
+    cache: int  # bytes of scratch that a batch should take, for one template
+    near_cache: int  # the same for several, which go over the same tiles again and again
+    scratch: int  # bytes that it may take
+    direct_tile: int  # elements of a tile of the direct loop
+    pairs: bool  # two tiles are transformed as one complex one
+    lengths: Ints  # of tiles that are tried, for inputs that are longer
+    long: Ints  # the same of lines
+
+
+_COSTS = {
+    # Two cores with AVX-512, fitted by benchmarks/fit.py to float32.
+    "cpu": Costs(
+        transform=0.07,
+        tile_element=1.2,
+        position=0.2,
+        product=0.0075,
+        shape=(1.7, 1.0, 2.0),
+        batch=1.2e5,
+        strain=(1.0, 0.25 / 12, 0.5 / 12),
+        cache=8 << 20,
+        near_cache=4 << 20,
+        scratch=48 << 20,
+        direct_tile=1 << 16,
+        pairs=True,
+        lengths=(
+            64,
+            96,
+            128,
+            160,
+            192,
+            240,
+            288,
+            320,
+            384,
+            480,
+            576,
+            640,
+            768,
+            960,
+            1152,
+            1280,
+            1536,
+        ),
+        long=tuple(1 << p for p in range(9, 20)),
+    ),
+    # Not fitted: bytes at 4 TB/s, half the arithmetic peak of a large card, launches of 5 us.
+    "cuda": Costs(
+        transform=2e-4,
+        tile_element=0.011,
+        position=3e-3,
+        product=6e-5,
+        shape=(1.0, 1.0, 1.0),
+        batch=5e4,
+        strain=(0.0, 0.0, 0.0),
+        cache=256 << 20,
+        near_cache=256 << 20,
+        scratch=512 << 20,
+        direct_tile=1 << 31,
+        pairs=False,
+        lengths=(64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048),
+        long=tuple(1 << p for p in range(10, 23)),
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -80,11 +142,11 @@ class Problem:
     itemsize: int
     threads: int
     normalised: bool  # a score; a plain sum is transformed in float64 and needs no norms
+    device: str = "cpu"  # its type
 
-
-# Lengths of tiles that are tried, for inputs that are longer.
-_LENGTHS = (64, 96, 128, 160, 192, 240, 288, 320, 384, 480, 576, 640, 768, 960, 1152, 1280, 1536)
-_LONG = tuple(1 << p for p in range(9, 20))
+    @property
+    def costs(self) -> Costs:
+        return _COSTS.get(self.device, _COSTS["cpu"])
 
 
 def _grids(problem: Problem) -> Iterator[Ints]:
@@ -92,7 +154,8 @@ def _grids(problem: Problem) -> Iterator[Ints]:
     total = output_size(problem.size, problem.window, problem.stride)
     tried = {(1,) * len(total)}
     yield (1,) * len(total)
-    for wanted in _LONG if len(total) == 1 else _LENGTHS:
+    costs = problem.costs
+    for wanted in costs.long if len(total) == 1 else costs.lengths:
         if any(wanted < k for k in problem.window):
             continue
         grid = tuple(
@@ -105,7 +168,8 @@ def _grids(problem: Problem) -> Iterator[Ints]:
 
 
 def _tiling(problem: Problem, grid: Sequence[int], fast: bool) -> Tiling:
-    return Tiling.cut(problem.size, problem.window, problem.stride, grid, fast=fast)
+    powers = not problem.costs.pairs
+    return Tiling.cut(problem.size, problem.window, problem.stride, grid, fast=fast, powers=powers)
 
 
 def _transformed_size(problem: Problem) -> int:
@@ -127,9 +191,10 @@ def _bytes(problem: Problem, tiling: Tiling, method: str) -> tuple[int, int]:
 def _batched(problem: Problem, tiling: Tiling, method: str) -> Plan:
     leads = problem.leads
     fixed, each = _bytes(problem, tiling, method)
-    even = 2 if method == "fft" else 1
+    costs = problem.costs
+    even = 2 if method == "fft" and costs.pairs else 1
     total = max(1, leads.paired * leads.inputs * tiling.tiles)
-    cache = _CACHE if leads.templates == 1 else _NEAR_CACHE
+    cache = costs.cache if leads.templates == 1 else costs.near_cache
     fitting = cache // (fixed + each)
     batch = max(even, fitting // (2 * even) * 2 * even)
     batch = min(batch, total + total % even)
@@ -141,26 +206,26 @@ def _batched(problem: Problem, tiling: Tiling, method: str) -> Plan:
 
 def _cost(problem: Problem, tiling: Tiling, method: str, batch: int, templates: int) -> float:
     leads = problem.leads
-    n, width = math.prod(tiling.length), problem.itemsize / 4
+    costs, n, width = problem.costs, math.prod(tiling.length), problem.itemsize / 4
     each = leads.inputs * tiling.tiles
-    tiles = leads.paired * (each + each % 2 if method == "fft" else each)
+    tiles = leads.paired * (each + each % 2 if method == "fft" and costs.pairs else each)
     steps = -(-tiles // batch) * -(-leads.templates // templates)
-    cost = steps * _BATCH
+    cost = steps * costs.batch
     if method == "fft":
         width = _transformed_size(problem) / 4
     if problem.normalised or method == "fft":
-        cost += tiles * problem.channels * n * _TILE_ELEMENT * width
+        cost += tiles * problem.channels * n * costs.tile_element * width
     if method == "direct":
         scores = tiles * leads.templates * math.prod(tiling.outputs)
         products = problem.channels * math.prod(problem.window)
-        product = _PRODUCT * _SHAPE[len(problem.window) - 1]
-        return cost + scores * (_POSITION + products * product) * width
+        product = costs.product * costs.shape[len(problem.window) - 1]
+        return cost + scores * (costs.position + products * product) * width
     # Forward for each channel of a tile, back for each of its templates, and the templates' own.
     planes = (tiles * (problem.channels + leads.templates)) / 2
     planes += leads.paired * leads.templates * problem.channels
     ndim, size = len(tiling.length), 8 * width * n
-    strain = size / (1 << 20) if ndim == 1 else 0.25 * (ndim - 1) * size / (12 << 20)
-    transform = _TRANSFORM * math.log2(max(n, 2)) * n * width * (1 + min(2.0, strain))
+    strain = costs.strain[ndim - 1] * size / (1 << 20)
+    transform = costs.transform * math.log2(max(n, 2)) * n * width * (1 + min(2.0, strain))
     return cost + 2 * planes * transform
 
 
@@ -179,7 +244,7 @@ def make_plan(problem: Problem, method: str) -> Plan:
     if method in ("auto", "fft"):
         for grid in _grids(problem):
             plans.append(_batched(problem, _tiling(problem, grid, True), "fft"))
-    fitting = [plan for plan in plans if plan.bytes <= _SCRATCH]
+    fitting = [plan for plan in plans if plan.bytes <= problem.costs.scratch]
     return min(fitting or plans, key=lambda plan: plan.cost)
 
 
@@ -189,7 +254,7 @@ def _direct_tiling(problem: Problem) -> Tiling:
     grid = [1] * len(total)
     for axis in range(len(total)):
         tiling = _tiling(problem, grid, False)
-        excess = math.prod(tiling.length) * problem.channels / _DIRECT_TILE
+        excess = math.prod(tiling.length) * problem.channels / problem.costs.direct_tile
         if excess <= 1:
             break
         grid[axis] = min(total[axis], math.ceil(excess))
@@ -215,6 +280,7 @@ def _arranged(
     threads: int,
     normalised: bool,
     method: str,
+    device: str,
 ) -> Arrangement:
     ndim = len(stride)
     leads = Leads.of(tuple(input[: -ndim - 1]), tuple(template[: -ndim - 1]))
@@ -227,6 +293,7 @@ def _arranged(
         itemsize,
         threads,
         normalised,
+        device,
     )
     plan = make_plan(problem, method)
     tiling = tiling_of(problem, plan)
@@ -234,9 +301,14 @@ def _arranged(
 
 
 def arrange(
-    input: Tensor, template: Tensor, stride: Sequence[int], method: str, normalised: bool
+    input: Tensor,
+    template: Tensor,
+    stride: Sequence[int],
+    method: str,
+    normalised: bool,
+    device: str | None = None,
 ) -> Arrangement:
-    """How two tensors in normal form will be computed."""
+    """How two tensors in normal form will be computed, on their own kind of device or another."""
     # A torch.Size is a tuple, and is not copied: looking up is what most calls do.
     return _arranged(
         input.shape,
@@ -246,6 +318,7 @@ def arrange(
         torch.get_num_threads(),
         normalised,
         method,
+        device or input.device.type,
     )
 
 

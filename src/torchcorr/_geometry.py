@@ -60,15 +60,15 @@ def fast_length(n: int) -> int:
         n += 1
 
 
-def tile_length(n: int, ndim: int) -> int:
+def tile_length(n: int, ndim: int, powers: bool = False) -> int:
     """Smallest length of at least n whose transforms are quick beside those of its neighbours.
 
-    Many factors of two and one small odd factor. A power of two from 256 on puts the rows of a
-    tile on the same cache lines, so there it is left to single rows.
+    Many factors of two and one small odd factor. In a CPU's cache a power of two from 256 on puts
+    the rows of a tile on the same lines, so unless `powers` are wanted it is left to single rows.
     """
     if n <= 64:
         return 8 * -(-n // 8) if n > 24 else 2 * fast_length(-(-n // 2))
-    best = 1 << (n - 1).bit_length() if ndim == 1 or n <= 128 else 0
+    best = 1 << (n - 1).bit_length() if powers or ndim == 1 or n <= 128 else 0
     for odd in (3, 5, 7, 9, 15, 25):
         length = 16 * odd
         while length < n:
@@ -106,13 +106,14 @@ class Tiling:
         pad: Sequence[int] | None = None,
         positions: Sequence[int] | None = None,
         fast: bool = True,
+        powers: bool = False,
     ) -> Tiling:
         """Divides the positions evenly into at most `grid` tiles an axis."""
         total = tuple(positions) if positions else output_size(size, window, stride)
         outputs = tuple(-(-n // q) for n, q in zip(total, grid, strict=True))
         needed = tuple(-(-n // m) for n, m in zip(total, outputs, strict=True))
         extent = tuple((m - 1) * s + k for m, s, k in zip(outputs, stride, window, strict=True))
-        length = tuple(tile_length(n, len(total)) for n in extent) if fast else extent
+        length = tuple(tile_length(n, len(total), powers) for n in extent) if fast else extent
         return cls(
             tuple(size),
             tuple(window),

@@ -19,6 +19,7 @@ def plan(
     channels: str = "independent",
     method: str = "auto",
     normalised: bool = True,
+    device: str | None = None,
 ) -> Plan:
     """Return how `zncc`, or `correlate`, would compute these two tensors.
 
@@ -44,6 +45,11 @@ def plan(
     normalised : bool
         Whether for a score, `zncc` or `ncc`, or for a plain sum, `correlate` or `convolve`, whose
         transforms run in float64.
+
+    device : str, optional
+        Type of device that is planned for, ``"cpu"`` or ``"cuda"``; by default that of the input,
+        and ``"cpu"`` for one that holds no data. Costs of CUDA devices are estimates: bytes and
+        operations of a large card.
 
     Returns
     -------
@@ -76,4 +82,5 @@ def plan(
     x, w, _ = normal_pair(
         input, template, frame, name="template", complex_allowed=not normalised, data=False
     )
-    return _choose.arrange(x, w, frame.stride, method, normalised).plan
+    kind = device if device is not None else input.device.type
+    return _choose.arrange(x, w, frame.stride, method, normalised, kind).plan
