@@ -17,7 +17,11 @@ from torch import Tensor
 from .._ops import library
 
 # Operator: the module of this room that computes it, in a function of the operator's name.
-KERNELS: dict[str, str] = {}
+KERNELS: dict[str, str] = {
+    "correlate_direct": "direct",
+    "correlate_direct_input_grad": "direct",
+    "correlate_direct_template_grad": "direct_grads",
+}
 
 
 def kernel(name: str) -> Callable[..., Any]:
