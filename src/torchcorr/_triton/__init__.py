@@ -21,6 +21,9 @@ KERNELS: dict[str, str] = {
     "correlate_direct": "direct",
     "correlate_direct_input_grad": "direct",
     "correlate_direct_template_grad": "direct_grads",
+    "ncc_direct": "direct_scores",
+    "ncc_prepare_grads": "score_parts",
+    "standardise": "score_parts",
 }
 
 

@@ -32,7 +32,7 @@ from .._geometry import Ints, Leads, output_size
 # Taps along the rows' axis that are unrolled; columns of a block of products; most lanes.
 TALL = 8
 _COLUMNS = tl.constexpr(8)
-_MOST_LANES = 2**31 - 2**12
+MOST_LANES = 2**31 - 2**12
 # Programs that keep a large GPU busy.
 _ENOUGH = 512
 _TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -312,7 +312,7 @@ def _launch(
     blocks = -(-lanes_of_all // lanes)
     phases = math.prod(map(min, stride, output)) if spread else 1
     programs = blocks * phases * out.shape[0] * out.shape[1]
-    if lanes_of_all > _MOST_LANES or programs > _MOST_LANES:
+    if lanes_of_all > MOST_LANES or programs > MOST_LANES:
         return False
     _correlate_kernel[(programs,)](
         source, taps, out,

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from .. import _reference
 from .._geometry import Ints, Leads
-from .direct import _MOST_LANES, TALL, compensated, supported, three, wide_type, zeros
+from .direct import MOST_LANES, TALL, compensated, supported, three, wide_type, zeros
 
 _STEPS = tl.constexpr(8)
 _PROGRAMS = 1024
@@ -181,7 +181,7 @@ def _launch(
     shares = max(1, min(_PROGRAMS // (tiles * pairs), -(-blocks // 4)))
     steps = -(-blocks // shares)
     shares = -(-blocks // steps)
-    if lanes > _MOST_LANES or tiles * pairs * shares > _MOST_LANES:
+    if lanes > MOST_LANES or tiles * pairs * shares > MOST_LANES:
         return None
     wide = torch.float64 if result == torch.float64 else torch.float32
     shape = (shares, pairs, channels, *window)
