@@ -87,8 +87,9 @@ def _prepare_kernel(
     maps, size, templates, count_bits, eps_bits, ZERO_MEAN: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
     """A block of windows: grad and score are (map, template, size), the moments (map, size)."""
+    size = size.to(tl.int64)
     at = tl.program_id(0).to(tl.int64) * LANES + tl.arange(0, LANES)
-    inside = at < maps * size.to(tl.int64)
+    inside = at < maps * size
     count = count_bits.to(tl.int64).to(tl.float64, bitcast=True)
     eps = eps_bits.to(tl.int64).to(tl.float64, bitcast=True)
     level = tl.load(mean + at, inside, 0.0).to(tl.float64)
