@@ -30,6 +30,7 @@ class Variant(NamedTuple):
 def correlate(dtype: str, spread: bool, rows: int, tall: int, rest: int, lanes: int) -> Variant:
     types = dict.fromkeys(("source", "taps", "out"), f"*{dtype}")
     constants = {"ROWS": rows, "TALL": tall, "REST": rest, "LANES": lanes, "SPREAD": spread}
+    constants["UNIT"] = not spread
     return Variant("direct", "_correlate_kernel", types, constants)
 
 

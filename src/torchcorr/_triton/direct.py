@@ -32,6 +32,7 @@ from .._geometry import Ints, Leads, output_size
 # Taps along the rows' axis that are unrolled; columns of a block of products; most lanes.
 TALL = 8
 _COLUMNS = tl.constexpr(8)
+_TOGETHER = tl.constexpr(4)
 MOST_LANES = 2**31 - 2**12
 # Programs that keep a large GPU busy.
 _ENOUGH = 512
@@ -100,12 +101,23 @@ def compensated(total, lost, part, COUNT: tl.constexpr):
 def _rows(
     total, lost, at, tap, columns, step_x, tap_x, row, tap_row, y, height, x, width, inside,
     ROWS: tl.constexpr, TAPS: tl.constexpr, LANES: tl.constexpr,
-    BOUNDED: tl.constexpr, CAREFUL: tl.constexpr,
+    BOUNDED: tl.constexpr, CAREFUL: tl.constexpr, UNIT: tl.constexpr,
 ):  # fmt: skip
     """Adds the products of TAPS rows of taps."""
     for first in range(0, columns, _COLUMNS):
         part = zeros(ROWS, LANES, total[0].dtype)
-        for c in range(first, min(first + _COLUMNS, columns)):
+        last = min(first + _COLUMNS, columns)
+        single = first
+        if UNIT:
+            # Neighbouring columns differ by a constant that the loads hold.
+            single = last - (last - first) % _TOGETHER
+            for c in range(first, single, _TOGETHER):
+                for k in tl.static_range(_TOGETHER):
+                    part = _column(
+                        part, at + c + k, tap + (c + k) * tap_x, row, tap_row, y, height, inside,
+                        ROWS, TAPS, BOUNDED, CAREFUL,
+                    )  # fmt: skip
+        for c in range(single, last):
             within = inside
             if BOUNDED:
                 within = inside & (x + c >= 0) & (x + c < width)
@@ -122,7 +134,7 @@ def _window(
     at, tap, sums, planes, rows, columns, z, y, x, depth, height, width, gap_y,
     s_sum, s_z, s_y, s_x, t_sum, t_z, t_y, t_x,
     ROWS: tl.constexpr, TALL: tl.constexpr, REST: tl.constexpr, LANES: tl.constexpr,
-    WIDE: tl.constexpr, BOUNDED: tl.constexpr, CAREFUL: tl.constexpr,
+    WIDE: tl.constexpr, BOUNDED: tl.constexpr, CAREFUL: tl.constexpr, UNIT: tl.constexpr,
 ):  # fmt: skip
     """The sums of ROWS outputs a lane, over `sums` channels or templates and a whole window."""
     total, lost = zeros(ROWS, LANES, WIDE), zeros(ROWS, LANES, WIDE)
@@ -139,19 +151,19 @@ def _window(
             dy = q * TALL
             total, lost = _rows(
                 total, lost, here + dy * s_y, taps + dy * t_y, columns, s_x, t_x, gap_y * s_y,
-                t_y, y + dy, height, x, width, inside, ROWS, TALL, LANES, BOUNDED, CAREFUL,
+                t_y, y + dy, height, x, width, inside, ROWS, TALL, LANES, BOUNDED, CAREFUL, UNIT,
             )  # fmt: skip
         if REST > 0:
             dy = tall * TALL
             total, lost = _rows(
                 total, lost, here + dy * s_y, taps + dy * t_y, columns, s_x, t_x, gap_y * s_y,
-                t_y, y + dy, height, x, width, inside, ROWS, REST, LANES, BOUNDED, CAREFUL,
+                t_y, y + dy, height, x, width, inside, ROWS, REST, LANES, BOUNDED, CAREFUL, UNIT,
             )  # fmt: skip
         if REST < 0:
             for dy in range(tall * TALL, rows):
                 total, lost = _rows(
                     total, lost, here + dy * s_y, taps + dy * t_y, columns, s_x, t_x, gap_y * s_y,
-                    t_y, y + dy, height, x, width, inside, ROWS, 1, LANES, BOUNDED, CAREFUL,
+                    t_y, y + dy, height, x, width, inside, ROWS, 1, LANES, BOUNDED, CAREFUL, UNIT,
                 )  # fmt: skip
     found = ()
     for r in tl.static_range(ROWS):
@@ -192,7 +204,7 @@ def _correlate_kernel(
     blocks, middles, inputs, sums, w_z, w_y, w_x, i_z, i_y, i_x, o_z, o_y, o_x, d_z, d_y, d_x,
     s_lead, s_sum, s_z, s_y, s_x, t_pair, t_middle, t_sum, t_z, t_y, t_x,
     ROWS: tl.constexpr, TALL: tl.constexpr, REST: tl.constexpr, LANES: tl.constexpr,
-    WIDE: tl.constexpr, SPREAD: tl.constexpr,
+    WIDE: tl.constexpr, SPREAD: tl.constexpr, UNIT: tl.constexpr,
 ):  # fmt: skip
     """A block of outputs of one lead and one middle axis, summed over a third.
 
@@ -235,7 +247,7 @@ def _correlate_kernel(
     found = _window(
         at, tap, sums, n_z, n_y, n_x, z, y, x, i_z, i_y, i_x, gap_y,
         s_sum.to(tl.int64), s_z, s_y, s_x, t_sum.to(tl.int64), t_z, t_y, t_x,
-        ROWS, TALL, REST, LANES, WIDE, SPREAD, False,
+        ROWS, TALL, REST, LANES, WIDE, SPREAD, False, UNIT,
     )  # fmt: skip
     if not SPREAD:
         for r in tl.static_range(ROWS):
@@ -251,7 +263,7 @@ def _correlate_kernel(
             again = _window(
                 at, tap, sums, n_z, n_y, n_x, z, y, x, i_z, i_y, i_x, gap_y,
                 s_sum.to(tl.int64), s_z, s_y, s_x, t_sum.to(tl.int64), t_z, t_y, t_x,
-                ROWS, TALL, REST, LANES, WIDE, SPREAD, True,
+                ROWS, TALL, REST, LANES, WIDE, SPREAD, True, UNIT,
             )  # fmt: skip
             for r in tl.static_range(ROWS):
                 bad = found[r] != found[r]
@@ -325,6 +337,7 @@ def _launch(
         LANES=lanes,
         WIDE=wide_type(out.dtype),
         SPREAD=spread,
+        UNIT=not spread and source.stride()[-1] == 1,
         num_warps=4,
     )  # fmt: skip
     return True
