@@ -45,6 +45,7 @@ def score(dtype: str, zero_mean: bool, rows: int, tall: int, rest: int, lanes: i
     types = {"source": f"*{dtype}", "taps": f"*{wide}", "out": f"*{dtype}"}
     types |= {"eps_bits": "i64", "trusted": "fp32"}
     constants = {"ROWS": rows, "TALL": tall, "REST": rest, "LANES": lanes, "ZERO_MEAN": zero_mean}
+    constants["UNIT"] = True
     return Variant("direct_scores", "_score_kernel", types, constants)
 
 
@@ -67,6 +68,7 @@ VARIANTS = [
     correlate("fp16", False, 8, 1, -1, 256),
     correlate("bf16", False, 4, 8, 7, 128),
     correlate("fp64", False, 8, 8, 3, 128),
+    correlate("fp64", False, 1, 8, 1, 256),
     correlate("fp32", True, 4, 8, 7, 128),
     correlate("bf16", True, 4, 8, -1, 128),
     correlate("fp64", True, 4, 8, 3, 128),
@@ -77,7 +79,7 @@ VARIANTS = [
     score("fp32", True, 4, 8, 7, 128),
     score("fp32", False, 4, 8, 0, 128),
     score("fp16", True, 4, 8, -1, 128),
-    score("bf16", True, 1, 8, 1, 512),
+    score("bf16", True, 1, 8, 1, 128),
     score("fp64", True, 4, 4, 3, 128),
     *(prepare(dtype) for dtype in ("fp16", "bf16", "fp32", "fp64")),
     *(standardise(dtype) for dtype in ("fp16", "bf16", "fp32", "fp64")),

@@ -291,7 +291,7 @@ def chosen(outputs: int, rows: int, most: int) -> tuple[int, int]:
             return high, lanes
     if rows >= 4:
         return 4, 128
-    return 1, 512 if outputs >= _ENOUGH * 512 else 128
+    return 1, max(128, 32 * most) if outputs >= _ENOUGH * 512 else 128
 
 
 def supported(*tensors: Tensor) -> bool:

@@ -32,6 +32,7 @@ from .._geometry import Leads, output_size
 from .direct import MOST_LANES, TALL, chosen, compensated, place, supported, three, wide_type, zeros
 
 _COLUMNS = tl.constexpr(8)
+_TOGETHER = tl.constexpr(4)
 # Largest mean square about the level, beside the variance, whose difference is trusted, and the
 # number of blocks of a sum from which on it has to be less.
 _TRUSTED = {torch.float64: 1e4}
@@ -74,7 +75,7 @@ def _column(
 @triton.jit
 def _rows(
     totals, firsts, seconds, peaks, at, tap, level, columns, step_x, tap_x, row, tap_row,
-    ROWS: tl.constexpr, TAPS: tl.constexpr, LANES: tl.constexpr,
+    ROWS: tl.constexpr, TAPS: tl.constexpr, LANES: tl.constexpr, UNIT: tl.constexpr,
 ):  # fmt: skip
     """Adds TAPS rows of the windows to their four sums."""
     wide: tl.constexpr = level.dtype
@@ -82,7 +83,18 @@ def _rows(
         part = zeros(ROWS, LANES, wide)
         one = zeros(ROWS + TAPS - 1, LANES, wide)
         two, far = one, one
-        for c in range(first, min(first + _COLUMNS, columns)):
+        last = min(first + _COLUMNS, columns)
+        single = first
+        if UNIT:
+            # Neighbouring columns differ by a constant that the loads hold.
+            single = last - (last - first) % _TOGETHER
+            for c in range(first, single, _TOGETHER):
+                for k in tl.static_range(_TOGETHER):
+                    part, one, two, far = _column(
+                        part, one, two, far, at + c + k, tap + (c + k) * tap_x, level, row, tap_row,
+                        ROWS, TAPS,
+                    )  # fmt: skip
+        for c in range(single, last):
             part, one, two, far = _column(
                 part, one, two, far, at + c * step_x, tap + c * tap_x, level, row, tap_row,
                 ROWS, TAPS,
@@ -105,6 +117,7 @@ def _windows(
     at, tap, level, channels, planes, rows, columns, gap_y,
     s_channel, s_z, s_y, s_x, t_channel, t_z, t_y, t_x,
     ROWS: tl.constexpr, TALL: tl.constexpr, REST: tl.constexpr, LANES: tl.constexpr,
+    UNIT: tl.constexpr,
 ):  # fmt: skip
     """Numerators, sums, squares and largest distances of ROWS windows a lane."""
     wide: tl.constexpr = level.dtype
@@ -119,18 +132,18 @@ def _windows(
         for q in range(tall):
             totals, firsts, seconds, peaks = _rows(
                 totals, firsts, seconds, peaks, here + q * TALL * s_y, taps + q * TALL * t_y,
-                level, columns, s_x, t_x, gap_y * s_y, t_y, ROWS, TALL, LANES,
+                level, columns, s_x, t_x, gap_y * s_y, t_y, ROWS, TALL, LANES, UNIT,
             )  # fmt: skip
         if REST > 0:
             totals, firsts, seconds, peaks = _rows(
                 totals, firsts, seconds, peaks, here + tall * TALL * s_y, taps + tall * TALL * t_y,
-                level, columns, s_x, t_x, gap_y * s_y, t_y, ROWS, REST, LANES,
+                level, columns, s_x, t_x, gap_y * s_y, t_y, ROWS, REST, LANES, UNIT,
             )  # fmt: skip
         if REST < 0:
             for dy in range(tall * TALL, rows):
                 totals, firsts, seconds, peaks = _rows(
                     totals, firsts, seconds, peaks, here + dy * s_y, taps + dy * t_y,
-                    level, columns, s_x, t_x, gap_y * s_y, t_y, ROWS, 1, LANES,
+                    level, columns, s_x, t_x, gap_y * s_y, t_y, ROWS, 1, LANES, UNIT,
                 )  # fmt: skip
     return totals, firsts, seconds, peaks
 
@@ -246,7 +259,7 @@ def _score_kernel(
     s_lead, s_channel, s_z, s_y, s_x, t_pair, t_template, t_channel, t_z, t_y, t_x,
     eps_bits, trusted,
     ROWS: tl.constexpr, TALL: tl.constexpr, REST: tl.constexpr, LANES: tl.constexpr,
-    WIDE: tl.constexpr, ZERO_MEAN: tl.constexpr,
+    WIDE: tl.constexpr, ZERO_MEAN: tl.constexpr, UNIT: tl.constexpr,
 ):  # fmt: skip
     """A block of scores of one lead and one template.
 
@@ -274,7 +287,7 @@ def _score_kernel(
         level = _level(at, w_z, w_y, w_x, d_y, s_z, s_y, s_x, ROWS, WIDE)
     totals, firsts, seconds, peaks = _windows(
         at, tap, level, channels, w_z, w_y, w_x, d_y,
-        s_channel, s_z, s_y, s_x, t_channel, t_z, t_y, t_x, ROWS, TALL, REST, LANES,
+        s_channel, s_z, s_y, s_x, t_channel, t_z, t_y, t_x, ROWS, TALL, REST, LANES, UNIT,
     )  # fmt: skip
     again = tl.zeros([LANES], tl.int32)
     for r in tl.static_range(ROWS):
@@ -344,6 +357,7 @@ def ncc_direct(
         LANES=lanes,
         WIDE=wide_type(wide),
         ZERO_MEAN=zero_mean,
+        UNIT=source.stride()[-1] == 1,
         num_warps=4,
     )  # fmt: skip
     return leads.restored(out, ndim)
