@@ -17,7 +17,14 @@ from torch import Tensor
 from .._ops import library
 
 # Operator: the module of this room that computes it, in a function of the operator's name.
-KERNELS: dict[str, str] = {}
+KERNELS: dict[str, str] = {
+    "correlate_direct": "direct",
+    "correlate_direct_input_grad": "direct",
+    "correlate_direct_template_grad": "direct_grads",
+    "ncc_direct": "direct_scores",
+    "ncc_prepare_grads": "score_parts",
+    "standardise": "score_parts",
+}
 
 
 def kernel(name: str) -> Callable[..., Any]:
