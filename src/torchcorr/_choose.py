@@ -23,8 +23,10 @@ class Costs:
 
     transform: float  # an element of a tile, forth and back, for each doubling of its size
     tile_element: float  # cutting a tile out, its norms and its scores, for each element
+    score_element: float  # the same of a direct score, which sums moments on its way on a GPU
     position: float  # a position of the direct loop
     product: float  # a multiply-add of the direct loop
+    scored: float  # how much more that is where moments are summed beside it
     shape: tuple[float, float, float]  # how much more that is for lines, planes and volumes
     batch: float  # a batch of tiles, whatever its size
     strain: tuple[float, float, float]  # of a transform: this more for each MiB of a tile
@@ -42,8 +44,10 @@ _COSTS = {
     "cpu": Costs(
         transform=0.07,
         tile_element=1.2,
+        score_element=1.2,
         position=0.2,
         product=0.0075,
+        scored=1.0,
         shape=(1.7, 1.0, 2.0),
         batch=1.2e5,
         strain=(1.0, 0.25 / 12, 0.5 / 12),
@@ -77,8 +81,10 @@ _COSTS = {
     "cuda": Costs(
         transform=2e-4,
         tile_element=0.011,
+        score_element=0.0,
         position=3e-3,
         product=6e-5,
+        scored=2.5,
         shape=(1.0, 1.0, 1.0),
         batch=5e4,
         strain=(0.0, 0.0, 0.0),
@@ -213,12 +219,15 @@ def _cost(problem: Problem, tiling: Tiling, method: str, batch: int, templates: 
     cost = steps * costs.batch
     if method == "fft":
         width = _transformed_size(problem) / 4
+    element = costs.tile_element if method == "fft" else costs.score_element
     if problem.normalised or method == "fft":
-        cost += tiles * problem.channels * n * costs.tile_element * width
+        cost += tiles * problem.channels * n * element * width
     if method == "direct":
         scores = tiles * leads.templates * math.prod(tiling.outputs)
         products = problem.channels * math.prod(problem.window)
         product = costs.product * costs.shape[len(problem.window) - 1]
+        if problem.normalised:
+            product *= costs.scored
         return cost + scores * (costs.position + products * product) * width
     # Forward for each channel of a tile, back for each of its templates, and the templates' own.
     planes = (tiles * (problem.channels + leads.templates)) / 2
