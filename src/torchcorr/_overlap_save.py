@@ -29,8 +29,6 @@ _ULPS = 16.0
 _AGAIN = 32
 # Elements from which on MKL uses several threads for one line.
 _LONG_LINE = 4096
-# Bytes of template spectra that a call keeps for its other batches.
-_KEPT = 32 << 20
 
 
 def _lengths(size: Sequence[int]) -> tuple[int, ...]:
@@ -78,7 +76,7 @@ def dilated(grad: Tensor, stride: Sequence[int]) -> Tensor:
     return spread
 
 
-def _sum_channels(input: Tensor, template: Tensor, ndim: int) -> Tensor:
+def sum_channels(input: Tensor, template: Tensor, ndim: int) -> Tensor:
     """Product of two spectra, summed over their channel axis without a tensor of all products."""
     axis = -ndim - 1
     total = input.select(axis, 0) * template.select(axis, 0)
@@ -92,7 +90,7 @@ def finite_correlate(input: Tensor, template: Tensor, stride: Sequence[int]) -> 
     size, window = input.shape[-len(stride) :], template.shape[-len(stride) :]
     lengths = _lengths(size)
     weights = _reversed(template, lengths)
-    product = _sum_channels(_transform(input, lengths), weights, len(stride))
+    product = sum_channels(_transform(input, lengths), weights, len(stride))
     valid = [n - k + 1 for n, k in zip(size, window, strict=True)]
     return _crop(_inverse(product, lengths, input.is_complex()), valid, stride)
 
@@ -198,6 +196,9 @@ def keeping(store: Store) -> Iterator[None]:
 class TemplateSpectra:
     """Templates (paired, templates, C, *window) as the tiles of one tiling need them."""
 
+    # Bytes of spectra that a call keeps for its other batches.
+    room = 32 << 20
+
     def __init__(
         self,
         template: Tensor,
@@ -212,10 +213,14 @@ class TemplateSpectra:
         self.transformed = transformed
         self._kept: Kept = {}
         store: Store | None = getattr(_thread, "store", None)
-        self._room: float = _KEPT if store is None else math.inf
+        self._room: float = self.room if store is None else math.inf
         if store is not None:
-            key = (transformed, absolute, tiling.length, template.shape, template.device)
+            kind = (type(self), transformed, absolute)
+            key = (*kind, tiling.length, template.shape, template.device)
             self._kept = store.setdefault(key, {})
+
+    def spectrum(self, part: Tensor) -> Tensor:
+        return conjugate_spectrum(part, self.tiling.length)
 
     def part(self, dtype: torch.dtype, pairs: slice, first: int, last: int) -> Tensor:
         """Templates first to last of some pairs, in one precision."""
@@ -227,7 +232,7 @@ class TemplateSpectra:
         if self.transformed:
             # The 1/n of the inverse is folded in here, where it is cheapest.
             part = (part / math.prod(self.tiling.length)).to(dtype)
-            found = conjugate_spectrum(part, self.tiling.length)
+            found = self.spectrum(part)
         else:
             found = part.to(dtype)
         self._room -= found.nbytes
@@ -267,7 +272,7 @@ def numerators(
             if in_place:
                 product = found.squeeze(-ndim - 1).mul_(weights.squeeze(-ndim - 1))
             else:
-                product = _sum_channels(found, weights, ndim)
+                product = sum_channels(found, weights, ndim)
             lead = product.shape[:-ndim]
             product = back(product.flatten(0, -ndim - 1), ndim)
             result = torch.view_as_real(product.unflatten(0, lead))

@@ -23,7 +23,7 @@ from .direct import three
 
 _PART = 2048
 _NUMBERS = [
-    "channels", "parts", "item", "plane", "row", "size_z", "size_y", "size_x",
+    "channels", "parts", "item", "channel", "plane", "row", "size_z", "size_y", "size_x",
     "grid_z", "grid_y", "grid_x", "step_z", "step_y", "step_x", "pad_z", "pad_y", "pad_x",
     "extent_z", "extent_y", "extent_x", "length_z", "length_y", "length_x",
 ]  # fmt: skip
@@ -31,7 +31,8 @@ _NUMBERS = [
 
 @triton.jit
 def _elements(
-    source, tile, number, channels, item, plane, row, size, grid, step, pad, extent, length,
+    source, tile, number, channels, item, channel, plane, row, size, grid, step, pad, extent,
+    length,
 ):  # fmt: skip
     """Elements `number` of a tile (C, *length) in float64, and which of them the input has."""
     per_item = grid[0] * grid[1] * grid[2]
@@ -46,7 +47,7 @@ def _elements(
     y += t // grid[2] % grid[1] * step[1] - pad[1]
     x += t % grid[2] * step[2] - pad[2]
     inside = inside & (z >= 0) & (z < size[0]) & (y >= 0) & (y < size[1]) & (x >= 0) & (x < size[2])
-    at = lead * item + (c * size[0] + z).to(tl.int64) * plane + y.to(tl.int64) * row + x
+    at = lead * item + c.to(tl.int64) * channel + z.to(tl.int64) * plane + y.to(tl.int64) * row + x
     return tl.load(source + at, mask=inside, other=0).to(tl.float64), inside
 
 
@@ -65,46 +66,41 @@ def _pivot(source, tile, item, plane, row, size, grid, step, pad):
 
 @triton.jit(do_not_specialize=_NUMBERS)
 def tile_sums_kernel(
-    source, sums, channels, parts, item, plane, row, size_z, size_y, size_x,
+    source, sums, channels, parts, item, channel, plane, row, size_z, size_y, size_x,
     grid_z, grid_y, grid_x, step_z, step_y, step_x, pad_z, pad_y, pad_x,
     extent_z, extent_y, extent_x, length_z, length_y, length_x,
     CENTRED: tl.constexpr, PART: tl.constexpr,
 ):  # fmt: skip
-    """Of a part of a tile: how many elements are finite, their sum and that of their squares."""
+    """Of a part of a tile: elements that are finite and that are not, sum and sum of squares."""
     tile, part = tl.program_id(0) // parts, tl.program_id(0) % parts
     size, grid, step = (size_z, size_y, size_x), (grid_z, grid_y, grid_x), (step_z, step_y, step_x)
     pad, extent = (pad_z, pad_y, pad_x), (extent_z, extent_y, extent_x)
     length = (length_z, length_y, length_x)
     number = part * PART + tl.arange(0, PART)
     x, inside = _elements(
-        source, tile, number, channels, item, plane, row, size, grid, step, pad, extent, length
-    )
+        source, tile, number, channels, item, channel, plane, row, size, grid, step, pad, extent,
+        length,
+    )  # fmt: skip
     pivot = 0.0
     if CENTRED:
         pivot = _pivot(source, tile, item, plane, row, size, grid, step, pad)
     counts = inside & (tl.abs(x) < float("inf"))
     d = tl.where(counts, x - pivot, 0.0)
-    at = sums + tl.program_id(0).to(tl.int64) * 3
+    at = sums + tl.program_id(0).to(tl.int64) * 4
     tl.store(at, tl.sum(counts.to(tl.float64), 0))
-    tl.store(at + 1, tl.sum(d, 0))
-    tl.store(at + 2, tl.sum(d * d, 0))
+    tl.store(at + 1, tl.sum((inside & ~counts).to(tl.float64), 0))
+    tl.store(at + 2, tl.sum(d, 0))
+    tl.store(at + 3, tl.sum(d * d, 0))
 
 
 @triton.jit
-def _totals(sums, parts, STATS: tl.constexpr, PARTS: tl.constexpr):
-    """Sums over the parts of a tile, always in the same order."""
+def _total(sums, parts, PITCH: tl.constexpr, PARTS: tl.constexpr):
+    """A sum over the parts of a tile, always in the same order."""
     lane = tl.arange(0, PARTS)
-    a = tl.zeros([PARTS], tl.float64)
-    b = tl.zeros([PARTS], tl.float64)
-    c = tl.zeros([PARTS], tl.float64)
+    found = tl.zeros([PARTS], tl.float64)
     for first in range(0, parts, PARTS):
-        at = sums + (first + lane) * STATS
-        there = first + lane < parts
-        a += tl.load(at, mask=there, other=0.0)
-        b += tl.load(at + 1, mask=there, other=0.0)
-        if STATS == 3:
-            c += tl.load(at + 2, mask=there, other=0.0)
-    return tl.sum(a, 0), tl.sum(b, 0), tl.sum(c, 0)
+        found += tl.load(sums + (first + lane) * PITCH, mask=first + lane < parts, other=0.0)
+    return tl.sum(found, 0)
 
 
 @triton.jit
@@ -118,10 +114,10 @@ def _halving(v):
 
 @triton.jit(do_not_specialize=_NUMBERS)
 def gather_tiles_kernel(
-    source, sums, tiles, stats, channels, parts, item, plane, row, size_z, size_y, size_x,
+    source, sums, tiles, stats, channels, parts, item, channel, plane, row, size_z, size_y, size_x,
     grid_z, grid_y, grid_x, step_z, step_y, step_x, pad_z, pad_y, pad_x,
     extent_z, extent_y, extent_x, length_z, length_y, length_x,
-    CENTRED: tl.constexpr, PART: tl.constexpr, PARTS: tl.constexpr,
+    CENTRED: tl.constexpr, SCALED: tl.constexpr, PART: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
     """A part of a tile, less its level and times its scale, 0 where not finite; and its stats."""
     tile, part = tl.program_id(0) // parts, tl.program_id(0) % parts
@@ -130,11 +126,12 @@ def gather_tiles_kernel(
     length = (length_z, length_y, length_x)
     number = part * PART + tl.arange(0, PART)
     x, inside = _elements(
-        source, tile, number, channels, item, plane, row, size, grid, step, pad, extent, length
-    )
-    own = sums + tile.to(tl.int64) * parts * 3
-    count, first, second = _totals(own, parts, 3, PARTS)
-    count = tl.maximum(count, 1.0)
+        source, tile, number, channels, item, channel, plane, row, size, grid, step, pad, extent,
+        length,
+    )  # fmt: skip
+    own = sums + tile.to(tl.int64) * parts * 4
+    count = tl.maximum(_total(own, parts, 4, PARTS), 1.0)
+    first, second = _total(own + 2, parts, 4, PARTS), _total(own + 3, parts, 4, PARTS)
     level = 0.0
     energy = second / count
     if CENTRED:
@@ -144,7 +141,9 @@ def gather_tiles_kernel(
         level = tl.where(tl.abs(rounded) < float("inf"), rounded, pivot)
         off = level - pivot
         energy = tl.maximum(energy - 2 * off * (first / count) + off * off, 0.0)
-    scale = _halving(tl.sqrt(energy))
+    scale = count * 0 + 1
+    if SCALED:
+        scale = _halving(tl.sqrt(energy))
     d = tl.where(inside & (tl.abs(x) < float("inf")), (x - level) * scale, 0.0)
     volume = channels.to(tl.int64) * length_z * length_y * length_x
     tl.store(
@@ -153,10 +152,11 @@ def gather_tiles_kernel(
         mask=number < volume,
     )
     if part == 0:
-        at = stats + tile * 3
+        at = stats + tile * 4
         tl.store(at, level)
         tl.store(at + 1, scale)
         tl.store(at + 2, energy * scale * scale)
+        tl.store(at + 3, _total(own + 1, parts, 4, PARTS))
 
 
 @triton.jit(do_not_specialize=["volume", "parts"])
@@ -179,15 +179,14 @@ def tile_noise_kernel(
     line = tl.program_id(0)
     lane = tl.arange(0, PARTS)
     own = content + line.to(tl.int64) * parts * 2
-    square = tl.zeros([PARTS], tl.float64)
+    square = _total(own, parts, 2, PARTS)
     peak = tl.zeros([PARTS], tl.float64)
     for first in range(0, parts, PARTS):
         there = first + lane < parts
-        square += tl.load(own + (first + lane) * 2, mask=there, other=0.0)
         peak = tl.maximum(peak, tl.load(own + (first + lane) * 2 + 1, mask=there, other=0.0))
-    scale = tl.load(stats + line // templates * 3 + 1)
-    power = tl.load(stats + line // templates * 3 + 2)
-    spread = tl.sqrt(power * elements + tl.sum(square, 0) / volume.to(tl.float64))
+    scale = tl.load(stats + line // templates * 4 + 1)
+    power = tl.load(stats + line // templates * 4 + 2)
+    spread = tl.sqrt(power * elements + square / volume.to(tl.float64))
     tl.store(noise_out + line, noise * (spread + tl.max(peak, 0) / 2) / scale)
 
 
@@ -196,17 +195,18 @@ def _parts(elements: int) -> tuple[int, int]:
     return parts, min(1024, triton.next_power_of_2(parts))
 
 
-def gather(x: Tensor, tiling: Tiling, working: torch.dtype, centred: bool) -> tuple[Tensor, Tensor]:
-    """All tiles (items * tiles, C, *length) of items (I, C, *size); level, scale and power each.
+def gather(
+    x: Tensor, tiling: Tiling, working: torch.dtype, *, centred: bool, scaled: bool = True
+) -> tuple[Tensor, Tensor]:
+    """All tiles (items * tiles, C, *length) of items (I, C, *size) whose rows are dense.
 
-    The scale brings the root mean square of what is finite into [0.5, 1).
+    And for each its level, scale, mean square and how many of its elements are not finite; these
+    are 0 in the tile. The scale brings the root mean square of the others into [0.5, 1).
     """
-    x = x.contiguous()
     items, channels = x.shape[:2]
     tiles, volume = items * tiling.tiles, channels * math.prod(tiling.length)
     parts, at_once = _parts(volume)
-    size = three(tiling.size, 1)
-    # Lists of three: axes that a tile does not have stand in front.
+    plane, row = (0, 0, *x.stride()[2:])[-3:-1]
     geometry = (
         *three(tiling.grid, 1),
         *three([m * s for m, s in zip(tiling.outputs, tiling.stride, strict=True)], 1),
@@ -214,14 +214,14 @@ def gather(x: Tensor, tiling: Tiling, working: torch.dtype, centred: bool) -> tu
         *three(tiling.extent, 1),
         *three(tiling.length, 1),
     )
-    numbers = (channels, parts, x[0].numel(), size[1] * size[2], size[2], *size, *geometry)
-    sums = x.new_empty((tiles * parts, 3), dtype=torch.float64)
+    numbers = (channels, parts, *x.stride()[:2], plane, row, *three(tiling.size, 1), *geometry)
+    sums = x.new_empty((tiles * parts, 4), dtype=torch.float64)
     out = x.new_empty((tiles, channels, *tiling.length), dtype=working)
-    stats = sums.new_empty((tiles, 3))
+    stats = sums.new_empty((tiles, 4))
     grid = (tiles * parts,)
     tile_sums_kernel[grid](x, sums, *numbers, CENTRED=centred, PART=_PART)
     gather_tiles_kernel[grid](
-        x, sums, out, stats, *numbers, CENTRED=centred, PART=_PART, PARTS=at_once
+        x, sums, out, stats, *numbers, CENTRED=centred, SCALED=scaled, PART=_PART, PARTS=at_once
     )
     return out, stats
 

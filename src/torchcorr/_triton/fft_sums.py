@@ -1,0 +1,266 @@
+"""Plain correlation through transforms on CUDA, and its two transposes.
+
+Transforms run in float64, which costs twice the bytes of float32 and keeps each value within a few
+roundings of its own terms: a value is trusted if it, or for float64 the sum of its absolute
+products, is large beside what rounding left in its tile. The others, and all those of a tile that
+holds what is not finite, are computed again from the definition by the kernel that writes them: N
+multiply-adds each. The host waits for nothing and decides nothing.
+"""
+
+# Kernels are written in Triton's language, which has types of its own.
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
+# mypy: disable-error-code="assignment, misc"
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .. import _choose, _reference
+from .._choose import Plan, Problem
+from .._geometry import Leads, Tiling, output_size
+from .._overlap_save import dilated, whole_input_grad, whole_template_grad
+from .direct import three
+from .tiles import gather, noise_of
+from .transforms import Piece, Spectra, arranged, pieces, sums
+
+# As the CPU's: rounding that float64 transforms leave, and what a sum may be off, in roundings.
+_NOISE = 64.0
+_ULPS = 16.0
+_BLOCK = 256
+_SIZES = [
+    "blocks", "first", "templates", "all_templates", "inputs", "channels", "item", "channel",
+    "plane", "row", "n_z", "n_y", "n_x", "m_z", "m_y", "m_x", "g_z", "g_y", "g_x",
+    "l_z", "l_y", "l_x", "s_z", "s_y", "s_x", "w_z", "w_y", "w_x", "p_z", "p_y", "p_x",
+    "size_z", "size_y", "size_x", "out_item", "out_template", "out_plane", "out_row",
+]  # fmt: skip
+
+
+@triton.jit
+def _definition(
+    source, taps, z, y, x, wanted, channels, channel, plane, row, size, window,
+):  # fmt: skip
+    """Sums of products of the windows that begin at (z, y, x); what the input lacks is 0."""
+    total = tl.zeros(wanted.shape, tl.float64)
+    for line in range(channels * window[0] * window[1]):
+        dy = line % window[1]
+        c, dz = line // window[1] // window[0], line // window[1] % window[0]
+        inside = wanted & (z + dz >= 0) & (z + dz < size[0]) & (y + dy >= 0) & (y + dy < size[1])
+        at = c.to(tl.int64) * channel + (z + dz).to(tl.int64) * plane + (y + dy).to(tl.int64) * row
+        for dx in range(window[2]):
+            there = inside & (x + dx >= 0) & (x + dx < size[2])
+            value = tl.load(source + at + x + dx, mask=there, other=0).to(tl.float64)
+            total += value * tl.load(taps + line * window[2] + dx)
+    return total
+
+
+@triton.jit(do_not_specialize=_SIZES)
+def finish_sums_kernel(
+    sums_, stats, noise, bound, bound_stats, source, taps, totals, out, allowed,
+    blocks, first, templates, all_templates, inputs, channels, item, channel, plane, row,
+    n_z, n_y, n_x, m_z, m_y, m_x, g_z, g_y, g_x, l_z, l_y, l_x, s_z, s_y, s_x,
+    w_z, w_y, w_x, p_z, p_y, p_x, size_z, size_y, size_x,
+    out_item, out_template, out_plane, out_row,
+    BOUND: tl.constexpr, CHECKED: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """A block of one lead's and template's sums, in the input's units and at its level."""
+    pid = tl.program_id(0)
+    block, k = pid % blocks, pid // blocks % templates
+    lead = (pid // blocks // templates).to(tl.int64)
+    number = block * BLOCK + tl.arange(0, BLOCK)
+    valid = number < n_z * n_y * n_x
+    z, y, x = number // (n_y * n_x), number // n_x % n_y, number % n_x
+    tile = ((z // m_z) * g_y + y // m_y) * g_x + x // m_x
+    tile = lead * (g_z * g_y * g_x) + tl.where(valid, tile, 0)
+    inner = ((z % m_z * s_z) * l_y + y % m_y * s_y) * l_x + x % m_x * s_x
+    at = (tile * templates + k) * l_z * l_y * l_x + inner
+    level = tl.load(stats + tile * 4)
+    scale = tl.load(stats + tile * 4 + 1)
+    strange = tl.load(stats + tile * 4 + 3) > 0
+    which = lead // inputs * all_templates + first + k
+    value = tl.load(sums_ + at, mask=valid, other=0.0).to(tl.float64) / scale
+    value += level * tl.load(totals + which)
+    known = value == value
+    if CHECKED:
+        size = tl.abs(value)
+        if BOUND:
+            size = tl.load(bound + at, mask=valid, other=0.0).to(tl.float64)
+            size = size / tl.load(bound_stats + tile * 4 + 1)
+        known = known & (size * allowed >= tl.load(noise + tile * templates + k))
+    doubt = valid & (strange | (known == 0))
+    if tl.max(doubt.to(tl.int32), 0) > 0:
+        window, shape = (w_z, w_y, w_x), (size_z, size_y, size_x)
+        exact = _definition(
+            source + lead * item, taps + which * channels * w_z * w_y * w_x,
+            z * s_z - p_z, y * s_y - p_y, x * s_x - p_x, doubt, channels, channel, plane, row,
+            shape, window,
+        )  # fmt: skip
+        value = tl.where(doubt, exact, value)
+    to = lead * out_item + (first + k).to(tl.int64) * out_template
+    to += z.to(tl.int64) * out_plane + y.to(tl.int64) * out_row + x
+    tl.store(out + to, value.to(out.dtype.element_ty), mask=valid)
+
+
+@dataclass
+class _Call:
+    """One correlation in normal form: items (I, C, *size), templates (paired, T, C, *window)."""
+
+    input: Tensor
+    template: Tensor  # float64
+    problem: Problem
+    plan: Plan
+    tiling: Tiling
+    out: Tensor
+    checked: bool
+
+    def run(self) -> None:
+        spectra = Spectra(self.template, self.tiling, self.tiling.stride, True)
+        # A float64 value says little of its own accuracy: what it is made of must tell.
+        bounded = self.checked and self.input.dtype == torch.float64
+        sizes = Spectra(self.template, self.tiling, self.tiling.stride, True, bounded)
+        totals = self.template.flatten(2).sum(2)
+        for piece in pieces(self.problem, self.plan, self.tiling):
+            seen = piece.of_input(self.input)
+            length, at_once = piece.tiling.length, self.plan.templates
+            tiles, stats = gather(seen, piece.tiling, torch.float64, centred=self.checked)
+            bounds = None
+            if bounded:
+                raw, raw_stats = gather(seen, piece.tiling, torch.float32, centred=False)
+                bounds = sums(raw.abs_(), sizes, piece.pairs, at_once, length)
+            for first, found in sums(tiles, spectra, piece.pairs, at_once, length):
+                bound = None if bounds is None else (next(bounds)[1], raw_stats)
+                self._finish(piece, seen, found, stats, bound, totals, first)
+
+    def _finish(
+        self,
+        piece: Piece,
+        seen: Tensor,
+        found: Tensor,
+        stats: Tensor,
+        bound: tuple[Tensor, Tensor] | None,
+        totals: Tensor,
+        first: int,
+    ) -> None:
+        out, tiling, ndim = piece.of_map(self.out), piece.tiling, len(piece.tiling.length)
+        noise = stats
+        if self.checked:
+            unit = torch.finfo(torch.float64).eps / 2
+            elements = self.template.shape[2:].numel()
+            power = self.template.square().mean(tuple(range(2, ndim + 3)))[piece.pairs]
+            noise = noise_of(found, stats, ndim, elements, _NOISE * unit, power[:, first:])
+        leads, templates = out.shape[0], found.shape[1]
+        blocks = -(-tiling_positions(tiling) // _BLOCK)
+        plane, row = (0, 0, *seen.stride()[2:])[-3:-1]
+        out_plane, out_row = (0, 0, *out.stride()[2:])[-3:-1]
+        finish_sums_kernel[(blocks * leads * templates,)](
+            found, stats, noise, *(bound or (found, stats)), seen, self.template[piece.pairs],
+            totals[piece.pairs], out, _ULPS * torch.finfo(self.input.dtype).eps / 2,
+            blocks, first, templates, self.template.shape[1], leads // piece.groups,
+            seen.shape[1], *seen.stride()[:2], plane, row,
+            *three(tiling.positions, 1), *three(tiling.outputs, 1), *three(tiling.grid, 1),
+            *three(tiling.length, 1), *three(tiling.stride, 1), *three(tiling.window, 1),
+            *three(tiling.pad, 0), *three(tiling.size, 1), *out.stride()[:2], out_plane, out_row,
+            BOUND=bound is not None, CHECKED=self.checked, BLOCK=_BLOCK,
+        )  # fmt: skip
+
+
+def tiling_positions(tiling: Tiling) -> int:
+    """Positions that the tiles of an item cover."""
+    return math.prod(tiling.positions)
+
+
+def correlate_fft(input: Tensor, template: Tensor, stride: Sequence[int]) -> Tensor:
+    """sum_v I(u s + v) T(v)."""
+    ndim = len(stride)
+    if input.numel() == 0 or template.numel() == 0 or input.is_complex():
+        return _reference.correlate(input, template, stride)
+    plan = arranged(input, template, stride, False)
+    leads = plan.problem.leads
+    out = input.new_empty((leads.paired * leads.inputs, leads.templates, *plan.tiling.positions))
+    items = leads.input(input, ndim + 1).contiguous()
+    weights = leads.template(_reference.widen(template), ndim + 1).contiguous()
+    _Call(items, weights, plan.problem, plan.plan, plan.tiling, out, True).run()
+    return leads.restored(out, ndim)
+
+
+def correlate_fft_input_grad(
+    grad: Tensor, template: Tensor, input_shape: Sequence[int], stride: Sequence[int]
+) -> Tensor:
+    """Every output spread over its window: a correlation with the flipped template."""
+    ndim = len(stride)
+    if grad.numel() == 0:
+        return grad.new_zeros(tuple(input_shape))
+    if grad.is_complex():
+        return whole_input_grad(grad, template, input_shape, stride)
+    shape = tuple(input_shape)
+    size, window = shape[-ndim:], tuple(template.shape[-ndim:])
+    leads = Leads.of(shape[: -ndim - 1], tuple(template.shape[: -ndim - 1]))
+    spread = dilated(leads.output(grad, ndim), stride).contiguous()
+    weights = leads.template(_reference.widen(template), ndim + 1)
+    weights = weights.flip(tuple(range(-ndim, 0))).transpose(1, 2).contiguous()
+    # Roles change: what was a template is a channel now, what was a channel a template.
+    turned = Leads((), (), (), leads.paired, leads.inputs, weights.shape[1])
+    ones = (1,) * ndim
+    full = tuple(n + k - 1 for n, k in zip(size, window, strict=True))
+    problem = Problem(full, window, ones, leads.templates, turned, 8, 0, False, "cuda")
+    plan = _choose.make_plan(problem, "fft")
+    grid = tuple(-(-n // m) for n, m in zip(size, plan.tile, strict=True))
+    pad = tuple(k - 1 for k in window)
+    # What lies behind the last output is 0, as what lies before the first is.
+    tiling = Tiling.cut(
+        spread.shape[2:], window, ones, grid, pad=pad, positions=size, powers=True
+    )
+    out = grad.new_empty((leads.paired * leads.inputs, weights.shape[1], *size))
+    _Call(spread, weights, problem, plan, tiling, out, False).run()
+    return leads.input_restored(out, shape, ndim + 1)
+
+
+def correlate_fft_template_grad(
+    grad: Tensor, input: Tensor, template_shape: Sequence[int], stride: Sequence[int]
+) -> Tensor:
+    """The input correlated with the gradient: products of spectra, summed over all tiles."""
+    ndim = len(stride)
+    if grad.numel() == 0:
+        return grad.new_zeros(tuple(template_shape))
+    if grad.is_complex():
+        return whole_template_grad(grad, input, template_shape, stride)
+    shape, ones = tuple(template_shape), (1,) * ndim
+    size, window = tuple(input.shape[-ndim:]), shape[-ndim:]
+    leads = Leads.of(tuple(input.shape[: -ndim - 1]), shape[: -ndim - 1])
+    spread = dilated(leads.output(grad, ndim), stride).contiguous()
+    seen = leads.input(input, ndim + 1).contiguous()
+    problem = Problem(size, window, ones, seen.shape[1], leads, 8, 0, False, "cuda")
+    plan = _choose.make_plan(problem, "fft")
+    whole = output_size(size, window, ones)
+    grid = tuple(-(-n // m) for n, m in zip(whole, plan.tile, strict=True))
+    tiling = Tiling.cut(size, window, ones, grid, powers=True)
+    axes = tuple(range(-ndim, 0))
+    half = (*tiling.length[:-1], tiling.length[-1] // 2 + 1)
+    total = spread.new_zeros(
+        (leads.paired, leads.templates, seen.shape[1], *half), dtype=torch.complex128
+    )
+    strange = spread.new_zeros(leads.paired, dtype=torch.float64)
+    for piece in pieces(problem, plan, tiling):
+        found, stats = _spectra(piece.of_input(seen), piece.tiling, axes)
+        # Tiles of the gradient: the same positions, and nothing around them.
+        own = _upstream(piece.tiling)
+        given, more = _spectra(piece.of_map(spread), own, axes)
+        groups = piece.groups
+        for p in range(groups):
+            rows = slice(p * found.shape[0] // groups, (p + 1) * found.shape[0] // groups)
+            for k in range(leads.templates):
+                product = given[rows, k : k + 1].conj() * found[rows]
+                total[piece.pairs.start + p, k] += product.sum(0)
+        bad = (stats[:, 3] + more[:, 3]).unflatten(0, (groups, -1)).sum(1)
+        strange[piece.pairs] += bad
+    lines = torch.fft.irfftn(total, s=tiling.length, dim=axes, norm="backward")
+    lines = lines[(..., *(slice(0, k) for k in window))]
+    # What is not finite reaches every element, as it does through a transform.
+    poison = torch.where(strange > 0, torch.nan, 0.0).reshape(-1, *(1,) * (ndim + 2))
+    return leads.template_restored((lines + poison).to(grad.dtype), shape, ndim + 1)

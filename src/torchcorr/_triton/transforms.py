@@ -1,0 +1,122 @@
+"""Tiles through torch.fft on CUDA: which of them at once, their spectra and their sums.
+
+Real transforms of whole batches; 1/n is folded into the template, and nothing is decided by the
+host, so that a call can be captured in a graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from .. import _choose
+from .._choose import Plan, Problem
+from .._geometry import Ints, Tiling
+from .._overlap_save import TemplateSpectra, sum_channels
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Items and templates that are computed together, and the part of each item that is.
+
+    Items are those of whole pairs, or some of one pair; a part is some of the tiles along the
+    first window axis.
+    """
+
+    pairs: slice
+    items: slice
+    tiling: Tiling
+    first: int  # position and element along the first axis
+    element: int
+
+    @property
+    def groups(self) -> int:
+        return self.pairs.stop - self.pairs.start
+
+    def of_input(self, x: Tensor) -> Tensor:
+        """The elements of (I, C, *size) that the tiles hold."""
+        return x[self.items].narrow(2, self.element, self.tiling.size[0])
+
+    def of_map(self, x: Tensor) -> Tensor:
+        """The positions of (I, T, *positions) that the tiles cover."""
+        return x[self.items].narrow(2, self.first, self.tiling.positions[0])
+
+
+def pieces(problem: Problem, plan: Plan, tiling: Tiling) -> Iterator[Piece]:
+    """A call in pieces whose scratch stays near what the plan allows."""
+    inputs, paired = problem.leads.inputs, problem.leads.paired
+    whole = plan.batch // tiling.tiles
+    if whole >= inputs:
+        step = max(1, whole // inputs)
+        for p in range(0, paired, step):
+            last = min(p + step, paired)
+            yield Piece(slice(p, last), slice(p * inputs, last * inputs), tiling, 0, 0)
+        return
+    step = max(1, whole)
+    for p in range(paired):
+        for i in range(0, inputs, step):
+            items = slice(p * inputs + i, p * inputs + min(i + step, inputs))
+            for part, first, element in _parts(plan, tiling):
+                yield Piece(slice(p, p + 1), items, part, first, element)
+
+
+def _parts(plan: Plan, tiling: Tiling) -> Iterator[tuple[Tiling, int, int]]:
+    """Some of the tiles along the first axis at a time, evenly."""
+    rows, outputs, step = tiling.grid[0], tiling.outputs[0], tiling.stride[0]
+    at_once = max(1, min(rows, plan.batch * rows // tiling.tiles))
+    at_once = -(-rows // -(-rows // at_once))
+    for row in range(0, rows, at_once):
+        last = min(row + at_once, rows)
+        first, stop = row * outputs, min(last * outputs, tiling.positions[0])
+        element = max(0, first * step - tiling.pad[0])
+        end = min(tiling.size[0], (stop - 1) * step - tiling.pad[0] + tiling.window[0])
+        yield (
+            replace(
+                tiling,
+                size=(max(end - element, 1), *tiling.size[1:]),
+                positions=(stop - first, *tiling.positions[1:]),
+                grid=(last - row, *tiling.grid[1:]),
+                pad=(tiling.pad[0] - first * step + element, *tiling.pad[1:]),
+            ),
+            first,
+            min(element, tiling.size[0] - 1),
+        )
+
+
+class Spectra(TemplateSpectra):
+    """Conjugate half spectra of templates, of real transforms."""
+
+    room = 256 << 20
+
+    def spectrum(self, part: Tensor) -> Tensor:
+        length = self.tiling.length
+        return torch.fft.rfftn(part, s=length, dim=tuple(range(-len(length), 0))).conj_physical()
+
+
+def sums(
+    tiles: Tensor, spectra: TemplateSpectra, pairs: slice, at_once: int, length: Ints
+) -> Iterator[tuple[int, Tensor]]:
+    """(first template, sums (tiles, templates, *length)) of tiles that come from `pairs`."""
+    ndim = len(length)
+    axes = tuple(range(-ndim, 0))
+    groups, templates = pairs.stop - pairs.start, spectra.template.shape[1]
+    seen = torch.fft.rfftn(tiles, dim=axes)
+    seen = seen.unflatten(0, (groups, -1)).unsqueeze(2)
+    for first in range(0, templates, at_once):
+        last = min(first + at_once, templates)
+        weights = spectra.part(tiles.dtype, pairs, first, last).unsqueeze(1)
+        if templates == 1 and seen.shape[-ndim - 1] == 1:
+            product = seen.squeeze(-ndim - 1).mul_(weights.squeeze(-ndim - 1))
+        else:
+            product = sum_channels(seen, weights, ndim)
+        yield first, torch.fft.irfftn(product.flatten(0, 1), s=length, dim=axes, norm="forward")
+
+
+def arranged(
+    input: Tensor, template: Tensor, stride: Sequence[int], normalised: bool
+) -> _choose.Arrangement:
+    """How a call on a GPU is computed, also where the interpreter stands for one."""
+    return _choose.arrange(input, template, stride, "fft", normalised, "cuda")
