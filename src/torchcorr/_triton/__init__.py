@@ -17,7 +17,14 @@ from torch import Tensor
 from .._ops import library
 
 # Operator: the module of this room that computes it, in a function of the operator's name.
-KERNELS: dict[str, str] = {}
+KERNELS: dict[str, str] = {
+    "window_sum": "windows",
+    "window_spread": "windows",
+    "window_moments": "windows",
+    "window_combine": "windows",
+    "local_std": "local_std",
+    "local_std_prepare_grads": "local_std",
+}
 
 
 def kernel(name: str) -> Callable[..., Any]:
