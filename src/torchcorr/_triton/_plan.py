@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from .._geometry import output_size
@@ -18,9 +19,13 @@ NUMBERS = [
     *("blocks_z", "blocks_y", "blocks_x", "steps"),
 ]
 
-BLOCK = 2048  # positions of a block
-WARPS = 8
-WIDEST = 128  # columns of a block; a line has as many as its window asks for
+# A block of 512 positions leaves a thread four of them, two where planes slide, and the registers
+# let two or three programs share a multiprocessor. Rows cost little where they follow one another
+# (2-D), but each plane's first row is summed anew (3-D), so there blocks are taller.
+BLOCK = 512
+WIDEST = {1: 128, 2: 128, 3: 32}
+WARPS = {1: 4, 2: 4, 3: 8}
+REGISTERS = {1: 168, 2: 168, 3: 128}
 PROGRAMS = 1024  # as many as keep a large device busy; marches grow longer only beyond
 TAPS = 16  # elements of a window that are read one by one sooner than summed by sliding
 
@@ -77,10 +82,8 @@ def plan(
         row = lead if ndim == 1 else width
         return height * width, row, lead, math.prod(sizes)
 
-    b = min(
-        _power_of_two(dense[-1]), max(WIDEST, _power_of_two(window[-1])) if ndim == 1 else WIDEST
-    )
-    b = min(max(b, 16), BLOCK)
+    widest = min(BLOCK, max(WIDEST[ndim], _power_of_two(window[-1]) if ndim == 1 else 0))
+    b = max(16, min(_power_of_two(dense[-1]), widest))
     r = BLOCK // b
     source, positions = padded(source_size), padded(dense)
     if ndim == 1:
@@ -101,7 +104,8 @@ def plan(
         "R": r,
         "B": b,
         "J": min(_power_of_two(window[-1]), b),
-        "num_warps": WARPS,
+        "num_warps": WARPS[ndim],
+        **({} if torch.version.hip else {"maxnreg": REGISTERS[ndim]}),
     }
     return Plan(grid, numbers, options)
 

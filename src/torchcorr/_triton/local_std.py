@@ -35,6 +35,10 @@ def local_std_forward_kernel(
     """The root of variance times scale plus eps."""
     if ONE:
         channels = 1
+    if NDIM < 3:
+        depth, wz, sz, nz = 1, 1, 1, 1
+    if NDIM < 2:
+        wy, sy = 1, 1
     size, pitch = (depth, height, width), (pitch_z, pitch_y, pitch_l)
     axes, positions = (size, pitch, (wz, wy, wx), (sz, sy, sx)), (nz, ny, nx)
     to = (out, out, out_channels, out_pitch_c, (out_z, out_y, out_l), scale, eps)

@@ -93,7 +93,8 @@ def flags_at(
     here = tl.load(first + offset, mask=inside, other=0)
     differs = alive & (here != here)
     strange = differs
-    for k in range(2**NDIM):
+    # A bound that the compiler does not know: unrolled, this would take all registers.
+    for k in range(2**NDIM * tl.minimum(window[2], 1)):
         dz = (k // 4) * tl.minimum(window[0] - 1, 1)
         dy = (k // 2 % 2) * tl.minimum(window[1] - 1, 1)
         dx = (k % 2) * tl.minimum(window[2] - 1, 1)

@@ -98,7 +98,7 @@ def by_definition(
 
 @triton.jit
 def moments_by_definition(
-    data, axes, z, y, x, alive, count, KIND: tl.constexpr, SPREAD: tl.constexpr,
+    data, axes, z, y, x, alive, share, KIND: tl.constexpr, SPREAD: tl.constexpr,
     STRIDED: tl.constexpr,
 ):  # fmt: skip
     """Mean and variance of each window (or its sum, and 0), exact where it is flat.
@@ -114,13 +114,13 @@ def moments_by_definition(
     if KIND == SUM:
         value, var = s, q * 0
     else:
-        value = level + s / count
+        value = level + s * share
         flat = q == 0
         if data[0].dtype.element_ty == tl.float64:
             s, q = by_definition(data, axes, z, y, x, alive, value, VALUES, SPREAD, STRIDED)
-            value = tl.where(flat, level, value + s / count)
-        left = q - s * (s / count)
-        var = tl.where(flat | (left < 0), 0.0, left / count)
+            value = tl.where(flat, level, value + s * share)
+        left = q * share - (s * share) * (s * share)
+        var = tl.where(flat | (left < 0), 0.0, left)
     return value, var
 
 
@@ -178,7 +178,7 @@ def emit(value, var, to, step, lead, z, y, x, valid, KIND: tl.constexpr, THINNED
 
 @triton.jit
 def settle(
-    value, var, told, data, axes, z, y0, x0, y, x, valid, count, KIND: tl.constexpr,
+    value, var, told, data, axes, z, y0, x0, y, x, valid, count, share, KIND: tl.constexpr,
     NDIM: tl.constexpr, SPREAD: tl.constexpr, STRIDED: tl.constexpr, R: tl.constexpr,
     B: tl.constexpr, J: tl.constexpr,
 ):  # fmt: skip
@@ -209,7 +209,7 @@ def settle(
     lost = valid & ~told & ~flat & ~bad
     if tl.max(tl.max(lost.to(tl.int32), 1), 0) > 0:
         mean, square = moments_by_definition(
-            data, axes, z, y, x, lost, count, KIND, SPREAD, STRIDED
+            data, axes, z, y, x, lost, share, KIND, SPREAD, STRIDED
         )
         value = tl.where(lost, mean, value)
         var = tl.where(lost, square, var)
@@ -259,6 +259,7 @@ def sweep(
     source += lead * axes[1][2]
     row, lane = tl.arange(0, R)[:, None], tl.arange(0, B)[None, :]
     count = elements(channels, axes[2])
+    share = 1 / count
     telling = TELLING_SUM * count if KIND == SUM else count * 0 + TELLING
     held1 = tl.zeros((R if NDIM == 3 else 1, B), tl.float64)
     held2 = held1
@@ -284,17 +285,17 @@ def sweep(
         x = x0 + lane
         valid = (y < positions[1]) & (x < positions[2])
         most = tl.maximum(most, largest(tl.where(valid & (square >= 0), square, 0.0), NDIM))
-        own = square if KIND == SUM else square - total * total / count
+        own = square if KIND == SUM else square - total * total * share
         told = own >= telling * most
         unsure = tl.max(tl.max((valid & ~told).to(tl.int32), 1), 0)
         if (unsure > 0) & (begin < 2):
             begin = 2
         else:
-            value = total if KIND == SUM else level + total / count
-            var = tl.maximum(own, 0.0) / count
+            value = total if KIND == SUM else level + total * share
+            var = tl.maximum(own, 0.0) * share
             if begin == 2:
                 value, var = settle(
-                    value, var, told, data, axes, z, top, x0, y, x, valid, count, KIND, NDIM,
+                    value, var, told, data, axes, z, top, x0, y, x, valid, count, share, KIND, NDIM,
                     SPREAD, STRIDED, R, B, J,
                 )  # fmt: skip
             emit(value, var, to, axes[3], lead, z, y, x, valid, KIND, STRIDED and not SPREAD)
@@ -320,6 +321,6 @@ def direct(
         z, y, x = z * step[0], y * step[1], x * step[2]
     data = (source, source, channels, pitch_c, 0.0, 0)
     value, var = moments_by_definition(
-        data, axes, z, y, x, valid, elements(channels, axes[2]), KIND, SPREAD, STRIDED
+        data, axes, z, y, x, valid, 1 / elements(channels, axes[2]), KIND, SPREAD, STRIDED
     )
     emit(value, var, to, step, lead, z, y, x, valid, KIND, STRIDED and not SPREAD)

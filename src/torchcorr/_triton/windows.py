@@ -36,6 +36,10 @@ def window_kernel(
     """Sums of windows, or their mean and variance."""
     if ONE:
         channels = 1
+    if NDIM < 3:
+        depth, wz, sz, nz = 1, 1, 1, 1
+    if NDIM < 2:
+        wy, sy = 1, 1
     size, pitch = (depth, height, width), (pitch_z, pitch_y, pitch_l)
     axes, positions = (size, pitch, (wz, wy, wx), (sz, sy, sx)), (nz, ny, nx)
     to = (out, var_out, out_channels, out_pitch_c, (out_z, out_y, out_l), 1.0, 0.0)
@@ -114,6 +118,10 @@ def local_std_combine_grads_kernel(
     R: tl.constexpr, B: tl.constexpr, J: tl.constexpr,
 ):  # fmt: skip
     """spread(first) + 2 I spread(second)."""
+    if NDIM < 3:
+        depth, wz, sz, nz = 1, 1, 1, 1
+    if NDIM < 2:
+        wy, sy = 1, 1
     size, pitch = (depth, height, width), (pitch_z, pitch_y, pitch_l)
     axes, positions = (size, pitch, (wz, wy, wx), (sz, sy, sx)), (nz, ny, nx)
     to = (input, out, out_channels, out_pitch_c, (out_z, out_y, out_l))
