@@ -24,6 +24,12 @@ KERNELS: dict[str, str] = {
     "ncc_direct": "direct_scores",
     "ncc_prepare_grads": "score_parts",
     "standardise": "score_parts",
+    "window_sum": "windows",
+    "window_spread": "windows",
+    "window_moments": "windows",
+    "window_combine": "windows",
+    "local_std": "local_std",
+    "local_std_prepare_grads": "local_std",
 }
 
 

@@ -1,0 +1,131 @@
+"""Every Triton window kernel compiles for an NVIDIA GPU, which need not be there, in its registers.
+
+The interpreter accepts what a compiler does not; so each variant is compiled to machine code by the
+assembler that comes with Triton.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from functools import cache
+from typing import Any
+
+import pytest
+
+pytest.importorskip("triton")
+
+MOST_SPILLED = 64  # bytes a thread, which stay in its cache
+SLIDING = {"SPREAD": 0, "STRIDED": 0, "DIRECT": 0, "ONE": 1}
+FLOAT32 = {"source": "*fp32", "out": "*fp32", "var_out": "*fp32"}
+MOMENTS = {"source": "*fp32", "out": "*fp64", "var_out": "*fp64"}
+PAIR = {"first": "*fp64", "second": "*fp64", "input": "*fp32", "out": "*fp32"}
+GRADS = {"grad": "*fp32", "mean": "*fp64", "var": "*fp64", "s1": "*fp64", "s2": "*fp64"}
+FLOAT64 = dict.fromkeys(FLOAT32, "*fp64")
+HALF = dict.fromkeys(FLOAT32, "*bf16")
+
+
+def variants() -> dict[str, tuple[str, str, int, dict[str, str], dict[str, int]]]:
+    """Module, kernel, axes, types of its pointers and what distinguishes it."""
+    found = {}
+    for ndim in (1, 2, 3):
+        for name, types, options in (
+            ("sum", FLOAT32, {"KIND": 0}),
+            ("moments", MOMENTS, {"KIND": 1}),
+            ("spread", FLOAT32, {"KIND": 0, "SPREAD": 1}),
+        ):
+            found[f"{name}-{ndim}d"] = ("windows", "window_kernel", ndim, types, options)
+        kernel = "local_std_forward_kernel"
+        found[f"local_std-{ndim}d"] = ("local_std", kernel, ndim, FLOAT32, {})
+        kernel = "local_std_combine_grads_kernel"
+        found[f"combine-{ndim}d"] = ("windows", kernel, ndim, PAIR, {"SPREAD": 1})
+    std, combine = found["local_std-2d"], found["combine-2d"]
+    more = {"ONE": 0, "STRIDED": 1}
+    found |= {
+        "local_std-channels": (*std[:4], more),
+        "local_std-half": (*std[:3], HALF, {}),
+        "local_std-float64": (*std[:3], FLOAT64, {"DIRECT": 1}),
+        "moments-float64": (*found["moments-3d"][:3], FLOAT64, {"KIND": 1, "DIRECT": 1} | more),
+        "spread-direct": (
+            *found["spread-2d"][:4],
+            {"KIND": 0, "SPREAD": 1, "DIRECT": 1, "STRIDED": 1},
+        ),
+        "combine-strided": (*combine[:4], {"SPREAD": 1, "STRIDED": 1}),
+        "combine-direct": (*combine[:4], {"SPREAD": 1, "DIRECT": 1}),
+        "prepare": ("local_std", "local_std_prepare_grads_kernel", 0, GRADS, {}),
+    }
+    return found
+
+
+def compiled(name: str) -> dict[str, Any]:
+    """Registers and spilled bytes of a variant."""
+    import importlib
+    import re
+    import tempfile
+    from pathlib import Path
+
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from torchcorr._triton._plan import plan
+
+    module, kernel, ndim, types, options = variants()[name]
+    function = getattr(importlib.import_module(f"torchcorr._triton.{module}"), kernel)
+    launch: dict[str, int] = {}
+    if ndim == 0:
+        constants = {"BLOCK": 1024}
+    else:
+        size = (300,) * ndim
+        launch = dict(plan(1, 1, size, (31,) * ndim, (1,) * ndim).options)
+        constants = launch | SLIDING | options
+        launch = {key: constants.pop(key) for key in ("num_warps", "maxnreg") if key in constants}
+    wide = ("scale", "eps", "share", "ratio")
+    signature = {
+        arg: "constexpr" if arg in constants else types.get(arg, "fp64" if arg in wide else "i32")
+        for arg in function.arg_names
+    }
+    source = ASTSource(fn=function, signature=signature, constexprs=constants, attrs={})
+    built = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=launch)
+    ptxas = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "ptxas"
+    with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
+        file.write(built.asm["ptx"])
+        file.flush()
+        done = subprocess.run(
+            [ptxas, "-v", "--gpu-name=sm_90a", file.name, "-o", os.devnull],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    registers = re.search(r"Used (\d+) registers", done.stderr)
+    spilled = re.search(r"(\d+) bytes spill stores", done.stderr)
+    return {
+        "registers": int(registers[1]),
+        "spilled": int(spilled[1]),
+        "shared": built.metadata.shared,
+    }
+
+
+@cache
+def report() -> dict[str, dict[str, Any]]:
+    """What all variants need, compiled in a process that does not interpret."""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    here = os.path.dirname(__file__)
+    environment["PYTHONPATH"] = os.pathsep.join([here, *filter(None, sys.path)])
+    done = subprocess.run(
+        [sys.executable, __file__], capture_output=True, text=True, env=environment
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("name", variants())
+def test_compiles_within_its_registers(name: str) -> None:
+    found = report()[name]
+    assert found["spilled"] <= MOST_SPILLED, found
+
+
+if __name__ == "__main__":
+    print(json.dumps({name: compiled(name) for name in variants()}))
