@@ -1,4 +1,4 @@
-"""Every Triton window kernel compiles for an NVIDIA GPU, which need not be there, in its registers.
+"""Triton kernels compile for an NVIDIA GPU, which need not be there, and fit its registers.
 
 The interpreter accepts what a compiler does not; so each variant is compiled to machine code by the
 assembler that comes with Triton.
@@ -24,6 +24,16 @@ MOMENTS = {"source": "*fp32", "out": "*fp64", "var_out": "*fp64"}
 PAIR = {"first": "*fp64", "second": "*fp64", "input": "*fp32", "out": "*fp32"}
 GRADS = {"grad": "*fp32", "mean": "*fp64", "var": "*fp64", "s1": "*fp64", "s2": "*fp64"}
 FLOAT64 = dict.fromkeys(FLOAT32, "*fp64")
+SCORES = {"source": "*fp32", "out": "*fp32", "found": "*fp32", "stats": "*fp64", "noise": "*fp64"}
+SCORES |= {"taps": "*fp64", "eps_bits": "i64"}
+WIDE_SCORES = SCORES | {"source": "*fp64", "out": "*fp64", "found": "*fp64"}
+TILES = {"source": "*fp32", "sums": "*fp64", "tiles": "*fp32", "stats": "*fp64"}
+TILES |= {"numerators": "*fp32", "content": "*fp64"}
+NOISE = {"content": "*fp64", "stats": "*fp64", "squares": "*fp64", "noise_out": "*fp64"}
+NOISE |= {"noise": "fp32"}
+SUMS = {"sums_": "*fp64", "stats": "*fp64", "noise": "*fp64", "bound": "*fp32", "allowed": "fp32"}
+SUMS |= {"bound_stats": "*fp64", "source": "*fp32", "taps": "*fp64", "totals": "*fp64"}
+SUMS |= {"out": "*fp32"}
 HALF = dict.fromkeys(FLOAT32, "*bf16")
 
 
@@ -56,6 +66,21 @@ def variants() -> dict[str, tuple[str, str, int, dict[str, str], dict[str, int]]
         "combine-direct": (*combine[:4], {"SPREAD": 1, "DIRECT": 1}),
         "prepare": ("local_std", "local_std_prepare_grads_kernel", 0, GRADS, {}),
     }
+    for ndim in (1, 2, 3):
+        found[f"score-{ndim}d"] = ("fft_scores", "score_kernel", ndim, SCORES, {"ZERO_MEAN": 1})
+    options = {"ZERO_MEAN": 0, "ONE": 0, "STRIDED": 1}
+    found["score-float64"] = ("fft_scores", "score_kernel", 2, WIDE_SCORES, options)
+    part = {"PART": 2048, "CENTRED": 1}
+    gather = part | {"SCALED": 1, "PARTS": 1024}
+    found |= {
+        "tile_sums": ("tiles", "tile_sums_kernel", 0, TILES, part),
+        "gather_tiles": ("tiles", "gather_tiles_kernel", 0, TILES, gather),
+        "tile_content": ("tiles", "tile_content_kernel", 0, TILES, {"PART": 2048}),
+        "tile_noise": ("tiles", "tile_noise_kernel", 0, NOISE, {"PARTS": 1024}),
+    }
+    for bound in (0, 1):
+        options = {"BOUND": bound, "CHECKED": 1, "BLOCK": 256}
+        found[f"sums-{bound}"] = ("fft_sums", "finish_sums_kernel", 0, SUMS, options)
     return found
 
 
@@ -70,16 +95,17 @@ def compiled(name: str) -> dict[str, Any]:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from torchcorr._triton._plan import plan
+    from torchcorr._triton._plan import BLOCK, SCORE_BLOCK, plan
 
     module, kernel, ndim, types, options = variants()[name]
     function = getattr(importlib.import_module(f"torchcorr._triton.{module}"), kernel)
     launch: dict[str, int] = {}
     if ndim == 0:
-        constants = {"BLOCK": 1024}
+        constants = options or {"BLOCK": 1024}
     else:
         size = (300,) * ndim
-        launch = dict(plan(1, 1, size, (31,) * ndim, (1,) * ndim).options)
+        block = SCORE_BLOCK if module == "fft_scores" else BLOCK
+        launch = dict(plan(1, 1, size, (31,) * ndim, (1,) * ndim, block=block).options)
         constants = launch | SLIDING | options
         launch = {key: constants.pop(key) for key in ("num_warps", "maxnreg") if key in constants}
     wide = ("scale", "eps", "share", "ratio")

@@ -71,7 +71,7 @@ def _standardise_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     return found.to(template.dtype), None, None
 
 
-def _ncc_grads(
+def ncc_grads(
     method: str,
     grad: Tensor,
     input: Tensor,
@@ -130,7 +130,7 @@ def _register_ncc(method: str) -> None:
         if method == "fft" and not again:
             grads = ops.ncc_fft_grads(*args)
         else:
-            grads = _ncc_grads(method, *args)
+            grads = ncc_grads(method, *args)
         chosen = (g if want else None for g, want in zip(grads, wanted, strict=True))
         return (*chosen, *ctx.spare)
 

@@ -36,7 +36,7 @@ _EXACT = {torch.float32: 1e-8, torch.float64: 3e-5}
 _AGAIN = 128
 
 
-def _noise(result: torch.dtype, working: torch.dtype) -> float:
+def noise_beside(result: torch.dtype, working: torch.dtype) -> float:
     """Roundings that a transform leaves, beside the error that is allowed."""
     return _NOISE * torch.finfo(working).eps / 2 / _TOLERANCE[result]
 
@@ -106,7 +106,7 @@ class TiledScores:
         if self.local:
             unit = torch.finfo(working).eps / 2
             return (_NOISE_OF_SUMS * unit / _TOLERANCE[self.input.dtype]) ** 2
-        return (_MOSTLY * _noise(self.input.dtype, working)) ** 2
+        return (_MOSTLY * noise_beside(self.input.dtype, working)) ** 2
 
     def _batch(self, pairs: slice, ids: list[int]) -> None:
         tiles, stats = self.tiles(ids, self.zero_mean, False)
@@ -208,7 +208,7 @@ class TiledScores:
             first,
             self.zero_mean,
             self.eps,
-            0.0 if self.local else _noise(self.input.dtype, working),
+            0.0 if self.local else noise_beside(self.input.dtype, working),
             sys.maxsize if self.local else budget,
             self.out,
         )

@@ -23,6 +23,7 @@ NUMBERS = [
 # let two or three programs share a multiprocessor. Rows cost little where they follow one another
 # (2-D), but each plane's first row is summed anew (3-D), so there blocks are taller.
 BLOCK = 512
+SCORE_BLOCK = 256  # a score needs more of them
 WIDEST = {1: 128, 2: 128, 3: 32}
 WARPS = {1: 4, 2: 4, 3: 8}
 REGISTERS = {1: 168, 2: 168, 3: 128}
@@ -55,18 +56,20 @@ def plan(
     stride: Sequence[int],
     *,
     spread: bool = False,
-    exact: bool = False,
+    exact: bool | None = None,
+    block: int = BLOCK,
 ) -> Plan:
     """The launch that sums windows of inputs (leads, channels, *size), or spreads over them.
 
-    `exact` asks for windows read element by element. A spread reads one map a lead and writes all
+    `exact` asks for windows read element by element, False for sums that slide; None leaves it to
+    the window. A spread reads one map a lead and writes all
     channels.
     """
     ndim = len(size)
     map_size = output_size(size, window, stride)
     taps = math.prod(-(-k // s) for k, s in zip(window, stride, strict=True))
     alone = taps if spread else channels * math.prod(window) // math.prod(stride)
-    exact = exact or alone <= TAPS
+    exact = alone <= TAPS if exact is None else exact
     out_size = tuple(size) if spread else map_size
     source_size = map_size if spread else tuple(size)
     dense = out_size if spread or exact else output_size(size, window, (1,) * ndim)
@@ -82,9 +85,9 @@ def plan(
         row = lead if ndim == 1 else width
         return height * width, row, lead, math.prod(sizes)
 
-    widest = min(BLOCK, max(WIDEST[ndim], _power_of_two(window[-1]) if ndim == 1 else 0))
+    widest = min(block, max(WIDEST[ndim], _power_of_two(window[-1]) if ndim == 1 else 0))
     b = max(16, min(_power_of_two(dense[-1]), widest))
-    r = BLOCK // b
+    r = block // b
     source, positions = padded(source_size), padded(dense)
     if ndim == 1:
         source, positions = (1, leads, source[2]), (1, leads, positions[2])

@@ -15,12 +15,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.nn.functional import pad
 
 from .. import _choose, _reference
 from .._choose import Plan, Problem
@@ -125,6 +126,7 @@ class _Call:
         bounded = self.checked and self.input.dtype == torch.float64
         sizes = Spectra(self.template, self.tiling, self.tiling.stride, True, bounded)
         totals = self.template.flatten(2).sum(2)
+        squares = self.template.square().flatten(2).sum(2)
         for piece in pieces(self.problem, self.plan, self.tiling):
             seen = piece.of_input(self.input)
             length, at_once = piece.tiling.length, self.plan.templates
@@ -135,7 +137,7 @@ class _Call:
                 bounds = sums(raw.abs_(), sizes, piece.pairs, at_once, length)
             for first, found in sums(tiles, spectra, piece.pairs, at_once, length):
                 bound = None if bounds is None else (next(bounds)[1], raw_stats)
-                self._finish(piece, seen, found, stats, bound, totals, first)
+                self._finish(piece, seen, found, stats, bound, (totals, squares), first)
 
     def _finish(
         self,
@@ -144,16 +146,15 @@ class _Call:
         found: Tensor,
         stats: Tensor,
         bound: tuple[Tensor, Tensor] | None,
-        totals: Tensor,
+        of_template: tuple[Tensor, Tensor],
         first: int,
     ) -> None:
-        out, tiling, ndim = piece.of_map(self.out), piece.tiling, len(piece.tiling.length)
+        totals, squares = of_template
+        out, tiling = piece.of_map(self.out), piece.tiling
         noise = stats
         if self.checked:
             unit = torch.finfo(torch.float64).eps / 2
-            elements = self.template.shape[2:].numel()
-            power = self.template.square().mean(tuple(range(2, ndim + 3)))[piece.pairs]
-            noise = noise_of(found, stats, ndim, elements, _NOISE * unit, power[:, first:])
+            noise = noise_of(found, stats, squares[piece.pairs, first:], _NOISE * unit)
         leads, templates = out.shape[0], found.shape[1]
         blocks = -(-tiling_positions(tiling) // _BLOCK)
         plane, row = (0, 0, *seen.stride()[2:])[-3:-1]
@@ -211,10 +212,10 @@ def correlate_fft_input_grad(
     problem = Problem(full, window, ones, leads.templates, turned, 8, 0, False, "cuda")
     plan = _choose.make_plan(problem, "fft")
     grid = tuple(-(-n // m) for n, m in zip(size, plan.tile, strict=True))
-    pad = tuple(k - 1 for k in window)
+    around = tuple(k - 1 for k in window)
     # What lies behind the last output is 0, as what lies before the first is.
     tiling = Tiling.cut(
-        spread.shape[2:], window, ones, grid, pad=pad, positions=size, powers=True
+        spread.shape[2:], window, ones, grid, pad=around, positions=size, powers=True
     )
     out = grad.new_empty((leads.paired * leads.inputs, weights.shape[1], *size))
     _Call(spread, weights, problem, plan, tiling, out, False).run()
@@ -233,11 +234,13 @@ def correlate_fft_template_grad(
     shape, ones = tuple(template_shape), (1,) * ndim
     size, window = tuple(input.shape[-ndim:]), shape[-ndim:]
     leads = Leads.of(tuple(input.shape[: -ndim - 1]), shape[: -ndim - 1])
-    spread = dilated(leads.output(grad, ndim), stride).contiguous()
+    whole = output_size(size, window, ones)
+    spread = dilated(leads.output(grad, ndim), stride)
+    missing = [n - m for n, m in zip(whole, spread.shape[2:], strict=True)]
+    spread = pad(spread, [n for m in reversed(missing) for n in (0, m)]).contiguous()
     seen = leads.input(input, ndim + 1).contiguous()
     problem = Problem(size, window, ones, seen.shape[1], leads, 8, 0, False, "cuda")
     plan = _choose.make_plan(problem, "fft")
-    whole = output_size(size, window, ones)
     grid = tuple(-(-n // m) for n, m in zip(whole, plan.tile, strict=True))
     tiling = Tiling.cut(size, window, ones, grid, powers=True)
     axes = tuple(range(-ndim, 0))
@@ -264,3 +267,14 @@ def correlate_fft_template_grad(
     # What is not finite reaches every element, as it does through a transform.
     poison = torch.where(strange > 0, torch.nan, 0.0).reshape(-1, *(1,) * (ndim + 2))
     return leads.template_restored((lines + poison).to(grad.dtype), shape, ndim + 1)
+
+
+def _spectra(x: Tensor, tiling: Tiling, axes: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """Half spectra of all tiles as they are, and their stats."""
+    tiles, stats = gather(x, tiling, torch.float64, centred=False, scaled=False)
+    return torch.fft.rfftn(tiles, dim=axes), stats
+
+
+def _upstream(tiling: Tiling) -> Tiling:
+    """Tiles of a map: the positions of the same tiles of its input, zeros behind them."""
+    return replace(tiling, size=tiling.positions, extent=tiling.outputs)

@@ -16,15 +16,20 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .finish import converted, emit_scores
 from .sliding import FLAGS, PAIR, VALUES, column_sums, find
 
 # What a sweep writes.
 SUM = tl.constexpr(0)
 MOMENTS = tl.constexpr(1)
 DEVIATION = tl.constexpr(2)
+SCORE = tl.constexpr(3)  # of a zero-mean template
+PLAIN_SCORE = tl.constexpr(4)
 
 # Squares that tell a variance to 1e-7, beside the largest that were held: 64 roundings of 2**-53.
 TELLING = tl.constexpr(64 / 2**53 / 1e-7)
+# The same of a score of float64, to 2e-11.
+TELLING_WIDE = tl.constexpr(64 / 2**53 / 2e-11)
 # The same of a sum that is to be right to 2**-30 of its root sum of squares; once an element.
 TELLING_SUM = tl.constexpr(2.0**-38)
 
@@ -125,12 +130,6 @@ def moments_by_definition(
 
 
 @triton.jit
-def converted(value, to):
-    """Rounded once to float32, then to the type of the map."""
-    return value if to == tl.float64 else value.to(tl.float32).to(to)
-
-
-@triton.jit
 def root(v):
     """The root of a float64 in float32, over the whole range of float32 squares."""
     tiny, huge = v < 2.0**-120, v > 2.0**120
@@ -157,8 +156,24 @@ def place_in(to_pitch, step, lead, z, y, x, valid, THINNED: tl.constexpr):
 
 
 @triton.jit
-def emit(value, var, to, step, lead, z, y, x, valid, KIND: tl.constexpr, THINNED: tl.constexpr):
+def emit(
+    value, var, to, step, lead, z, y, x, valid, KIND: tl.constexpr, NDIM: tl.constexpr,
+    THINNED: tl.constexpr,
+):  # fmt: skip
     """Writes a block of results where the map has a place for them."""
+    if KIND == SCORE:
+        emit_scores(value, var, to, step, lead, z, y, x, valid, True, NDIM, THINNED)
+    elif KIND == PLAIN_SCORE:
+        emit_scores(value, var, to, step, lead, z, y, x, valid, False, NDIM, THINNED)
+    else:
+        emit_moments(value, var, to, step, lead, z, y, x, valid, KIND, THINNED)
+
+
+@triton.jit
+def emit_moments(
+    value, var, to, step, lead, z, y, x, valid, KIND: tl.constexpr, THINNED: tl.constexpr
+):
+    """Sums, means and variances, or deviations."""
     out, var_out, channels, pitch_c, pitch, scale, eps = to
     offset, keep = place_in(pitch, step, lead, z, y, x, valid, THINNED)
     kind = out.dtype.element_ty
@@ -261,6 +276,8 @@ def sweep(
     count = elements(channels, axes[2])
     share = 1 / count
     telling = TELLING_SUM * count if KIND == SUM else count * 0 + TELLING
+    if KIND >= SCORE and source.dtype.element_ty == tl.float64:
+        telling = count * 0 + TELLING_WIDE
     held1 = tl.zeros((R if NDIM == 3 else 1, B), tl.float64)
     held2 = held1
     held3 = held1.to(tl.int32)
@@ -298,7 +315,7 @@ def sweep(
                     value, var, told, data, axes, z, top, x0, y, x, valid, count, share, KIND, NDIM,
                     SPREAD, STRIDED, R, B, J,
                 )  # fmt: skip
-            emit(value, var, to, axes[3], lead, z, y, x, valid, KIND, STRIDED and not SPREAD)
+            emit(value, var, to, axes[3], lead, z, y, x, valid, KIND, NDIM, STRIDED and not SPREAD)
             t += 1
             begin = begin // 2
 
@@ -323,4 +340,4 @@ def direct(
     value, var = moments_by_definition(
         data, axes, z, y, x, valid, 1 / elements(channels, axes[2]), KIND, SPREAD, STRIDED
     )
-    emit(value, var, to, step, lead, z, y, x, valid, KIND, STRIDED and not SPREAD)
+    emit(value, var, to, step, lead, z, y, x, valid, KIND, NDIM, STRIDED and not SPREAD)

@@ -171,13 +171,15 @@ def tile_content_kernel(numerators, content, volume, parts, PART: tl.constexpr):
     tl.store(to + 1, tl.max(tl.abs(y), 0))
 
 
-@triton.jit(do_not_specialize=["volume", "parts", "templates"])
+@triton.jit(do_not_specialize=["volume", "parts", "templates", "tiles", "pitch"])
 def tile_noise_kernel(
-    content, stats, noise_out, volume, parts, templates, elements, noise, PARTS: tl.constexpr
-):
+    content, stats, squares, noise_out, noise, volume, parts, templates, tiles, pitch,
+    PARTS: tl.constexpr,
+):  # fmt: skip
     """What rounding left in a tile's sums, in the input's units (math.md, noise)."""
     line = tl.program_id(0)
     lane = tl.arange(0, PARTS)
+    elements = tl.load(squares + line // templates // tiles * pitch + line % templates)
     own = content + line.to(tl.int64) * parts * 2
     square = _total(own, parts, 2, PARTS)
     peak = tl.zeros([PARTS], tl.float64)
@@ -226,15 +228,19 @@ def gather(
     return out, stats
 
 
-def noise_of(numerators: Tensor, stats: Tensor, ndim: int, elements: int, noise: float) -> Tensor:
-    """What rounding left in sums (tiles, templates, *length), (tiles, templates) in float64."""
+def noise_of(numerators: Tensor, stats: Tensor, squares: Tensor, noise: float) -> Tensor:
+    """What rounding left in sums (tiles, templates, *length): (tiles, templates), in float64.
+
+    `squares` (pairs, templates) holds the sums of the templates' squares; `noise` is the rounding
+    of a transform beside what it holds.
+    """
     lines, volume = numerators.shape[:2].numel(), numerators.shape[2:].numel()
     parts, at_once = _parts(volume)
     content = stats.new_empty((lines * parts, 2))
     out = stats.new_empty(numerators.shape[:2])
     tile_content_kernel[(lines * parts,)](numerators, content, volume, parts, PART=_PART)
     tile_noise_kernel[(lines,)](
-        content, stats, out, volume, parts, numerators.shape[1], float(elements), noise,
-        PARTS=at_once,
+        content, stats, squares, out, noise, volume, parts, numerators.shape[1],
+        numerators.shape[0] // squares.shape[0], squares.stride(0), PARTS=at_once,
     )  # fmt: skip
     return out

@@ -71,7 +71,7 @@ def _parts(plan: Plan, tiling: Tiling) -> Iterator[tuple[Tiling, int, int]]:
     for row in range(0, rows, at_once):
         last = min(row + at_once, rows)
         first, stop = row * outputs, min(last * outputs, tiling.positions[0])
-        element = max(0, first * step - tiling.pad[0])
+        element = min(max(0, first * step - tiling.pad[0]), tiling.size[0] - 1)
         end = min(tiling.size[0], (stop - 1) * step - tiling.pad[0] + tiling.window[0])
         yield (
             replace(
@@ -82,7 +82,7 @@ def _parts(plan: Plan, tiling: Tiling) -> Iterator[tuple[Tiling, int, int]]:
                 pad=(tiling.pad[0] - first * step + element, *tiling.pad[1:]),
             ),
             first,
-            min(element, tiling.size[0] - 1),
+            element,
         )
 
 

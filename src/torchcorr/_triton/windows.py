@@ -21,8 +21,9 @@ from torch import Tensor
 
 from .._geometry import output_size
 from ._plan import NUMBERS, Plan, plan, shape_of
+from .finish import converted
 from .sliding import PAIR, column_sums
-from .sweep import MOMENTS, SUM, by_definition, converted, direct, marches, place, place_in, sweep
+from .sweep import MOMENTS, SUM, by_definition, direct, marches, place, place_in, sweep
 
 
 @triton.jit(do_not_specialize=NUMBERS)
@@ -206,5 +207,5 @@ def plan_of(
     input: Tensor, window: Sequence[int], stride: Sequence[int], *, spread: bool = False
 ) -> Plan:
     """The launch for an input, or for the input that a spread writes."""
-    exact = input.dtype == torch.float64
+    exact = True if input.dtype == torch.float64 else None
     return plan(*shape_of(input, len(window)), window, stride, spread=spread, exact=exact)
