@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 KERNELS := src/torchcorr/_kernels.so
 SANITIZED := build/sanitize
 
-.PHONY: demo test check docs bench sanitize clean FORCE
+.PHONY: demo test test-gpu check docs bench bench-gpu sanitize clean FORCE
 
 demo: $(KERNELS)
 	$(PY) -m torchcorr demo
@@ -16,6 +16,11 @@ demo: $(KERNELS)
 test: $(KERNELS)
 	$(PY) -m pytest tests
 	$(PY) -m pytest --doctest-modules src/torchcorr
+
+# The environment's own PyTorch, with CUDA. What is left out speaks of the CPU, of files or of text.
+test-gpu: $(KERNELS)
+	$(PY) -m pytest tests --device cuda --ignore=tests/test_threads.py --ignore=tests/test_house.py \
+	  --ignore=tests/test_benchmarks.py --ignore=tests/test_cli.py --ignore=tests/test_readme.py
 
 check: $(READY)
 	$(PY) -m ruff format --check .
@@ -32,6 +37,10 @@ bench: $(KERNELS)
 	$(PY) -m benchmarks.sizes
 	$(PY) -m benchmarks.torture_peers
 	$(PY) -m benchmarks.plots
+	$(PY) -m benchmarks.report
+
+bench-gpu: $(KERNELS)
+	$(PY) -m benchmarks.gpu
 	$(PY) -m benchmarks.report
 
 # A second package beside the first, so that no sanitized library is left where others look for one.

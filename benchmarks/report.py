@@ -86,10 +86,8 @@ def _times(record: Record) -> list[str]:
     ]
 
 
-def table_section() -> str:
-    records = read(RESULTS / "cpu.csv")
-    if not records:
-        return NOTHING
+def _rows(records: Sequence[Record]) -> str:
+    """The table of a CSV's rows, after how many reached what they should."""
     head = ["row", "case", "peer", "ours, ms", "peer, ms", "value", "to reach", "verdict"]
     head += ["our error", "peer's"]
     rows = [
@@ -104,7 +102,21 @@ def table_section() -> str:
         f"{sum(r['verdict'] == kind for r in records)} {kind}"
         for kind in ("reached", "short", "inexact", "informative")
     ]
-    return "\n\n".join((_where(records), f"{', '.join(counts)}.", _table(head, rows)))
+    return f"{', '.join(counts)}.\n\n{_table(head, rows)}"
+
+
+def table_section() -> str:
+    records = read(RESULTS / "cpu.csv")
+    return f"{_where(records)}\n\n{_rows(records)}" if records else NOTHING
+
+
+def gpu_section() -> str:
+    records = read(RESULTS / "gpu.csv")
+    if not records:
+        return NOTHING
+    card = f"{_distinct(records, 'card')}, CUDA {_distinct(records, 'cuda')}"
+    where = f"{card}, Triton {_distinct(records, 'triton')}; {_where(records)}"
+    return "\n\n".join((where, _rows(records)))
 
 
 def torture_section() -> str:
@@ -146,6 +158,7 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "table": table_section,
     "plots": plot_section,
     "torture": torture_section,
+    "gpu": gpu_section,
 }
 
 

@@ -1,11 +1,10 @@
 // The last step of a score: numerator times norm, or the definition where the norm says so.
 
 #include <algorithm>
-#include <atomic>
 #include <cmath>
 #include <limits>
-#include <memory>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "exact_window.h"
@@ -14,62 +13,89 @@
 namespace torchcorr {
 namespace {
 
-// out = numerator * norm within [-1, 1]; counts the windows whose norm is marked or beyond `limit`.
-template <class In, class Out>
-TORCHCORR_INLINE int64_t finish(int64_t n, const In* numerator, int64_t step, const In* norm,
-                                In limit, Out* out) {
-  int doubts = 0;
-  const auto one = [&](int64_t i, In value) TORCHCORR_FLAT {
-    const In score = value * norm[i];
+// What a row of sums holds: that of their squares, the largest size; and of its norms the largest,
+// and how many are marked.
+struct Content {
+  double square = 0, peak = 0, norm = 0;
+  int64_t marked = 0;
+
+  void add(const Content& other) {
+    square += other.square;
+    peak = std::max(peak, other.peak);
+    norm = std::max(norm, other.norm);
+    marked += other.marked;
+  }
+};
+
+// out = numerator * norm within [-1, 1]; `tail` more numerators count for what the row holds.
+template <int STEP, class In, class Out>
+TORCHCORR_INLINE Content finish(int64_t n, int64_t tail, const In* numerator, int64_t step,
+                                const In* norm, Out* out) {
+  constexpr int64_t kLanes = 16;
+  const int64_t by = STEP > 0 ? STEP : step;
+  In square[kLanes] = {}, peak[kLanes] = {}, largest[kLanes] = {};
+  int marked = 0;
+  const auto hold = [&](In value, int64_t l) TORCHCORR_FLAT {
+    const In size = value < 0 ? -value : value;
+    square[l] += value * value;
+    peak[l] = size > peak[l] ? size : peak[l];
+  };
+  const auto one = [&](int64_t i, int64_t l) TORCHCORR_FLAT {
+    const In value = numerator[i * by], by_norm = norm[i], score = value * by_norm;
     const In high = score > 1 ? In(1) : score;
     const In clamped = high < -1 ? In(-1) : high;
-    out[i] = static_cast<Out>(norm[i] == 0 ? In(0) : clamped);
-    doubts += (norm[i] < 0) | (norm[i] > limit);
+    out[i] = static_cast<Out>(by_norm == 0 ? In(0) : clamped);
+    marked += by_norm < 0;
+    hold(value, l);
+    largest[l] = by_norm > largest[l] ? by_norm : largest[l];
   };
-  if (step == 1) {
-    for (int64_t i = 0; i < n; ++i) one(i, numerator[i]);
-  } else if (step == 2) {
-    for (int64_t i = 0; i < n; ++i) one(i, numerator[2 * i]);
-  } else {
-    for (int64_t i = 0; i < n; ++i) one(i, numerator[i * step]);
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    for (int64_t l = 0; l < kLanes; ++l) one(i + l, l);
   }
-  return doubts;
+  for (; i < n; ++i) one(i, i % kLanes);
+  for (; i + kLanes <= n + tail; i += kLanes) {
+    for (int64_t l = 0; l < kLanes; ++l) hold(numerator[(i + l) * by], l);
+  }
+  for (; i < n + tail; ++i) hold(numerator[i * by], i % kLanes);
+  Content found;
+  for (int64_t l = 0; l < kLanes; ++l) {
+    found.square += static_cast<double>(square[l]);
+    found.peak = std::max(found.peak, static_cast<double>(peak[l]));
+    found.norm = std::max(found.norm, static_cast<double>(largest[l]));
+  }
+  found.marked = marked;
+  return found;
 }
-
-// Sum of squares, and the largest size.
-struct Content {
-  double square = 0, peak = 0;
-};
 
 template <class T>
 TORCHCORR_INLINE Content content(int64_t n, const T* x) {
   constexpr int64_t kLanes = 16;
   T square[kLanes] = {}, peak[kLanes] = {};
+  const auto one = [&](int64_t i, int64_t l) TORCHCORR_FLAT {
+    const T value = x[i], size = value < 0 ? -value : value;
+    square[l] += value * value;
+    peak[l] = size > peak[l] ? size : peak[l];
+  };
   int64_t i = 0;
   for (; i + kLanes <= n; i += kLanes) {
-    for (int64_t l = 0; l < kLanes; ++l) {
-      const T value = x[i + l], size = value < 0 ? -value : value;
-      square[l] += value * value;
-      peak[l] = size > peak[l] ? size : peak[l];
-    }
+    for (int64_t l = 0; l < kLanes; ++l) one(i + l, l);
   }
+  for (; i < n; ++i) one(i, i % kLanes);
   Content found;
   for (int64_t l = 0; l < kLanes; ++l) {
     found.square += static_cast<double>(square[l]);
     found.peak = std::max(found.peak, static_cast<double>(peak[l]));
   }
-  for (; i < n; ++i) {
-    const double size = std::abs(static_cast<double>(x[i]));
-    found.square += size * size;
-    found.peak = std::max(found.peak, size);
-  }
   return found;
 }
 
-#define TORCHCORR_FINISH(In, Out)                                                              \
-  TORCHCORR_CLONES int64_t finish_row(int64_t n, const In* numerator, int64_t step,            \
-                                      const In* norm, In limit, Out* out) {                    \
-    return finish(n, numerator, step, norm, limit, out);                                       \
+#define TORCHCORR_FINISH(In, Out)                                                            \
+  TORCHCORR_CLONES Content finish_row(int64_t n, int64_t tail, const In* numerator,          \
+                                      int64_t step, const In* norm, Out* out) {              \
+    return step == 1   ? finish<1>(n, tail, numerator, step, norm, out)                      \
+           : step == 2 ? finish<2>(n, tail, numerator, step, norm, out)                      \
+                       : finish<0>(n, tail, numerator, step, norm, out);                     \
   }
 TORCHCORR_FINISH(float, float)
 TORCHCORR_FINISH(double, float)
@@ -106,43 +132,13 @@ struct Numerators {
     return at * lanes + tile % lanes;
   }
   int64_t step() const { return skip[2] * lanes; }
+  // Whether every position is wanted.
+  bool dense() const { return skip[0] * skip[1] * skip[2] == 1; }
 };
 
 // The last `ndim` sizes of a tensor as three, ones in front.
 void last_three(const Tensor& x, int64_t ndim, int64_t (&to)[3]) {
   for (int64_t i = 0; i < ndim; ++i) to[3 - ndim + i] = x.size(x.dim() - ndim + i);
-}
-
-// The largest norm for which a pair of tiles and a template tell the score, in float32 or float64
-// transforms: both tiles' elements and all their sums bring in rounding (math.md, noise).
-template <class In>
-std::vector<double> limits_of(const Numerators& layout, int64_t tiles, const In* numerators,
-                              const double* stats, double count, double noise) {
-  constexpr int64_t kPart = 1 << 12;
-  const int64_t lines = layout.lanes == 2 ? tiles / 2 * layout.templates : 0;
-  std::vector<double> limits(lines, std::numeric_limits<double>::infinity());
-  if (noise == 0 || lines == 0) return limits;
-  const int64_t volume = 2 * layout.full[0] * layout.full[1] * layout.full[2];
-  const int64_t parts = ceil_div(volume, kPart);
-  std::vector<Content> found(lines * parts);
-  torch::stable::parallel_for(0, lines * parts, 16, [&](int64_t begin, int64_t end) {
-    for (int64_t u = begin; u < end; ++u) {
-      const int64_t at = u % parts * kPart;
-      found[u] = content_of(std::min(kPart, volume - at), numerators + u / parts * volume + at);
-    }
-  });
-  for (int64_t line = 0; line < lines; ++line) {
-    Content all;
-    for (int64_t u = line * parts; u < (line + 1) * parts; ++u) {
-      all.square += found[u].square;
-      all.peak = std::max(all.peak, found[u].peak);
-    }
-    const double* own = stats + line / layout.templates * 2 * kStats;
-    const double power = (own[2] + own[kStats + 2]) * count;
-    const double spread = std::sqrt(power + 2 * all.square / static_cast<double>(volume));
-    limits[line] = 1 / (noise * (spread + all.peak / 2));
-  }
-  return limits;
 }
 
 // One call: tiles of numerators to scores.
@@ -178,18 +174,40 @@ struct Finish {
     return out + ((which * size[0] + z) * size[1] + y) * size[2] + x;
   }
 
-  // Writes the scores of a row; adds to `doubts` for each template.
-  void write(int64_t t, int64_t row, const double* limits, std::atomic<int64_t>* doubts) const {
+  // Writes the scores of a row, and what it holds for each template.
+  void write(int64_t t, int64_t row, Content* found) const {
     in_row(t, row, [&](const TilePlace& p, int64_t n, int64_t z, int64_t y, int64_t x,
                        const In* norm) {
+      const int64_t tail = layout.dense() && layout.lanes == 2 ? layout.full[2] - n : 0;
       for (int64_t k = 0; k < layout.templates; ++k) {
         const In* from = numerators + layout.row(t, k, row / own[1], row % own[1]);
-        const In limit = limits ? static_cast<In>(limits[k]) : std::numeric_limits<In>::infinity();
-        const int64_t found =
-            finish_row(n, from, layout.step(), norm, limit, target(p, k, z, y, x));
-        if (found > 0) doubts[k] += found;
+        found[k] = finish_row(n, tail, from, layout.step(), norm, target(p, k, z, y, x));
       }
     });
+  }
+
+  // Planes and rows of a tile's sums that `write` reads.
+  std::pair<int64_t, int64_t> read(int64_t t) const {
+    const TilePlace place(grid, ids[t]);
+    if (!place.exists || !layout.dense()) return {0, 0};
+    return {std::min(own[0], size[0] - place.index[0] * own[0]),
+            std::min(own[1], size[1] - place.index[1] * own[1])};
+  }
+
+  // What some rows of a pair's sums hold that `write` does not read; of a row that it reads for one
+  // of the two, both count again.
+  Content rest(int64_t pair, int64_t k, int64_t begin, int64_t end) const {
+    const auto one = read(2 * pair), other = read(2 * pair + 1);
+    const int64_t planes = std::min(one.first, other.first);
+    const int64_t rows = std::min(one.second, other.second);
+    const int64_t height = layout.full[1], width = 2 * layout.full[2];
+    const In* first = numerators + layout.row(2 * pair, k, 0, 0);
+    Content found;
+    for (int64_t row = begin; row < end; ++row) {
+      if (row / height < planes && row % height < rows) continue;
+      found.add(content_of(width, first + row * width));
+    }
+    return found;
   }
 
   // The doubtful windows of a row from their definition.
@@ -202,16 +220,13 @@ struct Finish {
       const double* own_taps = taps + (p.item / items_each * all + first_template + k) * window;
       Out* to = target(p, k, z, y, x);
       const double scale = stats[t * kStats + 1];
-      const auto doubtful = [&](In value) {
-        return value < 0 || value > static_cast<In>(limit);
-      };
       const auto put = [&](int64_t v, double score) {
         to[v] = static_cast<Out>(score > 1 ? 1.0 : score < -1 ? -1.0 : score);
       };
       int64_t ready = 0, first = 0;  // `sums` holds the windows from first to ready
       double sums[kNeighbours];
       for (int64_t v = 0; v < n; ++v) {
-        if (!doubtful(norm[v])) continue;
+        if (!doubtful(norm[v], limit)) continue;
         const Out* seen = start + v * step[2];
         // An element of the window stands for its offset.
         const double level = exact.zero_mean ? static_cast<double>(*seen) : 0.0;
@@ -222,7 +237,7 @@ struct Finish {
         if (std::is_same_v<Out, float> && v >= ready && step[2] == 1 && n >= kNeighbours) {
           const int64_t begin = std::min(v, n - kNeighbours);
           int64_t many = 0;
-          for (int64_t i = v; i < begin + kNeighbours; ++i) many += doubtful(norm[i]);
+          for (int64_t i = v; i < begin + kNeighbours; ++i) many += doubtful(norm[i], limit);
           if (many > kNeighbours / 8) {
             first = begin, ready = begin + kNeighbours;
             products_of_windows(start + first, strides, own_taps, exact, level, sums);
@@ -235,36 +250,92 @@ struct Finish {
     });
   }
 
+  static bool doubtful(In norm, double limit) {
+    return norm < 0 || norm > static_cast<In>(limit);
+  }
+
+  int64_t doubts(int64_t t, int64_t row, double limit) const {
+    int64_t found = 0;
+    in_row(t, row, [&](const TilePlace&, int64_t n, int64_t, int64_t, int64_t, const In* norm) {
+      for (int64_t v = 0; v < n; ++v) found += doubtful(norm[v], limit);
+    });
+    return found;
+  }
+
+  // The largest norm of each pair and template whose scores are told by the sums: both tiles'
+  // elements and all their sums bring in rounding (math.md, noise).
+  std::vector<double> limits(const std::vector<Content>& rows_found, double noise) const {
+    constexpr int64_t kRows = 16;
+    const int64_t templates = layout.templates, full_rows = layout.full[0] * layout.full[1];
+    const int64_t pairs = static_cast<int64_t>(ids.size()) / 2, lines = pairs * templates;
+    const int64_t parts = ceil_div(full_rows, kRows);
+    std::vector<Content> found(lines * parts);
+    torch::stable::parallel_for(0, lines * parts, 4, [&](int64_t begin, int64_t end) {
+      for (int64_t u = begin; u < end; ++u) {
+        const int64_t line = u / parts, first = u % parts * kRows;
+        const int64_t last = std::min(first + kRows, full_rows);
+        found[u] = rest(line / templates, line % templates, first, last);
+      }
+    });
+    std::vector<double> to(lines);
+    for (int64_t line = 0; line < lines; ++line) {
+      Content all;
+      for (int64_t i = 0; i < parts; ++i) all.add(found[line * parts + i]);
+      const int64_t pair = line / templates;
+      if (layout.dense()) {
+        for (int64_t row = 2 * pair * rows(); row < 2 * (pair + 1) * rows(); ++row) {
+          all.add(rows_found[row * templates + line % templates]);
+        }
+      }
+      const double volume =
+          static_cast<double>(layout.full[0] * layout.full[1] * layout.full[2]);
+      const double* own_stats = stats + 2 * pair * kStats;
+      const double power = (own_stats[2] + own_stats[kStats + 2]) * exact.count;
+      to[line] = 1 / (noise * (std::sqrt(power + all.square / volume) + all.peak / 2));
+    }
+    return to;
+  }
+
   // All tiles; `left` gets the number of doubtful windows that are too many to compute again.
   void run(double noise, int64_t budget, int64_t* left) const {
     const int64_t tiles = static_cast<int64_t>(ids.size()), templates = layout.templates;
-    const std::vector<double> limits =
-        limits_of(layout, tiles, numerators, stats, exact.count, noise);
-    const auto limits_at = [&](int64_t t) {
-      return limits.empty() ? nullptr : limits.data() + t / 2 * templates;
-    };
-    const std::unique_ptr<std::atomic<int64_t>[]> doubts(new std::atomic<int64_t>[tiles * templates]);
-    for (int64_t i = 0; i < tiles * templates; ++i) doubts[i] = 0;
+    std::vector<Content> found(tiles * rows() * templates);
     const int64_t grain = std::max<int64_t>(1, (1 << 14) / (own[2] * templates));
     torch::stable::parallel_for(0, tiles * rows(), grain, [&](int64_t begin, int64_t end) {
-      for (int64_t u = begin; u < end; ++u) {
-        const int64_t t = u / rows();
-        write(t, u % rows(), limits_at(t), doubts.get() + t * templates);
-      }
+      for (int64_t u = begin; u < end; ++u) write(u / rows(), u % rows(), &found[u * templates]);
     });
+    std::vector<double> most;
+    if (noise > 0 && layout.lanes == 2) most = limits(found, noise);
     for (int64_t t = 0; t < tiles; ++t) {
       left[t] = 0;
       for (int64_t k = 0; k < templates; ++k) {
-        const int64_t found = doubts[t * templates + k];
-        if (found > budget) left[t] += found;
-        if (found == 0 || found > budget) continue;
         const double limit =
-            limits.empty() ? std::numeric_limits<double>::infinity() : limits_at(t)[k];
-        torch::stable::parallel_for(0, rows(), 1, [&](int64_t begin, int64_t end) {
-          for (int64_t row = begin; row < end; ++row) recompute(t, row, k, limit);
-        });
+            most.empty() ? std::numeric_limits<double>::infinity() : most[t / 2 * templates + k];
+        left[t] += settle(t, k, limit, budget, found.data());
       }
     }
+  }
+
+  // Computes the doubtful windows of a tile and template again, or returns how many there are.
+  int64_t settle(int64_t t, int64_t k, double limit, int64_t budget, const Content* found) const {
+    Content all;
+    for (int64_t row = t * rows(); row < (t + 1) * rows(); ++row) {
+      all.add(found[row * layout.templates + k]);
+    }
+    if (all.marked == 0 && !(all.norm > static_cast<In>(limit))) return 0;
+    std::vector<int64_t> counts(rows());
+    torch::stable::parallel_for(0, rows(), 16, [&](int64_t begin, int64_t end) {
+      for (int64_t row = begin; row < end; ++row) counts[row] = doubts(t, row, limit);
+    });
+    int64_t sum = 0;
+    for (int64_t n : counts) sum += n;
+    if (sum > budget) return sum;
+    torch::stable::parallel_for(0, rows(), 1, [&](int64_t begin, int64_t end) {
+      for (int64_t row = begin; row < end; ++row) {
+        if (counts[row] > 0) recompute(t, row, k, limit);
+      }
+    });
+    return 0;
   }
 };
 

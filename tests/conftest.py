@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -14,6 +16,32 @@ if not torch.cuda.is_available():
 
 torch.use_deterministic_algorithms(True, warn_only=True)
 torch.utils.deterministic.fill_uninitialized_memory = True
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--device", default="cpu", help="device that tests make their tensors on")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """On another device, what comes from NumPy goes there, and what goes to NumPy comes back."""
+    device = config.getoption("--device")
+    if device == "cpu":
+        return
+    torch.set_default_device(device)
+    from_numpy, numpy, array = torch.from_numpy, torch.Tensor.numpy, torch.Tensor.__array__
+
+    def there(values: np.ndarray) -> torch.Tensor:
+        return from_numpy(values).to(device)
+
+    def back(x: torch.Tensor, *, force: bool = False) -> np.ndarray:
+        return numpy(x.cpu(), force=force)
+
+    def back_as(x: torch.Tensor, *args: Any, **kwargs: Any) -> np.ndarray:
+        return array(x.cpu(), *args, **kwargs)
+
+    torch.from_numpy = there
+    torch.Tensor.numpy = back  # type: ignore[method-assign]
+    torch.Tensor.__array__ = back_as  # type: ignore[method-assign]
 
 
 @pytest.fixture(autouse=True)
