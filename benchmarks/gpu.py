@@ -1,8 +1,8 @@
 """Times torchcorr on a GPU: `python -m benchmarks.gpu`, on a machine that has one.
 
 Absolute milliseconds, synchronised, medians of at least forty calls, with plain PyTorch beside
-them. Kept as `results/gpu.csv` with card, versions and date. On `--device cpu` with `--quick` all of
-it runs, without a meaning, to see that it does.
+them. Kept as `results/gpu.csv` with card, versions and date. On `--device cpu` with `--quick` all
+of it runs, without a meaning, to see that it does.
 """
 
 from __future__ import annotations

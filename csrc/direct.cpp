@@ -16,6 +16,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "tile_steps.h"
 #include "direct_geometry.h"
 #include "direct_template_grad.h"
 #include "direct_tiles.h"
@@ -239,6 +240,8 @@ Tensor unit_rows_unless_expanded(const Tensor& x) {
   return unit_rows(x);
 }
 
+}  // namespace
+
 Tensor correlate_direct(const Tensor& input, const Tensor& taps, Sizes stride) {
   const int64_t ndim = static_cast<int64_t>(stride.size());
   const int64_t batch = std::max(input.dim(), taps.dim()) - ndim - 1;
@@ -258,6 +261,8 @@ Tensor correlate_direct(const Tensor& input, const Tensor& taps, Sizes stride) {
   dispatch<Target::score>(score, unit_rows_unless_expanded(input), taps, stride);
   return score;
 }
+
+namespace {
 
 // An empty batch leaves the gradient zero: nothing below would write it.
 Tensor fresh(const Tensor& like, const Sizes& shape) {

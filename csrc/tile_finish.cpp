@@ -7,6 +7,7 @@
 #include <utility>
 #include <vector>
 
+#include "tile_steps.h"
 #include "exact_window.h"
 #include "tiles.h"
 
@@ -339,6 +340,8 @@ struct Finish {
   }
 };
 
+}  // namespace
+
 Tensor finish_tiles(const Tensor& numerators_in, const Tensor& norms, const Tensor& stats,
                     const Tensor& input, const Tensor& weights, Sizes ids, Sizes geometry,
                     Sizes stride, int64_t first_template, bool zero_mean, double eps, double noise,
@@ -375,7 +378,6 @@ Tensor finish_tiles(const Tensor& numerators_in, const Tensor& norms, const Tens
   return left;
 }
 
-}  // namespace
 }  // namespace torchcorr
 
 STABLE_TORCH_LIBRARY_IMPL(torchcorr, CPU, m) {

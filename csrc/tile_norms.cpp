@@ -5,6 +5,7 @@
 #include <memory>
 #include <type_traits>
 
+#include "tile_steps.h"
 #include "flat_windows.h"
 #include "image_source.h"
 #include "running_norms.h"
@@ -182,6 +183,8 @@ void find_norms(const TileGrid& grid, const Sizes& ids, const Plan& plan, const 
   });
 }
 
+}  // namespace
+
 std::tuple<Tensor, Tensor, Tensor> tile_norms(const Tensor& stats, const Tensor& input, Sizes ids,
                                       Sizes geometry, Sizes window, Sizes stride, bool zero_mean,
                                       bool local, double eps, double faint, double exact,
@@ -219,7 +222,6 @@ std::tuple<Tensor, Tensor, Tensor> tile_norms(const Tensor& stats, const Tensor&
   return {norms, counts, means};
 }
 
-}  // namespace
 }  // namespace torchcorr
 
 STABLE_TORCH_LIBRARY_IMPL(torchcorr, CPU, m) {

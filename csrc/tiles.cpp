@@ -1,5 +1,6 @@
 // Cuts tiles out of an input: a look at some rows tells level and scale, one pass writes them.
 
+#include "tile_steps.h"
 #include "tiles.h"
 #include "vectors.h"
 
@@ -247,6 +248,8 @@ class Gather {
   int64_t rows_, chunk_, chunks_;
 };
 
+}  // namespace
+
 std::tuple<Tensor, Tensor> gather_tiles(const Tensor& input, Sizes tiles, Sizes geometry,
                                         bool centred, bool wide, bool pairs) {
   const TileGrid grid(input, geometry);
@@ -269,7 +272,6 @@ std::tuple<Tensor, Tensor> gather_tiles(const Tensor& input, Sizes tiles, Sizes 
   return {out, stats};
 }
 
-}  // namespace
 }  // namespace torchcorr
 
 STABLE_TORCH_LIBRARY_IMPL(torchcorr, CPU, m) {

@@ -71,6 +71,8 @@ def tiles(dtype):
         rest = (stats, image, taps, ids, geometry, steps, 0, True, 0.1, 0.1, 3, out)
         yield "finish_tiles", (draw(shape, dtype, 2), norms, *rest)
         if not pairs:
+            parts = (image, taps, taps.to(dtype)[:, None], ids, geometry, window, steps, 2)
+            yield "direct_scores", (*parts, True, 0.1, 1e-3, 1e-8, 3, torch.zeros_like(out))
             continue
         yield (
             "repair_norms",

@@ -12,7 +12,7 @@ from inputs import draw
 from tolerances import SCORE
 
 import torchcorr
-from torchcorr import _choose, _reference_tiles
+from torchcorr import _choose, _reference, _reference_tiles
 from torchcorr._geometry import Leads, Tiling, output_size, tile_length
 
 ops = torch.ops.torchcorr
@@ -149,6 +149,25 @@ def test_finish(name: str, dtype: torch.dtype, pairs: bool, noise: float, budget
     assert torch.equal(left, want_left)
     assert out[:, 0].isnan().all() and not out[:, 1:].isnan().any()
     same(out[:, 1:], want[:, 1:], 1e-6, 1e-7 if dtype == torch.float32 else 1e-11)
+
+
+@every_geometry
+@every_dtype
+@pytest.mark.parametrize("at_once", (1, 3))
+def test_direct_scores(name: str, dtype: torch.dtype, at_once: int) -> None:
+    tiling, _ = tilings(name, False)
+    ids, image = list(range(2 * tiling.tiles)), image_of(name, dtype)
+    taps = _reference.standardise(draw((2, 3, 2, *tiling.window), seed=1), len(tiling.window), True)
+    place = (ids, tiling.numbers, list(tiling.window), list(tiling.stride), at_once, True, 0.0)
+    out = torch.full((2, 3, *tiling.positions), math.nan, dtype=dtype)
+    want = out.clone()
+    args = (image, taps, taps.to(dtype).unsqueeze(1), *place, *LIMITS[dtype], 10**6)
+    left, _ = ops.direct_scores(*args, out)
+    want_left, _ = _reference_tiles.direct_scores(*args, want)
+    assert torch.equal(left, want_left) and not left.any()
+    same(out, want, 0, 2e-6 if dtype == torch.float32 else 1e-10)
+    left, _ = ops.direct_scores(*args[:-1], 0, out)
+    assert int(left.sum()) == int(_reference_tiles.direct_scores(*args[:-1], 0, want)[0].sum())
 
 
 @every_geometry

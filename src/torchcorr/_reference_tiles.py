@@ -189,6 +189,34 @@ def finish_tiles(
     return left
 
 
+def direct_scores(
+    input: Tensor,
+    template: Tensor,
+    taps: Tensor,
+    ids: Sequence[int],
+    geometry: Sequence[int],
+    window: Sequence[int],
+    stride: Sequence[int],
+    at_once: int,
+    zero_mean: bool,
+    eps: float,
+    faint: float,
+    exact: float,
+    budget: int,
+    out: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Scores of tiles by the direct sum: `finish_tiles` of all templates, `at_once` at a time, and
+    the norms. `taps` are the templates (groups, 1, templates, C, *window) in the input's type.
+    """
+    tiles, stats = gather_tiles(input, ids, geometry, zero_mean, False, False)
+    norms, _, _ = tile_norms(
+        stats, input, ids, geometry, window, stride, zero_mean, True, eps, faint, exact, False
+    )
+    found = correlate(tiles.unflatten(0, (taps.shape[0], -1)).unsqueeze(2), taps, stride)
+    rest = (template, ids, geometry, stride, 0, zero_mean, eps, 0.0, budget, out)
+    return finish_tiles(found.flatten(0, 1), norms, stats, input, *rest), norms
+
+
 def _places(
     ids: Sequence[int], geometry: Sequence[int], own: Sequence[int], size: Sequence[int]
 ) -> Iterator[tuple[int, int, tuple[slice, ...], tuple[slice, ...]]]:

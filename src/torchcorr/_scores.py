@@ -72,8 +72,9 @@ class TiledScores:
         leads = self.problem.leads
         shape = (leads.paired * leads.inputs, leads.templates, *self.tiling.positions)
         self.out = new_map(self.input, shape)
+        step = self._direct if self.local else self._batch
         for pairs, ids in _choose.batches(self.problem, self.plan):
-            self._batch(pairs, ids)
+            step(pairs, ids)
         return leads.restored(self.out, len(self.stride))
 
     def tiles(self, ids: list[int], centred: bool, wide: bool) -> tuple[Tensor, Tensor]:
@@ -107,6 +108,28 @@ class TiledScores:
             unit = torch.finfo(working).eps / 2
             return (_NOISE_OF_SUMS * unit / _TOLERANCE[self.input.dtype]) ** 2
         return (_MOSTLY * noise_beside(self.input.dtype, working)) ** 2
+
+    def _direct(self, pairs: slice, ids: list[int]) -> None:
+        """Tiles by the direct sum; those that have too many faint windows again, in float64."""
+        dtype = self.input.dtype
+        left, norms = ops.direct_scores(
+            self.input,
+            self.template,
+            self.spectra.part(dtype, pairs, 0, self.template.shape[1]).unsqueeze(1),
+            ids,
+            self.geometry,
+            self.window,
+            self.stride,
+            self.plan.templates,
+            self.zero_mean,
+            self.eps,
+            self.faint(dtype),
+            _EXACT[dtype],
+            self.budget,
+            self.out,
+        )
+        if bool(left.any()):
+            self._again(pairs, ids, norms, left, 0, None)
 
     def _batch(self, pairs: slice, ids: list[int]) -> None:
         tiles, stats = self.tiles(ids, self.zero_mean, False)
@@ -173,18 +196,28 @@ class TiledScores:
         self, pairs: slice, ids: list[int], tiles: Tensor, norms: Tensor, stats: Tensor
     ) -> None:
         """Scores of tiles in the input's precision; of those that are too noisy, in float64."""
-        each = len(ids) // (pairs.stop - pairs.start)
         for first, found in numerators(tiles, self.spectra, pairs, self.plan.templates):
             left = self._write(found, norms, stats, ids, first, tiles.dtype, self.budget)
-            if self.local or not bool(left.any()):
-                continue
-            noisy = [i for i, n in enumerate(left.tolist()) if n > 0]
-            for k in range(pairs.stop - pairs.start):
-                own = [i for i in noisy if i // each == k]
-                if own:
-                    group = slice(pairs.start + k, pairs.start + k + 1)
-                    chosen = self.even([ids[i] for i in own])
-                    self._wide(group, chosen, norms[own], first, first + found.shape[1])
+            if bool(left.any()):
+                self._again(pairs, ids, norms, left, first, first + found.shape[1])
+
+    def _again(
+        self,
+        pairs: slice,
+        ids: list[int],
+        norms: Tensor,
+        left: Tensor,
+        start: int,
+        stop: int | None,
+    ) -> None:
+        """The tiles that left too many windows in doubt, in float64."""
+        each = len(ids) // (pairs.stop - pairs.start)
+        noisy = [i for i, n in enumerate(left.tolist()) if n > 0]
+        for k in range(pairs.stop - pairs.start):
+            own = [i for i in noisy if i // each == k]
+            if own:
+                group = slice(pairs.start + k, pairs.start + k + 1)
+                self._wide(group, self.even([ids[i] for i in own]), norms[own], start, stop)
 
     def _write(
         self,

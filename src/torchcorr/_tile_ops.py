@@ -45,6 +45,11 @@ _SCHEMAS = {
         " Tensor template, int[] ids, int[] geometry, int[] stride, int first_template,"
         " float noise, float allowed, int budget, Tensor(a!) out) -> Tensor"
     ),
+    "direct_scores": (
+        "(Tensor input, Tensor template, Tensor taps, int[] ids, int[] geometry, int[] window,"
+        " int[] stride, int at_once, bool zero_mean, float eps, float faint, float exact,"
+        " int budget, Tensor(a!) out) -> (Tensor, Tensor)"
+    ),
     "finish_tiles": (
         "(Tensor numerators, Tensor norms, Tensor stats, Tensor input, Tensor template,"
         " int[] ids, int[] geometry, int[] stride, int first_template, bool zero_mean, float eps,"
@@ -118,6 +123,22 @@ def _fake_left(_numerators: Tensor, _norms: Tensor, stats: Tensor, *_: Any) -> T
     return stats.new_empty(stats.shape[0], dtype=torch.int64)
 
 
+def _fake_direct_scores(
+    input: Tensor,
+    _template: Tensor,
+    _taps: Tensor,
+    ids: Sequence[int],
+    geometry: Sequence[int],
+    window: Sequence[int],
+    stride: Sequence[int],
+    *_: Any,
+) -> tuple[Tensor, Tensor]:
+    ndim = len(window)
+    own = output_size(geometry[3 * ndim : 4 * ndim], window, stride)
+    norms = input.new_empty((len(ids), *own))
+    return norms.new_empty(len(ids), dtype=torch.int64), norms
+
+
 _FAKES: dict[str, Callable[..., Any]] = {
     "take_large_pages": _fake_nothing,
     "gather_tiles": _fake_gather,
@@ -126,6 +147,7 @@ _FAKES: dict[str, Callable[..., Any]] = {
     "tile_upstream": _fake_upstream,
     "tile_input_grad": _fake_nothing,
     "finish_sums": _fake_counts,
+    "direct_scores": _fake_direct_scores,
     "finish_tiles": _fake_left,
 }
 
