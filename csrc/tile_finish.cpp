@@ -28,66 +28,116 @@ struct Content {
   }
 };
 
+// 64 bytes at a time, of either type.
+template <class T>
+struct Block {
+  static constexpr int64_t kLanes = 64 / sizeof(T);
+  typedef T Lanes __attribute__((vector_size(64)));
+  typedef T Loose __attribute__((vector_size(64), aligned(sizeof(T)), may_alias));
+  static Lanes read(const T* p) { return *reinterpret_cast<const Loose*>(p); }
+};
+
+template <class T>
+using Lanes = typename Block<T>::Lanes;
+
+// Every second of two blocks.
+TORCHCORR_INLINE Lanes<float> even(const Lanes<float>& a, const Lanes<float>& b) {
+  return __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+}
+TORCHCORR_INLINE Lanes<double> even(const Lanes<double>& a, const Lanes<double>& b) {
+  return __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14);
+}
+
+template <class Out, class In>
+TORCHCORR_INLINE void write(Out* to, const Lanes<In>& v) {
+  typedef Out Loose
+      __attribute__((vector_size(Block<In>::kLanes * sizeof(Out)), aligned(sizeof(Out)), may_alias));
+  *reinterpret_cast<Loose*>(to) = __builtin_convertvector(v, Loose);
+}
+
+// Sums of squares and largest sizes, a lane each.
+template <class T>
+struct Held {
+  Lanes<T> square = {}, peak = {};
+
+  TORCHCORR_INLINE void add(const Lanes<T>& v) {
+    const Lanes<T> size = v < 0 ? -v : v;
+    square += v * v;
+    peak = size > peak ? size : peak;
+  }
+  TORCHCORR_INLINE void into(Content& found) const {
+    for (int64_t l = 0; l < Block<T>::kLanes; ++l) {
+      found.square += static_cast<double>(square[l]);
+      found.peak = std::max(found.peak, static_cast<double>(peak[l]));
+    }
+  }
+};
+
+TORCHCORR_INLINE void hold(double value, Content& found) {
+  found.square += value * value;
+  found.peak = std::max(found.peak, std::abs(value));
+}
+
 // out = numerator * norm within [-1, 1]; `tail` more numerators count for what the row holds.
 template <int STEP, class In, class Out>
 TORCHCORR_INLINE Content finish(int64_t n, int64_t tail, const In* numerator, int64_t step,
                                 const In* norm, Out* out) {
-  constexpr int64_t kLanes = 16;
-  const int64_t by = STEP > 0 ? STEP : step;
-  In square[kLanes] = {}, peak[kLanes] = {}, largest[kLanes] = {};
-  int marked = 0;
-  const auto hold = [&](In value, int64_t l) TORCHCORR_FLAT {
-    const In size = value < 0 ? -value : value;
-    square[l] += value * value;
-    peak[l] = size > peak[l] ? size : peak[l];
-  };
-  const auto one = [&](int64_t i, int64_t l) TORCHCORR_FLAT {
-    const In value = numerator[i * by], by_norm = norm[i], score = value * by_norm;
-    const In high = score > 1 ? In(1) : score;
-    const In clamped = high < -1 ? In(-1) : high;
-    out[i] = static_cast<Out>(by_norm == 0 ? In(0) : clamped);
-    marked += by_norm < 0;
-    hold(value, l);
-    largest[l] = by_norm > largest[l] ? by_norm : largest[l];
-  };
+  constexpr int64_t kLanes = Block<In>::kLanes;
+  const int64_t by = STEP > 0 ? STEP : step, all = n + tail;
+  Held<In> held;
+  Lanes<In> largest = {};
+  auto marked = largest < largest;
   int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) {
-    for (int64_t l = 0; l < kLanes; ++l) one(i + l, l);
+  const auto block = [&]() TORCHCORR_FLAT {
+    if constexpr (STEP == 1) return Block<In>::read(numerator + i);
+    return even(Block<In>::read(numerator + 2 * i), Block<In>::read(numerator + 2 * i + kLanes));
+  };
+  if constexpr (STEP == 1 || STEP == 2) {
+    // A block of every second number ends with one of the other tile's: the last is left to single
+    // steps, as it may end the memory.
+    const Lanes<In> one = Lanes<In>{} + 1, none = {};
+    for (; i + kLanes <= n && i + kLanes < all + (STEP == 1); i += kLanes) {
+      const Lanes<In> value = block(), by_norm = Block<In>::read(norm + i);
+      const Lanes<In> score = value * by_norm;
+      const Lanes<In> high = score > one ? one : score, clamped = high < -one ? -one : high;
+      write<Out, In>(out + i, by_norm == 0 ? none : clamped);
+      marked += by_norm < 0;
+      largest = by_norm > largest ? by_norm : largest;
+      held.add(value);
+    }
   }
-  for (; i < n; ++i) one(i, i % kLanes);
-  for (; i + kLanes <= n + tail; i += kLanes) {
-    for (int64_t l = 0; l < kLanes; ++l) hold(numerator[(i + l) * by], l);
-  }
-  for (; i < n + tail; ++i) hold(numerator[i * by], i % kLanes);
   Content found;
-  for (int64_t l = 0; l < kLanes; ++l) {
-    found.square += static_cast<double>(square[l]);
-    found.peak = std::max(found.peak, static_cast<double>(peak[l]));
-    found.norm = std::max(found.norm, static_cast<double>(largest[l]));
+  const auto single = [&](int64_t end) TORCHCORR_FLAT {
+    for (; i < end; ++i) {
+      const In value = numerator[i * by], by_norm = norm[i], score = value * by_norm;
+      const In high = score > 1 ? In(1) : score, clamped = high < -1 ? In(-1) : high;
+      out[i] = static_cast<Out>(by_norm == 0 ? In(0) : clamped);
+      found.marked += by_norm < 0;
+      if (by_norm > found.norm) found.norm = static_cast<double>(by_norm);
+      hold(static_cast<double>(value), found);
+    }
+  };
+  single(n);
+  if constexpr (STEP == 1 || STEP == 2) {
+    for (; i + kLanes < all; i += kLanes) held.add(block());
   }
-  found.marked = marked;
+  for (; i < all; ++i) hold(static_cast<double>(numerator[i * by]), found);
+  held.into(found);
+  for (int64_t l = 0; l < kLanes; ++l) {
+    found.norm = std::max(found.norm, static_cast<double>(largest[l]));
+    found.marked -= static_cast<int64_t>(marked[l]);
+  }
   return found;
 }
 
 template <class T>
 TORCHCORR_INLINE Content content(int64_t n, const T* x) {
-  constexpr int64_t kLanes = 16;
-  T square[kLanes] = {}, peak[kLanes] = {};
-  const auto one = [&](int64_t i, int64_t l) TORCHCORR_FLAT {
-    const T value = x[i], size = value < 0 ? -value : value;
-    square[l] += value * value;
-    peak[l] = size > peak[l] ? size : peak[l];
-  };
+  Held<T> held;
   int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) {
-    for (int64_t l = 0; l < kLanes; ++l) one(i + l, l);
-  }
-  for (; i < n; ++i) one(i, i % kLanes);
+  for (; i + Block<T>::kLanes <= n; i += Block<T>::kLanes) held.add(Block<T>::read(x + i));
   Content found;
-  for (int64_t l = 0; l < kLanes; ++l) {
-    found.square += static_cast<double>(square[l]);
-    found.peak = std::max(found.peak, static_cast<double>(peak[l]));
-  }
+  for (; i < n; ++i) hold(static_cast<double>(x[i]), found);
+  held.into(found);
   return found;
 }
 
