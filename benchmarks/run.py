@@ -11,6 +11,10 @@ import os
 import sys
 from pathlib import Path
 
+import torch
+
+import torchcorr  # noqa: F401  (registers the operators)
+
 from . import RESULTS
 from .measure import ROUNDS, Row, Settings, machine
 from .report import read, write
@@ -33,6 +37,18 @@ def chosen(names: str | None) -> dict[str, object]:
         if name not in known:
             raise SystemExit(f"--rows must name rows of {', '.join(known)}; got {name!r}")
     return {name: known[name] for name in known if name in wanted}
+
+
+def touch_memory() -> None:
+    """Writes to half of the memory that is free, 16 GiB at most, and gives it back.
+
+    A virtual machine's memory is slow when it is first written to, for whoever happens to get it,
+    and again when its host has taken back what lay idle.
+    """
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    memory = torch.empty(min(free // 2, 16 << 30), dtype=torch.uint8)
+    torch.ops.torchcorr.take_large_pages(memory)
+    memory.fill_(1)
 
 
 def line(row: Row) -> str:
@@ -66,6 +82,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"the machine is busy (load {load:.1f}): ratios suffer", file=sys.stderr)
     records: list[dict[str, str]] = []
     for make in functions.values():
+        if not args.quick:
+            touch_memory()
         for row in make(settings):
             print(line(row), flush=True)
             records.append(row.record() | machine())

@@ -236,6 +236,27 @@ def test_import_is_cheap() -> None:
     assert set(ast.literal_eval(ours)) <= set(ast.literal_eval(torchs))
 
 
+def test_without_its_triton_kernels_the_package_works() -> None:
+    code = (
+        "import sys; sys.modules['torchcorr._triton'] = None\n"
+        "import torch, torchcorr\n"
+        "from torchcorr import _native\n"
+        "assert '_triton' in _native.triton_reason()\n"
+        "assert _native.registered_kernels(['ncc_fft'])['ncc_fft'].count('CUDA') == 0\n"
+        "torchcorr.zncc(torch.rand(9, 9), torch.rand(3, 3))\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_triton_kernels_are_registered_for_cuda() -> None:
+    from torchcorr import _native, _ops, _triton
+
+    keys = _native.registered_kernels(_ops.operator_names())
+    assert {name for name, found in keys.items() if "CUDA" in found} == set(_triton.KERNELS)
+    # Every operator has one: what is left to the reference is left on purpose.
+    assert set(keys) == set(_triton.KERNELS)
+
+
 def test_missing_kernels_are_said_once_by_name() -> None:
     code = (
         "import warnings, pathlib; warnings.simplefilter('always')\n"

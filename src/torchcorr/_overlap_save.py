@@ -168,8 +168,8 @@ def conjugate_spectrum(x: Tensor, lengths: Sequence[int]) -> Tensor:
     if ndim == 1:
         found = back(torch.nn.functional.pad(found, (0, lengths[0] - found.shape[-1])), 1)
         return found.reshape(*x.shape[:-1], *lengths)
-    # Axis by axis, so that only lines that are not zero are transformed.
-    for axis in range(-1, -ndim - 1, -1):
+    # Axis by axis, so that only lines that are not zero are transformed; rows last, as they lie.
+    for axis in range(-ndim, 0):
         found = torch.fft.ifft(found, n=lengths[axis], dim=axis, norm="forward")
     return found.reshape(*x.shape[:-ndim], *lengths)
 
