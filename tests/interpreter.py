@@ -26,5 +26,26 @@ def _loops_run() -> None:
     interpreter._patch_lang_tensor = patched
 
 
+def _masks_are_boolean() -> None:
+    """Triton 3.9 compares single numbers to integers, and then takes no such mask."""
+    from triton.runtime import interpreter
+
+    builder = interpreter.InterpreterBuilder
+
+    def boolean(name: str, position: int) -> None:
+        original = getattr(builder, name)
+
+        def call(self: Any, *args: Any) -> Any:
+            mask = args[position]
+            mask.data = mask.data.astype(bool)
+            return original(self, *args)
+
+        setattr(builder, name, call)
+
+    boolean("create_masked_load", 1)
+    boolean("create_masked_store", 2)
+
+
 if DEVICE == "cpu":
     _loops_run()
+    _masks_are_boolean()

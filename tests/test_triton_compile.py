@@ -89,10 +89,10 @@ def compiled(name: str) -> dict[str, Any]:
     import importlib
     import re
     import tempfile
-    from pathlib import Path
 
     import triton
     from triton.backends.compiler import GPUTarget
+    from triton.backends.nvidia.compiler import get_ptxas
     from triton.compiler import ASTSource
 
     from torchcorr._triton._plan import BLOCK, SCORE_BLOCK, plan
@@ -115,7 +115,7 @@ def compiled(name: str) -> dict[str, Any]:
     }
     source = ASTSource(fn=function, signature=signature, constexprs=constants, attrs={})
     built = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=launch)
-    ptxas = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "ptxas"
+    ptxas = get_ptxas(90).path
     with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
         file.write(built.asm["ptx"])
         file.flush()

@@ -111,9 +111,9 @@ def build(variant: Variant) -> str:
 
 def resources(ptx: str, folder: Path) -> str:
     """What the assembler that triton brings says of registers and spills."""
-    import triton
+    from triton.backends.nvidia.compiler import get_ptxas
 
-    ptxas = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "ptxas"
+    ptxas = get_ptxas(TARGET).path
     (folder / "kernel.ptx").write_text(ptx)
     command = [str(ptxas), "-v", f"-arch=sm_{TARGET}a", "kernel.ptx", "-o", "kernel.cubin"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=folder, check=True)
