@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -35,8 +36,75 @@ def _unscaled(tiles: Tensor, stats: Tensor) -> Tensor:
     return tiles.div_(scale.reshape(scale.shape[0], *(1,) * (tiles.dim() - 2), 2))
 
 
-def _plan(problem: Problem) -> Plan:
-    return _choose.make_plan(problem, "fft")
+@dataclass(frozen=True)
+class Transpose:
+    """A transpose in normal form, and the tiles that it is computed in on a kind of device.
+
+    `spread` is the upstream gradient with zeros between its values, (paired * inputs, templates,
+    ...); `other` the reversed template (paired, C, templates, *window) that it is correlated with
+    for the input's gradient, or the input that it is correlated with for the template's.
+    """
+
+    leads: Leads
+    spread: Tensor
+    other: Tensor
+    problem: Problem
+    plan: Plan
+    tiling: Tiling
+
+    @classmethod
+    def into_input(
+        cls,
+        grad: Tensor,
+        template: Tensor,
+        shape: tuple[int, ...],
+        stride: Sequence[int],
+        device: str,
+    ) -> Transpose:
+        ndim = len(stride)
+        size, window, ones = shape[-ndim:], tuple(template.shape[-ndim:]), (1,) * ndim
+        leads = Leads.of(shape[: -ndim - 1], tuple(template.shape[: -ndim - 1]))
+        spread = dilated(leads.output(grad, ndim), stride).contiguous()
+        weights = leads.template(_reference.widen(template), ndim + 1)
+        weights = weights.flip(tuple(range(-ndim, 0))).transpose(1, 2).contiguous()
+        # Roles change: what was a template is a channel now, what was a channel a template.
+        turned = Leads((), (), (), leads.paired, leads.inputs, weights.shape[1])
+        full = tuple(n + k - 1 for n, k in zip(size, window, strict=True))
+        problem = Problem(full, window, ones, leads.templates, turned, 8, 0, False, device)
+        pad = tuple(k - 1 for k in window)
+        plan, tiling = _tiles(problem, spread.shape[2:], size, pad)
+        return cls(leads, spread, weights, problem, plan, tiling)
+
+    @classmethod
+    def into_template(
+        cls,
+        grad: Tensor,
+        input: Tensor,
+        shape: tuple[int, ...],
+        stride: Sequence[int],
+        device: str,
+    ) -> Transpose:
+        ndim = len(stride)
+        size, window, ones = tuple(input.shape[-ndim:]), shape[-ndim:], (1,) * ndim
+        leads = Leads.of(tuple(input.shape[: -ndim - 1]), shape[: -ndim - 1])
+        spread = dilated(leads.output(grad, ndim), stride).contiguous()
+        seen = leads.input(input, ndim + 1).contiguous()
+        problem = Problem(size, window, ones, seen.shape[1], leads, 8, 0, False, device)
+        plan, tiling = _tiles(problem, size, output_size(size, window, ones), None)
+        return cls(leads, spread, seen, problem, plan, tiling)
+
+
+def _tiles(
+    problem: Problem, size: Sequence[int], positions: Sequence[int], pad: Sequence[int] | None
+) -> tuple[Plan, Tiling]:
+    """A plan, and its tiles over an input of another size."""
+    plan = _choose.make_plan(problem, "fft")
+    grid = tuple(-(-n // m) for n, m in zip(positions, plan.tile, strict=True))
+    powers = not problem.costs.pairs
+    tiling = Tiling.cut(
+        size, problem.window, problem.stride, grid, pad=pad, positions=positions, powers=powers
+    )
+    return plan, tiling
 
 
 def correlate_input_grad(
@@ -48,30 +116,17 @@ def correlate_input_grad(
     if grad.is_complex() or not bool(torch.isfinite(grad).all()):
         return whole_input_grad(grad, template, input_shape, stride)
     shape = tuple(input_shape)
-    size, window = shape[-ndim:], tuple(template.shape[-ndim:])
-    leads = Leads.of(shape[: -ndim - 1], tuple(template.shape[: -ndim - 1]))
-    spread = dilated(leads.output(grad, ndim), stride).contiguous()
-    weights = leads.template(_reference.widen(template), ndim + 1)
-    weights = weights.flip(tuple(range(-ndim, 0))).transpose(1, 2).contiguous()
-    channels = weights.shape[1]
-    # Roles change: what was a template is a channel now, what was a channel a template.
-    turned = Leads((), (), (), leads.paired, leads.inputs, channels)
-    ones = (1,) * ndim
-    full = tuple(n + k - 1 for n, k in zip(size, window, strict=True))
-    problem = Problem(full, window, ones, leads.templates, turned, 8, 0, False)
-    plan = _plan(problem)
-    grid = tuple(-(-n // m) for n, m in zip(size, plan.tile, strict=True))
-    pad = tuple(k - 1 for k in window)
-    tiling = Tiling.cut(spread.shape[2:], window, ones, grid, pad=pad, positions=size)
-    spectra = TemplateSpectra(weights, tiling, ones, True)
-    out = new_map(spread, (leads.paired * leads.inputs, channels, *size))
-    for pairs, ids in _choose.batches(problem, plan):
+    call = Transpose.into_input(grad, template, shape, stride, "cpu")
+    spread, weights, tiling, plan = call.spread, call.other, call.tiling, call.plan
+    spectra = TemplateSpectra(weights, tiling, tiling.stride, True)
+    out = new_map(spread, (spread.shape[0], weights.shape[1], *shape[-ndim:]))
+    for pairs, ids in _choose.batches(call.problem, plan):
         tiles, stats = ops.gather_tiles(spread, ids, tiling.numbers, False, True, True)
         for first, found in numerators(tiles, spectra, pairs, plan.templates):
             # Nothing is checked, so neither the input nor the template is read again.
-            place = (ids, tiling.numbers, list(ones), first)
+            place = (ids, tiling.numbers, list(tiling.stride), first)
             ops.finish_sums(found, stats, None, None, spread, weights, *place, 0.0, 1.0, 0, out)
-    return leads.input_restored(out, shape, ndim + 1)
+    return call.leads.input_restored(out, shape, ndim + 1)
 
 
 def correlate_template_grad(
@@ -84,23 +139,15 @@ def correlate_template_grad(
     if grad.is_complex() or not finite:
         return whole_template_grad(grad, input, template_shape, stride)
     shape = tuple(template_shape)
-    size, window = tuple(input.shape[-ndim:]), shape[-ndim:]
-    leads = Leads.of(tuple(input.shape[: -ndim - 1]), shape[: -ndim - 1])
-    spread = dilated(leads.output(grad, ndim), stride).contiguous()
-    seen = leads.input(input, ndim + 1).contiguous()
-    ones = (1,) * ndim
-    whole = output_size(size, window, ones)
-    problem = Problem(size, window, ones, seen.shape[1], leads, 8, 0, False)
-    plan = _plan(problem)
-    grid = tuple(-(-n // m) for n, m in zip(whole, plan.tile, strict=True))
-    tiling = Tiling.cut(size, window, ones, grid)
+    call = Transpose.into_template(grad, input, shape, stride, "cpu")
+    leads, spread, seen, tiling = call.leads, call.spread, call.other, call.tiling
     # Tiles of the gradient: the same positions, and nothing around them.
     upstream = list(tiling.numbers)
     upstream[3 * ndim : 4 * ndim] = tiling.outputs
     total = spread.new_zeros(
         (leads.paired, leads.templates, seen.shape[1], *tiling.length), dtype=torch.complex128
     )
-    for pairs, ids in _choose.batches(problem, plan):
+    for pairs, ids in _choose.batches(call.problem, call.plan):
         each = len(ids) // (pairs.stop - pairs.start)
         for k in range(pairs.stop - pairs.start):
             own = ids[k * each : (k + 1) * each]
@@ -111,7 +158,7 @@ def correlate_template_grad(
                 torch.addcmul(sums, one.unsqueeze(0), other.unsqueeze(1), out=sums)
     lead = total.shape[:3]
     lines = back(total.flatten(0, 2), ndim).unflatten(0, lead).real
-    lines = lines[(..., *(slice(0, k) for k in window))] / math.prod(tiling.length)
+    lines = lines[(..., *(slice(0, k) for k in tiling.window))] / math.prod(tiling.length)
     return leads.template_restored(lines.to(grad.dtype), shape, ndim + 1)
 
 

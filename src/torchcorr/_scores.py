@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 
 import torch
@@ -39,6 +39,11 @@ _AGAIN = 128
 def noise_beside(result: torch.dtype, working: torch.dtype) -> float:
     """Roundings that a transform leaves, beside the error that is allowed."""
     return _NOISE * torch.finfo(working).eps / 2 / _TOLERANCE[result]
+
+
+def _counted(left: Tensor) -> list[int]:
+    """Places of the tiles that left windows in doubt."""
+    return [i for i, n in enumerate(left.tolist()) if n > 0]
 
 
 class TiledScores:
@@ -80,7 +85,7 @@ class TiledScores:
     def tiles(self, ids: list[int], centred: bool, wide: bool) -> tuple[Tensor, Tensor]:
         return ops.gather_tiles(self.input, ids, self.geometry, centred, wide, not self.local)
 
-    def norms(self, ids: list[int], stats: Tensor, means: bool) -> tuple[Tensor, set[int], Tensor]:
+    def norms(self, ids: list[int], stats: Tensor, means: bool) -> tuple[Tensor, list[int], Tensor]:
         """Norms, the places in `ids` of tiles that need float64, and means if asked for."""
         dtype = self.input.dtype
         norms, faint, mean = ops.tile_norms(
@@ -97,7 +102,7 @@ class TiledScores:
             _EXACT[dtype],
             means,
         )
-        hard = {i for i, n in enumerate(faint.tolist()) if n > self.budget}
+        hard = [i for i, n in enumerate(faint.tolist()) if n > self.budget]
         return norms, hard, mean
 
     def faint(self, working: torch.dtype) -> float:
@@ -129,7 +134,7 @@ class TiledScores:
             self.out,
         )
         if bool(left.any()):
-            self._again(pairs, ids, norms, left, 0, None)
+            self._again(pairs, ids, norms, _counted(left), 0, None)
 
     def _batch(self, pairs: slice, ids: list[int]) -> None:
         tiles, stats = self.tiles(ids, self.zero_mean, False)
@@ -138,17 +143,13 @@ class TiledScores:
             self._finish(pairs, ids, tiles, norms, stats)
             return
         del tiles
-        groups = pairs.stop - pairs.start
-        each = len(ids) // groups
-        for k in range(groups):
+        self._again(pairs, ids, norms, hard, 0, None)
+        each = len(ids) // (pairs.stop - pairs.start)
+        for k in range(pairs.stop - pairs.start):
             own = range(k * each, (k + 1) * each)
-            group = slice(pairs.start + k, pairs.start + k + 1)
             soft = [ids[i] for i in own if i not in hard and ids[i] >= 0]
             if soft:
-                self._batch(group, self.even(soft))
-            chosen = [i for i in own if i in hard]
-            if chosen:
-                self._wide(group, self.even([ids[i] for i in chosen]), norms[chosen])
+                self._batch(slice(pairs.start + k, pairs.start + k + 1), self.even(soft))
 
     def even(self, ids: list[int]) -> list[int]:
         """Tiles as transforms take them: an even number, filled up with an empty one."""
@@ -199,22 +200,21 @@ class TiledScores:
         for first, found in numerators(tiles, self.spectra, pairs, self.plan.templates):
             left = self._write(found, norms, stats, ids, first, tiles.dtype, self.budget)
             if bool(left.any()):
-                self._again(pairs, ids, norms, left, first, first + found.shape[1])
+                self._again(pairs, ids, norms, _counted(left), first, first + found.shape[1])
 
     def _again(
         self,
         pairs: slice,
         ids: list[int],
         norms: Tensor,
-        left: Tensor,
+        places: Iterable[int],
         start: int,
         stop: int | None,
     ) -> None:
-        """The tiles that left too many windows in doubt, in float64."""
+        """The tiles at these places in `ids`, which have too many windows in doubt, in float64."""
         each = len(ids) // (pairs.stop - pairs.start)
-        noisy = [i for i, n in enumerate(left.tolist()) if n > 0]
         for k in range(pairs.stop - pairs.start):
-            own = [i for i in noisy if i // each == k]
+            own = [i for i in places if i // each == k]
             if own:
                 group = slice(pairs.start + k, pairs.start + k + 1)
                 self._wide(group, self.even([ids[i] for i in own]), norms[own], start, stop)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -23,14 +24,14 @@ class _Prepared(torch.nn.Module):
         self,
         template: Tensor,
         *,
-        ndim: int,
-        mode: str,
-        stride: Window,
-        channels: str,
-        method: str,
-        pad_mode: str,
-        pad_value: float,
-        learnable: bool,
+        ndim: int = 2,
+        mode: str = "valid",
+        stride: Window = 1,
+        channels: str = "independent",
+        method: str = "auto",
+        pad_mode: str = "constant",
+        pad_value: float = 0.0,
+        learnable: bool = False,
     ) -> None:
         super().__init__()
         if not isinstance(template, Tensor):
@@ -60,6 +61,21 @@ class _Prepared(torch.nn.Module):
             self._store = {}
             self._seen = now.clone()
         return keeping(self._store)
+
+    def _of(self, function: Callable[..., Tensor], input: Tensor, **more: float) -> Tensor:
+        with self._keeping():
+            return function(
+                input,
+                self.template,
+                ndim=self.ndim,
+                mode=self.mode,
+                stride=self.stride,
+                channels=self.channels,
+                method=self.method,
+                pad_mode=self.pad_mode,
+                pad_value=self.pad_value,
+                **more,
+            )
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_store": {}, "_seen": None}
@@ -95,44 +111,8 @@ class Correlate(_Prepared):
     tensor([2., 5., 8.])
     """
 
-    def __init__(
-        self,
-        template: Tensor,
-        *,
-        ndim: int = 2,
-        mode: str = "valid",
-        stride: Window = 1,
-        channels: str = "independent",
-        method: str = "auto",
-        pad_mode: str = "constant",
-        pad_value: float = 0.0,
-        learnable: bool = False,
-    ) -> None:
-        super().__init__(
-            template,
-            ndim=ndim,
-            mode=mode,
-            stride=stride,
-            channels=channels,
-            method=method,
-            pad_mode=pad_mode,
-            pad_value=pad_value,
-            learnable=learnable,
-        )
-
     def forward(self, input: Tensor) -> Tensor:
-        with self._keeping():
-            return functional.correlate(
-                input,
-                self.template,
-                ndim=self.ndim,
-                mode=self.mode,
-                stride=self.stride,
-                channels=self.channels,
-                method=self.method,
-                pad_mode=self.pad_mode,
-                pad_value=self.pad_value,
-            )
+        return self._of(functional.correlate, input)
 
 
 class ZNCC(_Prepared):
@@ -189,16 +169,4 @@ class ZNCC(_Prepared):
         self.eps = eps
 
     def forward(self, input: Tensor) -> Tensor:
-        with self._keeping():
-            return functional.zncc(
-                input,
-                self.template,
-                ndim=self.ndim,
-                mode=self.mode,
-                stride=self.stride,
-                channels=self.channels,
-                method=self.method,
-                pad_mode=self.pad_mode,
-                pad_value=self.pad_value,
-                eps=self.eps,
-            )
+        return self._of(functional.zncc, input, eps=self.eps)

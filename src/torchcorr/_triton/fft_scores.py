@@ -87,8 +87,8 @@ def _finish(
     cut = plan(leads, seen.shape[1], size, window, tiling.stride, exact=False, block=SCORE_BLOCK)
     numbers = list(cut.numbers)
     # The input is part of a larger one.
-    item, channel, *rest = seen.stride()
-    plane, row = (0, 0, *rest)[-3:-1]
+    item, channel = seen.stride()[:2]
+    plane, row, _ = three(seen.stride()[2:], 0)
     numbers[NUMBERS.index("pitch_c")] = channel
     numbers[NUMBERS.index("pitch_z")] = plane
     numbers[NUMBERS.index("pitch_y")] = item if ndim == 1 else row
@@ -96,7 +96,7 @@ def _finish(
     score_kernel[(cut.grid,)](
         seen, out, found, stats, noise, taps[piece.pairs],
         first, found.shape[1], taps.shape[1], leads // piece.groups, bits(eps), *out.stride()[:2],
-        *(0, 0, *out.stride()[2:])[-3:-1], *three(tiling.outputs, 1), *three(tiling.grid, 1),
+        *three(out.stride()[2:], 0)[:2], *three(tiling.outputs, 1), *three(tiling.grid, 1),
         *three(tiling.length, 1), *numbers, ZERO_MEAN=zero_mean,
         **cut.options,
     )  # fmt: skip

@@ -23,10 +23,11 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn.functional import pad
 
-from .. import _choose, _reference
+from .. import _reference
 from .._choose import Plan, Problem
-from .._geometry import Leads, Tiling, output_size
-from .._overlap_save import dilated, whole_input_grad, whole_template_grad
+from .._geometry import Tiling
+from .._overlap_adjoints import Transpose
+from .._overlap_save import whole_input_grad, whole_template_grad
 from .direct import three
 from .tiles import gather, noise_of
 from .transforms import Piece, Spectra, arranged, pieces, sums
@@ -156,9 +157,9 @@ class _Call:
             unit = torch.finfo(torch.float64).eps / 2
             noise = noise_of(found, stats, squares[piece.pairs, first:], _NOISE * unit)
         leads, templates = out.shape[0], found.shape[1]
-        blocks = -(-tiling_positions(tiling) // _BLOCK)
-        plane, row = (0, 0, *seen.stride()[2:])[-3:-1]
-        out_plane, out_row = (0, 0, *out.stride()[2:])[-3:-1]
+        blocks = -(-math.prod(tiling.positions) // _BLOCK)
+        plane, row, _ = three(seen.stride()[2:], 0)
+        out_plane, out_row, _ = three(out.stride()[2:], 0)
         finish_sums_kernel[(blocks * leads * templates,)](
             found, stats, noise, *(bound or (found, stats)), seen, self.template[piece.pairs],
             totals[piece.pairs], out, _ULPS * torch.finfo(self.input.dtype).eps / 2,
@@ -169,11 +170,6 @@ class _Call:
             *three(tiling.pad, 0), *three(tiling.size, 1), *out.stride()[:2], out_plane, out_row,
             BOUND=bound is not None, CHECKED=self.checked, BLOCK=_BLOCK,
         )  # fmt: skip
-
-
-def tiling_positions(tiling: Tiling) -> int:
-    """Positions that the tiles of an item cover."""
-    return math.prod(tiling.positions)
 
 
 def correlate_fft(input: Tensor, template: Tensor, stride: Sequence[int]) -> Tensor:
@@ -200,26 +196,10 @@ def correlate_fft_input_grad(
     if grad.is_complex():
         return whole_input_grad(grad, template, input_shape, stride)
     shape = tuple(input_shape)
-    size, window = shape[-ndim:], tuple(template.shape[-ndim:])
-    leads = Leads.of(shape[: -ndim - 1], tuple(template.shape[: -ndim - 1]))
-    spread = dilated(leads.output(grad, ndim), stride).contiguous()
-    weights = leads.template(_reference.widen(template), ndim + 1)
-    weights = weights.flip(tuple(range(-ndim, 0))).transpose(1, 2).contiguous()
-    # Roles change: what was a template is a channel now, what was a channel a template.
-    turned = Leads((), (), (), leads.paired, leads.inputs, weights.shape[1])
-    ones = (1,) * ndim
-    full = tuple(n + k - 1 for n, k in zip(size, window, strict=True))
-    problem = Problem(full, window, ones, leads.templates, turned, 8, 0, False, "cuda")
-    plan = _choose.make_plan(problem, "fft")
-    grid = tuple(-(-n // m) for n, m in zip(size, plan.tile, strict=True))
-    around = tuple(k - 1 for k in window)
-    # What lies behind the last output is 0, as what lies before the first is.
-    tiling = Tiling.cut(
-        spread.shape[2:], window, ones, grid, pad=around, positions=size, powers=True
-    )
-    out = grad.new_empty((leads.paired * leads.inputs, weights.shape[1], *size))
-    _Call(spread, weights, problem, plan, tiling, out, False).run()
-    return leads.input_restored(out, shape, ndim + 1)
+    call = Transpose.into_input(grad, template, shape, stride, "cuda")
+    out = grad.new_empty((call.spread.shape[0], call.other.shape[1], *shape[-ndim:]))
+    _Call(call.spread, call.other, call.problem, call.plan, call.tiling, out, False).run()
+    return call.leads.input_restored(out, shape, ndim + 1)
 
 
 def correlate_fft_template_grad(
@@ -231,25 +211,18 @@ def correlate_fft_template_grad(
         return grad.new_zeros(tuple(template_shape))
     if grad.is_complex():
         return whole_template_grad(grad, input, template_shape, stride)
-    shape, ones = tuple(template_shape), (1,) * ndim
-    size, window = tuple(input.shape[-ndim:]), shape[-ndim:]
-    leads = Leads.of(tuple(input.shape[: -ndim - 1]), shape[: -ndim - 1])
-    whole = output_size(size, window, ones)
-    spread = dilated(leads.output(grad, ndim), stride)
-    missing = [n - m for n, m in zip(whole, spread.shape[2:], strict=True)]
-    spread = pad(spread, [n for m in reversed(missing) for n in (0, m)]).contiguous()
-    seen = leads.input(input, ndim + 1).contiguous()
-    problem = Problem(size, window, ones, seen.shape[1], leads, 8, 0, False, "cuda")
-    plan = _choose.make_plan(problem, "fft")
-    grid = tuple(-(-n // m) for n, m in zip(whole, plan.tile, strict=True))
-    tiling = Tiling.cut(size, window, ones, grid, powers=True)
+    shape = tuple(template_shape)
+    call = Transpose.into_template(grad, input, shape, stride, "cuda")
+    leads, seen, tiling = call.leads, call.other, call.tiling
+    missing = [n - m for n, m in zip(tiling.positions, call.spread.shape[2:], strict=True)]
+    spread = pad(call.spread, [n for m in reversed(missing) for n in (0, m)])
     axes = tuple(range(-ndim, 0))
     half = (*tiling.length[:-1], tiling.length[-1] // 2 + 1)
     total = spread.new_zeros(
         (leads.paired, leads.templates, seen.shape[1], *half), dtype=torch.complex128
     )
     strange = spread.new_zeros(leads.paired, dtype=torch.float64)
-    for piece in pieces(problem, plan, tiling):
+    for piece in pieces(call.problem, call.plan, tiling):
         found, stats = _spectra(piece.of_input(seen), piece.tiling, axes)
         # Tiles of the gradient: the same positions, and nothing around them.
         own = _upstream(piece.tiling)
@@ -263,7 +236,7 @@ def correlate_fft_template_grad(
         bad = (stats[:, 3] + more[:, 3]).unflatten(0, (groups, -1)).sum(1)
         strange[piece.pairs] += bad
     lines = torch.fft.irfftn(total, s=tiling.length, dim=axes, norm="backward")
-    lines = lines[(..., *(slice(0, k) for k in window))]
+    lines = lines[(..., *(slice(0, k) for k in tiling.window))]
     # What is not finite reaches every element, as it does through a transform.
     poison = torch.where(strange > 0, torch.nan, 0.0).reshape(-1, *(1,) * (ndim + 2))
     return leads.template_restored((lines + poison).to(grad.dtype), shape, ndim + 1)

@@ -18,7 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ._plan import NUMBERS
-from .sweep import DEVIATION, direct, sweep
+from .sweep import DEVIATION, write_map
 from .windows import map_shape, plan_of
 
 BLOCK = 1024
@@ -43,16 +43,10 @@ def local_std_forward_kernel(
     axes, positions = (size, pitch, (wz, wy, wx), (sz, sy, sx)), (nz, ny, nx)
     to = (out, out, out_channels, out_pitch_c, (out_z, out_y, out_l), scale, eps)
     blocks = (blocks_z, blocks_y, blocks_x)
-    if DIRECT:
-        direct(
-            source, axes, positions, channels, pitch_c, to, blocks, DEVIATION, NDIM, SPREAD,
-            STRIDED, R, B,
-        )  # fmt: skip
-    else:
-        sweep(
-            source, axes, positions, channels, pitch_c, to, blocks, steps, DEVIATION, NDIM, SPREAD,
-            STRIDED, R, B, J,
-        )  # fmt: skip
+    write_map(
+        source, axes, positions, channels, pitch_c, to, blocks, steps, DEVIATION, NDIM, SPREAD,
+        STRIDED, DIRECT, R, B, J,
+    )  # fmt: skip
 
 
 @triton.jit

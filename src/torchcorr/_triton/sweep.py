@@ -341,3 +341,22 @@ def direct(
         data, axes, z, y, x, valid, 1 / elements(channels, axes[2]), KIND, SPREAD, STRIDED
     )
     emit(value, var, to, step, lead, z, y, x, valid, KIND, NDIM, STRIDED and not SPREAD)
+
+
+@triton.jit
+def write_map(
+    source, axes, positions, channels, pitch_c, to, blocks, steps, KIND: tl.constexpr,
+    NDIM: tl.constexpr, SPREAD: tl.constexpr, STRIDED: tl.constexpr, DIRECT: tl.constexpr,
+    R: tl.constexpr, B: tl.constexpr, J: tl.constexpr,
+):  # fmt: skip
+    """One program, by definition or by sums that slide."""
+    if DIRECT:
+        direct(
+            source, axes, positions, channels, pitch_c, to, blocks, KIND, NDIM, SPREAD, STRIDED,
+            R, B,
+        )  # fmt: skip
+    else:
+        sweep(
+            source, axes, positions, channels, pitch_c, to, blocks, steps, KIND, NDIM, SPREAD,
+            STRIDED, R, B, J,
+        )  # fmt: skip

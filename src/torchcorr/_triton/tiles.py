@@ -208,7 +208,7 @@ def gather(
     items, channels = x.shape[:2]
     tiles, volume = items * tiling.tiles, channels * math.prod(tiling.length)
     parts, at_once = _parts(volume)
-    plane, row = (0, 0, *x.stride()[2:])[-3:-1]
+    plane, row, _ = three(x.stride()[2:], 0)
     geometry = (
         *three(tiling.grid, 1),
         *three([m * s for m, s in zip(tiling.outputs, tiling.stride, strict=True)], 1),

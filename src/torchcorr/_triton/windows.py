@@ -23,7 +23,7 @@ from .._geometry import output_size
 from ._plan import NUMBERS, Plan, plan, shape_of
 from .finish import converted
 from .sliding import PAIR, column_sums
-from .sweep import MOMENTS, SUM, by_definition, direct, marches, place, place_in, sweep
+from .sweep import MOMENTS, SUM, by_definition, marches, place, place_in, write_map
 
 
 @triton.jit(do_not_specialize=NUMBERS)
@@ -45,16 +45,10 @@ def window_kernel(
     axes, positions = (size, pitch, (wz, wy, wx), (sz, sy, sx)), (nz, ny, nx)
     to = (out, var_out, out_channels, out_pitch_c, (out_z, out_y, out_l), 1.0, 0.0)
     blocks = (blocks_z, blocks_y, blocks_x)
-    if DIRECT:
-        direct(
-            source, axes, positions, channels, pitch_c, to, blocks, KIND, NDIM, SPREAD, STRIDED,
-            R, B,
-        )  # fmt: skip
-    else:
-        sweep(
-            source, axes, positions, channels, pitch_c, to, blocks, steps, KIND, NDIM, SPREAD,
-            STRIDED, R, B, J,
-        )  # fmt: skip
+    write_map(
+        source, axes, positions, channels, pitch_c, to, blocks, steps, KIND, NDIM, SPREAD,
+        STRIDED, DIRECT, R, B, J,
+    )  # fmt: skip
 
 
 @triton.jit
