@@ -208,3 +208,19 @@ def zncc_template_gradient(x: np.ndarray, template: np.ndarray, delta: np.ndarra
             direct[v] += delta[u] * shown[v] / count
     along = (direct * standard).mean()
     return (direct - direct.mean() - standard * along) / template.std()
+
+
+def lncc(
+    a: np.ndarray,
+    b: np.ndarray,
+    window: int | Sequence[int],
+    *,
+    eps: float = 0.0,
+    **options: Any,
+) -> np.ndarray:
+    one, other = windows(a, window, **options), windows(b, window, **options)
+    none = is_flat(one) | is_flat(other)
+    with np.errstate(invalid="ignore"):
+        x, y = one - one.mean(-1, keepdims=True), other - other.mean(-1, keepdims=True)
+        roots = [np.sqrt((d * d).mean(-1) + eps) for d in (x, y)]
+    return _divide((x * y).mean(-1), roots[0] * roots[1], none)

@@ -21,7 +21,7 @@ PACKAGE = ROOT / "src" / "torchcorr"
 LAYERS = (
     {"_geometry", "_checks"},
     {"_reference", "_reference_tiles"},
-    {"_ops", "_score_ops", "_tile_ops", "_vmap"},
+    {"_ops", "_lncc_ops", "_score_ops", "_tile_ops", "_vmap"},
     {
         "_overlap_save",
         "_overlap_adjoints",
@@ -31,7 +31,7 @@ LAYERS = (
         "_native",
         "_triton",
     },
-    {"functional", "local", "planning", "_frame"},
+    {"functional", "local", "planning", "similarity", "_frame"},
     {"nn", "match", "align", "plot", "demo", "_peaks", "_files"},
     {"__init__", "__main__"},
 )
@@ -48,6 +48,7 @@ POSITIONAL = {
     "local_var": ["input", "window"],
     "local_std": ["input", "window"],
     "flat_windows": ["input", "window"],
+    "lncc": ["a", "b", "window"],
     "match_template": ["image", "template"],
     "find_peaks": ["score_map"],
     "estimate_shift": ["reference", "moving"],

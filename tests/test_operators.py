@@ -47,6 +47,9 @@ def windows(dtype):
     s1, s2 = mean.clone().requires_grad_(), var.clone().requires_grad_()
     yield "window_combine", (s1, s2, image, window, steps)
     yield "local_std", (image, window, steps, 1.0, 0.1)
+    pair = (image, grad(2, 3, 7, 8, dtype=dtype, seed=7), window, steps, 0.1)
+    yield "lncc", pair
+    yield "lncc_grads", (delta.detach(), *(x.detach() for x in pair[:2]), *pair[2:], True, True)
     delta, score = delta.detach(), draw((4, 2, 3, 7), dtype, 5)
     yield "local_std_prepare_grads", (delta, mean, var, 18.0, 1.0, 0.1)
     for zero_mean in (True, False):

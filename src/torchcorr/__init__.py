@@ -3,6 +3,7 @@
 from importlib.metadata import version as _version
 
 from . import (  # noqa: F401 - they register operators and kernels
+    _lncc_ops,
     _native,
     _overlap_adjoints,
     _overlap_save,
@@ -19,6 +20,7 @@ from .functional import convolve, correlate, ncc, zncc
 from .local import flat_windows, local_mean, local_std, local_sum, local_var
 from .match import Matches, Peaks, find_peaks, match_template
 from .planning import plan
+from .similarity import lncc
 
 _native.load()
 __version__ = _version("torchcorr")
@@ -34,6 +36,7 @@ __all__ = [
     "estimate_shift",
     "find_peaks",
     "flat_windows",
+    "lncc",
     "local_mean",
     "local_std",
     "local_sum",

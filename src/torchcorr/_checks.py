@@ -152,13 +152,25 @@ def channels_match(input_channels: int, template_channels: int) -> None:
         raise ValueError("input must have at least one channel with channels='joint': got 0")
 
 
-def leads_broadcast(input_lead: Sequence[int], template_lead: Sequence[int]) -> None:
+def leads_broadcast(
+    input_lead: Sequence[int],
+    template_lead: Sequence[int],
+    names: tuple[str, str] = ("input", "template"),
+) -> None:
     for n, m in zip(reversed(input_lead), reversed(template_lead), strict=False):
         if n != m and n != 1 and m != 1:
             raise ValueError(
-                "leading axes of input and template must broadcast: got "
+                f"leading axes of {' and '.join(names)} must broadcast: got "
                 f"{tuple(input_lead)} and {tuple(template_lead)}"
             )
+
+
+def sizes_match(a: Sequence[int], b: Sequence[int]) -> None:
+    if tuple(a) != tuple(b):
+        raise ValueError(
+            "a and b must have the same window axes (and channels, with channels='joint'): got "
+            f"{tuple(a)} and {tuple(b)}"
+        )
 
 
 def pad_fits(pad_mode: str, pads: Sequence[tuple[int, int]], size: Sequence[int]) -> None:

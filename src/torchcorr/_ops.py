@@ -46,6 +46,11 @@ _SCHEMAS = {
         "(Tensor grad, Tensor mean, Tensor var, float count, float correction, float eps)"
         " -> (Tensor, Tensor)"
     ),
+    "lncc": "(Tensor a, Tensor b, int[] window, int[] stride, float eps) -> Tensor",
+    "lncc_grads": (
+        "(Tensor grad, Tensor a, Tensor b, int[] window, int[] stride, float eps, bool need_a,"
+        " bool need_b) -> (Tensor, Tensor)"
+    ),
     "ncc_fft_grads": (
         "(Tensor grad, Tensor input, Tensor template, Tensor score, int[] stride, bool zero_mean,"
         " float eps, bool need_input, bool need_template) -> (Tensor, Tensor)"
@@ -148,13 +153,20 @@ def fake_score(input: Tensor, template: Tensor, stride: Sequence[int], *_: Any) 
     return input.new_empty(_score_shape(input, template, stride))
 
 
+def fake_pair(_grad: Tensor, first: Tensor, second: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+    """Both gradients of a pair, one that is not needed empty: the last two arguments say so."""
+    need_first, need_second = args[-2:]
+    return (
+        first.new_empty(first.shape if need_first else (0,)),
+        second.new_empty(second.shape if need_second else (0,)),
+    )
+
+
 def _fake_shaped(grad: Tensor, _: Any, shape: Sequence[int], stride: Sequence[int]) -> Tensor:
     return grad.new_empty(tuple(shape))
 
 
-def _fake_window_map(
-    input: Tensor, window: Sequence[int], stride: Sequence[int], *_: Any
-) -> Tensor:
+def fake_window_map(input: Tensor, window: Sequence[int], stride: Sequence[int], *_: Any) -> Tensor:
     return input.new_empty(_window_shape(input, window, stride))
 
 
@@ -321,11 +333,11 @@ for _method in METHODS:
     _register_correlation(_method)
 
 for _name, _fake, _setup, _rule in (
-    ("window_sum", _fake_window_map, _save_window, _window_sum_backward),
+    ("window_sum", fake_window_map, _save_window, _window_sum_backward),
     ("window_spread", _fake_shaped, _save_window, _window_spread_backward),
     ("window_moments", _fake_moments, _save_input, _moments_backward),
     ("window_combine", _fake_combine, _save_combine, _combine_backward),
-    ("local_std", _fake_window_map, _save_input, _local_std_backward),
+    ("local_std", fake_window_map, _save_input, _local_std_backward),
 ):
     torch.library.register_fake(qualified(_name), _fake, lib=library)
     register_autograd(_name, _rule, _setup)

@@ -273,3 +273,88 @@ def ncc_grads(
             found = found - offset.sum_to_size((*template.shape[: -ndim - 1], *(1,) * (ndim + 1)))
         for_template = found.to(template.dtype)
     return for_input, for_template
+
+
+def lncc(a: Tensor, b: Tensor, window: Sequence[int], stride: Sequence[int], eps: float) -> Tensor:
+    """Pearson's coefficient of two inputs in each window (math.md, LNCC)."""
+    mean_a, var_a = window_moments(a, window, stride)
+    mean_b, var_b = window_moments(b, window, stride)
+    covariance = _covariance(a, b, mean_a, mean_b, window, stride)
+    energy_a, energy_b, _ = _energies(var_a, var_b, eps)
+    # Where a window is flat its covariance is 0, and NaN if the other one's is.
+    score = covariance / (energy_a.sqrt() * energy_b.sqrt())
+    return score.clamp(-1, 1).to(a.dtype)
+
+
+def _covariance(
+    a: Tensor,
+    b: Tensor,
+    mean_a: Tensor,
+    mean_b: Tensor,
+    window: Sequence[int],
+    stride: Sequence[int],
+) -> Tensor:
+    ndim = len(window)
+    output = mean_a.shape[mean_a.dim() - ndim :]
+    total = torch.zeros_like(mean_a)
+    level_a, level_b = mean_a.unsqueeze(-ndim - 1), mean_b.unsqueeze(-ndim - 1)
+    for v in offsets(window):
+        at = (..., *positions(v, output, stride))
+        total += ((widen(a[at]) - level_a) * (widen(b[at]) - level_b)).sum(-ndim - 1)
+    return total / (a.shape[-ndim - 1] * math.prod(window))
+
+
+def _energies(var_a: Tensor, var_b: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """What stands under both roots, 1 where either window is flat; and whether one is."""
+    flat = (var_a == 0) | (var_b == 0)
+    one = torch.ones_like(var_a)
+    return torch.where(flat, one, var_a) + eps, torch.where(flat, one, var_b) + eps, flat
+
+
+def lncc_window_grads(
+    grad: Tensor,
+    a: tuple[Tensor, Tensor],
+    b: tuple[Tensor, Tensor],
+    covariance: Tensor,
+    count: int,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """What each window gives its elements, from the mean and variance of both (math.md, LNCC).
+
+    Factors of the other input, of a and of b, and offsets for a and for b; 0 where one is flat.
+    """
+    (mean_a, var_a), (mean_b, var_b) = a, b
+    energy_a, energy_b, flat = _energies(var_a, var_b, eps)
+    root = energy_a.sqrt() * energy_b.sqrt()
+    share = torch.where(flat, torch.zeros_like(root), widen(grad) / count)
+    other, scored = share / root, share * (covariance / root)
+    own_a, own_b = scored / energy_a, scored / energy_b
+    return other, own_a, own_b, own_a * mean_a - other * mean_b, own_b * mean_b - other * mean_a
+
+
+def lncc_grads(
+    grad: Tensor,
+    a: Tensor,
+    b: Tensor,
+    window: Sequence[int],
+    stride: Sequence[int],
+    eps: float,
+    need_a: bool,
+    need_b: bool,
+) -> tuple[Tensor, Tensor]:
+    """Both gradients of `lncc`; one that is not needed is empty (math.md, LNCC)."""
+    of_a, of_b = window_moments(a, window, stride), window_moments(b, window, stride)
+    covariance = _covariance(a, b, of_a[0], of_b[0], window, stride)
+    count = a.shape[-len(window) - 1] * math.prod(window)
+    maps = lncc_window_grads(grad, of_a, of_b, covariance, count, eps)
+    other, own_a, own_b, offset_a, offset_b = maps
+    shape = tuple(a.shape)
+
+    def through(x: Tensor, y: Tensor, own: Tensor, offset: Tensor) -> Tensor:
+        spread = [window_spread(one, window, shape, stride) for one in (other, own, offset)]
+        return (widen(y) * spread[0] - widen(x) * spread[1] + spread[2]).to(x.dtype)
+
+    return (
+        through(a, b, own_a, offset_a) if need_a else a.new_empty(0),
+        through(b, a, own_b, offset_b) if need_b else b.new_empty(0),
+    )

@@ -12,6 +12,7 @@ from . import _reference
 from ._ops import (
     METHODS,
     count_of,
+    fake_pair,
     fake_score,
     library,
     ops,
@@ -20,16 +21,6 @@ from ._ops import (
     register_autograd,
     transposes,
 )
-
-
-def _fake_ncc_both(
-    _grad: Tensor, input: Tensor, template: Tensor, *args: Any
-) -> tuple[Tensor, Tensor]:
-    need_input, need_template = args[-2:]
-    return (
-        input.new_empty(input.shape if need_input else (0,)),
-        template.new_empty(template.shape if need_template else (0,)),
-    )
 
 
 def _fake_ncc_grads(
@@ -144,6 +135,6 @@ torch.library.register_fake(qualified("standardise"), _fake_standardise, lib=lib
 register_autograd("standardise", _standardise_backward, _save_template)
 for _name, _shape_rule in (
     ("ncc_prepare_grads", _fake_ncc_grads),
-    ("ncc_fft_grads", _fake_ncc_both),
+    ("ncc_fft_grads", fake_pair),
 ):
     torch.library.register_fake(qualified(_name), _shape_rule, lib=library)

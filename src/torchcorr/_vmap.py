@@ -117,6 +117,7 @@ for _name, _outputs in (
     ("window_moments", 2),
     ("window_combine", 1),
     ("local_std", 1),
+    ("lncc", 1),
     ("standardise", 1),
     ("local_std_prepare_grads", 2),
 ):
