@@ -20,13 +20,13 @@ class ImageSource {
     thread_local std::vector<double> buffer;
     if (static_cast<int64_t>(buffer.size()) < 2 * n) buffer.assign(2 * n, 0.0);
     for (int64_t c = 0; c < channels_; ++c, row += channel_size_) {
-      double* value = c == 0 ? to.plane[0] : buffer.data();
+      double* value = c == 0 ? to.plane(0) : buffer.data();
       widen(s.valid, row, value);
       for (int64_t i = s.valid; i < n; ++i) value[i] = 0;
-      if (c == 0 && Policy::planes > 1) std::fill_n(to.plane[1], n, 0.0);
+      if (c == 0 && Policy::planes > 1) std::fill_n(to.plane(1), n, 0.0);
       if (c > 0) {
         std::fill_n(buffer.data() + n, n, 0.0);
-        Policy::merge(n, to, to, c, {{value, buffer.data() + n}}, 1, 1.0);
+        Policy::merge(n, to, to, c, {value, n}, 1, 1.0);
       }
     }
   }

@@ -48,7 +48,7 @@ struct DeviationSink {
   T* out;
 
   void store(const Stretch& s, Rows r) const {
-    finish(s.valid, r.plane[1], scale, eps, out + map_offset(plan, s));
+    finish(s.valid, r.plane(1), scale, eps, out + map_offset(plan, s));
   }
 };
 

@@ -46,14 +46,14 @@ struct TileSource {
   void load(const Stretch& s, int64_t n, Rows to) const {
     const TilePlace place(grid, ids[s.lead]);
     const double* own = stats + s.lead * kStats;
-    std::fill_n(to.plane[0], n, 0.0);
-    std::fill_n(to.plane[1], n, 0.0);
+    std::fill_n(to.plane(0), n, 0.0);
+    std::fill_n(to.plane(1), n, 0.0);
     for (int64_t c = 0; c < grid.channels; ++c) {
       const TileRow<T> row(grid, place, input, c, s.z, s.y);
       const int64_t begin = std::max(row.begin, s.x), end = std::min(row.end, s.x + s.valid);
       if (end <= begin) continue;
-      squares(end - begin, row.data + begin, own[0], own[1], to.plane[0] + begin - s.x,
-              to.plane[1] + begin - s.x);
+      squares(end - begin, row.data + begin, own[0], own[1], to.plane(0) + begin - s.x,
+              to.plane(1) + begin - s.x);
     }
   }
 };
@@ -119,7 +119,7 @@ struct NormSink {
     if (n <= 0 || s.z >= valid(0) || s.y >= valid(1)) return;
     const double* own = stats + s.lead * kStats;
     int64_t faint = 0, level = 0;
-    norms_of(n, r.plane[0], r.plane[1], count, by.eps * own[1] * own[1], own[2], by,
+    norms_of(n, r.plane(0), r.plane(1), count, by.eps * own[1] * own[1], own[2], by,
              out + map_offset(plan, s), means ? means + map_offset(plan, s) : nullptr, faint, level);
     if (faint > 0) counts[s.lead].faint += faint;
     if (level > 0) counts[s.lead].level += level;

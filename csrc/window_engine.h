@@ -98,8 +98,7 @@ class Scratch {
  public:
   Rows take(int64_t n, int planes) {
     memory_.emplace_back(new double[n * planes]);
-    double* first = memory_.back().get();
-    return {{first, planes > 1 ? first + n : first}};
+    return {memory_.back().get(), n};
   }
 
  private:
@@ -130,7 +129,7 @@ class Worker {
     suffix_ = take(kLanes * x.block);
     found_ = take(kLanes * plan.strip);
     result_ = take(kLanes * plan.strip);
-    for (int p = 0; p < Policy::planes; ++p) std::fill_n(held_.plane[p], kLanes * wide, 0.0);
+    for (int p = 0; p < Policy::planes; ++p) std::fill_n(held_.plane(p), kLanes * wide, 0.0);
   }
 
   void run(int64_t begin, int64_t end) {
@@ -151,7 +150,7 @@ class Worker {
   Rows take(int64_t n) { return scratch_.take(n, Policy::planes); }
 
   static void copy(int64_t n, Rows to, Rows from) {
-    for (int p = 0; p < Policy::planes; ++p) std::memcpy(to.plane[p], from.plane[p], n * 8);
+    for (int p = 0; p < Policy::planes; ++p) std::memcpy(to.plane(p), from.plane(p), n * 8);
   }
 
   static void join(int64_t n, Rows out, Rows a, int64_t na, Rows b, int64_t nb, double weight) {
@@ -238,15 +237,15 @@ class Worker {
     const double* from[kLanes];
     double* to[kLanes];
     for (int p = 0; p < Policy::planes; ++p) {
-      for (int64_t r = 0; r < kLanes; ++r) from[r] = held_.plane[p] + r * wide_;
-      interleave(wide_, from, lanes_.plane[p]);
+      for (int64_t r = 0; r < kLanes; ++r) from[r] = held_.plane(p) + r * wide_;
+      interleave(wide_, from, lanes_.plane(p));
     }
     const double weight =
         static_cast<double>(plan_.channels * plan_.axis[0].window * plan_.axis[1].window);
     Policy::windows(plan_.axis[2], count_, weight, lanes_, suffix_, found_);
     for (int p = Sink::first_plane; p < Policy::planes; ++p) {
-      for (int64_t r = 0; r < kLanes; ++r) to[r] = result_.plane[p] + r * count_;
-      separate(count_, found_.plane[p], to);
+      for (int64_t r = 0; r < kLanes; ++r) to[r] = result_.plane(p) + r * count_;
+      separate(count_, found_.plane(p), to);
     }
     for (int64_t r = 0; r < rows_; ++r) {
       const auto [lead, z, y] = where_[r];

@@ -11,18 +11,19 @@
 namespace torchcorr {
 
 constexpr int64_t kLanes = 16;  // rows that the last axis treats side by side
-constexpr int kPlanes = 2;      // numbers a summary has at most
 
 struct Axis {
   int64_t size = 1, window = 1, step = 1, count = 1;
   int64_t block = 1;  // positions of one block, at most the window
 };
 
-// Rows of numbers, one pointer for each number of a summary: (mean, M2), or one or two sums.
+// Rows of numbers, one plane for each number of a summary: means and squares, or sums.
 struct Rows {
-  double* plane[kPlanes] = {};
+  double* first = nullptr;
+  int64_t pitch = 0;  // from one plane to the next
 
-  Rows at(int64_t offset) const { return {{plane[0] + offset, plane[1] + offset}}; }
+  double* plane(int p) const { return first + p * pitch; }
+  Rows at(int64_t offset) const { return {first + offset, pitch}; }
 };
 
 template <class Suffix, class Prefix, class Emit>
@@ -49,6 +50,16 @@ struct Moments {
   static constexpr int planes = 2;
   static void merge(int64_t n, Rows out, Rows a, double na, Rows b, double nb, double weight);
   // Lane-interleaved windows: numbers of column x are at [x * kLanes, (x + 1) * kLanes).
+  static void windows(const Axis& axis, int64_t count, double weight, Rows in, Rows suffix,
+                      Rows out);
+};
+
+// Of two images: both means, both sums of squares about them, and that of their products. With
+// `Fine`, for float64, also what rounding took from either mean.
+template <bool Fine>
+struct CoMoments {
+  static constexpr int planes = Fine ? 7 : 5;
+  static void merge(int64_t n, Rows out, Rows a, double na, Rows b, double nb, double weight);
   static void windows(const Axis& axis, int64_t count, double weight, Rows in, Rows suffix,
                       Rows out);
 };

@@ -4,6 +4,7 @@
 
 #include "image_source.h"
 #include "large_pages.h"
+#include "spread_source.h"
 
 namespace torchcorr {
 namespace {
@@ -25,7 +26,7 @@ struct MomentsSink {
 
   void store(const Stretch& s, Rows r) const {
     const int64_t at = map_offset(plan, s);
-    finish_moments(s.valid, r.plane[0], r.plane[1], count, mean + at, var + at);
+    finish_moments(s.valid, r.plane(0), r.plane(1), count, mean + at, var + at);
   }
 };
 
@@ -38,53 +39,8 @@ struct SumSink {
 
   void store(const Stretch& s, Rows r) const {
     T* to = out + map_offset(plan, s);
-    for (int64_t i = 0; i < s.valid; ++i) to[i] = static_cast<T>(r.plane[0][i]);
+    for (int64_t i = 0; i < s.valid; ++i) to[i] = static_cast<T>(r.plane(0)[i]);
   }
-};
-
-// A gradient spread out with zeros between its values and around them: the windows that hold an
-// element are then the window of that size that begins at it.
-template <class T, int N>
-class SpreadSource {
- public:
-  SpreadSource(const T* const (&data)[N], const Sizes& count, const Sizes& window,
-               const Sizes& step) {
-    for (int p = 0; p < N; ++p) data_[p] = data[p];
-    const size_t front = 3 - count.size();
-    for (size_t i = 0; i < count.size(); ++i) {
-      axis_[front + i].count = count[i];
-      axis_[front + i].window = window[i];
-      axis_[front + i].step = step[i];
-    }
-  }
-
-  void load(const Stretch& s, int64_t n, Rows to) const {
-    for (int p = 0; p < N; ++p) std::fill_n(to.plane[p], n, 0.0);
-    const int64_t z = index(0, s.z), y = index(1, s.y);
-    if (z < 0 || y < 0) return;
-    const Axis& a = axis_[2];
-    const int64_t from = ((s.lead * axis_[0].count + z) * axis_[1].count + y) * a.count;
-    const int64_t shift = a.window - 1 - s.x;
-    const int64_t first = std::max<int64_t>(0, ceil_div(std::max<int64_t>(0, -shift), a.step));
-    const int64_t left = s.valid - 1 - shift;
-    const int64_t last = left < 0 ? -1 : std::min(a.count - 1, left / a.step);
-    for (int p = 0; p < N; ++p) {
-      for (int64_t u = first; u <= last; ++u) {
-        to.plane[p][u * a.step + shift] = static_cast<double>(data_[p][from + u]);
-      }
-    }
-  }
-
- private:
-  int64_t index(int i, int64_t position) const {
-    const int64_t at = position - (axis_[i].window - 1);
-    return at < 0 || at % axis_[i].step != 0 || at / axis_[i].step >= axis_[i].count
-               ? -1
-               : at / axis_[i].step;
-  }
-
-  const T* data_[N];
-  Axis axis_[3];
 };
 
 template <class T>
@@ -99,7 +55,7 @@ struct SpreadSink {
     const int64_t at = map_offset(plan, s) + s.lead * (channels - 1) * channel_size;
     for (int64_t c = 0; c < channels; ++c) {
       T* to = out + at + c * channel_size;
-      for (int64_t i = 0; i < s.valid; ++i) to[i] = static_cast<T>(r.plane[0][i]);
+      for (int64_t i = 0; i < s.valid; ++i) to[i] = static_cast<T>(r.plane(0)[i]);
     }
   }
 };
@@ -119,7 +75,7 @@ struct CombineSink {
       const T* from = input + at + c * channel_size;
       T* to = out + at + c * channel_size;
       for (int64_t i = 0; i < s.valid; ++i) {
-        to[i] = static_cast<T>(r.plane[0][i] + 2 * static_cast<double>(from[i]) * r.plane[1][i]);
+        to[i] = static_cast<T>(r.plane(0)[i] + 2 * static_cast<double>(from[i]) * r.plane(1)[i]);
       }
     }
   }
@@ -167,13 +123,6 @@ void check_map(const Tensor& grad, const Shape& shape, const Sizes& window, cons
   STD_TORCH_CHECK(sizes_of(grad) == expected, "grad must have the shape of the windows' map");
 }
 
-// The plan of a spread: stride one over the gradient dilated and padded by window - 1.
-Plan spread_plan(const Shape& shape, const Sizes& window, int planes) {
-  Sizes padded = shape.size;
-  for (size_t i = 0; i < window.size(); ++i) padded[i] += window[i] - 1;
-  return Plan(shape.leads, 1, padded, window, Sizes(window.size(), 1), planes);
-}
-
 int64_t product(const Sizes& sizes) {
   int64_t n = 1;
   for (int64_t s : sizes) n *= s;
@@ -188,7 +137,7 @@ Sizes last_sizes(const Tensor& x, size_t ndim) {
 
 Tensor window_spread(const Tensor& grad, Sizes window, Sizes input_shape, Sizes stride) {
   const Shape shape(input_shape, window.size());
-  const Plan plan = spread_plan(shape, window, 1);
+  const Plan plan = spread_plan(shape.leads, shape.size, window, 1);
   check_map(grad, shape, window, stride);
   Tensor out = new_map(grad, input_shape);
   if (out.numel() == 0) return out;
@@ -206,7 +155,7 @@ Tensor window_spread(const Tensor& grad, Sizes window, Sizes input_shape, Sizes 
 Tensor local_std_combine_grads_kernel(const Tensor& grad_s1, const Tensor& grad_s2,
                                       const Tensor& input, Sizes window, Sizes stride) {
   const Shape shape(sizes_of(input), window.size());
-  const Plan plan = spread_plan(shape, window, 2);
+  const Plan plan = spread_plan(shape.leads, shape.size, window, 2);
   check_map(grad_s1, shape, window, stride);
   check_map(grad_s2, shape, window, stride);
   const Tensor image = packed(input), first = packed(grad_s1), second = packed(grad_s2);

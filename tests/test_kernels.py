@@ -22,6 +22,8 @@ NAMES = (
     "window_combine",
     "local_std",
     "local_std_prepare_grads",
+    "lncc",
+    "lncc_grads",
     "standardise",
     "gather_tiles",
     "tile_norms",

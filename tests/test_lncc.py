@@ -11,7 +11,9 @@ from inputs import INTEGERS, MODES, PAD_MODES, array, draw, result_dtype, says
 from tolerances import GRADIENT_OF_FLOAT32, SCORE
 
 import torchcorr
+from torchcorr import _reference
 
+ops = torch.ops.torchcorr
 SHAPES = {
     "1d": ((2, 13), 4, 1, "independent"),
     "1d-joint": ((2, 3, 13), 5, 1, "joint"),
@@ -193,6 +195,34 @@ def test_float32_gradients_on_the_torture_list(side):
             assert error <= GRADIENT_OF_FLOAT32 * exact.abs().max(), case.name
 
 
+# Gradients of large inputs go slab by slab along the first axis; of small ones many at once.
+SLABS = {
+    "1d": ((1, 500_000), (31,), (2,)),
+    "2d": ((1, 900, 500), (9, 5), (1, 1)),
+    "2d-few-rows": ((1, 24, 30_000), (9, 3), (1, 1)),
+    "2d-stride-past-window": ((1, 3600, 400), (2, 3), (3, 2)),
+    "2d-some-items-at-once": ((5, 1, 300, 300), (7, 8), (1, 1)),
+    "3d-joint": ((2, 90, 80, 80), (5, 3, 2), (2, 1, 1)),
+}
+
+
+@pytest.mark.parametrize("shape, window, stride", SLABS.values(), ids=SLABS)
+def test_gradients_in_slabs(shape, window, stride):
+    a, b = draw(shape), draw(shape, seed=1)
+    score = _reference.lncc(a, b, window, stride, 0.0)
+    delta = draw(tuple(score.shape), seed=2) - 0.5
+    assert float((ops.lncc(a, b, window, stride, 0.0) - score).abs().max()) <= SCORE[a.dtype]
+    want = _reference.lncc_grads(delta, a, b, window, stride, 0.0, True, True)
+    both = ops.lncc_grads(delta, a, b, window, stride, 0.0, True, True)
+    first, none = ops.lncc_grads(delta, a, b, window, stride, 0.0, True, False)
+    nothing, second = ops.lncc_grads(delta, a, b, window, stride, 0.0, False, True)
+    assert none.numel() == nothing.numel() == 0
+    for exact, got, alone in zip(want, both, (first, second), strict=True):
+        bound = 1e-10 * float(exact.abs().max())
+        assert float((got - exact).abs().max()) <= bound
+        assert float((alone - exact).abs().max()) <= bound
+
+
 def test_compiled_batched_and_exported():
     a, b = draw((3, 9, 10)).requires_grad_(), draw((3, 9, 10), seed=1).requires_grad_()
 
@@ -230,3 +260,43 @@ def test_errors():
         torchcorr.lncc(a, a, 3, 2)
     with pytest.raises(TypeError, match="complex64"):
         torchcorr.lncc(a.to(torch.complex64), a.to(torch.complex64), 3)
+
+
+def test_loss():
+    a, b = draw((2, 7, 8, 6)).requires_grad_(), draw((2, 7, 8, 6), seed=1)
+    score = torchcorr.lncc(a, b, 5, ndim=3)
+    for squared in (False, True):
+        value = 1 - (score.square() if squared else score)
+        for reduction, want in (("mean", value.mean()), ("sum", value.sum()), ("none", value)):
+            loss = torchcorr.nn.LNCCLoss(5, squared=squared, reduction=reduction)
+            torch.testing.assert_close(loss(a, b), want)
+            assert f"squared={squared}, reduction={reduction!r}" in repr(loss)
+    assert torchcorr.nn.LNCCLoss(3, ndim=2, mode="same", pad_mode="reflect", eps=0.1)(a, b) < 2
+    with pytest.raises(ValueError, match=says("reduction", "median")):
+        torchcorr.nn.LNCCLoss(5, reduction="median")
+
+
+def test_loss_lays_an_image_on_another():
+    """Gradient descent finds the shift and contrast between two pictures."""
+    rows = torch.linspace(-3, 3, 40, dtype=torch.float64)
+    image = (3 * rows[:, None]).sin() * (2 * rows).cos() + 0.3 * rows[:, None] * rows
+    shift = torch.tensor([0.12, -0.08], dtype=torch.float64, requires_grad=True)
+    loss = torchcorr.nn.LNCCLoss(9, ndim=2)
+    identity = torch.eye(2, dtype=torch.float64)
+    descent = torch.optim.LBFGS([shift], line_search_fn="strong_wolfe")
+
+    def step():
+        descent.zero_grad()
+        grid = torch.nn.functional.affine_grid(
+            torch.cat([identity, shift[:, None]], 1)[None], [1, 1, 40, 40], align_corners=False
+        )
+        moved = torch.nn.functional.grid_sample(
+            image[None, None], grid, padding_mode="border", align_corners=False
+        )
+        found = loss(moved[0, 0], 7 - 0.5 * -image)
+        found.backward()
+        return found
+
+    for _ in range(10):
+        descent.step(step)
+    assert float(shift.detach().abs().max()) < 1e-4

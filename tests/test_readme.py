@@ -19,14 +19,15 @@ ROWS = re.findall(r"^\| `(\w+\([^|]*)` \| (.*) \|$", README, re.M)
 def names() -> dict[str, Any]:
     x, t, k = (torch.randn(size, dtype=torch.float64) for size in ((9, 8), (3, 2), (2, 4)))
     x[:5, :5] = 0.5
-    u = x.unfold(-2, 3, 1).unfold(-2, 2, 1)
+    y = torch.randn(9, 8, dtype=torch.float64)
+    u, v = (z.unfold(-2, 3, 1).unfold(-2, 2, 1) for z in (x, y))
 
     def standard(v: torch.Tensor) -> torch.Tensor:
         mean, std = v.mean((-2, -1), keepdim=True), v.std((-2, -1), correction=0, keepdim=True)
         return (v - mean) / std
 
-    found = {"torch": torch, "F": F, "x": x, "t": t, "k": k, "u": u, "standard": standard}
-    return found | {"h": 3, "w": 2} | vars(torchcorr)
+    found = {"torch": torch, "F": F, "x": x, "y": y, "t": t, "k": k, "u": u, "v": v}
+    return found | {"standard": standard, "h": 3, "w": 2} | vars(torchcorr)
 
 
 def line_of(cell: str) -> str:
@@ -40,7 +41,16 @@ def line_of(cell: str) -> str:
 
 def test_the_table_names_every_operator() -> None:
     said = {ours.split("(")[0] for ours, _ in ROWS}
-    assert said >= {"correlate", "convolve", "zncc", "ncc", "local_sum", "local_mean", "local_std"}
+    assert said >= {
+        "correlate",
+        "convolve",
+        "zncc",
+        "ncc",
+        "lncc",
+        "local_sum",
+        "local_mean",
+        "local_std",
+    }
 
 
 @pytest.mark.parametrize(("ours", "cell"), ROWS, ids=[ours for ours, _ in ROWS])
@@ -48,7 +58,7 @@ def test_operator_equals_its_line(ours: str, cell: str) -> None:
     scope = names()
     got, expected = eval(ours, scope), eval(line_of(cell), scope)
     live = torch.ones_like(got, dtype=torch.bool)
-    if ours.startswith("zncc"):
+    if ours.startswith(("zncc", "lncc")):
         live = ~torchcorr.flat_windows(scope["x"], (3, 2))
         assert (got[~live] == 0).all() and not live.all()
     torch.testing.assert_close(got[live], expected[live])

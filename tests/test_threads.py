@@ -29,8 +29,12 @@ SMALL = {
     "3d": ((14, 15, 16), (4, 3, 5)),
 }
 CALLS = [(name, method) for name in PAIRS for method in ("direct", "fft")]
-CALLS += [(name, None) for name in MOMENTS]
+CALLS += [(name, None) for name in (*MOMENTS, "lncc")]
 SECONDS = 60
+
+
+def local_pair(x: Tensor, window: tuple[int, ...], *, ndim: int) -> Tensor:
+    return torchcorr.lncc(x, x.flip(-1).roll(1), window, ndim=ndim)
 
 
 def results(
@@ -39,7 +43,8 @@ def results(
     """Value and gradients of one call."""
     size, window = shapes
     tensors = [draw(size, torch.float32, seed).requires_grad_()]
-    function, ndim = getattr(torchcorr, name), len(size)
+    ndim = len(size)
+    function = local_pair if name == "lncc" else getattr(torchcorr, name)
     if method is None:
         out = function(*tensors, window, ndim=ndim)
     else:

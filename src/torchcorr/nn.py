@@ -1,4 +1,4 @@
-"""Modules with state: templates that are learned, or prepared once for many inputs."""
+"""Modules: templates that are learned, or prepared once for many inputs; a loss."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
-from . import functional
+from . import _checks, functional
 from ._frame import Window
 from ._overlap_save import Store, keeping
+from .similarity import lncc
 
-__all__ = ["ZNCC", "Correlate"]
+__all__ = ["ZNCC", "Correlate", "LNCCLoss"]
 
 
 class _Prepared(torch.nn.Module):
@@ -170,3 +171,86 @@ class ZNCC(_Prepared):
 
     def forward(self, input: Tensor) -> Tensor:
         return self._of(functional.zncc, input, eps=self.eps)
+
+
+class LNCCLoss(torch.nn.Module):
+    """One less the mean of `lncc`: the loss of image registration, lowest where both agree.
+
+    Called with two tensors ``(*lead, *size)`` of one dtype, float64, float32 or a half type, it
+    gives a scalar in [0, 2].
+
+    Parameters
+    ----------
+    window : int or sequence of int
+        Elements of the window, along all axes or along each; 9 is usual in three dimensions.
+    ndim, mode, stride, channels, pad_mode, pad_value, eps
+        As `lncc` takes them, but for three dimensions if nothing else is said.
+    squared : bool
+        Whether the coefficient is squared, so that an inverted contrast counts as agreement: the
+        usual form between modalities.
+    reduction : str
+        ``"mean"`` or ``"sum"`` over all windows, or ``"none"``: the map.
+
+    Raises
+    ------
+    ValueError
+        If `reduction` is none of these; when called, what `lncc` raises.
+
+    Notes
+    -----
+    A window that is flat in either image counts as one without agreement and has no gradient.
+    Padding counts as data, so that with ``mode="same"`` the border tells of the padding; in
+    ``"valid"``, the default, every window holds data alone.
+
+    Examples
+    --------
+    >>> import torch, torchcorr
+    >>> a = torch.arange(64.0).sin().reshape(8, 8)
+    >>> loss = torchcorr.nn.LNCCLoss(3, ndim=2)
+    >>> round(float(loss(a, 2 * a + 1)), 5), round(float(loss(a, -a)), 5)
+    (0.0, 2.0)
+    """
+
+    def __init__(
+        self,
+        window: Window,
+        *,
+        ndim: int = 3,
+        mode: str = "valid",
+        stride: Window = 1,
+        channels: str = "independent",
+        pad_mode: str = "constant",
+        pad_value: float = 0.0,
+        eps: float = 0.0,
+        squared: bool = False,
+        reduction: str = "mean",
+    ) -> None:
+        super().__init__()
+        _checks.one_of(reduction, ("mean", "sum", "none"), "reduction")
+        self.window, self.ndim, self.mode, self.stride = window, ndim, mode, stride
+        self.channels, self.pad_mode, self.pad_value = channels, pad_mode, pad_value
+        self.eps, self.squared, self.reduction = eps, squared, reduction
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        score = lncc(
+            input,
+            target,
+            self.window,
+            ndim=self.ndim,
+            mode=self.mode,
+            stride=self.stride,
+            channels=self.channels,
+            pad_mode=self.pad_mode,
+            pad_value=self.pad_value,
+            eps=self.eps,
+        )
+        loss = 1 - (score.square() if self.squared else score)
+        if self.reduction == "none":
+            return loss
+        return loss.mean() if self.reduction == "mean" else loss.sum()
+
+    def extra_repr(self) -> str:
+        return (
+            f"window={self.window}, ndim={self.ndim}, mode={self.mode!r}, stride={self.stride}, "
+            f"channels={self.channels!r}, squared={self.squared}, reduction={self.reduction!r}"
+        )
