@@ -285,6 +285,38 @@ def c11(settings: Settings) -> Iterator[Row]:
         )  # fmt: skip
 
 
+def _loss_gradients(
+    loss: Callable[[], Tensor], leaves: tuple[Tensor, Tensor]
+) -> tuple[Tensor, ...]:
+    return torch.autograd.grad(loss(), leaves)
+
+
+def c14(settings: Settings) -> Iterator[Row]:
+    size, window = ((14, 16, 14), 5) if settings.quick else ((96, 112, 96), 9)
+    a, b = (draw(size, torch.float32, seed).requires_grad_() for seed in (0, 1))
+    loss = torchcorr.nn.LNCCLoss(window, mode="same", squared=True)
+    contestants = {
+        "MONAI": (peers.monai_lncc(a, b, window), 8),
+        "plain torch, conv3d": (partial(peers.plain_lncc, a, b, window), 100),
+    }
+    wide = tuple(x.detach().double().requires_grad_() for x in (a, b))
+    exact = _loss_gradients(partial(peers.plain_lncc, *wide, window), wide)
+    for name, (theirs, target) in contestants.items():
+        timings = alternate(
+            {
+                "ours": partial(_loss_gradients, partial(loss, a, b), (a, b)),
+                "theirs": partial(_loss_gradients, theirs, (a, b)),
+            },
+            settings.rounds,
+        )
+        case = f"lncc loss and both gradients {'×'.join(map(str, size))}/{window}³"
+        yield ratio_row(
+            "C14", case, name, timings, bound=at_least(target),
+            accuracy=accuracy.gradient_accuracy(timings["ours"].result, exact),
+            peer_error=accuracy.gradient_accuracy(timings["theirs"].result, exact).error,
+        )  # fmt: skip
+
+
 CASES: dict[str, Callable[[Settings], Iterator[Row]]] = {
     "C1": c1,
     "C1 pictures": c1_pictures,
@@ -297,4 +329,5 @@ CASES: dict[str, Callable[[Settings], Iterator[Row]]] = {
     "C9": c9,
     "C10": c10,
     "C11": c11,
+    "C14": c14,
 }

@@ -103,6 +103,10 @@ def memory_rows(settings: Settings) -> Iterator[Row]:
         value = memory.measured(size, window, which)
         case = f"zncc {size}²/{window}², {which}, beyond input and result"
         yield Row("memory", case, "", "MiB", value, at_most(limit))
+    size, window = (48, 5) if settings.quick else (160, 9)
+    value = memory.measured(size, window, "lncc") / (size**3 * 4 / (1 << 20))
+    case = f"lncc loss {size}³/{window}³ and both gradients, beyond input and result"
+    yield Row("memory", case, "", "volumes", value, at_most(5))
 
 
 def tiny(settings: Settings) -> Iterator[Row]:

@@ -1,6 +1,7 @@
-"""Peak memory of one zncc in a process of its own: `python -m benchmarks.memory SIZE WINDOW PASS`.
+"""Peak memory of one call in a process of its own: `python -m benchmarks.memory SIZE WINDOW PASS`.
 
-PASS is `forward` or `backward`; MiB beyond input and result are printed. Counted is resident memory
+PASS is `forward` or `backward` of a zncc, or `lncc`, the loss of two volumes and
+both gradients; MiB beyond input and result are printed. Counted is resident memory
 from the moment when the call starts: its peak, less what was resident then, less what the call
 returns. The inputs are resident by then, and so is the program itself, because a tiny call of each
 method came before; but no scratch of the large call is, so all of it counts, also what
@@ -63,6 +64,19 @@ def beyond(size: int, window: int, which: str) -> float:
     return held / (1 << 20)
 
 
+def beyond_lncc(size: int, window: int) -> float:
+    """The same of the loss of registration and both its gradients."""
+    loss = torchcorr.nn.LNCCLoss(window, squared=True)
+    tiny = torch.rand(12, 12, 12, requires_grad=True)
+    torchcorr.nn.LNCCLoss(3)(tiny, tiny.detach().flip(0)).backward()
+    leaves = [torch.rand(size, size, size, requires_grad=True) for _ in range(2)]
+    _forget_peak()
+    before = _status("VmRSS")
+    results = torch.autograd.grad(loss(*leaves), leaves)
+    held = _status("VmHWM") - before - sum(r.numel() * r.element_size() for r in results)
+    return held / (1 << 20)
+
+
 def measured(size: int, window: int, which: str) -> float:
     """The same, in a fresh process."""
     command = [sys.executable, "-m", "benchmarks.memory", str(size), str(window), which]
@@ -71,4 +85,5 @@ def measured(size: int, window: int, which: str) -> float:
 
 
 if __name__ == "__main__":
-    print(beyond(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]))
+    side, box = int(sys.argv[1]), int(sys.argv[2])
+    print(beyond_lncc(side, box) if sys.argv[3] == "lncc" else beyond(side, box, sys.argv[3]))

@@ -132,3 +132,27 @@ def plain_zncc(image: Tensor, template: Tensor, boxes: BoxSum = cumulative_boxes
     variance = boxes(image.square(), window) / count - mean.square()
     scale = variance.clamp_min(0).sqrt() * centred.norm() * count**0.5
     return fourier_correlate(image, centred) / scale
+
+
+def plain_lncc(a: Tensor, b: Tensor, window: int) -> Tensor:
+    """One less the mean of squared local coefficients, zeros around: five sums by conv3d with ones.
+
+    What registration networks write; `a` and `b` are (depth, height, width).
+    """
+    ones = a.new_ones(1, 1, *(window,) * 3)
+    sums = [
+        F.conv3d(x[None, None], ones, padding=window // 2)[0, 0]
+        for x in (a, b, a * a, b * b, a * b)
+    ]
+    mean_a, mean_b, square_a, square_b, product = (x / window**3 for x in sums)
+    covariance = product - mean_a * mean_b
+    energy = (square_a - mean_a.square()) * (square_b - mean_b.square())
+    return 1 - (covariance.square() / energy).mean()
+
+
+def monai_lncc(a: Tensor, b: Tensor, window: int) -> Callable[[], Tensor]:
+    """The loss of MONAI, less the mean of squared local coefficients, on (depth, height, width)."""
+    from monai.losses import LocalNormalizedCrossCorrelationLoss
+
+    loss = LocalNormalizedCrossCorrelationLoss(spatial_dims=3, kernel_size=window)
+    return lambda: loss(a[None, None], b[None, None])

@@ -14,7 +14,7 @@ if str(ROOT) not in sys.path:
 
 from benchmarks import measure, report, run  # noqa: E402
 
-PEERS = {"cv2", "stumpy", "skimage", "scipy", "matplotlib"}
+PEERS = {"cv2", "monai", "stumpy", "skimage", "scipy", "matplotlib"}
 
 
 class Clock:

@@ -244,10 +244,10 @@ class LNCCLoss(torch.nn.Module):
             pad_value=self.pad_value,
             eps=self.eps,
         )
-        loss = 1 - (score.square() if self.squared else score)
-        if self.reduction == "none":
-            return loss
-        return loss.mean() if self.reduction == "mean" else loss.sum()
+        alike = score.square() if self.squared else score
+        if self.reduction == "mean":
+            return 1 - alike.mean()  # no map of 1 - alike
+        return 1 - alike if self.reduction == "none" else (1 - alike).sum()
 
     def extra_repr(self) -> str:
         return (
