@@ -35,6 +35,9 @@ SUMS = {"sums_": "*fp64", "stats": "*fp64", "noise": "*fp64", "bound": "*fp32", 
 SUMS |= {"bound_stats": "*fp64", "source": "*fp32", "taps": "*fp64", "totals": "*fp64"}
 SUMS |= {"out": "*fp32"}
 HALF = dict.fromkeys(FLOAT32, "*bf16")
+WIDE_MAPS = ("source", "mean", "left", "square", "first", "second", "input")
+WIDE_MAPS += tuple(f"{name}out" for name in ("", "left_", "square_", "second_"))
+PASS = {**dict.fromkeys(WIDE_MAPS, "*fp64"), "count": "fp64"}
 
 
 def variants() -> dict[str, tuple[str, str, int, dict[str, str], dict[str, int]]]:
@@ -78,6 +81,22 @@ def variants() -> dict[str, tuple[str, str, int, dict[str, str], dict[str, int]]
         "tile_content": ("tiles", "tile_content_kernel", 0, TILES, {"PART": 2048}),
         "tile_noise": ("tiles", "tile_noise_kernel", 0, NOISE, {"PARTS": 1024}),
     }
+    for shape, tile in (("rows", {"R": 16, "B": 32}), ("columns", {"R": 512, "B": 1})):
+        for name, kernel, options in (
+            ("sum", "sum_pass_kernel", {}),
+            ("moments-first", "moments_pass_kernel", {"MERGE": 0, "KIND": -1}),
+            ("moments-last", "moments_pass_kernel", {"MERGE": 1, "KIND": 1}),
+            ("deviation-last", "moments_pass_kernel", {"MERGE": 1, "KIND": 2}),
+            ("spread", "spread_pass_kernel", {"PAIR": 0, "COMBINE": 0}),
+            ("pair", "spread_pass_kernel", {"PAIR": 1, "COMBINE": 0}),
+            ("combine", "spread_pass_kernel", {"PAIR": 1, "COMBINE": 1}),
+        ):
+            found[f"{name}-pass-{shape}"] = ("axis_passes", kernel, 0, PASS, options | tile)
+    # Sizes beyond int32 come as int64.
+    long = PASS | dict.fromkeys(("n", "m", "inner", "rows", "lead_rows"), "i64")
+    for name in ("sum", "moments-last", "combine"):
+        module, kernel, ndim, _, options = found[f"{name}-pass-rows"]
+        found[f"{name}-pass-long"] = (module, kernel, ndim, long, options)
     for bound in (0, 1):
         options = {"BOUND": bound, "CHECKED": 1, "BLOCK": 256}
         found[f"sums-{bound}"] = ("fft_sums", "finish_sums_kernel", 0, SUMS, options)

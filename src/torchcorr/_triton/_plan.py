@@ -48,6 +48,15 @@ class Plan:
     options: dict[str, int]
 
 
+def taps(
+    channels: int, window: Sequence[int], stride: Sequence[int], *, spread: bool = False
+) -> int:
+    """Elements of a window; of a spread the windows that hold an element."""
+    if spread:
+        return math.prod(-(-k // s) for k, s in zip(window, stride, strict=True))
+    return channels * math.prod(window)
+
+
 def plan(
     leads: int,
     channels: int,
@@ -62,14 +71,14 @@ def plan(
     """The launch that sums windows of inputs (leads, channels, *size), or spreads over them.
 
     `exact` asks for windows read element by element, False for sums that slide; None leaves it to
-    the window. A spread reads one map a lead and writes all
-    channels.
+    the window. A spread reads one map a lead and writes all channels.
     """
     ndim = len(size)
     map_size = output_size(size, window, stride)
-    taps = math.prod(-(-k // s) for k, s in zip(window, stride, strict=True))
-    alone = taps if spread else channels * math.prod(window) // math.prod(stride)
-    exact = alone <= TAPS if exact is None else exact
+    if exact is None:
+        # Windows further apart than an element are fewer, so they may hold more.
+        apart = 1 if spread else math.prod(stride)
+        exact = taps(channels, window, stride, spread=spread) // apart <= TAPS
     out_size = tuple(size) if spread else map_size
     source_size = map_size if spread else tuple(size)
     dense = out_size if spread or exact else output_size(size, window, (1,) * ndim)

@@ -1,6 +1,7 @@
-"""The local deviation in one launch, and the gradients of its window sums.
+"""The local deviation, and the gradients of its window sums.
 
-Forward reads the input once and writes the map, 8 bytes an element in float32: no moment is kept.
+Forward is one launch that reads the input once and writes the map, 8 bytes an element in float32:
+no moment is kept. Float64 takes the passes of ``axis_passes``, the last of which writes the map.
 """
 
 # Kernels are written in Triton's language, which has types of its own.
@@ -17,9 +18,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from . import axis_passes
 from ._plan import NUMBERS
 from .sweep import DEVIATION, write_map
-from .windows import map_shape, plan_of
+from .windows import axis_by_axis, map_shape, plan_of
 
 BLOCK = 1024
 
@@ -72,14 +74,19 @@ def local_std(
 ) -> Tensor:
     """Deviation of each window: sqrt(var N / (N - correction) + eps)."""
     out = input.new_empty(map_shape(input, window, stride))
-    if out.numel() > 0:
-        count = input.shape[-len(window) - 1] * math.prod(window)
+    if out.numel() == 0:
+        return out
+    count = input.shape[-len(window) - 1] * math.prod(window)
+    scale, eps = count / (count - correction), float(eps)
+    if axis_by_axis(input, window, stride):
+        axis_passes.write_deviations(input, window, stride, scale, eps, out)
+    else:
         cut = plan_of(input, window, stride)
         local_std_forward_kernel[(cut.grid,)](
             input.contiguous(),
             out,
-            count / (count - correction),
-            float(eps),
+            scale,
+            eps,
             *cut.numbers,
             **cut.options,
         )

@@ -1,9 +1,10 @@
 """Sums and moments of windows, and the transposes that spread gradients back over them.
 
-One launch each. Float32 and half types slide (``sweep``): the input is read once from memory and
-the map written once, 8 bytes an element for a float32 sum, 20 for moments, 24 for a combination,
-and the caches serve the other loads. Windows of few elements, strides about as long as the window,
-and float64, whose promise sliding does not keep, read each window from its definition.
+Float32 and half types slide (``sweep``): one launch, the input is read once from memory and the map
+written once, 8 bytes an element for a float32 sum, 20 for moments, 24 for a combination, and the
+caches serve the other loads. Float64, whose promise sliding does not keep, goes axis by axis
+(``axis_passes``). Windows of few elements, and of types that slide those about as far apart as they
+are long, are read from their definition in one launch.
 """
 
 # Kernels are written in Triton's language, which has types of its own.
@@ -20,7 +21,8 @@ import triton.language as tl
 from torch import Tensor
 
 from .._geometry import output_size
-from ._plan import NUMBERS, Plan, plan, shape_of
+from . import axis_passes
+from ._plan import NUMBERS, TAPS, Plan, plan, shape_of, taps
 from .finish import converted
 from .sliding import PAIR, column_sums
 from .sweep import MOMENTS, SUM, by_definition, marches, place, place_in, write_map
@@ -138,7 +140,9 @@ def local_std_combine_grads_kernel(
 def window_sum(input: Tensor, window: Sequence[int], stride: Sequence[int]) -> Tensor:
     """Sum of each window over all its channels."""
     out = input.new_empty(map_shape(input, window, stride))
-    if out.numel() > 0:
+    if out.numel() > 0 and axis_by_axis(input, window, stride):
+        axis_passes.write_sums(input, window, stride, out)
+    elif out.numel() > 0:
         cut = plan_of(input, window, stride)
         window_kernel[(cut.grid,)](
             input.contiguous(), out, out, *cut.numbers, KIND=SUM, **cut.options
@@ -152,7 +156,9 @@ def window_moments(
     """Mean and uncorrected variance of each window, in float64."""
     mean = input.new_empty(map_shape(input, window, stride), dtype=torch.float64)
     var = torch.empty_like(mean)
-    if mean.numel() > 0:
+    if mean.numel() > 0 and axis_by_axis(input, window, stride):
+        axis_passes.write_moments(input, window, stride, mean, var)
+    elif mean.numel() > 0:
         cut = plan_of(input, window, stride)
         window_kernel[(cut.grid,)](
             input.contiguous(), mean, var, *cut.numbers, KIND=MOMENTS, **cut.options
@@ -165,7 +171,9 @@ def window_spread(
 ) -> Tensor:
     """The transpose of `window_sum`: each element gets the sum over the windows that hold it."""
     out = grad.new_empty(tuple(input_shape))
-    if out.numel() > 0:
+    if out.numel() > 0 and axis_by_axis(out, window, stride, spread=True):
+        axis_passes.write_spread((grad,), out, window, stride, out)
+    elif out.numel() > 0:
         cut = plan_of(out, window, stride, spread=True)
         window_kernel[(cut.grid,)](
             grad.contiguous(), out, out, *cut.numbers, KIND=SUM, **cut.options
@@ -178,7 +186,10 @@ def window_combine(
 ) -> Tensor:
     """spread(grad_s1) + 2 I spread(grad_s2), within rounding of the largest term around."""
     out = torch.empty_like(input, memory_format=torch.contiguous_format)
-    if out.numel() > 0:
+    if out.numel() > 0 and axis_by_axis(out, window, stride, spread=True):
+        maps = (grad_s1, grad_s2)
+        axis_passes.write_spread(maps, input.contiguous(), window, stride, out)
+    elif out.numel() > 0:
         cut = plan_of(out, window, stride, spread=True)
         local_std_combine_grads_kernel[(cut.grid,)](
             grad_s1.contiguous(),
@@ -197,9 +208,17 @@ def map_shape(input: Tensor, window: Sequence[int], stride: Sequence[int]) -> tu
     return (*input.shape[: -ndim - 1], *output_size(input.shape[-ndim:], window, stride))
 
 
+def axis_by_axis(
+    input: Tensor, window: Sequence[int], stride: Sequence[int], *, spread: bool = False
+) -> bool:
+    """Whether passes along the axes compute this, for an input or one that a spread writes."""
+    channels = input.shape[-len(window) - 1]
+    many = taps(channels, window, stride, spread=spread) > TAPS
+    return input.dtype == torch.float64 and many
+
+
 def plan_of(
     input: Tensor, window: Sequence[int], stride: Sequence[int], *, spread: bool = False
 ) -> Plan:
     """The launch for an input, or for the input that a spread writes."""
-    exact = True if input.dtype == torch.float64 else None
-    return plan(*shape_of(input, len(window)), window, stride, spread=spread, exact=exact)
+    return plan(*shape_of(input, len(window)), window, stride, spread=spread)
