@@ -14,7 +14,7 @@ CHANNELS = ("independent", "joint")
 METHODS = ("auto", "direct", "fft")
 
 _FLOATS = (torch.float64, torch.float32)
-_HALVES = (torch.float16, torch.bfloat16)
+HALVES = (torch.float16, torch.bfloat16)
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.uint16, torch.int32)
 _COMPLEX = (torch.complex64, torch.complex128)
 
@@ -85,14 +85,14 @@ def working_dtype(tensors: dict[str, Tensor], complex_allowed: bool) -> torch.dt
             )
     if x.dtype in _FLOATS or (complex_allowed and x.dtype in _COMPLEX):
         return x.dtype
-    if x.dtype in _HALVES or x.dtype in _INTEGERS:
+    if x.dtype in HALVES or x.dtype in _INTEGERS:
         return torch.float32
     if x.dtype in _COMPLEX:
         raise TypeError(
             f"{first} must be real for this function: got {_name(x.dtype)}; "
             "correlate and convolve take complex tensors"
         )
-    supported = _FLOATS + _HALVES + _INTEGERS + (_COMPLEX if complex_allowed else ())
+    supported = _FLOATS + HALVES + _INTEGERS + (_COMPLEX if complex_allowed else ())
     raise TypeError(
         f"{first} must have one of the dtypes {', '.join(map(_name, supported))}: "
         f"got {_name(x.dtype)}"
@@ -101,7 +101,7 @@ def working_dtype(tensors: dict[str, Tensor], complex_allowed: bool) -> torch.dt
 
 def result_dtype(dtype: torch.dtype, working: torch.dtype) -> torch.dtype:
     """Half types come back in their own type, integers in the type they were promoted to."""
-    return dtype if dtype in _HALVES else working
+    return dtype if dtype in HALVES else working
 
 
 def is_integral(dtype: torch.dtype) -> bool:

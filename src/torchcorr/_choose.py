@@ -323,7 +323,7 @@ def arrange(
         input.shape,
         template.shape,
         tuple(stride),
-        input.element_size(),
+        max(4, input.element_size()),  # half types are computed in float32
         torch.get_num_threads(),
         normalised,
         method,

@@ -12,7 +12,7 @@ from torch.nn.functional import pad as torch_pad
 
 from . import _checks
 from ._geometry import Ints, padding
-from ._ops import nothing_to_record
+from ._ops import READ_HALF_TYPES, nothing_to_record
 from ._tile_ops import new_map
 
 Window = int | Sequence[int]
@@ -83,6 +83,18 @@ def _surrounded(x: Tensor, pads: Sequence[tuple[int, int]], value: float) -> Ten
     return out
 
 
+def in_working_dtype(working: torch.dtype, *tensors: Tensor) -> tuple[Tensor, ...]:
+    """Tensors as operators take them: widened, or as they are where kernels read half types so.
+
+    A gradient is taken from what the forward pass keeps, so that is not rounded to a half type.
+    """
+    first = tensors[0]
+    as_stored = first.dtype in _checks.HALVES and first.device.type in READ_HALF_TYPES
+    if as_stored and all(x.dtype == first.dtype and nothing_to_record(x) for x in tensors):
+        return tensors
+    return tuple(x.to(working) for x in tensors)
+
+
 def normal_pair(
     input: Tensor,
     template: Tensor,
@@ -110,7 +122,8 @@ def normal_pair(
     if frame.joint:
         _checks.channels_match(x.shape[-frame.ndim - 1], w.shape[-frame.ndim - 1])
     _checks.leads_broadcast(x.shape[: -frame.ndim - 1], w.shape[: -frame.ndim - 1])
-    return frame.padded(x.to(working), window, name), w.to(working), result
+    x, w = in_working_dtype(working, x, w)
+    return frame.padded(x, window, name), w, result
 
 
 def normal_input(input: Tensor, window: Window, frame: Frame) -> tuple[Tensor, Ints, torch.dtype]:
@@ -123,4 +136,5 @@ def normal_input(input: Tensor, window: Window, frame: Frame) -> tuple[Tensor, I
     if frame.joint:
         _checks.channels_match(x.shape[-frame.ndim - 1], x.shape[-frame.ndim - 1])
     result = _checks.result_dtype(input.dtype, working)
-    return frame.padded(x.to(working), sizes, "window"), sizes, result
+    (x,) = in_working_dtype(working, x)
+    return frame.padded(x, sizes, "window"), sizes, result

@@ -86,6 +86,8 @@ ops: Any = SimpleNamespace(
 kernels: Any = SimpleNamespace(
     **{name: getattr(torch.ops.torchcorr, name).default for name in operator_names()}
 )
+# Types of devices whose kernels read half types as they are stored; they register themselves.
+READ_HALF_TYPES: set[str] = set()
 # vmap rule of each operator by name; `_vmap.py` fills it.
 VMAP_RULES: dict[str, Callable[..., Any]] = {}
 

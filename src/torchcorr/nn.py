@@ -52,6 +52,9 @@ class _Prepared(torch.nn.Module):
         if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
             return nullcontext()
         now = self.template.detach()
+        if now.device.type != "cpu":
+            # To compare would be to wait for the device, for what costs about as much as one tile.
+            return nullcontext()
         seen = self._seen
         if (
             seen is None
@@ -93,7 +96,8 @@ class Correlate(_Prepared):
 
     The first input of a size pays for the template's transforms, later ones do not, until the
     template changes, in whatever way. Kept spectra take about as much memory as the template
-    padded to a tile, see `plan`, twice over.
+    padded to a tile, see `plan`, twice over. On a GPU nothing is kept: whether the template has
+    changed could not be asked without waiting for it.
 
     Parameters
     ----------
@@ -121,7 +125,8 @@ class ZNCC(_Prepared):
 
     The first input of a size pays for the template's transforms, later ones do not, until the
     template changes, in whatever way. Kept spectra take about as much memory as the template
-    padded to a tile, see `plan`, twice over.
+    padded to a tile, see `plan`, twice over. On a GPU nothing is kept: whether the template has
+    changed could not be asked without waiting for it.
 
     Parameters
     ----------

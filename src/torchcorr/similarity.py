@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from . import _checks
-from ._frame import Frame, Window
+from ._frame import Frame, Window, in_working_dtype
 from ._geometry import Ints
 from ._ops import ops
 
@@ -25,7 +25,8 @@ def _normal(
     working = _checks.working_dtype({"a": a, "b": b}, False)
     result = _checks.result_dtype(a.dtype, working)
     a, b = torch.broadcast_tensors(a, b)
-    x, y = (frame.padded(frame.normal(z).to(working), sizes, "window") for z in (a, b))
+    a, b = in_working_dtype(working, a, b)
+    x, y = (frame.padded(frame.normal(z), sizes, "window") for z in (a, b))
     if frame.joint:
         _checks.channels_match(x.shape[-frame.ndim - 1], y.shape[-frame.ndim - 1])
     return x, y, sizes, result

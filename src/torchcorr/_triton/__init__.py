@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._ops import library
+from .._ops import READ_HALF_TYPES, library
 
 # Operator: the module of this room that computes it, in a function of the operator's name.
 KERNELS: dict[str, str] = {
@@ -62,4 +62,5 @@ def register() -> str | None:
         return "triton is not installed"
     for name in KERNELS:
         library.impl(name, _on_its_device(name), "CUDA")
+    READ_HALF_TYPES.add("cuda")
     return None
