@@ -1,7 +1,8 @@
 """Measures the constants of the cost model in `_choose.py`: `python -m benchmarks.fit`.
 
 With `--check` it times every method on a grid of problems and says how far `auto` is from the
-best of them. Constants are nanoseconds with all threads; what counts is their ratios.
+best of them. Constants are nanoseconds with all threads; what counts is their ratios. With
+`--device cuda` they are those of a GPU, to be kept under the name of its family.
 """
 
 from __future__ import annotations
@@ -34,12 +35,25 @@ SHORTEST = {1: 512, 2: 32, 3: 8}
 MOST_PRODUCTS = 2e10
 
 
-def median_ns(call: Call, rounds: int) -> float:
+def finished(call: Call, device: str) -> Call:
+    """The call with the time that the device takes for it."""
+    if device == "cpu":
+        return call
+
+    def until_done() -> object:
+        result = call()
+        torch.cuda.synchronize()
+        return result
+
+    return until_done
+
+
+def median_ns(call: Call, rounds: int, device: str = "cpu") -> float:
     """Median nanoseconds of a call, after a warm-up."""
-    spent = []
+    spent, timed = [], finished(call, device)
     for _ in range(rounds + 1):
         start = time.perf_counter()
-        call()
+        timed()
         spent.append(time.perf_counter() - start)
     return statistics.median(spent[1:]) * 1e9
 
@@ -110,26 +124,73 @@ def operators(rounds: int) -> Iterator[tuple[int, str, float]]:
             yield ndim, name, median_ns(call, rounds) / (batch * elements)
 
 
-def direct_loop(rounds: int) -> tuple[float, float]:
-    """(ns a position, ns a multiply-add) of the direct loop, by least squares over windows."""
-    image = draw((1, 1, 1024, 1024), torch.float32)
+def direct_loop(
+    function: Call, rounds: int, size: int = 1024, device: str = "cpu"
+) -> tuple[float, float]:
+    """(ns a position, ns a multiply-add) of a direct loop, by least squares over windows."""
+    image = draw((size, size), torch.float32).to(device)
     rows, times = [], []
     for window in (3, 5, 7, 9, 11, 16, 24):
-        template = draw((1, 1, window, window), torch.float32, seed=1)
-        call = partial(torch.ops.torchcorr.correlate_direct, image, template, [1, 1])
-        scores = (1024 - window + 1) ** 2
+        template = draw((window, window), torch.float32, seed=1).to(device)
+        scores = (size - window + 1) ** 2
         rows.append([scores, scores * window**2])
-        times.append(median_ns(call, rounds))
+        call = partial(function, image, template, method="direct")
+        times.append(median_ns(call, rounds, device))
     # Each window weighs the same: the fit is of relative errors.
     scaled = np.array(rows) / np.array(times)[:, None]
     position, product = np.linalg.lstsq(scaled, np.ones(len(times)), rcond=None)[0]
     return float(position), float(product)
 
 
-def batch_overhead(rounds: int) -> float:
+def batch_overhead(rounds: int, device: str = "cpu") -> float:
     """ns of a batch that has next to nothing to do."""
-    image, template = draw((16, 16), torch.float32), draw((3, 3), torch.float32, seed=1)
-    return median_ns(partial(torchcorr.zncc, image, template, method="fft"), 20 * rounds)
+    image, template = (draw((n, n), torch.float32, seed=n).to(device) for n in (16, 3))
+    call = partial(torchcorr.zncc, image, template, method="fft")
+    return median_ns(call, 20 * rounds, device)
+
+
+def real_transforms(rounds: int, device: str, quick: bool) -> Iterator[tuple[int, int, float]]:
+    """(ndim, length, ns an element) of one transform of real tiles, half of forth and back."""
+    batch = 1 << (16 if quick else 24)
+    for ndim, longest in ((1, 1 << 22), (2, 4096), (3, 256)):
+        axes = tuple(range(-ndim, 0))
+        length = 64
+        while length <= longest and length**ndim <= batch:
+            shape = (batch // length**ndim, *(length,) * ndim)
+            tiles = draw(shape, torch.float32).to(device)
+
+            def pair(tiles: Tensor = tiles, axes: tuple[int, ...] = axes) -> Tensor:
+                spectrum = torch.fft.rfftn(tiles, dim=axes)
+                return torch.fft.irfftn(spectrum, s=tiles.shape[1:], dim=axes, norm="forward")
+
+            yield ndim, length, median_ns(pair, rounds, device) / (2 * tiles.numel())
+            length *= 2
+
+
+def fit_gpu(rounds: int, device: str, quick: bool) -> None:
+    """Prints the constants of a GPU, as lines that can be pasted."""
+    size = 256 if quick else 4096
+    if device == "cuda":
+        major, minor = torch.cuda.get_device_capability()
+        print(f'# "cuda {major}.{minor}": {torch.cuda.get_device_name()}, in float32.')
+    doublings = []
+    for ndim, length, ns in real_transforms(rounds, device, quick):
+        doublings.append(ns / (ndim * math.log2(length)))
+        print(f"# {ndim}-D, {length}: {ns:.4g} ns an element, {doublings[-1]:.3g} a doubling")
+    doubling = statistics.median(doublings)
+    print(f"transform={doubling:.3g}  # by doubling, one real transform")
+    image, template = (draw((n, n), torch.float32, seed=n).to(device) for n in (size, 64))
+    plan = torchcorr.plan(image, template, method="fft")
+    elements = plan.tiles * math.prod(plan.transform)
+    whole = median_ns(partial(torchcorr.zncc, image, template, method="fft"), rounds, device)
+    through = 2 * doubling * math.log2(math.prod(plan.transform))
+    print(f"tile_element={max(0.0, whole / elements - through):.3g}  # all but the transforms")
+    position, product = direct_loop(torchcorr.correlate, rounds, size, device)
+    _, scored = direct_loop(torchcorr.zncc, rounds, size, device)
+    print(f"position={position:.3g}  # a position of the direct loop")
+    print(f"product={product:.3g}  # a multiply-add of the direct loop")
+    print(f"scored={scored / product:.3g}  # the same of a score, beside it")
+    print(f"batch={batch_overhead(rounds, device):.2g}  # a batch of tiles, whatever its size")
 
 
 def fit(rounds: int) -> None:
@@ -156,7 +217,7 @@ def fit(rounds: int) -> None:
         shares[ndim] = shares.get(ndim, 0.0) + ns
     listed = ", ".join(f"{ndim}-D {ns:.2f}" for ndim, ns in shares.items())
     print(f"tile_element={shares[2]:.2f}  # {listed}")
-    position, product = direct_loop(rounds)
+    position, product = direct_loop(torchcorr.correlate, rounds)
     print(f"position={position:.3g}  # a position of the direct loop")
     print(f"product={product:.3g}  # a multiply-add of the direct loop")
     print(f"batch={batch_overhead(rounds):.2g}  # a batch of tiles, whatever its size")
@@ -177,26 +238,29 @@ Function = Callable[..., Tensor]
 
 
 def distances(
-    function: Function, methods: Sequence[str], rounds: int, quick: bool
+    function: Function, methods: Sequence[str], rounds: int, quick: bool, device: str
 ) -> Iterator[tuple[str, str, float]]:
     """(problem, best method, time of auto over that of the best) on the grid."""
     for ndim, size, window, many in problems(quick):
-        image = draw((size,) * ndim, torch.float32)
-        templates = draw((many, *(window,) * ndim), torch.float32, seed=1)
+        image = draw((size,) * ndim, torch.float32).to(device)
+        templates = draw((many, *(window,) * ndim), torch.float32, seed=1).to(device)
         candidates = list(methods)
         if many * size**ndim * window**ndim > MOST_PRODUCTS:
             candidates.remove("direct")
-        calls = {m: partial(function, image, templates, ndim=ndim, method=m) for m in candidates}
+        calls = {
+            m: finished(partial(function, image, templates, ndim=ndim, method=m), device)
+            for m in candidates
+        }
         times = {name: timing.ms for name, timing in alternate(calls, rounds, reverse=True).items()}
         best = min((m for m in candidates if m != "auto"), key=times.__getitem__)
         name = f"{ndim}-D, size {size}, window {window}, templates {many}"
         yield name, best, times["auto"] / times[best]
 
 
-def check(rounds: int, quick: bool) -> None:
+def check(rounds: int, quick: bool, device: str) -> None:
     """Prints how far `auto` is from the best method, for both functions that choose."""
     for function in (torchcorr.correlate, torchcorr.zncc):
-        found = list(distances(function, METHODS, rounds, quick))
+        found = list(distances(function, METHODS, rounds, quick, device))
         for name, best, ratio in found:
             print(f"{function.__name__:10} {name:46} best {best:7} auto takes {ratio:.2f} × it")
         ratios = [ratio for _, _, ratio in found]
@@ -210,10 +274,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true", help="how far is auto from the best?")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--quick", action="store_true", help="one round, the smallest problems")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     args = parser.parse_args(arguments)
+    if args.device == "cuda" and not torch.cuda.is_available():
+        print("benchmarks.fit: no CUDA device is available", file=sys.stderr)
+        return 2
     rounds = 1 if args.quick else args.rounds
     if args.check:
-        check(rounds, args.quick)
+        check(rounds, args.quick, args.device)
+    elif args.device == "cuda":
+        fit_gpu(rounds, args.device, args.quick)
     else:
         fit(rounds)
     return 0

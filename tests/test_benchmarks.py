@@ -7,12 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:
     sys.path.append(str(ROOT))
 
-from benchmarks import measure, report, run  # noqa: E402
+from benchmarks import fit, measure, report, run  # noqa: E402
 
 PEERS = {"cv2", "monai", "stumpy", "skimage", "scipy", "matplotlib"}
 
@@ -105,6 +106,15 @@ def test_rows_without_peers_run_and_are_kept(tmp_path):
     assert [r["row"] for r in records] == ["C7"] * 5 + ["transform"]
     assert all(float(r["error"]) <= float(r["allowed"]) for r in records)
     assert {"machine", "torch", "date", "threads", "rounds", "peer_rounds"} <= set(records[0])
+
+
+def test_constants_of_a_gpu_can_be_fitted(capsys):
+    fit.fit_gpu(1, "cpu", True)
+    said = capsys.readouterr().out
+    names = ("transform", "tile_element", "position", "product", "scored", "batch")
+    assert all(f"\n{name}=" in said for name in names)
+    if not torch.cuda.is_available():
+        assert fit.main(["--device", "cuda"]) == 2
 
 
 def test_no_row_is_hidden_from_the_page(tmp_path, monkeypatch):
