@@ -326,7 +326,7 @@ def arrange(
         input.shape,
         template.shape,
         tuple(stride),
-        itemsize or input.element_size(),
+        input.element_size() if itemsize is None else itemsize,
         torch.get_num_threads(),
         normalised,
         method,
