@@ -21,12 +21,17 @@ MOST_SPILLED = 64  # bytes a thread, which stay in its cache
 SLIDING = {"SPREAD": 0, "STRIDED": 0, "DIRECT": 0, "ONE": 1}
 FLOAT32 = {"source": "*fp32", "out": "*fp32", "var_out": "*fp32"}
 MOMENTS = {"source": "*fp32", "out": "*fp64", "var_out": "*fp64"}
-PAIR = {"first": "*fp64", "second": "*fp64", "input": "*fp32", "out": "*fp32"}
+PAIR = {"first": "*fp64", "second": "*fp64", "input": "*fp32", "base": "*fp32", "out": "*fp32"}
 GRADS = {"grad": "*fp32", "mean": "*fp64", "var": "*fp64", "s1": "*fp64", "s2": "*fp64"}
 FLOAT64 = dict.fromkeys(FLOAT32, "*fp64")
 SCORES = {"source": "*fp32", "out": "*fp32", "found": "*fp32", "stats": "*fp64", "noise": "*fp64"}
 SCORES |= {"taps": "*fp64", "eps_bits": "i64"}
 WIDE_SCORES = SCORES | {"source": "*fp64", "out": "*fp64", "found": "*fp64"}
+UPSTREAM = SCORES | {"out": "*fp64", "found": "*fp64", "grad": "*fp32", "shown": "*fp32"}
+UPSTREAM |= {"grad_s1": "*fp64", "grad_s2": "*fp64", "poison": "*fp64"}
+WIDE_UPSTREAM = UPSTREAM | {"source": "*fp64", "grad": "*fp64", "shown": "*fp64"}
+OVERLAP = {"tiles": "*fp64", "stats": "*fp64", "out": "*fp64"}
+PRODUCTS = dict.fromkeys(("found", "given", "out"), "*fp64")
 TILES = {"source": "*fp32", "sums": "*fp64", "tiles": "*fp32", "stats": "*fp64"}
 TILES |= {"numerators": "*fp32", "content": "*fp64"}
 NOISE = {"content": "*fp64", "stats": "*fp64", "squares": "*fp64", "noise_out": "*fp64"}
@@ -53,7 +58,7 @@ def variants() -> dict[str, tuple[str, str, int, dict[str, str], dict[str, int]]
         kernel = "local_std_forward_kernel"
         found[f"local_std-{ndim}d"] = ("local_std", kernel, ndim, FLOAT32, {})
         kernel = "local_std_combine_grads_kernel"
-        found[f"combine-{ndim}d"] = ("windows", kernel, ndim, PAIR, {"SPREAD": 1})
+        found[f"combine-{ndim}d"] = ("windows", kernel, ndim, PAIR, {"SPREAD": 1, "ADDED": 0})
     std, combine = found["local_std-2d"], found["combine-2d"]
     more = {"ONE": 0, "STRIDED": 1}
     found |= {
@@ -65,13 +70,20 @@ def variants() -> dict[str, tuple[str, str, int, dict[str, str], dict[str, int]]
             *found["spread-2d"][:4],
             {"KIND": 0, "SPREAD": 1, "DIRECT": 1, "STRIDED": 1},
         ),
-        "combine-strided": (*combine[:4], {"SPREAD": 1, "STRIDED": 1}),
-        "combine-direct": (*combine[:4], {"SPREAD": 1, "DIRECT": 1}),
+        "combine-strided": (*combine[:4], combine[4] | {"STRIDED": 1}),
+        "combine-direct": (*combine[:4], combine[4] | {"DIRECT": 1}),
+        "combine-onto": (*combine[:3], PAIR | {"base": "*fp64"}, combine[4] | {"ADDED": 1}),
         "prepare": ("local_std", "local_std_prepare_grads_kernel", 0, GRADS, {}),
     }
     for ndim in (1, 2, 3):
         found[f"score-{ndim}d"] = ("fft_scores", "score_kernel", ndim, SCORES, {"ZERO_MEAN": 1})
+        kernel, options = "upstream_kernel", {"ZERO_MEAN": 1, "SHOWN": 1}
+        found[f"upstream-{ndim}d"] = ("score_grads", kernel, ndim, UPSTREAM, options)
+    upstream = found["upstream-2d"]
     options = {"ZERO_MEAN": 0, "ONE": 0, "STRIDED": 1}
+    found["upstream-alone"] = (*upstream[:4], {"ZERO_MEAN": 1, "SHOWN": 0})
+    found["upstream-float64"] = (*upstream[:3], WIDE_UPSTREAM, options | {"SHOWN": 2})
+    found["overlap"] = ("score_grads", "overlap_kernel", 0, OVERLAP, {"BLOCK": 256})
     found["score-float64"] = ("fft_scores", "score_kernel", 2, WIDE_SCORES, options)
     part = {"PART": 2048, "CENTRED": 1}
     gather = part | {"SCALED": 1, "PARTS": 1024}
@@ -97,6 +109,9 @@ def variants() -> dict[str, tuple[str, str, int, dict[str, str], dict[str, int]]
     for name in ("sum", "moments-last", "combine"):
         module, kernel, ndim, _, options = found[f"{name}-pass-rows"]
         found[f"{name}-pass-long"] = (module, kernel, ndim, long, options)
+    for added in (0, 1):
+        options = {"ADDED": added, "BLOCK": 256}
+        found[f"products-{added}"] = ("products", "products_kernel", 0, PRODUCTS, options)
     for bound in (0, 1):
         options = {"BOUND": bound, "CHECKED": 1, "BLOCK": 256}
         found[f"sums-{bound}"] = ("fft_sums", "finish_sums_kernel", 0, SUMS, options)
@@ -123,7 +138,7 @@ def compiled(name: str) -> dict[str, Any]:
         constants = options or {"BLOCK": 1024}
     else:
         size = (300,) * ndim
-        block = SCORE_BLOCK if module == "fft_scores" else BLOCK
+        block = SCORE_BLOCK if module in ("fft_scores", "score_grads") else BLOCK
         launch = dict(plan(1, 1, size, (31,) * ndim, (1,) * ndim, block=block).options)
         constants = launch | SLIDING | options
         launch = {key: constants.pop(key) for key in ("num_warps", "maxnreg") if key in constants}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,13 +12,13 @@ import torch
 import torture
 from inputs import CASES, draw
 from interpreter import DEVICE
-from tolerances import SCORE
+from tolerances import GRADIENT_OF_FLOAT32, SCORE
 from torch import Tensor
 
 from torchcorr import _choose, _reference, _reference_tiles
 from torchcorr._choose import Costs, Problem
 from torchcorr._geometry import Tiling, output_size
-from torchcorr._triton import fft_scores, fft_sums, tiles
+from torchcorr._triton import fft_scores, fft_sums, products, score_grads, tiles
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 DTYPES = (torch.float32, torch.float64)
@@ -109,6 +110,20 @@ def test_sums(name: str, dtype: torch.dtype, cut: str, step: int) -> None:
     close(got, _reference.correlate_template_grad(*args), 8)
 
 
+@pytest.mark.parametrize("programs", (1, 48, 1000))
+def test_products(programs: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All tiles in one program, two in each, one in each."""
+    monkeypatch.setattr(products, "PROGRAMS", programs)
+    found, given, more = (
+        draw(shape, torch.complex128, seed).to(DEVICE)
+        for seed, shape in enumerate(((2, 5, 3, 9, 31), (2, 5, 2, 9, 31), (3, 4, 3, 9, 31)))
+    )
+    want = more.clone()
+    want[1:, 1:3] += torch.einsum("ptchw,ptkhw->pkchw", found, given.conj())
+    products.add_products(more[1:, 1:3], found, given)
+    torch.testing.assert_close(more, want, rtol=1e-14, atol=1e-14)
+
+
 @pytest.mark.parametrize("cut", ("tiles",), indirect=True)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_sums_are_local(dtype: torch.dtype, cut: str) -> None:
@@ -186,14 +201,114 @@ def test_half_types_are_read_as_they_are() -> None:
         torch.testing.assert_close(got.double(), want, rtol=0, atol=bound)
 
 
-def test_gradients_of_scores() -> None:
-    """Made of operators: those of the CPU, or those of a GPU, here."""
-    input, template, ndim = score_pair("2d-joint-templates", torch.float32, True)
-    stride = [1] * ndim
-    score = _reference.ncc(input, template, stride, True, 0.0)
-    grad = draw(tuple(score.shape), torch.float32, 5).to(DEVICE)
-    args = (grad, input, template, score, stride, True, 0.0)
+GRADS = [
+    ("1d-joint", torch.float32, "parts", 2, True),
+    ("2d-paired", torch.float16, "tiles", 1, True),
+    ("2d-templates", torch.float32, "parts", 1, True),
+    ("2d-batch-templates", torch.float64, "parts", 1, False),
+    ("2d-joint-templates", torch.float32, "tiles", 1, True),
+    ("2d-joint-templates", torch.float32, "parts", 3, False),
+    ("2d-images", torch.bfloat16, "whole", 2, True),
+    ("2d-window-is-input", torch.float64, "whole", 1, True),
+    ("3d-joint", torch.float64, "tiles", 2, True),
+    ("3d", torch.float32, "parts", 1, True),
+]
+# Of the largest element: float64, and one rounding of other types.
+GRADIENT = {torch.float64: 1e-12, torch.float32: 2.0**-23, torch.float16: 2.0**-10}
+GRADIENT[torch.bfloat16] = 2.0**-7
+
+
+def scored(
+    input: Tensor, template: Tensor, stride: list[int], zero_mean: bool, eps: float = 0.0
+) -> tuple[Any, ...]:
+    """Arguments of the gradients of a score, without which of them are wanted."""
+    score = _reference.ncc(input, template, stride, zero_mean, eps)
+    grad = draw(tuple(score.shape), torch.float64, 5).to(score) - 0.5
+    return grad, input, template, score, stride, zero_mean, eps
+
+
+def near(got: Tensor, want: Tensor, bound: float) -> None:
+    assert got.shape == want.shape and got.dtype == want.dtype and got.is_contiguous()
+    largest = float(want.double().abs().max())
+    torch.testing.assert_close(got.double(), want.double(), rtol=0, atol=bound * largest)
+
+
+@pytest.mark.parametrize(("name", "dtype", "cut", "step", "zero_mean"), GRADS, indirect=["cut"])
+def test_gradients_of_scores(
+    name: str, dtype: torch.dtype, cut: str, step: int, zero_mean: bool
+) -> None:
+    input, template, ndim = score_pair(name, dtype, zero_mean)
+    args = scored(input, template, [step] * ndim, zero_mean, 0.01)
     want = _reference.ncc_grads(*args, True, True)
-    for got, exact in zip(fft_scores.ncc_fft_grads(*args, True, True), want, strict=True):
-        torch.testing.assert_close(got, exact, rtol=0, atol=1e-4 * float(exact.abs().max()))
-    assert fft_scores.ncc_fft_grads(*args, False, True)[0].numel() == 0
+    got = score_grads.ncc_fft_grads(*args, True, True)
+    for found, exact in zip(got, want, strict=True):
+        near(found, exact, GRADIENT[found.dtype if found.dtype == dtype else torch.float32])
+
+
+@pytest.mark.parametrize("cut", ("tiles",), indirect=True)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_one_gradient_alone(dtype: torch.dtype, cut: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    input, template, _ = score_pair("2d", dtype, True)
+    args = scored(input, template, [1, 1], True)
+    both = score_grads.ncc_fft_grads(*args, True, True)
+    made: list[str] = []
+    for name in ("forth", "back", "add_products", "window_combine_onto"):
+        function = getattr(score_grads, name)
+        monkeypatch.setattr(
+            score_grads, name, lambda *a, n=name, f=function: (made.append(n), f(*a))[1]
+        )
+    for_input, none = score_grads.ncc_fft_grads(*args, True, False)
+    assert torch.equal(for_input, both[0]) and none.shape == (0,)
+    again = ["forth", "back"] if dtype == torch.float32 else []
+    assert made == [*again, "forth", "back", "window_combine_onto"]
+    made.clear()
+    none, for_template = score_grads.ncc_fft_grads(*args, False, True)
+    assert torch.equal(for_template, both[1]) and none.shape == (0,)
+    assert made == ["forth", "forth", "add_products"]
+
+
+GRADED = (*HARD, "scale 1e10", "strange template, offset 1e5", "patch on zeros")
+
+
+@pytest.mark.parametrize("cut", ("tiles",), indirect=True)
+@pytest.mark.parametrize(
+    "case", [c for c in torture.cases() if c.name in GRADED], ids=lambda c: c.name
+)
+def test_gradients_of_torture(case: torture.Torture, cut: str) -> None:
+    image, template = (
+        torch.from_numpy(np.ascontiguousarray(x))[None]
+        for x in (case.image[16:50, 16:46], case.template[3:12, :7])
+    )
+    image, template = on_device(image, _reference.standardise(template, 2, True))
+    args = scored(image, template, [1, 1], True)
+    exact = _reference.ncc_grads(args[0].double(), image.double(), *args[2:], True, True)
+    for got, want in zip(score_grads.ncc_fft_grads(*args, True, True), exact, strict=True):
+        near(got.double(), want, GRADIENT_OF_FLOAT32)
+
+
+def test_flat_inputs_have_no_gradient() -> None:
+    image, template = torch.full((1, 14, 12), 0.3), draw((1, 5, 4), torch.float32, 2)
+    image, template = on_device(image, _reference.standardise(template, 2, True))
+    for x, taps in ((image, template), (draw((1, 14, 12)).to(image), template * 0)):
+        args = scored(x, taps, [1, 1], True)
+        for_input, for_template = score_grads.ncc_fft_grads(*args, True, True)
+        assert bool((for_input == 0).all())
+        assert bool((for_template == 0).all()) == (x is image)
+
+
+@pytest.mark.parametrize("cut", ("tiles",), indirect=True)
+def test_gradients_keep_a_nan_in_its_windows(cut: str) -> None:
+    image, template = draw((1, 30, 26), torch.float32, 1), draw((2, 1, 5, 4), torch.float32, 2)
+    image, template = on_device(image, _reference.standardise(template, 2, True))
+    args = scored(image, template, [1, 1], True)
+    args[0][0, 20, 3], args[0][0, 2, 20] = math.nan, math.inf
+    want = _reference.ncc_grads(*args, True, True)
+    got = score_grads.ncc_fft_grads(*args, True, True)
+    for found, exact in zip(got, want, strict=True):
+        live = exact.isfinite()
+        assert torch.equal(found.isfinite(), live)
+        near(torch.where(live, found, 0.0), torch.where(live, exact, 0.0), 2.0**-22)
+    image[0, 12, 9] = math.nan
+    want = _reference.ncc_grads(*args, True, True)
+    got = score_grads.ncc_fft_grads(*args, True, True)
+    assert all(torch.equal(x.isfinite(), y.isfinite()) for x, y in zip(got, want, strict=True))

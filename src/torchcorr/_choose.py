@@ -316,14 +316,18 @@ def arrange(
     method: str,
     normalised: bool,
     device: str | None = None,
+    itemsize: int | None = None,
 ) -> Arrangement:
-    """How two tensors in normal form will be computed, on their own kind of device or another."""
+    """How two tensors in normal form will be computed, on their own kind of device or another, and
+    with elements of their own size or another.
+    """
     # A torch.Size is a tuple, and is not copied: looking up is what most calls do.
     return _arranged(
         input.shape,
         template.shape,
         tuple(stride),
-        max(4, input.element_size()),  # half types are computed in float32
+        # Half types are computed in float32.
+        max(4, input.element_size()) if itemsize is None else itemsize,
         torch.get_num_threads(),
         normalised,
         method,

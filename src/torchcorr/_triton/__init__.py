@@ -26,7 +26,7 @@ KERNELS: dict[str, str] = {
     "correlate_fft_template_grad": "fft_sums",
     "ncc_direct": "direct_scores",
     "ncc_fft": "fft_scores",
-    "ncc_fft_grads": "fft_scores",
+    "ncc_fft_grads": "score_grads",
     "ncc_prepare_grads": "score_parts",
     "standardise": "score_parts",
     "window_sum": "windows",

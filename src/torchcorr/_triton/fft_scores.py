@@ -1,4 +1,4 @@
-"""Normalised scores through transforms on CUDA, and their gradients.
+"""Normalised scores through transforms on CUDA.
 
 Tiles are centred and transformed in the input's precision; one kernel then marches over the image,
 sums the moments of each window and divides, so that no map of moments is in memory. What the noise
@@ -12,6 +12,7 @@ of a tile's sums may have spoilt is found by that kernel and computed again ther
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 import triton
@@ -19,22 +20,22 @@ import triton.language as tl
 from torch import Tensor
 
 from .. import _reference
-from .._score_ops import ncc_grads
+from .._geometry import Tiling
 from .._scores import noise_beside
-from ._plan import NUMBERS, SCORE_BLOCK, plan
+from ._plan import NUMBERS, SCORE_BLOCK, Plan, plan
 from .direct import three
 from .direct_scores import bits
 from .sweep import PLAIN_SCORE, SCORE, sweep
 from .tiles import gather, noise_of
 from .transforms import Piece, Spectra, arranged, pieces, sums
 
-_SCORE_NUMBERS = [
+PLACES = [
     "first", "templates", "all_templates", "inputs", "eps_bits", "out_item", "out_template",
     "out_plane", "out_row", "m_z", "m_y", "m_x", "g_z", "g_y", "g_x", "l_z", "l_y", "l_x",
 ]  # fmt: skip
 
 
-@triton.jit(do_not_specialize=[*_SCORE_NUMBERS, *NUMBERS])
+@triton.jit(do_not_specialize=[*PLACES, *NUMBERS])
 def score_kernel(
     source, out, found, stats, noise, taps,
     first, templates, all_templates, inputs, eps_bits, out_item, out_template, out_plane, out_row,
@@ -81,10 +82,19 @@ def _finish(
     out: Tensor,
 ) -> None:
     """Writes the scores of a piece with templates from `first` on."""
-    tiling, leads = piece.tiling, out.shape[0]
-    ndim = len(tiling.length)
-    window, size = tiling.window, seen.shape[2:]
-    cut = plan(leads, seen.shape[1], size, window, tiling.stride, exact=False, block=SCORE_BLOCK)
+    cut = march(seen, piece.tiling)
+    score_kernel[(cut.grid,)](
+        seen, out, found, stats, noise, taps[piece.pairs],
+        *places(piece, out, taps.shape[1], (first, found.shape[1]), eps), *cut.numbers,
+        ZERO_MEAN=zero_mean, **cut.options,
+    )  # fmt: skip
+
+
+def march(seen: Tensor, tiling: Tiling) -> Plan:
+    """The launch that marches over the windows of part of an input."""
+    (leads, channels), ndim = seen.shape[:2], len(tiling.length)
+    size, window = seen.shape[2:], tiling.window
+    cut = plan(leads, channels, size, window, tiling.stride, exact=False, block=SCORE_BLOCK)
     numbers = list(cut.numbers)
     # The input is part of a larger one.
     item, channel = seen.stride()[:2]
@@ -93,12 +103,18 @@ def _finish(
     numbers[NUMBERS.index("pitch_z")] = plane
     numbers[NUMBERS.index("pitch_y")] = item if ndim == 1 else row
     numbers[NUMBERS.index("pitch_l")] = item
-    score_kernel[(cut.grid,)](
-        seen, out, found, stats, noise, taps[piece.pairs],
-        first, found.shape[1], taps.shape[1], leads // piece.groups, bits(eps), *out.stride()[:2],
+    return replace(cut, numbers=tuple(numbers))
+
+
+def places(
+    piece: Piece, out: Tensor, templates: int, chunk: tuple[int, int], eps: float
+) -> tuple[int, ...]:
+    """PLACES of a piece, of its part `out` of a map, and of a first template and how many."""
+    tiling = piece.tiling
+    return (
+        *chunk, templates, out.shape[0] // piece.groups, bits(eps), *out.stride()[:2],
         *three(out.stride()[2:], 0)[:2], *three(tiling.outputs, 1), *three(tiling.grid, 1),
-        *three(tiling.length, 1), *numbers, ZERO_MEAN=zero_mean,
-        **cut.options,
+        *three(tiling.length, 1),
     )  # fmt: skip
 
 
@@ -126,25 +142,3 @@ def ncc_fft(
             place = (seen, found, stats, noise, taps, first)
             _finish(piece, *place, zero_mean, eps, piece.of_map(out))
     return leads.restored(out, ndim)
-
-
-def ncc_fft_grads(
-    grad: Tensor,
-    input: Tensor,
-    template: Tensor,
-    score: Tensor,
-    stride: Sequence[int],
-    zero_mean: bool,
-    eps: float,
-    need_input: bool,
-    need_template: bool,
-) -> tuple[Tensor, Tensor]:
-    """Both gradients in float64, which float32 scores and upstream gradients need (math.md)."""
-    args = (grad, input, template, score, stride, zero_mean, eps, need_input, need_template)
-    if grad.numel() == 0 or input.numel() == 0 or template.numel() == 0:
-        return _reference.ncc_grads(*args)
-    for_input, for_template = ncc_grads("fft", *args)
-    return (
-        input.new_empty(0) if for_input is None else for_input,
-        template.new_empty(0) if for_template is None else for_template,
-    )

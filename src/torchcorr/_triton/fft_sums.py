@@ -29,8 +29,9 @@ from .._geometry import Tiling
 from .._overlap_adjoints import Transpose
 from .._overlap_save import whole_input_grad, whole_template_grad
 from .direct import three
+from .products import add_products
 from .tiles import gather, noise_of
-from .transforms import Piece, Spectra, arranged, pieces, sums
+from .transforms import Piece, Spectra, arranged, forth, pieces, sums
 
 # As the CPU's: rounding that float64 transforms leave, and what a sum may be off, in roundings.
 _NOISE = 64.0
@@ -223,17 +224,12 @@ def correlate_fft_template_grad(
     )
     strange = spread.new_zeros(leads.paired, dtype=torch.float64)
     for piece in pieces(call.problem, call.plan, tiling):
-        found, stats = _spectra(piece.of_input(seen), piece.tiling, axes)
+        found, stats = _spectra(piece.of_input(seen), piece.tiling, piece.groups)
         # Tiles of the gradient: the same positions, and nothing around them.
         own = _upstream(piece.tiling)
-        given, more = _spectra(piece.of_map(spread), own, axes)
-        groups = piece.groups
-        for p in range(groups):
-            rows = slice(p * found.shape[0] // groups, (p + 1) * found.shape[0] // groups)
-            for k in range(leads.templates):
-                product = given[rows, k : k + 1].conj() * found[rows]
-                total[piece.pairs.start + p, k] += product.sum(0)
-        bad = (stats[:, 3] + more[:, 3]).unflatten(0, (groups, -1)).sum(1)
+        given, more = _spectra(piece.of_map(spread), own, piece.groups)
+        add_products(total[piece.pairs], found, given)
+        bad = (stats[:, 3] + more[:, 3]).unflatten(0, (piece.groups, -1)).sum(1)
         strange[piece.pairs] += bad
     lines = torch.fft.irfftn(total, s=tiling.length, dim=axes, norm="backward")
     lines = lines[(..., *(slice(0, k) for k in tiling.window))]
@@ -242,10 +238,10 @@ def correlate_fft_template_grad(
     return leads.template_restored((lines + poison).to(grad.dtype), shape, ndim + 1)
 
 
-def _spectra(x: Tensor, tiling: Tiling, axes: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """Half spectra of all tiles as they are, and their stats."""
+def _spectra(x: Tensor, tiling: Tiling, groups: int) -> tuple[Tensor, Tensor]:
+    """Half spectra (groups, tiles, ...) of all tiles as they are, and their stats."""
     tiles, stats = gather(x, tiling, torch.float64, centred=False, scaled=False)
-    return torch.fft.rfftn(tiles, dim=axes), stats
+    return forth(tiles, groups, len(tiling.length)), stats
 
 
 def _upstream(tiling: Tiling) -> Tiling:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .finish import converted, emit_scores
+from .finish import converted, emit_scores, emit_upstream
 from .sliding import FLAGS, PAIR, VALUES, column_sums, find
 
 # What a sweep writes.
@@ -25,10 +25,13 @@ MOMENTS = tl.constexpr(1)
 DEVIATION = tl.constexpr(2)
 SCORE = tl.constexpr(3)  # of a zero-mean template
 PLAIN_SCORE = tl.constexpr(4)
+# Shares of an upstream gradient: of a zero-mean template, then of any, and of each without scores,
+# with those of sums at hand and with those of a map.
+UPSTREAM = tl.constexpr(5)
 
 # Squares that tell a variance to 1e-7, beside the largest that were held: 64 roundings of 2**-53.
 TELLING = tl.constexpr(64 / 2**53 / 1e-7)
-# The same of a score of float64, to 2e-11.
+# The same of a score of float64 and of what a gradient takes, to 2e-11.
 TELLING_WIDE = tl.constexpr(64 / 2**53 / 2e-11)
 # The same of a sum that is to be right to 2**-30 of its root sum of squares; once an element.
 TELLING_SUM = tl.constexpr(2.0**-38)
@@ -165,6 +168,11 @@ def emit(
         emit_scores(value, var, to, step, lead, z, y, x, valid, True, NDIM, THINNED)
     elif KIND == PLAIN_SCORE:
         emit_scores(value, var, to, step, lead, z, y, x, valid, False, NDIM, THINNED)
+    elif KIND >= UPSTREAM:
+        emit_upstream(
+            value, var, to, step, lead, z, y, x, valid, KIND < UPSTREAM + 3, (KIND - UPSTREAM) % 3,
+            NDIM, THINNED,
+        )  # fmt: skip
     else:
         emit_moments(value, var, to, step, lead, z, y, x, valid, KIND, THINNED)
 
@@ -276,7 +284,7 @@ def sweep(
     count = elements(channels, axes[2])
     share = 1 / count
     telling = TELLING_SUM * count if KIND == SUM else count * 0 + TELLING
-    if KIND >= SCORE and source.dtype.element_ty == tl.float64:
+    if KIND >= UPSTREAM or (KIND >= SCORE and source.dtype.element_ty == tl.float64):
         telling = count * 0 + TELLING_WIDE
     held1 = tl.zeros((R if NDIM == 3 else 1, B), tl.float64)
     held2 = held1

@@ -96,27 +96,43 @@ class Spectra(TemplateSpectra):
         return torch.fft.rfftn(part, s=length, dim=tuple(range(-len(length), 0))).conj_physical()
 
 
+def forth(tiles: Tensor, groups: int, ndim: int) -> Tensor:
+    """Half spectra (groups, tiles of each, ...) of tiles (groups * tiles of each, ...)."""
+    return torch.fft.rfftn(tiles, dim=tuple(range(-ndim, 0))).unflatten(0, (groups, -1))
+
+
+def back(seen: Tensor, weights: Tensor, length: Ints, spare: bool) -> Tensor:
+    """Tiles (tiles, templates, *length) from spectra (groups, tiles, 1, C, ...) and templates'.
+
+    Without the inverse's 1/n. If `seen` is spare, a product may take its place.
+    """
+    ndim = len(length)
+    if spare and seen.shape[-ndim - 1] == weights.shape[-ndim - 2] == 1:
+        product = seen.squeeze(-ndim - 1).mul_(weights.squeeze(-ndim - 1))
+    else:
+        product = sum_channels(seen, weights, ndim)
+    axes = tuple(range(-ndim, 0))
+    return torch.fft.irfftn(product.flatten(0, 1), s=length, dim=axes, norm="forward")
+
+
 def sums(
     tiles: Tensor, spectra: TemplateSpectra, pairs: slice, at_once: int, length: Ints
 ) -> Iterator[tuple[int, Tensor]]:
     """(first template, sums (tiles, templates, *length)) of tiles that come from `pairs`."""
-    ndim = len(length)
-    axes = tuple(range(-ndim, 0))
-    groups, templates = pairs.stop - pairs.start, spectra.template.shape[1]
-    seen = torch.fft.rfftn(tiles, dim=axes)
-    seen = seen.unflatten(0, (groups, -1)).unsqueeze(2)
+    templates = spectra.template.shape[1]
+    seen = forth(tiles, pairs.stop - pairs.start, len(length)).unsqueeze(2)
     for first in range(0, templates, at_once):
         last = min(first + at_once, templates)
         weights = spectra.part(tiles.dtype, pairs, first, last).unsqueeze(1)
-        if templates == 1 and seen.shape[-ndim - 1] == 1:
-            product = seen.squeeze(-ndim - 1).mul_(weights.squeeze(-ndim - 1))
-        else:
-            product = sum_channels(seen, weights, ndim)
-        yield first, torch.fft.irfftn(product.flatten(0, 1), s=length, dim=axes, norm="forward")
+        yield first, back(seen, weights, length, templates == 1)
 
 
 def arranged(
-    input: Tensor, template: Tensor, stride: Sequence[int], normalised: bool
+    input: Tensor,
+    template: Tensor,
+    stride: Sequence[int],
+    normalised: bool,
+    itemsize: int | None = None,
 ) -> _choose.Arrangement:
     """How a call on a GPU is computed, also where the interpreter stands for one."""
-    return _choose.arrange(input, template, stride, "fft", normalised, "cuda")
+    return _choose.arrange(input, template, stride, "fft", normalised, "cuda", itemsize)

@@ -54,20 +54,23 @@ def window_kernel(
 
 
 @triton.jit
-def emit_pair(sum1, sum2, to, step, lead, z, y, x, valid):
-    """Writes sum1 + 2 I sum2 at the elements of every channel."""
-    input, out, channels, pitch_c, pitch = to
+def emit_pair(sum1, sum2, to, step, lead, z, y, x, valid, ADDED: tl.constexpr):
+    """Writes sum1 + 2 I sum2 at the elements of every channel, added to what is there if asked."""
+    input, base, out, channels, pitch_c, pitch = to
     offset, keep = place_in(pitch, step, lead, z, y, x, valid, False)
     for c in range(channels):
         at = c * pitch_c + offset
         here = tl.load(input + at, mask=keep, other=0).to(tl.float64)
-        tl.store(out + at, converted(sum1 + 2 * here * sum2, out.dtype.element_ty), mask=keep)
+        value = sum1 + 2 * here * sum2
+        if ADDED:
+            value += tl.load(base + at, mask=keep, other=0.0)
+        tl.store(out + at, converted(value, out.dtype.element_ty), mask=keep)
 
 
 @triton.jit
 def spread_pair(
-    data, axes, positions, to, blocks, steps, NDIM: tl.constexpr, STRIDED: tl.constexpr,
-    R: tl.constexpr, B: tl.constexpr, J: tl.constexpr,
+    data, axes, positions, to, blocks, steps, ADDED: tl.constexpr, NDIM: tl.constexpr,
+    STRIDED: tl.constexpr, R: tl.constexpr, B: tl.constexpr, J: tl.constexpr,
 ):  # fmt: skip
     """One program: sums of two gradients that slide, and a count, so that zeros sum to 0."""
     lead, z0, y0, x0 = place(blocks, steps, NDIM, R, B)
@@ -95,7 +98,7 @@ def spread_pair(
         if begin > 0:
             # What is not finite belongs to its own windows alone.
             sum1, sum2 = by_definition(data, axes, z, y, x, valid, 0.0, PAIR, True, STRIDED)
-        emit_pair(sum1, sum2, to, axes[3], lead, z, y, x, valid)
+        emit_pair(sum1, sum2, to, axes[3], lead, z, y, x, valid, ADDED)
         t += 1
 
 
@@ -108,20 +111,20 @@ def moved(data, offset):
 
 @triton.jit(do_not_specialize=NUMBERS)
 def local_std_combine_grads_kernel(
-    first, second, input, out, channels, pitch_c, depth, height, width, pitch_z, pitch_y, pitch_l,
-    wz, wy, wx, sz, sy, sx, nz, ny, nx, out_channels, out_pitch_c, out_z, out_y, out_l,
-    blocks_z, blocks_y, blocks_x, steps, NDIM: tl.constexpr, SPREAD: tl.constexpr,
-    STRIDED: tl.constexpr, DIRECT: tl.constexpr, ONE: tl.constexpr,
+    first, second, input, base, out, channels, pitch_c, depth, height, width, pitch_z, pitch_y,
+    pitch_l, wz, wy, wx, sz, sy, sx, nz, ny, nx, out_channels, out_pitch_c, out_z, out_y, out_l,
+    blocks_z, blocks_y, blocks_x, steps, ADDED: tl.constexpr, NDIM: tl.constexpr,
+    SPREAD: tl.constexpr, STRIDED: tl.constexpr, DIRECT: tl.constexpr, ONE: tl.constexpr,
     R: tl.constexpr, B: tl.constexpr, J: tl.constexpr,
 ):  # fmt: skip
-    """spread(first) + 2 I spread(second)."""
+    """spread(first) + 2 I spread(second), and base."""
     if NDIM < 3:
         depth, wz, sz, nz = 1, 1, 1, 1
     if NDIM < 2:
         wy, sy = 1, 1
     size, pitch = (depth, height, width), (pitch_z, pitch_y, pitch_l)
     axes, positions = (size, pitch, (wz, wy, wx), (sz, sy, sx)), (nz, ny, nx)
-    to = (input, out, out_channels, out_pitch_c, (out_z, out_y, out_l))
+    to = (input, base, out, out_channels, out_pitch_c, (out_z, out_y, out_l))
     blocks = (blocks_z, blocks_y, blocks_x)
     data = (first, second, 1, pitch_c, 0.0, 0)
     if DIRECT:
@@ -132,9 +135,9 @@ def local_std_combine_grads_kernel(
         valid = (y < ny) & (x < nx)
         data = moved(data, lead * pitch_l)
         sum1, sum2 = by_definition(data, axes, z, y, x, valid, 0.0, PAIR, SPREAD, STRIDED)
-        emit_pair(sum1, sum2, to, axes[3], lead, z, y, x, valid)
+        emit_pair(sum1, sum2, to, axes[3], lead, z, y, x, valid, ADDED)
     else:
-        spread_pair(data, axes, positions, to, blocks, steps, NDIM, STRIDED, R, B, J)
+        spread_pair(data, axes, positions, to, blocks, steps, ADDED, NDIM, STRIDED, R, B, J)
 
 
 def window_sum(input: Tensor, window: Sequence[int], stride: Sequence[int]) -> Tensor:
@@ -185,6 +188,18 @@ def window_combine(
     grad_s1: Tensor, grad_s2: Tensor, input: Tensor, window: Sequence[int], stride: Sequence[int]
 ) -> Tensor:
     """spread(grad_s1) + 2 I spread(grad_s2), within rounding of the largest term around."""
+    return window_combine_onto(None, grad_s1, grad_s2, input, window, stride)
+
+
+def window_combine_onto(
+    base: Tensor | None,
+    grad_s1: Tensor,
+    grad_s2: Tensor,
+    input: Tensor,
+    window: Sequence[int],
+    stride: Sequence[int],
+) -> Tensor:
+    """The same added to a dense tensor of the input's shape, in float64, and rounded once."""
     out = torch.empty_like(input, memory_format=torch.contiguous_format)
     if out.numel() > 0 and axis_by_axis(out, window, stride, spread=True):
         maps = (grad_s1, grad_s2)
@@ -195,8 +210,10 @@ def window_combine(
             grad_s1.contiguous(),
             grad_s2.contiguous(),
             input.contiguous(),
+            out if base is None else base,
             out,
             *cut.numbers,
+            ADDED=base is not None,
             **cut.options,
         )
     return out
