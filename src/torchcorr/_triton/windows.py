@@ -204,6 +204,8 @@ def window_combine_onto(
     if out.numel() > 0 and axis_by_axis(out, window, stride, spread=True):
         maps = (grad_s1, grad_s2)
         axis_passes.write_spread(maps, input.contiguous(), window, stride, out)
+        if base is not None:
+            out += base
     elif out.numel() > 0:
         cut = plan_of(out, window, stride, spread=True)
         local_std_combine_grads_kernel[(cut.grid,)](
