@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -113,3 +114,20 @@ def test_errors_are_those_of_the_call():
         torchcorr.plan(shapes(5, 5), shapes(6, 6))
     with pytest.raises(ValueError, match="method must be one of"):
         torchcorr.plan(shapes(5, 5), shapes(3, 3), method="fast")
+
+
+def test_a_family_of_gpus_that_was_measured_has_its_own_costs(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    card = torch.device("cuda", 3)
+    _choose.family.cache_clear()
+    assert _choose.family(card) == "cuda"
+    assert _choose.family(torch.device("meta")) == "meta"
+    quick = replace(_choose._COSTS["cuda"], product=1e-9, position=1e-9, scored=1.0)
+    monkeypatch.setitem(_choose._COSTS, "cuda 9.0", quick)
+    _choose.family.cache_clear()
+    assert _choose.family(card) == "cuda 9.0"
+    image, template = shapes(4096, 4096), shapes(64, 64)
+    assert torchcorr.plan(image, template, device="cuda").method == "fft"
+    assert torchcorr.plan(image, template, device="cuda 9.0").method == "direct"
+    monkeypatch.undo()
+    _choose.family.cache_clear()

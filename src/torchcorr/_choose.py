@@ -39,6 +39,8 @@ class Costs:
     long: Ints  # the same of lines
 
 
+# By kind of device. A family of GPUs that was measured has a row of its own, named after its
+# compute capability ("cuda 9.0"); the others take that of their type.
 _COSTS = {
     # Two cores with AVX-512, fitted by benchmarks/fit.py to float32.
     "cpu": Costs(
@@ -99,6 +101,16 @@ _COSTS = {
 }
 
 
+@lru_cache
+def family(device: torch.device) -> str:
+    """The kind of a device that costs are known of."""
+    if device.type == "cuda" and any(name.startswith("cuda ") for name in _COSTS):
+        major, minor = torch.cuda.get_device_capability(device)
+        name = f"cuda {major}.{minor}"
+        return name if name in _COSTS else "cuda"
+    return device.type
+
+
 @dataclass(frozen=True)
 class Plan:
     """How one call will be computed: what `plan` returns.
@@ -148,7 +160,7 @@ class Problem:
     itemsize: int
     threads: int
     normalised: bool  # a score; a plain sum is transformed in float64 and needs no norms
-    device: str = "cpu"  # its type
+    device: str = "cpu"  # its kind, as `family` names it
 
     @property
     def costs(self) -> Costs:
@@ -331,7 +343,7 @@ def arrange(
         torch.get_num_threads(),
         normalised,
         method,
-        device or input.device.type,
+        device or family(input.device),
     )
 
 

@@ -47,9 +47,10 @@ def plan(
         transforms run in float64.
 
     device : str, optional
-        Type of device that is planned for, ``"cpu"`` or ``"cuda"``; by default that of the input,
-        and ``"cpu"`` for one that holds no data. Costs of CUDA devices are estimates: bytes and
-        operations of a large card.
+        Kind of device that is planned for, ``"cpu"`` or ``"cuda"``; by default that of the input,
+        and ``"cpu"`` for one that holds no data. Families of GPUs whose costs were measured by
+        ``python -m benchmarks.fit --device cuda`` have names of their own, as ``"cuda 9.0"``; the
+        costs of ``"cuda"`` are estimates: bytes and operations of a large card.
 
     Returns
     -------
@@ -82,5 +83,5 @@ def plan(
     x, w, _ = normal_pair(
         input, template, frame, name="template", complex_allowed=not normalised, data=False
     )
-    kind = device if device is not None else input.device.type
+    kind = device if device is not None else _choose.family(input.device)
     return _choose.arrange(x, w, frame.stride, method, normalised, kind).plan

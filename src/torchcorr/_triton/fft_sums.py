@@ -31,7 +31,7 @@ from .._overlap_save import whole_input_grad, whole_template_grad
 from .direct import three
 from .products import add_products
 from .tiles import gather, noise_of
-from .transforms import Piece, Spectra, arranged, forth, pieces, sums
+from .transforms import Piece, Spectra, arranged, forth, kind_of, pieces, sums
 
 # As the CPU's: rounding that float64 transforms leave, and what a sum may be off, in roundings.
 _NOISE = 64.0
@@ -197,7 +197,7 @@ def correlate_fft_input_grad(
     if grad.is_complex():
         return whole_input_grad(grad, template, input_shape, stride)
     shape = tuple(input_shape)
-    call = Transpose.into_input(grad, template, shape, stride, "cuda")
+    call = Transpose.into_input(grad, template, shape, stride, kind_of(grad))
     out = grad.new_empty((call.spread.shape[0], call.other.shape[1], *shape[-ndim:]))
     _Call(call.spread, call.other, call.problem, call.plan, call.tiling, out, False).run()
     return call.leads.input_restored(out, shape, ndim + 1)
@@ -213,7 +213,7 @@ def correlate_fft_template_grad(
     if grad.is_complex():
         return whole_template_grad(grad, input, template_shape, stride)
     shape = tuple(template_shape)
-    call = Transpose.into_template(grad, input, shape, stride, "cuda")
+    call = Transpose.into_template(grad, input, shape, stride, kind_of(grad))
     leads, seen, tiling = call.leads, call.other, call.tiling
     missing = [n - m for n, m in zip(tiling.positions, call.spread.shape[2:], strict=True)]
     spread = pad(call.spread, [n for m in reversed(missing) for n in (0, m)])

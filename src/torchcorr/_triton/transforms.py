@@ -127,6 +127,11 @@ def sums(
         yield first, back(seen, weights, length, templates == 1)
 
 
+def kind_of(x: Tensor) -> str:
+    """The kind of device that is planned for, also where the interpreter stands for a GPU."""
+    return _choose.family(x.device) if x.device.type == "cuda" else "cuda"
+
+
 def arranged(
     input: Tensor,
     template: Tensor,
@@ -134,5 +139,5 @@ def arranged(
     normalised: bool,
     itemsize: int | None = None,
 ) -> _choose.Arrangement:
-    """How a call on a GPU is computed, also where the interpreter stands for one."""
-    return _choose.arrange(input, template, stride, "fft", normalised, "cuda", itemsize)
+    """How a call on a GPU is computed."""
+    return _choose.arrange(input, template, stride, "fft", normalised, kind_of(input), itemsize)
