@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -189,3 +190,17 @@ def test_compiles_within_its_registers(name: str) -> None:
 
 if __name__ == "__main__":
     print(json.dumps({name: compiled(name) for name in variants()}))
+
+
+# Bounds of errors, not data: seven digits of them are enough.
+TOLERANCES = {"finish_sums_kernel.allowed", "_score_kernel.trusted", "tile_noise_kernel.noise"}
+
+
+def test_numbers_keep_their_digits() -> None:
+    """A Python float that no annotation makes a float64 reaches a kernel as float32."""
+    script = Path(__file__).with_name("launches.py")
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, str(script)], capture_output=True, text=True, check=True, env=environment
+    )
+    assert set(json.loads(done.stdout)["float32"]) == TOLERANCES
