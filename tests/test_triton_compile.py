@@ -35,11 +35,13 @@ OVERLAP = {"tiles": "*fp64", "stats": "*fp64", "out": "*fp64"}
 PRODUCTS = dict.fromkeys(("found", "given", "out"), "*fp64")
 TILES = {"source": "*fp32", "sums": "*fp64", "tiles": "*fp32", "stats": "*fp64"}
 TILES |= {"numerators": "*fp32", "content": "*fp64"}
-NOISE = {"content": "*fp64", "stats": "*fp64", "squares": "*fp64", "noise_out": "*fp64"}
-NOISE |= {"noise": "fp32"}
+NOISE = {"numerators": "*fp32", "content": "*fp64", "stats": "*fp64", "moments": "*fp64"}
+NOISE |= {"noise_out": "*fp64", "noise": "fp32"}
+WIDE_NOISE = NOISE | {"numerators": "*fp64"}
+TEMPLATES = {"source": "*fp64", "out": "*fp32", "moments": "*fp64"}
+HALF_TEMPLATES = {"source": "*bf16", "out": "*fp64", "moments": "*fp64"}
 SUMS = {"sums_": "*fp64", "stats": "*fp64", "noise": "*fp64", "bound": "*fp32", "allowed": "fp32"}
-SUMS |= {"bound_stats": "*fp64", "source": "*fp32", "taps": "*fp64", "totals": "*fp64"}
-SUMS |= {"out": "*fp32"}
+SUMS |= {"bound_stats": "*fp64", "source": "*fp32", "taps": "*fp32", "out": "*fp32"}
 HALF = dict.fromkeys(FLOAT32, "*bf16")
 WIDE_MAPS = ("source", "mean", "left", "square", "first", "second", "input")
 WIDE_MAPS += tuple(f"{name}out" for name in ("", "left_", "square_", "second_"))
@@ -88,11 +90,19 @@ def variants() -> dict[str, tuple[str, str, int, dict[str, str], dict[str, int]]
     found["score-float64"] = ("fft_scores", "score_kernel", 2, WIDE_SCORES, options)
     part = {"PART": 2048, "CENTRED": 1}
     gather = part | {"SCALED": 1, "PARTS": 1024}
+    whole = {"WHOLE": 1, "LANES": 8192, "num_warps": 16}
+    padded = {"ABSOLUTE": 0, "PART": 2048}
     found |= {
         "tile_sums": ("tiles", "tile_sums_kernel", 0, TILES, part),
         "gather_tiles": ("tiles", "gather_tiles_kernel", 0, TILES, gather),
         "tile_content": ("tiles", "tile_content_kernel", 0, TILES, {"PART": 2048}),
-        "tile_noise": ("tiles", "tile_noise_kernel", 0, NOISE, {"PARTS": 1024}),
+        "tile_noise": ("tiles", "tile_noise_kernel", 0, NOISE, {"WHOLE": 0, "LANES": 1024}),
+        "tile_noise-whole": ("tiles", "tile_noise_kernel", 0, WIDE_NOISE, whole),
+        "templates": ("templates", "prepare_templates_kernel", 0, TEMPLATES, padded),
+        "templates-half": (
+            *("templates", "prepare_templates_kernel", 0, HALF_TEMPLATES),
+            padded | {"ABSOLUTE": 1},
+        ),
     }
     for shape, tile in (("rows", {"R": 16, "B": 32}), ("columns", {"R": 512, "B": 1})):
         for name, kernel, options in (
@@ -115,7 +125,8 @@ def variants() -> dict[str, tuple[str, str, int, dict[str, str], dict[str, int]]
         found[f"products-{added}"] = ("products", "products_kernel", 0, PRODUCTS, options)
     for bound in (0, 1):
         options = {"BOUND": bound, "CHECKED": 1, "BLOCK": 256}
-        found[f"sums-{bound}"] = ("fft_sums", "finish_sums_kernel", 0, SUMS, options)
+        types = SUMS | dict.fromkeys(("source", "taps", "out"), "*fp64") if bound else SUMS
+        found[f"sums-{bound}"] = ("fft_sums", "finish_sums_kernel", 0, types, options)
     return found
 
 
@@ -134,15 +145,13 @@ def compiled(name: str) -> dict[str, Any]:
 
     module, kernel, ndim, types, options = variants()[name]
     function = getattr(importlib.import_module(f"torchcorr._triton.{module}"), kernel)
-    launch: dict[str, int] = {}
-    if ndim == 0:
-        constants = options or {"BLOCK": 1024}
-    else:
+    constants = dict(options) or {"BLOCK": 1024}
+    if ndim > 0:
         size = (300,) * ndim
         block = SCORE_BLOCK if module in ("fft_scores", "score_grads") else BLOCK
         launch = dict(plan(1, 1, size, (31,) * ndim, (1,) * ndim, block=block).options)
         constants = launch | SLIDING | options
-        launch = {key: constants.pop(key) for key in ("num_warps", "maxnreg") if key in constants}
+    launch = {key: constants.pop(key) for key in ("num_warps", "maxnreg") if key in constants}
     wide = ("scale", "eps", "share", "ratio")
     signature = {
         arg: "constexpr" if arg in constants else types.get(arg, "fp64" if arg in wide else "i32")

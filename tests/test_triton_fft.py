@@ -18,7 +18,7 @@ from torch import Tensor
 from torchcorr import _choose, _reference, _reference_tiles
 from torchcorr._choose import Costs, Problem
 from torchcorr._geometry import Tiling, output_size
-from torchcorr._triton import fft_scores, fft_sums, products, score_grads, tiles
+from torchcorr._triton import fft_scores, fft_sums, products, score_grads, templates, tiles
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 DTYPES = (torch.float32, torch.float64)
@@ -88,6 +88,53 @@ def test_gather(ndim: int, dtype: torch.dtype) -> None:
     power = want.square().flatten(1).sum(1) / finite.flatten(1).sum(1)
     torch.testing.assert_close(stats[:, 2], power, rtol=1e-6, atol=0)
     assert bool((power < 1).all()) and bool((power > 0.2).all())
+
+
+def lanes(ndim: int) -> tuple[int, ...]:
+    return tuple(range(-ndim, 0))
+
+
+@pytest.mark.parametrize("dtype", (*DTYPES, torch.bfloat16), ids=str)
+@pytest.mark.parametrize("ndim", (1, 2, 3))
+def test_templates_lie_backwards_and_around(ndim: int, dtype: torch.dtype) -> None:
+    window, length = (
+        ((2300,), (61, 47), (5, 18, 13))[ndim - 1],
+        ((2304,), (64, 96), (8, 18, 16))[ndim - 1],
+    )
+    whole = draw((3, 4, 2, *window), dtype, 5) - 0.5
+    whole[1, 2, 0].view(-1)[3] = math.inf
+    (whole,) = on_device(whole)
+    part, out_type = whole[1:, 1:3], torch.float64 if dtype == torch.float64 else torch.float32
+    for absolute in (False, True):
+        wide = part.double().abs() if absolute else part.double()
+        out = torch.full((4, 2, *length), math.nan, dtype=out_type, device=DEVICE)
+        moments = templates.prepare(part, out, absolute=absolute).sum(1)
+        padded = wide.new_zeros((2, 2, 2, *length))
+        padded[(..., *(slice(0, k) for k in window))] = wide
+        # Element v lies at -v, of which 0 is its own opposite.
+        want = padded.flip(lanes(ndim)).roll((1,) * ndim, lanes(ndim)) / math.prod(length)
+        assert torch.equal(out, want.to(out_type).flatten(0, 1))
+        if not absolute:
+            exact = torch.stack(
+                (part.double().flatten(2).sum(2), wide.square().flatten(2).sum(2)), 2
+            )
+            torch.testing.assert_close(moments, exact.flatten(0, 1), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("whole", (0, 1 << 16))
+def test_noise(whole: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In one launch or in two, of two pairs with three tiles and two templates each."""
+    monkeypatch.setattr(tiles, "_WHOLE", whole)
+    found, taps = draw((6, 2, 33, 97), torch.float32, 1) - 0.5, draw((2, 2, 1, 50, 60)).double()
+    stats = draw((6, 4), torch.float64, 3) + 0.5
+    found, taps, stats = on_device(found, taps, stats)
+    moments = templates.prepare(taps, taps.new_empty((4, 1, 64, 64)))
+    got = tiles.noise_of(found, stats, moments, 0.25)
+    wide, own = found.double(), taps.flatten(2).repeat_interleave(3, 0)
+    spread = (stats[:, 2:3] * own.square().sum(2) + wide.square().mean((2, 3))).sqrt()
+    want = 0.25 * (spread + wide.abs().amax((2, 3)) / 2) / stats[:, 1:2]
+    torch.testing.assert_close(got[..., 0], want, rtol=1e-12, atol=0)
+    torch.testing.assert_close(got[..., 1], stats[:, :1] * own.sum(2), rtol=1e-12, atol=0)
 
 
 SUMS = [(name, torch.float64, "whole", 1) for name in CASES]
@@ -199,6 +246,10 @@ def test_half_types_are_read_as_they_are() -> None:
         want = _reference.ncc(image.double(), template, [1, 1], True, 0.0)
         assert got.dtype == dtype
         torch.testing.assert_close(got.double(), want, rtol=0, atol=bound)
+        image, template = image - 0.5, draw((1, 5, 4), dtype, 3).to(DEVICE) - 0.5
+        got = fft_sums.correlate_fft(image, template, [1, 1])
+        want = _reference.correlate(image.double(), template.double(), [1, 1])
+        torch.testing.assert_close(got, want.to(dtype), rtol=bound, atol=bound / 8)
 
 
 GRADS = [

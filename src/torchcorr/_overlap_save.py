@@ -215,12 +215,8 @@ class TemplateSpectra:
         store: Store | None = getattr(_thread, "store", None)
         self._room: float = self.room if store is None else math.inf
         if store is not None:
-            kind = (type(self), transformed, absolute)
-            key = (*kind, tiling.length, template.shape, template.device)
+            key = (transformed, absolute, tiling.length, template.shape, template.device)
             self._kept = store.setdefault(key, {})
-
-    def spectrum(self, part: Tensor) -> Tensor:
-        return conjugate_spectrum(part, self.tiling.length)
 
     def part(self, dtype: torch.dtype, pairs: slice, first: int, last: int) -> Tensor:
         """Templates first to last of some pairs, in one precision."""
@@ -232,7 +228,7 @@ class TemplateSpectra:
         if self.transformed:
             # The 1/n of the inverse is folded in here, where it is cheapest.
             part = (part / math.prod(self.tiling.length)).to(dtype)
-            found = self.spectrum(part)
+            found = conjugate_spectrum(part, self.tiling.length)
         else:
             found = part.to(dtype)
         self._room -= found.nbytes

@@ -131,14 +131,13 @@ def ncc_fft(
     items = leads.input(input, ndim + 1).contiguous()
     taps = leads.template(_reference.widen(template), ndim + 1).contiguous()
     out = input.new_empty((leads.paired * leads.inputs, leads.templates, *tiling.positions))
-    spectra, squares = Spectra(taps, tiling, stride, True), taps.square().flatten(2).sum(2)
+    spectra = Spectra(taps, call.problem, call.plan, tiling, working)
     level = noise_beside(working, working)
     for piece in pieces(call.problem, call.plan, tiling):
         seen = piece.of_input(items)
-        tiles, stats = gather(seen, piece.tiling, working, centred=zero_mean)
-        through = sums(tiles, spectra, piece.pairs, call.plan.templates, tiling.length)
-        for first, found in through:
-            noise = noise_of(found, stats, squares[piece.pairs, first:], level)
+        tiles, stats = gather(seen, piece.tiling, working, centred=zero_mean, behind=spectra.behind)
+        for first, found, moments in sums(tiles, spectra, piece, call.plan.templates):
+            noise = noise_of(found, stats, moments, level)
             place = (seen, found, stats, noise, taps, first)
             _finish(piece, *place, zero_mean, eps, piece.of_map(out))
     return leads.restored(out, ndim)

@@ -29,6 +29,7 @@ from .._geometry import Tiling
 from .._overlap_adjoints import Transpose
 from .._overlap_save import whole_input_grad, whole_template_grad
 from .direct import three
+from .finish import converted
 from .products import add_products
 from .tiles import gather, noise_of
 from .transforms import Piece, Spectra, arranged, forth, kind_of, pieces, sums
@@ -59,13 +60,13 @@ def _definition(
         for dx in range(window[2]):
             there = inside & (x + dx >= 0) & (x + dx < size[2])
             value = tl.load(source + at + x + dx, mask=there, other=0).to(tl.float64)
-            total += value * tl.load(taps + line * window[2] + dx)
+            total += value * tl.load(taps + line * window[2] + dx).to(tl.float64)
     return total
 
 
 @triton.jit(do_not_specialize=_SIZES)
 def finish_sums_kernel(
-    sums_, stats, noise, bound, bound_stats, source, taps, totals, out, allowed,
+    sums_, stats, noise, bound, bound_stats, source, taps, out, allowed,
     blocks, first, templates, all_templates, inputs, channels, item, channel, plane, row,
     n_z, n_y, n_x, m_z, m_y, m_x, g_z, g_y, g_x, l_z, l_y, l_x, s_z, s_y, s_x,
     w_z, w_y, w_x, p_z, p_y, p_x, size_z, size_y, size_x,
@@ -83,19 +84,20 @@ def finish_sums_kernel(
     tile = lead * (g_z * g_y * g_x) + tl.where(valid, tile, 0)
     inner = ((z % m_z * s_z) * l_y + y % m_y * s_y) * l_x + x % m_x * s_x
     at = (tile * templates + k) * l_z * l_y * l_x + inner
-    level = tl.load(stats + tile * 4)
     scale = tl.load(stats + tile * 4 + 1)
     strange = tl.load(stats + tile * 4 + 3) > 0
     which = lead // inputs * all_templates + first + k
     value = tl.load(sums_ + at, mask=valid, other=0.0).to(tl.float64) / scale
-    value += level * tl.load(totals + which)
-    known = value == value
+    known = tl.abs(value) < float("inf")
     if CHECKED:
+        lost = noise + (tile * templates + k) * 2
+        value += tl.load(lost + 1)
+        known = value == value
         size = tl.abs(value)
         if BOUND:
             size = tl.load(bound + at, mask=valid, other=0.0).to(tl.float64)
             size = size / tl.load(bound_stats + tile * 4 + 1)
-        known = known & (size * allowed >= tl.load(noise + tile * templates + k))
+        known = known & (size * allowed >= tl.load(lost))
     doubt = valid & (strange | (known == 0))
     if tl.max(doubt.to(tl.int32), 0) > 0:
         window, shape = (w_z, w_y, w_x), (size_z, size_y, size_x)
@@ -107,7 +109,7 @@ def finish_sums_kernel(
         value = tl.where(doubt, exact, value)
     to = lead * out_item + (first + k).to(tl.int64) * out_template
     to += z.to(tl.int64) * out_plane + y.to(tl.int64) * out_row + x
-    tl.store(out + to, value.to(out.dtype.element_ty), mask=valid)
+    tl.store(out + to, converted(value, out.dtype.element_ty), mask=valid)
 
 
 @dataclass
@@ -115,7 +117,7 @@ class _Call:
     """One correlation in normal form: items (I, C, *size), templates (paired, T, C, *window)."""
 
     input: Tensor
-    template: Tensor  # float64
+    template: Tensor
     problem: Problem
     plan: Plan
     tiling: Tiling
@@ -123,23 +125,25 @@ class _Call:
     checked: bool
 
     def run(self) -> None:
-        spectra = Spectra(self.template, self.tiling, self.tiling.stride, True)
+        call = (self.problem, self.plan, self.tiling)
+        spectra = Spectra(self.template, *call, torch.float64)
         # A float64 value says little of its own accuracy: what it is made of must tell.
         bounded = self.checked and self.input.dtype == torch.float64
-        sizes = Spectra(self.template, self.tiling, self.tiling.stride, True, bounded)
-        totals = self.template.flatten(2).sum(2)
-        squares = self.template.square().flatten(2).sum(2)
-        for piece in pieces(self.problem, self.plan, self.tiling):
-            seen = piece.of_input(self.input)
-            length, at_once = piece.tiling.length, self.plan.templates
-            tiles, stats = gather(seen, piece.tiling, torch.float64, centred=self.checked)
+        sizes = Spectra(self.template, *call, torch.float32, absolute=True)
+        for piece in pieces(*call):
+            seen, at_once = piece.of_input(self.input), self.plan.templates
+            tiles, stats = gather(
+                seen, piece.tiling, torch.float64, centred=self.checked, behind=spectra.behind
+            )
             bounds = None
             if bounded:
-                raw, raw_stats = gather(seen, piece.tiling, torch.float32, centred=False)
-                bounds = sums(raw.abs_(), sizes, piece.pairs, at_once, length)
-            for first, found in sums(tiles, spectra, piece.pairs, at_once, length):
+                raw, raw_stats = gather(
+                    seen, piece.tiling, torch.float32, centred=False, behind=sizes.behind
+                )
+                bounds = sums(raw.abs_(), sizes, piece, at_once)
+            for first, found, moments in sums(tiles, spectra, piece, at_once):
                 bound = None if bounds is None else (next(bounds)[1], raw_stats)
-                self._finish(piece, seen, found, stats, bound, (totals, squares), first)
+                self._finish(piece, seen, found, stats, bound, moments, first)
 
     def _finish(
         self,
@@ -148,22 +152,21 @@ class _Call:
         found: Tensor,
         stats: Tensor,
         bound: tuple[Tensor, Tensor] | None,
-        of_template: tuple[Tensor, Tensor],
+        moments: Tensor,
         first: int,
     ) -> None:
-        totals, squares = of_template
         out, tiling = piece.of_map(self.out), piece.tiling
         noise = stats
         if self.checked:
             unit = torch.finfo(torch.float64).eps / 2
-            noise = noise_of(found, stats, squares[piece.pairs, first:], _NOISE * unit)
+            noise = noise_of(found, stats, moments, _NOISE * unit)
         leads, templates = out.shape[0], found.shape[1]
         blocks = -(-math.prod(tiling.positions) // _BLOCK)
         plane, row, _ = three(seen.stride()[2:], 0)
         out_plane, out_row, _ = three(out.stride()[2:], 0)
         finish_sums_kernel[(blocks * leads * templates,)](
             found, stats, noise, *(bound or (found, stats)), seen, self.template[piece.pairs],
-            totals[piece.pairs], out, _ULPS * torch.finfo(self.input.dtype).eps / 2,
+            out, _ULPS * torch.finfo(self.input.dtype).eps / 2,
             blocks, first, templates, self.template.shape[1], leads // piece.groups,
             seen.shape[1], *seen.stride()[:2], plane, row,
             *three(tiling.positions, 1), *three(tiling.outputs, 1), *three(tiling.grid, 1),
@@ -182,7 +185,7 @@ def correlate_fft(input: Tensor, template: Tensor, stride: Sequence[int]) -> Ten
     leads = plan.problem.leads
     out = input.new_empty((leads.paired * leads.inputs, leads.templates, *plan.tiling.positions))
     items = leads.input(input, ndim + 1).contiguous()
-    weights = leads.template(_reference.widen(template), ndim + 1).contiguous()
+    weights = leads.template(template, ndim + 1).contiguous()
     _Call(items, weights, plan.problem, plan.plan, plan.tiling, out, True).run()
     return leads.restored(out, ndim)
 

@@ -79,7 +79,7 @@ def _score(to, k, keep, tile, inner, scale, norm, lead, z, y, x, ZERO_MEAN: tl.c
     length = tiles[2]
     at = (tile * templates + k) * (length[0] * length[1] * length[2]) + inner
     value = tl.load(found + at, mask=keep, other=0.0).to(tl.float64) / scale
-    lost = tl.load(noise + tile * templates + k, mask=keep, other=0.0)
+    lost = tl.load(noise + (tile * templates + k) * 2, mask=keep, other=0.0)
     doubt = keep & (lost * norm > 1.0)
     if tl.max(tl.max(doubt.to(tl.int32), 1), 0) > 0:
         own = taps + (lead // inputs * all_templates + first + k) * elements

@@ -142,8 +142,7 @@ class _Gradients:
         lead = wide.shape[:3] if self.need_template else (0,)
         self.total = wide.new_zeros((*lead, *half), dtype=torch.complex128)
         self.poison = wide.new_zeros((self.input.shape[0], wide.shape[1]))
-        self.spectra = Spectra(wide, tiling, tiling.stride, True)
-        self.squares = wide.square().flatten(2).sum(2)
+        self.spectra = Spectra(wide, self.call.problem, self.call.plan, tiling, torch.float64)
         self.axes = tuple(range(-ndim, 0))
         self.written = 0
 
@@ -180,13 +179,16 @@ class _Gradients:
     ) -> None:
         """Adds what a piece and templates `first` to `last` bring to both gradients."""
         length = piece.tiling.length
-        weights = self.spectra.part(torch.float64, piece.pairs, first, last).unsqueeze(1)
-        found = None
+        weights, moments = self.spectra.part(piece.pairs, first, last)
+        weights, scores = weights.unsqueeze(1), None
         if spectrum is not None and self.scored:
             spare = self.template.shape[1] == 1 and not self.need_template
             found = back(spectrum.unsqueeze(2), weights, length, spare)
-        share = self._upstream(piece, seen, stats, found, (first, last - first))
-        del found
+            level = noise_beside(torch.float64, torch.float64)
+            scores = found, noise_of(found, stats, moments, level)
+            del found
+        share = self._upstream(piece, seen, stats, scores, (first, last - first))
+        del scores
         given = forth(share, piece.groups, len(self.axes))
         del share
         if spectrum is not None and self.need_template:
@@ -201,17 +203,18 @@ class _Gradients:
         piece: Piece,
         seen: Tensor,
         stats: Tensor,
-        found: Tensor | None,
+        scores: tuple[Tensor, Tensor] | None,
         chunk: tuple[int, int],
     ) -> Tensor:
-        """Tiles (tiles, templates, *length) of numerators' gradients, 0 between the positions."""
+        """Tiles (tiles, templates, *length) of numerators' gradients, 0 between the positions.
+
+        Scores are made of sums and their noise, if need be.
+        """
         out = stats.new_zeros((stats.shape[0], chunk[1], *piece.tiling.length))
         grad = piece.of_map(self.grad)
-        noise, shown, source = stats, grad, 0
-        if found is not None:
-            level = noise_beside(torch.float64, torch.float64)
-            noise = noise_of(found, stats, self.squares[piece.pairs, chunk[0] :], level)
-            source = 1
+        found, noise, shown, source = out, stats, grad, 0
+        if scores is not None:
+            (found, noise), source = scores, 1
         elif self.need_input and self.score is not None:
             shown, source = piece.of_map(self.score), 2
         grad_s1, grad_s2 = self.grad_s1, self.grad_s2
@@ -219,8 +222,8 @@ class _Gradients:
             grad_s1, grad_s2 = piece.of_map(grad_s1), piece.of_map(grad_s2)
         cut = march(seen, piece.tiling)
         upstream_kernel[(cut.grid,)](
-            seen, out, out if found is None else found, stats, noise, self.template[piece.pairs],
-            grad, shown, grad_s1, grad_s2, self.poison[piece.items], grad_s1.stride(0),
+            seen, out, found, stats, noise, self.template[piece.pairs], grad, shown, grad_s1,
+            grad_s2, self.poison[piece.items], grad_s1.stride(0),
             *places(piece, grad, self.template.shape[1], chunk, self.eps), *cut.numbers,
             ZERO_MEAN=self.zero_mean, SHOWN=source, **cut.options,
         )  # fmt: skip

@@ -2,7 +2,8 @@
 
 A tile's level and scale come from sums of 2048 elements each, which every program that writes a
 part of the tile adds up for itself: nothing waits for the host. Cutting reads the input twice and
-writes the tiles once; the noise of a tile (math.md, noise) reads its sums once.
+writes the tiles once; the noise of a tile (math.md, noise) reads its sums once, in one launch if
+they are at most 65536.
 """
 
 # Kernels are written in Triton's language, which has types of its own.
@@ -21,7 +22,10 @@ from torch import Tensor
 from .._geometry import Tiling
 from .direct import three
 
-_PART = 2048
+PART = 2048
+# Sums of a tile that one program looks through; of more, parts are looked through first.
+_WHOLE = 1 << 16
+_LANES = 8192
 _NUMBERS = [
     "channels", "parts", "item", "channel", "plane", "row", "size_z", "size_y", "size_x",
     "grid_z", "grid_y", "grid_x", "step_z", "step_y", "step_x", "pad_z", "pad_y", "pad_x",
@@ -171,39 +175,59 @@ def tile_content_kernel(numerators, content, volume, parts, PART: tl.constexpr):
     tl.store(to + 1, tl.max(tl.abs(y), 0))
 
 
-@triton.jit(do_not_specialize=["volume", "parts", "templates", "tiles", "pitch"])
+@triton.jit(do_not_specialize=["volume", "parts", "held", "templates", "tiles"])
 def tile_noise_kernel(
-    content, stats, squares, noise_out, noise, volume, parts, templates, tiles, pitch,
-    PARTS: tl.constexpr,
+    numerators, content, stats, moments, noise_out, noise, volume, parts, held, templates, tiles,
+    WHOLE: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
-    """What rounding left in a tile's sums, in the input's units (math.md, noise)."""
+    """What rounding left in a tile's sums, in the input's units (math.md, noise); and what the
+    tile's level adds to each of them. WHOLE: from the sums themselves, not from their content.
+    """
     line = tl.program_id(0)
-    lane = tl.arange(0, PARTS)
-    elements = tl.load(squares + line // templates // tiles * pitch + line % templates)
-    own = content + line.to(tl.int64) * parts * 2
-    square = _total(own, parts, 2, PARTS)
-    peak = tl.zeros([PARTS], tl.float64)
-    for first in range(0, parts, PARTS):
-        there = first + lane < parts
-        peak = tl.maximum(peak, tl.load(own + (first + lane) * 2 + 1, mask=there, other=0.0))
-    scale = tl.load(stats + line // templates * 4 + 1)
-    power = tl.load(stats + line // templates * 4 + 2)
-    spread = tl.sqrt(power * elements + square / volume.to(tl.float64))
-    tl.store(noise_out + line, noise * (spread + tl.max(peak, 0) / 2) / scale)
+    lane = tl.arange(0, LANES)
+    squares = tl.zeros([LANES], tl.float64)
+    peaks = tl.zeros([LANES], tl.float64)
+    if WHOLE:
+        own = numerators + line.to(tl.int64) * volume
+        for first in range(0, volume, LANES):
+            y = tl.load(own + first + lane, mask=first + lane < volume, other=0.0).to(tl.float64)
+            squares += y * y
+            peaks = tl.maximum(peaks, tl.abs(y))
+    else:
+        own = content + line.to(tl.int64) * parts * 2
+        for first in range(0, parts, LANES):
+            there = first + lane < parts
+            squares += tl.load(own + (first + lane) * 2, mask=there, other=0.0)
+            more = tl.load(own + (first + lane) * 2 + 1, mask=there, other=0.0)
+            peaks = tl.maximum(peaks, more)
+    weights = moments + (line // templates // tiles * templates + line % templates) * held * 2
+    elements = _total(weights + 1, held, 2, 32)
+    at = stats + line // templates * 4
+    level, scale, power = tl.load(at), tl.load(at + 1), tl.load(at + 2)
+    spread = tl.sqrt(power * elements + tl.sum(squares, 0) / volume.to(tl.float64))
+    tl.store(noise_out + line * 2, noise * (spread + tl.max(peaks, 0) / 2) / scale)
+    tl.store(noise_out + line * 2 + 1, level * _total(weights, held, 2, 32))
 
 
 def _parts(elements: int) -> tuple[int, int]:
-    parts = -(-elements // _PART)
+    parts = -(-elements // PART)
     return parts, min(1024, triton.next_power_of_2(parts))
 
 
 def gather(
-    x: Tensor, tiling: Tiling, working: torch.dtype, *, centred: bool, scaled: bool = True
+    x: Tensor,
+    tiling: Tiling,
+    working: torch.dtype,
+    *,
+    centred: bool,
+    scaled: bool = True,
+    behind: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """All tiles (items * tiles, C, *length) of items (I, C, *size) whose rows are dense.
 
     And for each its level, scale, mean square and how many of its elements are not finite; these
-    are 0 in the tile. The scale brings the root mean square of the others into [0.5, 1).
+    are 0 in the tile. The scale brings the root mean square of the others into [0.5, 1). Memory
+    for some tiles more is left behind them.
     """
     items, channels = x.shape[:2]
     tiles, volume = items * tiling.tiles, channels * math.prod(tiling.length)
@@ -218,29 +242,36 @@ def gather(
     )
     numbers = (channels, parts, *x.stride()[:2], plane, row, *three(tiling.size, 1), *geometry)
     sums = x.new_empty((tiles * parts, 4), dtype=torch.float64)
-    out = x.new_empty((tiles, channels, *tiling.length), dtype=working)
+    out = x.new_empty((tiles + behind, channels, *tiling.length), dtype=working)
     stats = sums.new_empty((tiles, 4))
     grid = (tiles * parts,)
-    tile_sums_kernel[grid](x, sums, *numbers, CENTRED=centred, PART=_PART)
+    tile_sums_kernel[grid](x, sums, *numbers, CENTRED=centred, PART=PART)
     gather_tiles_kernel[grid](
-        x, sums, out, stats, *numbers, CENTRED=centred, SCALED=scaled, PART=_PART, PARTS=at_once
+        x, sums, out, stats, *numbers, CENTRED=centred, SCALED=scaled, PART=PART, PARTS=at_once
     )
     return out, stats
 
 
-def noise_of(numerators: Tensor, stats: Tensor, squares: Tensor, noise: float) -> Tensor:
-    """What rounding left in sums (tiles, templates, *length): (tiles, templates), in float64.
+def noise_of(numerators: Tensor, stats: Tensor, moments: Tensor, noise: float) -> Tensor:
+    """What rounding left in sums (tiles, templates, *length), and what the level of their tile
+    adds to each: (tiles, templates, 2), in float64.
 
-    `squares` (pairs, templates) holds the sums of the templates' squares; `noise` is the rounding
-    of a transform beside what it holds.
+    `moments` are those of the templates (`templates.prepare`); `noise` is the rounding of a
+    transform beside what it holds.
     """
-    lines, volume = numerators.shape[:2].numel(), numerators.shape[2:].numel()
-    parts, at_once = _parts(volume)
-    content = stats.new_empty((lines * parts, 2))
-    out = stats.new_empty(numerators.shape[:2])
-    tile_content_kernel[(lines * parts,)](numerators, content, volume, parts, PART=_PART)
+    (tiles, templates), volume = numerators.shape[:2], numerators.shape[2:].numel()
+    lines = tiles * templates
+    parts, lanes = _parts(volume)
+    out = stats.new_empty((tiles, templates, 2))
+    content, whole = out, volume <= _WHOLE
+    if whole:
+        lanes = min(_LANES, max(256, triton.next_power_of_2(volume)))
+    else:
+        content = stats.new_empty((lines * parts, 2))
+        tile_content_kernel[(lines * parts,)](numerators, content, volume, parts, PART=PART)
     tile_noise_kernel[(lines,)](
-        content, stats, squares, out, noise, volume, parts, numerators.shape[1],
-        numerators.shape[0] // squares.shape[0], squares.stride(0), PARTS=at_once,
+        numerators, content, stats, moments, out, noise, volume, parts, moments.shape[1],
+        templates, lines // moments.shape[0], WHOLE=whole, LANES=lanes,
+        num_warps=max(4, lanes // 512),
     )  # fmt: skip
     return out

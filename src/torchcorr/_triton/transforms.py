@@ -1,11 +1,13 @@
 """Tiles through torch.fft on CUDA: which of them at once, their spectra and their sums.
 
 Real transforms of whole batches; 1/n is folded into the template, and nothing is decided by the
-host, so that a call can be captured in a graph.
+host, so that a call can be captured in a graph. A call in one piece transforms its templates and
+its tiles at once: where little is computed, a launch costs more than its work.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -15,7 +17,11 @@ from torch import Tensor
 from .. import _choose
 from .._choose import Plan, Problem
 from .._geometry import Ints, Tiling
-from .._overlap_save import TemplateSpectra, sum_channels
+from .._overlap_save import sum_channels
+from .templates import prepare
+
+# Bytes of templates and their spectra that a call keeps, or transforms beside tiles.
+_ROOM = 256 << 20
 
 
 @dataclass(frozen=True)
@@ -86,14 +92,56 @@ def _parts(plan: Plan, tiling: Tiling) -> Iterator[tuple[Tiling, int, int]]:
         )
 
 
-class Spectra(TemplateSpectra):
-    """Conjugate half spectra of templates, of real transforms."""
+class Spectra:
+    """Conjugate half spectra of templates (paired, T, C, *window), and their moments."""
 
-    room = 256 << 20
+    def __init__(
+        self,
+        template: Tensor,
+        problem: Problem,
+        plan: Plan,
+        tiling: Tiling,
+        working: torch.dtype,
+        *,
+        absolute: bool = False,
+    ) -> None:
+        self.template, self.length = template, tiling.length
+        self.working, self.absolute = working, absolute
+        self._kept: dict[tuple[int, int, int], tuple[Tensor, Tensor]] = {}
+        self._room = _ROOM
+        paired, templates, channels = template.shape[:3]
+        # Of several pieces, spectra kept for the next one would hold those of the tiles as well.
+        alone = plan.batch >= paired * problem.leads.inputs * tiling.tiles
+        elements = paired * templates * channels * math.prod(self.length)
+        fits = plan.templates >= templates and 2 * elements * working.itemsize <= _ROOM
+        # Templates that are transformed together with the tiles, in memory behind these.
+        self.behind = paired * templates if alone and fits else 0
 
-    def spectrum(self, part: Tensor) -> Tensor:
-        length = self.tiling.length
-        return torch.fft.rfftn(part, s=length, dim=tuple(range(-len(length), 0))).conj_physical()
+    def forth(self, tiles: Tensor, piece: Piece) -> Tensor:
+        """Half spectra (groups, tiles of each, C, ...) of tiles with room for `behind` others."""
+        ndim, own = len(self.length), tiles.shape[0] - self.behind
+        if self.behind == 0:
+            return forth(tiles, piece.groups, ndim)
+        moments = prepare(self.template, tiles[own:], absolute=self.absolute)
+        found = forth(tiles, 1, ndim)[0]
+        weights = found[own:].unflatten(0, self.template.shape[:2])
+        self._kept[0, 0, self.template.shape[1]] = weights, moments
+        return found[:own].unflatten(0, (piece.groups, -1))
+
+    def part(self, pairs: slice, first: int, last: int) -> tuple[Tensor, Tensor]:
+        """Of templates first to last of some pairs: spectra (pairs, templates, C, ...), moments."""
+        key = (pairs.start, first, last)
+        found = self._kept.get(key)
+        if found is None:
+            part = self.template[pairs, first:last]
+            lines = part.shape[:2].numel()
+            out = part.new_empty((lines, part.shape[2], *self.length), dtype=self.working)
+            moments = prepare(part, out, absolute=self.absolute)
+            found = forth(out, part.shape[0], len(self.length)), moments
+            self._room -= found[0].nbytes
+            if self._room >= 0:
+                self._kept[key] = found
+        return found
 
 
 def forth(tiles: Tensor, groups: int, ndim: int) -> Tensor:
@@ -116,15 +164,15 @@ def back(seen: Tensor, weights: Tensor, length: Ints, spare: bool) -> Tensor:
 
 
 def sums(
-    tiles: Tensor, spectra: TemplateSpectra, pairs: slice, at_once: int, length: Ints
-) -> Iterator[tuple[int, Tensor]]:
-    """(first template, sums (tiles, templates, *length)) of tiles that come from `pairs`."""
+    tiles: Tensor, spectra: Spectra, piece: Piece, at_once: int
+) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """(first template, sums (tiles, templates, *length), the templates' moments) of a piece."""
     templates = spectra.template.shape[1]
-    seen = forth(tiles, pairs.stop - pairs.start, len(length)).unsqueeze(2)
+    seen = spectra.forth(tiles, piece).unsqueeze(2)
     for first in range(0, templates, at_once):
         last = min(first + at_once, templates)
-        weights = spectra.part(tiles.dtype, pairs, first, last).unsqueeze(1)
-        yield first, back(seen, weights, length, templates == 1)
+        weights, moments = spectra.part(piece.pairs, first, last)
+        yield first, back(seen, weights.unsqueeze(1), spectra.length, templates == 1), moments
 
 
 def kind_of(x: Tensor) -> str:
