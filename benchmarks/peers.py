@@ -132,3 +132,15 @@ def plain_zncc(image: Tensor, template: Tensor, boxes: BoxSum = cumulative_boxes
     variance = boxes(image.square(), window) / count - mean.square()
     scale = variance.clamp_min(0).sqrt() * centred.norm() * count**0.5
     return fourier_correlate(image, centred) / scale
+
+
+def plain_lncc(a: Tensor, b: Tensor, window: int) -> Tensor:
+    """The textbook in a volume: five means of windows."""
+
+    def mean(x: Tensor) -> Tensor:
+        return F.avg_pool3d(x[None, None], window, stride=1)[0, 0]
+
+    level_a, level_b = mean(a), mean(b)
+    variance_a = mean(a.square()) - level_a.square()
+    variance_b = mean(b.square()) - level_b.square()
+    return (mean(a * b) - level_a * level_b) / (variance_a * variance_b).clamp_min(1e-12).sqrt()

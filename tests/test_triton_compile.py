@@ -35,6 +35,10 @@ SUMS = {"sums_": "*fp64", "stats": "*fp64", "noise": "*fp64", "bound": "*fp32", 
 SUMS |= {"bound_stats": "*fp64", "source": "*fp32", "taps": "*fp64", "totals": "*fp64"}
 SUMS |= {"out": "*fp32"}
 HALF = dict.fromkeys(FLOAT32, "*bf16")
+LNCC = {"a": "*fp32", "b": "*fp32", "out": "*fp32", "grad": "*fp32"}
+LNCC |= {"for_a": "*fp32", "for_b": "*fp32"}
+WIDE_LNCC = dict.fromkeys(LNCC, "*fp64")
+LNCC_MAPS = dict.fromkeys(("through", "own_a", "own_b", "offset_a", "offset_b"), "*fp64")
 
 
 def variants() -> dict[str, tuple[str, str, int, dict[str, str], dict[str, int]]]:
@@ -81,6 +85,19 @@ def variants() -> dict[str, tuple[str, str, int, dict[str, str], dict[str, int]]
     for bound in (0, 1):
         options = {"BOUND": bound, "CHECKED": 1, "BLOCK": 256}
         found[f"sums-{bound}"] = ("fft_sums", "finish_sums_kernel", 0, SUMS, options)
+    for ndim in (1, 2, 3):
+        found[f"lncc-{ndim}d"] = ("lncc", "lncc_kernel", ndim, LNCC, {})
+        for part, spread in (("maps", 0), ("spread", 1)):
+            kernel, options = f"lncc_{part}_kernel", {"SPREAD": spread, "BOTH": 1}
+            types = LNCC | LNCC_MAPS
+            found[f"lncc_{part}-{ndim}d"] = ("lncc_grads", kernel, ndim, types, options)
+    for name in ("lncc-2d", "lncc_maps-2d", "lncc_spread-2d"):
+        module, kernel, ndim, types, options = found[name]
+        found[f"{name}-strided"] = (module, kernel, ndim, types, options | more)
+        alone = {key: 0 if key == "BOTH" else value for key, value in options.items()}
+        wide = WIDE_LNCC | LNCC_MAPS
+        found[f"{name}-float64"] = (module, kernel, ndim, wide, alone)
+        found[f"{name}-direct"] = (module, kernel, ndim, wide, alone | {"DIRECT": 1})
     return found
 
 
@@ -96,6 +113,7 @@ def compiled(name: str) -> dict[str, Any]:
     from triton.compiler import ASTSource
 
     from torchcorr._triton._plan import BLOCK, SCORE_BLOCK, plan
+    from torchcorr._triton.lncc import BLOCKS
 
     module, kernel, ndim, types, options = variants()[name]
     function = getattr(importlib.import_module(f"torchcorr._triton.{module}"), kernel)
@@ -104,7 +122,8 @@ def compiled(name: str) -> dict[str, Any]:
         constants = options or {"BLOCK": 1024}
     else:
         size = (300,) * ndim
-        block = SCORE_BLOCK if module == "fft_scores" else BLOCK
+        blocks = {"fft_scores": SCORE_BLOCK, "lncc": BLOCKS[ndim], "lncc_grads": BLOCKS[ndim]}
+        block = blocks.get(module, BLOCK)
         launch = dict(plan(1, 1, size, (31,) * ndim, (1,) * ndim, block=block).options)
         constants = launch | SLIDING | options
         launch = {key: constants.pop(key) for key in ("num_warps", "maxnreg") if key in constants}
