@@ -189,6 +189,24 @@ def g5(t: Table) -> Iterator[Row]:
     yield Row("G5", "zncc 4096²/64², each further template", "", "ms", each, at_most(0.2), kept)
 
 
+def g6(t: Table) -> Iterator[Row]:
+    a, window = t.image(160, 192, 160), t.window(9)
+    b = (a + 0.5 * a.roll(1, -1)) / 1.5
+    lncc = partial(torchcorr.lncc, window=window, ndim=3)
+    upstream = torch.rand_like(lncc(a, b))
+    leaves = [x.clone().requires_grad_() for x in (a, b)]
+    wide = [x.double().cpu().requires_grad_() for x in (a, b)]
+
+    def kept(found: tuple[Tensor, ...]) -> Accuracy:
+        exact = _with_gradients(lncc, *wide, upstream.double().cpu())
+        return accuracy.gradient_accuracy(tuple(g.cpu() for g in found[1:]), exact[1:])
+
+    ours = partial(_with_gradients, lncc, *leaves, upstream)
+    plain = partial(peers.pooled_lncc, window=window)
+    peer = ("plain torch", partial(_with_gradients, plain, *leaves, upstream))
+    yield t.row("G6", "lncc and both gradients 160×192×160/9³", ours, at_most(0.25), kept, peer)
+
+
 def g7(t: Table) -> Iterator[Row]:
     image = t.image(4096, 4096)
     for window in (3, 5, 7, 11, 16):
@@ -230,6 +248,7 @@ ROWS: dict[str, Callable[[Table], Iterator[Row]]] = {
     "G3": g3,
     "G4": g4,
     "G5": g5,
+    "G6": g6,
     "G7": g7,
     "G8": g8,
 }

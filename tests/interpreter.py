@@ -26,6 +26,27 @@ def _loops_run() -> None:
     interpreter._patch_lang_tensor = patched
 
 
+def _launches_patch_once() -> None:
+    """Every call of a device function patches the language anew, which takes half a test's time.
+
+    A launch has done it for all that name it alike; what others see stays patched for good.
+    """
+    from triton import language
+    from triton.runtime import interpreter
+
+    original = interpreter.InterpretedFunction.__call__
+    patched: set[str] = set()
+
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        names = self.fn.__globals__
+        if names.get("tl") is language or names["__name__"] in patched:
+            return self.rewrite()(*args, **kwargs)
+        patched.add(names["__name__"])
+        return original(self, *args, **kwargs)
+
+    interpreter.InterpretedFunction.__call__ = call
+
+
 def _masks_are_boolean() -> None:
     """Triton 3.9 compares single numbers to integers, and then takes no such mask."""
     from triton.runtime import interpreter
@@ -48,4 +69,5 @@ def _masks_are_boolean() -> None:
 
 if DEVICE == "cpu":
     _loops_run()
+    _launches_patch_once()
     _masks_are_boolean()

@@ -46,6 +46,10 @@ HALF = dict.fromkeys(FLOAT32, "*bf16")
 WIDE_MAPS = ("source", "mean", "left", "square", "first", "second", "input")
 WIDE_MAPS += tuple(f"{name}out" for name in ("", "left_", "square_", "second_"))
 PASS = {**dict.fromkeys(WIDE_MAPS, "*fp64"), "count": "fp64"}
+LNCC = {"a": "*fp32", "b": "*fp32", "out": "*fp32", "grad": "*fp32"}
+LNCC |= {"for_a": "*fp32", "for_b": "*fp32"}
+WIDE_LNCC = dict.fromkeys(LNCC, "*fp64")
+LNCC_MAPS = dict.fromkeys(("through", "own_a", "own_b", "offset_a", "offset_b"), "*fp64")
 
 
 def variants() -> dict[str, tuple[str, str, int, dict[str, str], dict[str, int]]]:
@@ -127,6 +131,19 @@ def variants() -> dict[str, tuple[str, str, int, dict[str, str], dict[str, int]]
         options = {"BOUND": bound, "CHECKED": 1, "BLOCK": 256}
         types = SUMS | dict.fromkeys(("source", "taps", "out"), "*fp64") if bound else SUMS
         found[f"sums-{bound}"] = ("fft_sums", "finish_sums_kernel", 0, types, options)
+    for ndim in (1, 2, 3):
+        found[f"lncc-{ndim}d"] = ("lncc", "lncc_kernel", ndim, LNCC, {})
+        for part, spread in (("maps", 0), ("spread", 1)):
+            kernel, options = f"lncc_{part}_kernel", {"SPREAD": spread, "BOTH": 1}
+            types = LNCC | LNCC_MAPS
+            found[f"lncc_{part}-{ndim}d"] = ("lncc_grads", kernel, ndim, types, options)
+    for name in ("lncc-2d", "lncc_maps-2d", "lncc_spread-2d"):
+        module, kernel, ndim, types, options = found[name]
+        found[f"{name}-strided"] = (module, kernel, ndim, types, options | more)
+        alone = {key: 0 if key == "BOTH" else value for key, value in options.items()}
+        wide = WIDE_LNCC | LNCC_MAPS
+        found[f"{name}-float64"] = (module, kernel, ndim, wide, alone)
+        found[f"{name}-direct"] = (module, kernel, ndim, wide, alone | {"DIRECT": 1})
     return found
 
 
@@ -142,13 +159,16 @@ def compiled(name: str) -> dict[str, Any]:
     from triton.compiler import ASTSource
 
     from torchcorr._triton._plan import BLOCK, SCORE_BLOCK, plan
+    from torchcorr._triton.lncc import BLOCKS
 
     module, kernel, ndim, types, options = variants()[name]
     function = getattr(importlib.import_module(f"torchcorr._triton.{module}"), kernel)
     constants = dict(options) or {"BLOCK": 1024}
     if ndim > 0:
         size = (300,) * ndim
-        block = SCORE_BLOCK if module in ("fft_scores", "score_grads") else BLOCK
+        blocks = dict.fromkeys(("fft_scores", "score_grads"), SCORE_BLOCK)
+        blocks |= dict.fromkeys(("lncc", "lncc_grads"), BLOCKS[ndim])
+        block = blocks.get(module, BLOCK)
         launch = dict(plan(1, 1, size, (31,) * ndim, (1,) * ndim, block=block).options)
         constants = launch | SLIDING | options
     launch = {key: constants.pop(key) for key in ("num_warps", "maxnreg") if key in constants}

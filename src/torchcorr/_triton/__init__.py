@@ -33,6 +33,8 @@ KERNELS: dict[str, str] = {
     "window_spread": "windows",
     "window_moments": "windows",
     "window_combine": "windows",
+    "lncc": "lncc",
+    "lncc_grads": "lncc_grads",
     "local_std": "local_std",
     "local_std_prepare_grads": "local_std",
 }

@@ -23,14 +23,17 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-# What is summed over a window: two numbers in float64, and of a pair a count.
+# What is summed over a window: two numbers in float64, and of a pair a count; from MAP on only one.
 VALUES = tl.constexpr(0)  # the element less a level, and its square
 FLAGS = tl.constexpr(1)  # 1 where neighbours or channels differ, 1 where one is not finite
 PAIR = tl.constexpr(2)  # the elements of two maps; how many of them are not 0
+MAPS = tl.constexpr(3)  # the elements of two maps, not counted
+MAP = tl.constexpr(4)  # the elements of one
+PRODUCTS = tl.constexpr(5)  # the product of two maps' elements, each less a level
 
 # Two tuples stand for what all functions need:
-# data: pointers to the map and to a second one, channels and their pitch, a level, and whether
-#       elements that are not finite count as the level.
+# data: pointers to the map and to a second one, channels and their pitch, a level (of products
+#       two), and whether elements that are not finite count as the level.
 # axes: sizes of the map, its pitches (of planes, rows, leads), the window, the stride.
 
 
@@ -80,6 +83,20 @@ def values_at(data, offset, inside):
 
 
 @triton.jit
+def products_at(data, offset, inside):
+    """Sums over channels of products of two inputs' elements, each about a level of its own."""
+    first, second, channels, pitch_c, levels, clean = data
+    total = tl.zeros(inside.shape, tl.float64)
+    for c in range(channels):
+        x = tl.load(first + c * pitch_c + offset, mask=inside, other=0).to(tl.float64)
+        y = tl.load(second + c * pitch_c + offset, mask=inside, other=0).to(tl.float64)
+        finite = (tl.abs(x) < float("inf")) & (tl.abs(y) < float("inf"))
+        counts = inside & ((clean == 0) | finite)
+        total += tl.where(counts, (x - levels[0]) * (y - levels[1]), 0.0)
+    return total
+
+
+@triton.jit
 def flags_at(
     data, axes, z, y, x, alive, NDIM: tl.constexpr, SPREAD: tl.constexpr, STRIDED: tl.constexpr
 ):
@@ -111,18 +128,24 @@ def summands(
     data, axes, z, y, x, alive, WHAT: tl.constexpr, NDIM: tl.constexpr, SPREAD: tl.constexpr,
     STRIDED: tl.constexpr,
 ):  # fmt: skip
-    """The numbers of each element that are summed over windows; the third is 0 but for pairs."""
+    """The numbers of each element that are summed over windows; 0 where there is none."""
     count = tl.zeros(alive.shape, tl.int32)
     if WHAT == FLAGS:
         a, b = flags_at(data, axes, z, y, x, alive, NDIM, SPREAD, STRIDED)
     else:
         offset, inside = find(axes, z, y, x, alive, SPREAD, STRIDED)
-        if WHAT == PAIR:
-            a = tl.load(data[0] + offset, mask=inside, other=0).to(tl.float64)
-            b = tl.load(data[1] + offset, mask=inside, other=0).to(tl.float64)
-            count = ((a != 0) | (b != 0)).to(tl.int32)
-        else:
+        if WHAT == VALUES:
             a, b = values_at(data, offset, inside)
+        elif WHAT == PRODUCTS:
+            a = products_at(data, offset, inside)
+            b = tl.zeros(alive.shape, tl.float64)
+        else:
+            a = tl.load(data[0] + offset, mask=inside, other=0).to(tl.float64)
+            b = tl.zeros(alive.shape, tl.float64)
+            if WHAT != MAP:
+                b = tl.load(data[1] + offset, mask=inside, other=0).to(tl.float64)
+            if WHAT == PAIR:
+                count = ((a != 0) | (b != 0)).to(tl.int32)
     return a, b, count
 
 
@@ -170,7 +193,8 @@ def across(
         h += e
         n += f
     a += tl.where(lane == 0, tl.sum(g, 1)[:, None], 0.0)
-    b += tl.where(lane == 0, tl.sum(h, 1)[:, None], 0.0)
+    if WHAT < MAP:
+        b += tl.where(lane == 0, tl.sum(h, 1)[:, None], 0.0)
     if WHAT == PAIR:
         c += tl.where(lane == 0, tl.sum(n, 1)[:, None], 0)
     return a, b, c
@@ -200,7 +224,8 @@ def first_row(
 @triton.jit
 def down(sum1, sum2, sum3, WHAT: tl.constexpr):
     """Sums down the rows of a block, as a row."""
-    row1, row2 = tl.sum(sum1, 0)[None, :], tl.sum(sum2, 0)[None, :]
+    row1 = tl.sum(sum1, 0)[None, :]
+    row2 = tl.sum(sum2, 0)[None, :] if WHAT < MAP else tl.zeros_like(row1)
     row3 = tl.sum(sum3, 0)[None, :] if WHAT == PAIR else tl.zeros_like(row1).to(tl.int32)
     return row1, row2, row3
 
@@ -259,9 +284,11 @@ def column_sums(
 @triton.jit
 def rows_of(sum1, sum2, sum3, top1, top2, top3, WHAT: tl.constexpr):
     """Every row from the first and what each adds to the one above it."""
+    if WHAT < MAP:
+        sum2 = top2 + tl.cumsum(sum2, 0)
     if WHAT == PAIR:
         sum3 = top3 + tl.cumsum(sum3, 0)
-    return top1 + tl.cumsum(sum1, 0), top2 + tl.cumsum(sum2, 0), sum3
+    return top1 + tl.cumsum(sum1, 0), sum2, sum3
 
 
 @triton.jit
@@ -291,3 +318,25 @@ def plane_steps(
         sum2 += wide * e
         sum3 += sign * f
     return rows_of(sum1, sum2, sum3, top1, top2, top3, WHAT)
+
+
+@triton.jit
+def alike(
+    data, axes, z, y0, x0, NDIM: tl.constexpr, SPREAD: tl.constexpr, STRIDED: tl.constexpr,
+    R: tl.constexpr, B: tl.constexpr, J: tl.constexpr,
+):  # fmt: skip
+    """Which windows of a block are flat, and which hold what is not finite, by counting."""
+    window = axes[2]
+    none = tl.zeros((R if NDIM == 3 else 1, B), tl.float64)
+    box = (
+        tl.maximum(window[0] - 1, 1),
+        tl.maximum(window[1] - 1, 1),
+        tl.maximum(window[2] - 1, 1),
+    )
+    differ, strange, _, _, _, _ = column_sums(
+        data, axes, box, none, none, none.to(tl.int32), 1, z, y0, x0, FLAGS, NDIM, SPREAD,
+        STRIDED, R, B, J,
+    )  # fmt: skip
+    bad = tl.cumsum(strange, 1) > 0.5
+    flat = (tl.cumsum(differ, 1) < 0.5) & ~bad
+    return flat, bad

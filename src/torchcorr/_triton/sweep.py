@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 
 from .finish import converted, emit_scores, emit_upstream
-from .sliding import FLAGS, PAIR, VALUES, column_sums, find
+from .sliding import PAIR, VALUES, alike, column_sums, find
 
 # What a sweep writes.
 SUM = tl.constexpr(0)
@@ -210,19 +210,7 @@ def settle(
     Sums of flags say which windows are flat and which hold what is not finite: that costs about as
     much as some blocks of values. Only what is left is read window by window.
     """
-    window = axes[2]
-    none = tl.zeros((R if NDIM == 3 else 1, B), tl.float64)
-    box = (
-        tl.maximum(window[0] - 1, 1),
-        tl.maximum(window[1] - 1, 1),
-        tl.maximum(window[2] - 1, 1),
-    )
-    differ, strange, _, _, _, _ = column_sums(
-        data, axes, box, none, none, none.to(tl.int32), 1, z, y0, x0, FLAGS, NDIM, SPREAD,
-        STRIDED, R, B, J,
-    )  # fmt: skip
-    bad = tl.cumsum(strange, 1) > 0.5
-    flat = (tl.cumsum(differ, 1) < 0.5) & ~bad
+    flat, bad = alike(data, axes, z, y0, x0, NDIM, SPREAD, STRIDED, R, B, J)
     offset, inside = find(axes, z, y, x, valid, SPREAD, STRIDED)
     here = tl.load(data[0] + offset, mask=inside, other=0).to(tl.float64)
     value = tl.where(flat, here * count if KIND == SUM else here, value)
