@@ -190,7 +190,7 @@ def test_float64_on_hard_inputs(name: str) -> None:
 
 
 def test_an_element_that_stands_out_is_no_level_for_all() -> None:
-    """Nor is rounding multiplied by it, but where it lies."""
+    """Nor is rounding multiplied by it."""
     name = "1d-sliding"
     _, window, stride = SHAPES[name]
     a, b = pair(name, torch.float64)
@@ -201,7 +201,6 @@ def test_an_element_that_stands_out_is_no_level_for_all() -> None:
     grad = upstream_of(name).float()
     found = run("lncc_grads", grad, a, b, window, stride, 0.0, True, True)
     for got, want in zip(found, grads_of(grad, a, b, window, stride, 0.0), strict=True):
-        got[..., where] = want[..., where].float()
         near(got, want, GRADIENT_OF_FLOAT32 / 10 * float(want.abs().max()))
 
 

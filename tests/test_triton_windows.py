@@ -357,3 +357,15 @@ def test_empty_leads(shape: tuple[int, ...]) -> None:
     assert run("window_spread", mean, (3, 4), shape, (1, 1)).shape == shape
     assert run("window_combine", mean, var, x, (3, 4), (1, 1)).shape == shape
     assert run("local_std_prepare_grads", mean, mean, var, 12.0, 0.0, 0.0)[0].shape == mean.shape
+
+
+def test_a_combination_keeps_small_factors_of_large_elements() -> None:
+    """What rounding leaves of large factors is not multiplied by an element far from them."""
+    shape, window, stride = SHAPES["1d-sliding"]
+    second = map_of("1d-sliding")
+    second[..., : second.shape[-1] // 2] *= 1e10
+    x = rand(shape, torch.float32)
+    x[..., -1] = 1e6
+    got = run("window_combine", torch.zeros_like(second), second, x, window, stride)
+    want = 2 * x.numpy().astype(np.float64) * spread(second.numpy(), window, shape, stride)
+    close(got, want, 1e-6 * np.abs(want))

@@ -23,7 +23,7 @@ from ._plan import NUMBERS, plan, shape_of
 from .finish import converted
 from .lncc import BLOCKS, BOTH_GRADIENTS, GRADIENTS, common_level, write_windows
 from .sliding import MAP, MAPS, PAIR, column_sums
-from .sweep import by_definition, marches, place, place_in
+from .sweep import by_definition, marches, place, place_in, standing_out
 from .windows import map_shape
 
 
@@ -114,6 +114,8 @@ def spread_maps(
     held_a, held_b, held_more_a, held_more_b = held_t, held_t, held_t, held_t
     none, held_n = held_t, held_t.to(tl.int32)
     uncounted = held_n
+    most_t = tl.zeros((R if NDIM == 1 else 1, 1), tl.float64)
+    most_a, most_b = most_t, most_t
     t, begin = 0, 1
     limit = marches(y0, z0, positions, steps, NDIM, R)
     while t < limit:
@@ -151,13 +153,27 @@ def spread_maps(
             )  # fmt: skip
             sum_b, more_b = sum_t * 0, sum_t * 0
         more_a = tl.where(live, tl.cumsum(more_a, 1), 0.0)
+        if begin != 0:
+            most_t, most_a, most_b = most_t * 0, most_a * 0, most_b * 0
+        told, most_t = standing_out(sum_t, most_t, valid, NDIM)
+        also, most_a = standing_out(sum_a, most_a, valid, NDIM)
+        told = told & also
+        if BOTH:
+            also, most_b = standing_out(sum_b, most_b, valid, NDIM)
+            told = told & also
         size = tl.abs(sum_t) + tl.abs(sum_a) + tl.abs(sum_b) + tl.abs(more_a) + tl.abs(more_b)
-        begin = tl.max(tl.max((valid & ~(size < float("inf"))).to(tl.int32), 1), 0)
-        if begin > 0:
+        finite = size < float("inf")
+        begin = tl.max(tl.max((valid & ~finite).to(tl.int32), 1), 0)
+        again = valid & live & ~(told & finite)
+        if tl.max(tl.max(again.to(tl.int32), 1), 0) > 0:
             # What is not finite belongs to its own windows alone.
-            sum_t, sum_a, sum_b, more_a, more_b = spread_by_definition(
-                maps, axes, z, y, x, valid, BOTH, STRIDED
+            own_t, exact_a, exact_b, own_more_a, own_more_b = spread_by_definition(
+                maps, axes, z, y, x, again, BOTH, STRIDED
             )
+            sum_t = tl.where(again, own_t, sum_t)
+            sum_a, sum_b = tl.where(again, exact_a, sum_a), tl.where(again, exact_b, sum_b)
+            more_a = tl.where(again, own_more_a, more_a)
+            more_b = tl.where(again, own_more_b, more_b)
         emit_spread(
             sum_t, sum_a, sum_b, more_a, more_b, to, positions, axes, lead, z, y, x, valid, BOTH,
             NDIM,

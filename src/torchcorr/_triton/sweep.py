@@ -36,6 +36,9 @@ TELLING_WIDE = tl.constexpr(64 / 2**53 / 2e-11)
 # The same of a sum that is to be right to 2**-30 of its root sum of squares; once an element.
 TELLING_SUM = tl.constexpr(2.0**-38)
 
+# The same of a factor that elements of any size are multiplied by, to 1e-8.
+TELLING_FACTOR = tl.constexpr(64 / 2**53 / 1e-8)
+
 
 @triton.jit
 def place(blocks, steps, NDIM: tl.constexpr, R: tl.constexpr, B: tl.constexpr):
@@ -242,6 +245,17 @@ def largest(x, NDIM: tl.constexpr):
     """The largest of each row of a block of lines; of the whole block otherwise."""
     rows = tl.max(x, 1)[:, None]
     return rows if NDIM == 1 else tl.max(rows, 0)[None, :]
+
+
+@triton.jit
+def standing_out(total, most, valid, NDIM: tl.constexpr):
+    """Whether sums stand out from what rounding left of the largest held, and the largest now.
+
+    One that does not tells nothing, and an element that is large itself would show it.
+    """
+    size = tl.abs(total)
+    most = tl.maximum(most, largest(tl.where(valid & (size < float("inf")), size, 0.0), NDIM))
+    return size >= TELLING_FACTOR * most, most
 
 
 @triton.jit

@@ -25,7 +25,16 @@ from . import axis_passes
 from ._plan import NUMBERS, TAPS, Plan, plan, shape_of, taps
 from .finish import converted
 from .sliding import PAIR, column_sums
-from .sweep import MOMENTS, SUM, by_definition, marches, place, place_in, write_map
+from .sweep import (
+    MOMENTS,
+    SUM,
+    by_definition,
+    marches,
+    place,
+    place_in,
+    standing_out,
+    write_map,
+)
 
 
 @triton.jit(do_not_specialize=NUMBERS)
@@ -78,6 +87,7 @@ def spread_pair(
     held1 = tl.zeros((R if NDIM == 3 else 1, B), tl.float64)
     held2 = held1
     held3 = held1.to(tl.int32)
+    most = tl.zeros((R if NDIM == 1 else 1, 1), tl.float64)
     t, begin = 0, 1
     limit = marches(y0, z0, positions, steps, NDIM, R)
     while t < limit:
@@ -93,11 +103,16 @@ def spread_pair(
         sum1 = tl.where(live, tl.cumsum(sum1, 1), 0.0)
         sum2 = tl.where(live, tl.cumsum(sum2, 1), 0.0)
         valid = (y < positions[1]) & (x < positions[2])
+        if begin != 0:
+            most = most * 0
+        told, most = standing_out(sum2, most, valid, NDIM)
         finite = (tl.abs(sum1) < float("inf")) & (tl.abs(sum2) < float("inf"))
         begin = tl.max(tl.max((valid & ~finite).to(tl.int32), 1), 0)
-        if begin > 0:
+        again = valid & live & ~(told & finite)
+        if tl.max(tl.max(again.to(tl.int32), 1), 0) > 0:
             # What is not finite belongs to its own windows alone.
-            sum1, sum2 = by_definition(data, axes, z, y, x, valid, 0.0, PAIR, True, STRIDED)
+            own1, own2 = by_definition(data, axes, z, y, x, again, 0.0, PAIR, True, STRIDED)
+            sum1, sum2 = tl.where(again, own1, sum1), tl.where(again, own2, sum2)
         emit_pair(sum1, sum2, to, axes[3], lead, z, y, x, valid, ADDED)
         t += 1
 
