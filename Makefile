@@ -13,8 +13,10 @@ SANITIZED := build/sanitize
 demo: $(KERNELS)
 	$(PY) -m torchcorr demo
 
+# Triton's interpreter uses one core: two files of its tests run side by side.
 test: $(KERNELS)
-	$(PY) -m pytest tests
+	$(PY) -m pytest tests --ignore-glob='*/test_triton_*.py'
+	OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses 2 --dist loadfile tests/test_triton_*.py
 	$(PY) -m pytest --doctest-modules src/torchcorr
 
 # The environment's own PyTorch, with CUDA. What is left out speaks of the CPU, of files or of text.

@@ -26,7 +26,7 @@ SHAPES = {
     "1d": ((1, 41), (7,), (1,)),
     "1d-sliding": ((2, 1, 903), (31,), (1,)),
     "1d-many-lines": ((3, 13, 1, 49), (19,), (2,)),
-    "2d": ((1, 33, 35), (16, 16), (1, 1)),
+    "2d": ((1, 25, 35), (8, 13), (1, 1)),
     "2d-stride": ((2, 3, 27, 29), (5, 6), (2, 3)),
     "2d-stride-past-window": ((1, 19, 23), (2, 3), (3, 5)),
     "2d-window-one": ((2, 1, 7, 9), (1, 1), (1, 1)),
@@ -37,7 +37,7 @@ SHAPES = {
     "2d-short-axis": ((1, 1, 40), (1, 19), (1, 1)),
     "2d-thinned": ((4, 9, 40), (1, 31), (5, 1)),
     "2d-channels": ((2, 3, 14, 17), (5, 8), (1, 2)),
-    "3d": ((1, 2, 5, 6, 8), (3, 4, 5), (1, 1, 1)),
+    "3d": ((1, 2, 4, 5, 7), (2, 3, 4), (1, 1, 1)),
     "3d-stride": ((1, 7, 6, 8), (4, 5, 3), (2, 1, 3)),
     "3d-channels": ((2, 6, 6, 7), (4, 5, 3), (2, 1, 1)),
 }
@@ -213,12 +213,12 @@ def test_hard_inputs(name: str, dtype: torch.dtype) -> None:
 
 
 @every_float
-@pytest.mark.parametrize("shape", ((1, 500), (1, 6, 5, 19)), ids=("1d", "3d"))
+@pytest.mark.parametrize("shape", ((1, 500), (1, 5, 4, 19)), ids=("1d", "3d"))
 def test_hot_and_faint_on_other_axes(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     x = rand(shape)
     x[..., 5:] = 0.5 + 1e-6 * x[..., 5:]
     x.flatten()[x.numel() // 2] = 1e6
-    window = (23,) if len(shape) == 2 else (3, 4, 5)
+    window = (23,) if len(shape) == 2 else (2, 3, 5)
     check_moments(x.to(dtype), window, (1,) * len(window), VARIANCE[dtype])
 
 
