@@ -53,7 +53,8 @@ sanitize: $(READY)
 	cp src/torchcorr/*.py $(SANITIZED)/torchcorr
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
 	  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 PYTHONPATH=$(SANITIZED) \
-	  $(PY) -m pytest --capture=sys tests/test_kernels.py tests/test_direct_kernel.py tests/test_tiles.py
+	  $(PY) -m pytest --capture=sys tests/test_kernels.py tests/test_direct_kernel.py tests/test_tiles.py \
+	    tests/test_lncc.py
 
 # An environment's own PyTorch is kept, also one that the base interpreter has.
 $(PY):
