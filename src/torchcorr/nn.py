@@ -249,10 +249,14 @@ class LNCCLoss(torch.nn.Module):
             pad_value=self.pad_value,
             eps=self.eps,
         )
-        alike = score.square() if self.squared else score
         if self.reduction == "mean":
-            return 1 - alike.mean()  # no map of 1 - alike
-        return 1 - alike if self.reduction == "none" else (1 - alike).sum()
+            if not self.squared:
+                return 1 - score.mean()
+            # The mean of squares, whose backward makes one map; that of `square` makes two.
+            none = score.new_zeros(()).expand_as(score)
+            return 1 - torch.nn.functional.mse_loss(score, none)
+        loss = 1 - (score.square() if self.squared else score)
+        return loss if self.reduction == "none" else loss.sum()
 
     def extra_repr(self) -> str:
         return (
