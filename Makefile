@@ -19,9 +19,14 @@ test: $(KERNELS)
 	OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses 2 --dist loadfile tests/test_triton_*.py
 	$(PY) -m pytest --doctest-modules src/torchcorr
 
-# The environment's own PyTorch, with CUDA. What is left out speaks of the CPU, of files or of text.
+# The environment's own PyTorch, with CUDA. Kernels in Triton are compared with what the CPU says, so
+# their tests bring tensors to the device themselves. What is left out speaks of the CPU, of files
+# or of text.
 test-gpu: $(KERNELS)
-	$(PY) -m pytest tests --device cuda --ignore=tests/test_threads.py --ignore=tests/test_house.py \
+	$(PY) -m pytest tests/test_cuda.py tests/test_triton_*.py
+	$(PY) -m pytest tests --device cuda --ignore-glob='tests/test_triton_*' \
+	  --ignore=tests/test_cuda.py --ignore=tests/test_kernels.py --ignore=tests/test_direct_kernel.py \
+	  --ignore=tests/test_tiles.py --ignore=tests/test_threads.py --ignore=tests/test_house.py \
 	  --ignore=tests/test_benchmarks.py --ignore=tests/test_cli.py --ignore=tests/test_readme.py
 
 check: $(READY)

@@ -129,7 +129,7 @@ def test_autocast_keeps_float32(name, method):
     template = draw((5, 4), torch.float32, 1).requires_grad_()
     function = getattr(torchcorr, name)
     expected = function(image, template, method=method)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast(image.device.type, dtype=torch.bfloat16):
         got = function(image, template, method=method)
         mixed = function(image.detach(), template.detach().bfloat16(), method=method)
     assert got.dtype == torch.float32

@@ -121,7 +121,7 @@ def test_dtypes_do_not_mix(name):
 
 @pytest.mark.parametrize("name", PAIRS)
 def test_devices_do_not_mix(name):
-    words = ("input", second(name), "cpu", "meta")
+    words = ("input", second(name), IMAGE.device.type, "meta")
     refused((ValueError, TypeError), name, *words, other=TEMPLATE.to("meta"))
 
 

@@ -109,6 +109,14 @@ def test_plan_names_what_is_done():
     assert same.tiles * math.prod(same.tile) >= 300 * 310
 
 
+@pytest.mark.parametrize("window", ((2500, 2500), (9000, 300)))
+def test_tiles_of_a_gpu_can_be_numbered(window):
+    image, template = shapes(65536, 65536), shapes(*window)
+    for normalised in (True, False):
+        found = torchcorr.plan(image, template, method="fft", normalised=normalised, device="cuda")
+        assert math.prod(found.transform) < 2**31 - 2**12, found
+
+
 def test_errors_are_those_of_the_call():
     with pytest.raises(ValueError, match="template is larger than input"):
         torchcorr.plan(shapes(5, 5), shapes(6, 6))

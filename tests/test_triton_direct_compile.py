@@ -117,7 +117,7 @@ def resources(ptx: str, folder: Path) -> str:
     (folder / "kernel.ptx").write_text(ptx)
     command = [str(ptxas), "-v", f"-arch=sm_{TARGET}a", "kernel.ptx", "-o", "kernel.cubin"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=folder, check=True)
-    return done.stderr
+    return f"{done.stderr}\n{ptx.count('div.rn.f32')} divisions rounded once"
 
 
 @pytest.fixture(scope="module")
@@ -138,6 +138,14 @@ def test_compiles_and_hardly_spills(at: int, said: list[str]) -> None:
     spilled = re.search(r"(\d+) bytes spill stores", said[at])
     assert spilled is not None, said[at]
     assert int(spilled.group(1)) <= MOST_SPILLED, VARIANTS[at]
+
+
+@pytest.mark.parametrize("at", [i for i, v in enumerate(VARIANTS) if v.kernel == "_score_kernel"])
+def test_variances_of_float32_are_rounded_once(at: int, said: list[str]) -> None:
+    """A plain division of float32 is two units off, which a variance magnifies 32 times."""
+    found = re.search(r"(\d+) divisions rounded once", said[at])
+    assert found is not None
+    assert (int(found.group(1)) > 0) == (VARIANTS[at].types["source"] != "*fp64")
 
 
 if __name__ == "__main__":

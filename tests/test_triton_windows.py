@@ -15,6 +15,7 @@ from torch import Tensor
 
 from torchcorr import _reference
 from torchcorr._triton import KERNELS, kernel
+from torchcorr._triton._plan import NUMBERS, plan
 
 pytest.importorskip("triton")
 DEVICE = importlib.import_module("interpreter").DEVICE
@@ -345,6 +346,24 @@ def test_strides_of_the_input_do_not_matter() -> None:
         for name in ("window_sum", "window_moments"):
             got, want = run(name, x, (5, 6), (1, 2)), run(name, packed, (5, 6), (1, 2))
             torch.testing.assert_close(got, want, rtol=0, atol=0)
+
+
+def test_channels_may_lie_far_apart() -> None:
+    """A channel times their pitch is no int32, though both are."""
+    cut = plan(1, 3, (4, 20), (2, 3), (1, 1))
+    apart = {"pitch_c": 1 << 30, "pitch_l": 3 << 30}
+    far = [apart.get(name, n) for name, n in zip(NUMBERS, cut.numbers, strict=True)]
+    # Only what is touched takes memory.
+    source = torch.from_numpy(np.zeros((2 << 30) + 80, np.int8)).to(DEVICE)
+    for c in range(3):
+        source[c << 30 : (c << 30) + 80] = c + 1
+    for exact in (0, 1):
+        out = torch.zeros(3, 18, device=DEVICE)
+        options = {**cut.options, "DIRECT": exact, "KIND": 0}
+        importlib.import_module("torchcorr._triton.windows").window_kernel[(cut.grid,)](
+            source, out, out, *far, **options
+        )
+        assert (out == 36).all()
 
 
 @pytest.mark.parametrize("shape", ((0, 1, 9, 9), (2, 0, 3, 9, 9)))

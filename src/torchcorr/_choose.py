@@ -15,6 +15,7 @@ from ._geometry import Ints, Leads, Tiling, output_size
 # The tile that fills up a pair.
 EMPTY = -1
 _CROSSOVER = 200  # elements of a window from which on transforms are mostly quicker
+_MOST = 2**31 - 2**12  # elements of a tile that a GPU's kernels number
 
 
 @dataclass(frozen=True)
@@ -173,7 +174,10 @@ def _grids(problem: Problem) -> Iterator[Ints]:
     tried = {(1,) * len(total)}
     yield (1,) * len(total)
     costs = problem.costs
-    for wanted in costs.long if len(total) == 1 else costs.lengths:
+    lengths = list(costs.long if len(total) == 1 else costs.lengths)
+    while not costs.pairs and lengths[-1] < 2 * max(problem.window):
+        lengths.append(2 * lengths[-1])
+    for wanted in lengths:
         if any(wanted < k for k in problem.window):
             continue
         grid = tuple(
@@ -265,6 +269,9 @@ def make_plan(problem: Problem, method: str) -> Plan:
     if method in ("auto", "fft"):
         for grid in _grids(problem):
             plans.append(_batched(problem, _tiling(problem, grid, True), "fft"))
+    if not problem.costs.pairs:
+        most = _MOST // problem.channels
+        plans = [p for p in plans if p.method == "direct" or math.prod(p.transform) < most] or plans
     fitting = [plan for plan in plans if plan.bytes <= problem.costs.scratch]
     return min(fitting or plans, key=lambda plan: plan.cost)
 

@@ -160,6 +160,12 @@ def _level(at, planes, rows, columns, gap_y, s_z, s_y, s_x, ROWS: tl.constexpr, 
 
 
 @triton.jit
+def _mean(total, count):
+    """total / count rounded once: in float32 a plain division may be off by two units."""
+    return tl.div_rn(total, count) if total.dtype == tl.float32 else total / count
+
+
+@triton.jit
 def _score(numerator, energy, count, eps):
     score = numerator / (count * tl.sqrt(energy + eps))
     score = tl.where(score > 1.0, 1.0, score)
@@ -229,13 +235,13 @@ def _by_definition(
             at, tap, level, scale, channels, planes, rows, columns,
             s_channel, s_z, s_y, s_x, t_channel, t_z, t_y, t_x, LANES,
         )  # fmt: skip
-        level += first / count
+        level += _mean(first, count)
     numerator, first, second = _moments_about(
         at, tap, level, scale, channels, planes, rows, columns,
         s_channel, s_z, s_y, s_x, t_channel, t_z, t_y, t_x, LANES,
     )  # fmt: skip
-    left = first / count
-    energy = second / count
+    left = _mean(first, count)
+    energy = _mean(second, count)
     if ZERO_MEAN:
         energy -= left * left
     score = _score(numerator, tl.maximum(energy, 0.0), count, eps * scale * scale)
@@ -291,9 +297,10 @@ def _score_kernel(
     )  # fmt: skip
     again = tl.zeros([LANES], tl.int32)
     for r in tl.static_range(ROWS):
-        square, energy = seconds[r] / count, seconds[r] / count
+        square = _mean(seconds[r], count)
+        energy = square
         if ZERO_MEAN:
-            mean = firsts[r] / count
+            mean = _mean(firsts[r], count)
             energy = tl.maximum(square - mean * mean, 0.0)
         flat = peaks[r] == 0.0
         known = flat | ((peaks[r] > lowest) & (peaks[r] < highest) & (square <= trusted * energy))

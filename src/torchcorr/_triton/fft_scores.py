@@ -47,6 +47,7 @@ def score_kernel(
     R: tl.constexpr, B: tl.constexpr, J: tl.constexpr,
 ):  # fmt: skip
     """Scores of windows with the templates whose sums are at hand."""
+    pitch_c = pitch_c.to(pitch_l.dtype)
     if NDIM < 3:
         depth, wz, sz, nz = 1, 1, 1, 1
     if NDIM < 2:
@@ -102,7 +103,8 @@ def march(seen: Tensor, tiling: Tiling) -> Plan:
     numbers[NUMBERS.index("pitch_c")] = channel
     numbers[NUMBERS.index("pitch_z")] = plane
     numbers[NUMBERS.index("pitch_y")] = item if ndim == 1 else row
-    numbers[NUMBERS.index("pitch_l")] = item
+    # A single item may have any pitch; kernels take this one's type for what lies in an item.
+    numbers[NUMBERS.index("pitch_l")] = max(item, channels * channel)
     return replace(cut, numbers=tuple(numbers))
 
 

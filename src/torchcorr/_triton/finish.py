@@ -34,8 +34,8 @@ def exact_numerators(
     total = tl.zeros(wanted.shape, tl.float64)
     for line in range(channels * window[0] * window[1]):
         dy, plane = line % window[1], line // window[1]
-        at = (plane // window[0]).to(tl.int64) * pitch_c + (plane % window[0]) * pitch_z
-        at += dy * pitch_y
+        at = (plane // window[0]).to(tl.int64) * pitch_c
+        at += (plane % window[0]).to(tl.int64) * pitch_z + dy.to(tl.int64) * pitch_y
         for dx in range(window[2]):
             value = tl.load(source + begin + at + dx, mask=wanted, other=0).to(tl.float64)
             total += (value - level) * tl.load(taps + line * window[2] + dx)

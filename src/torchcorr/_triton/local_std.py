@@ -35,6 +35,7 @@ def local_std_forward_kernel(
     R: tl.constexpr, B: tl.constexpr, J: tl.constexpr,
 ):  # fmt: skip
     """The root of variance times scale plus eps."""
+    pitch_c = pitch_c.to(pitch_l.dtype)
     if ONE:
         channels = 1
     if NDIM < 3:

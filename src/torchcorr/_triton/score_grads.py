@@ -56,6 +56,7 @@ def upstream_kernel(
     ONE: tl.constexpr, R: tl.constexpr, B: tl.constexpr, J: tl.constexpr,
 ):  # fmt: skip
     """What an upstream gradient is to numerators, S1 and S2, for the templates at hand."""
+    pitch_c = pitch_c.to(pitch_l.dtype)
     if NDIM < 3:
         depth, wz, sz, nz = 1, 1, 1, 1
     if NDIM < 2:

@@ -46,6 +46,8 @@ def window_kernel(
     R: tl.constexpr, B: tl.constexpr, J: tl.constexpr,
 ):  # fmt: skip
     """Sums of windows, or their mean and variance."""
+    # A channel times their pitch may be no int32 though both are; a lead's pitch is no smaller.
+    pitch_c, out_pitch_c = pitch_c.to(pitch_l.dtype), out_pitch_c.to(out_l.dtype)
     if ONE:
         channels = 1
     if NDIM < 3:
@@ -133,6 +135,7 @@ def local_std_combine_grads_kernel(
     R: tl.constexpr, B: tl.constexpr, J: tl.constexpr,
 ):  # fmt: skip
     """spread(first) + 2 I spread(second), and base."""
+    out_pitch_c = out_pitch_c.to(out_l.dtype)
     if NDIM < 3:
         depth, wz, sz, nz = 1, 1, 1, 1
     if NDIM < 2:
