@@ -90,7 +90,8 @@ def variants() -> dict[str, tuple[str, str, int, dict[str, str], dict[str, int]]
     options = {"ZERO_MEAN": 0, "ONE": 0, "STRIDED": 1}
     found["upstream-alone"] = (*upstream[:4], {"ZERO_MEAN": 1, "SHOWN": 0})
     found["upstream-float64"] = (*upstream[:3], WIDE_UPSTREAM, options | {"SHOWN": 2})
-    found["overlap"] = ("score_grads", "overlap_kernel", 0, OVERLAP, {"BLOCK": 256})
+    for name, types in (("overlap", OVERLAP), ("overlap-long", OVERLAP | {"count": "i64"})):
+        found[name] = ("score_grads", "overlap_kernel", 0, types, {"BLOCK": 256})
     found["score-float64"] = ("fft_scores", "score_kernel", 2, WIDE_SCORES, options)
     part = {"PART": 2048, "CENTRED": 1}
     gather = part | {"SCALED": 1, "PARTS": 1024}
@@ -131,6 +132,8 @@ def variants() -> dict[str, tuple[str, str, int, dict[str, str], dict[str, int]]
         options = {"BOUND": bound, "CHECKED": 1, "BLOCK": 256}
         types = SUMS | dict.fromkeys(("source", "taps", "out"), "*fp64") if bound else SUMS
         found[f"sums-{bound}"] = ("fft_sums", "finish_sums_kernel", 0, types, options)
+        types = types | {"count": "i64"}
+        found[f"sums-{bound}-long"] = ("fft_sums", "finish_sums_kernel", 0, types, options)
     for ndim in (1, 2, 3):
         found[f"lncc-{ndim}d"] = ("lncc", "lncc_kernel", ndim, LNCC, {})
         for part, spread in (("maps", 0), ("spread", 1)):

@@ -364,6 +364,11 @@ def test_channels_may_lie_far_apart() -> None:
             source, out, out, *far, **options
         )
         assert (out == 36).all()
+        options.pop("KIND")
+        importlib.import_module("torchcorr._triton.lncc").lncc_kernel[(cut.grid,)](
+            source, source, out, 0.0, *far, **options
+        )
+        torch.testing.assert_close(out, torch.ones_like(out))
 
 
 @pytest.mark.parametrize("shape", ((0, 1, 9, 9), (2, 0, 3, 9, 9)))

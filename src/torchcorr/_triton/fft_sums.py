@@ -39,8 +39,8 @@ _NOISE = 64.0
 _ULPS = 16.0
 _BLOCK = 256
 _SIZES = [
-    "blocks", "first", "templates", "all_templates", "inputs", "channels", "item", "channel",
-    "plane", "row", "n_z", "n_y", "n_x", "m_z", "m_y", "m_x", "g_z", "g_y", "g_x",
+    "count", "blocks", "first", "templates", "all_templates", "inputs", "channels", "item",
+    "channel", "plane", "row", "n_z", "n_y", "n_x", "m_z", "m_y", "m_x", "g_z", "g_y", "g_x",
     "l_z", "l_y", "l_x", "s_z", "s_y", "s_x", "w_z", "w_y", "w_x", "p_z", "p_y", "p_x",
     "size_z", "size_y", "size_x", "out_item", "out_template", "out_plane", "out_row",
 ]  # fmt: skip
@@ -67,19 +67,22 @@ def _definition(
 @triton.jit(do_not_specialize=_SIZES)
 def finish_sums_kernel(
     sums_, stats, noise, bound, bound_stats, source, taps, out, allowed,
-    blocks, first, templates, all_templates, inputs, channels, item, channel, plane, row,
+    count, blocks, first, templates, all_templates, inputs, channels, item, channel, plane, row,
     n_z, n_y, n_x, m_z, m_y, m_x, g_z, g_y, g_x, l_z, l_y, l_x, s_z, s_y, s_x,
     w_z, w_y, w_x, p_z, p_y, p_x, size_z, size_y, size_x,
     out_item, out_template, out_plane, out_row,
     BOUND: tl.constexpr, CHECKED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """A block of one lead's and template's sums, in the input's units and at its level."""
+    """A block of one lead's and template's sums, in the input's units and at its level.
+
+    Positions are numbered in the type of their count.
+    """
     pid = tl.program_id(0)
     block, k = pid % blocks, pid // blocks % templates
     lead = (pid // blocks // templates).to(tl.int64)
-    number = block * BLOCK + tl.arange(0, BLOCK)
-    valid = number < n_z * n_y * n_x
-    z, y, x = number // (n_y * n_x), number // n_x % n_y, number % n_x
+    number = block.to(count.dtype) * BLOCK + tl.arange(0, BLOCK)
+    valid = number < count
+    z, y, x = number // (n_y.to(count.dtype) * n_x), number // n_x % n_y, number % n_x
     tile = ((z // m_z) * g_y + y // m_y) * g_x + x // m_x
     tile = lead * (g_z * g_y * g_x) + tl.where(valid, tile, 0)
     inner = ((z % m_z * s_z) * l_y + y % m_y * s_y) * l_x + x % m_x * s_x
@@ -161,13 +164,14 @@ class _Call:
             unit = torch.finfo(torch.float64).eps / 2
             noise = noise_of(found, stats, moments, _NOISE * unit)
         leads, templates = out.shape[0], found.shape[1]
-        blocks = -(-math.prod(tiling.positions) // _BLOCK)
+        count = math.prod(tiling.positions)
+        blocks = -(-count // _BLOCK)
         plane, row, _ = three(seen.stride()[2:], 0)
         out_plane, out_row, _ = three(out.stride()[2:], 0)
         finish_sums_kernel[(blocks * leads * templates,)](
             found, stats, noise, *(bound or (found, stats)), seen, self.template[piece.pairs],
             out, _ULPS * torch.finfo(self.input.dtype).eps / 2,
-            blocks, first, templates, self.template.shape[1], leads // piece.groups,
+            count, blocks, first, templates, self.template.shape[1], leads // piece.groups,
             seen.shape[1], *seen.stride()[:2], plane, row,
             *three(tiling.positions, 1), *three(tiling.outputs, 1), *three(tiling.grid, 1),
             *three(tiling.length, 1), *three(tiling.stride, 1), *three(tiling.window, 1),

@@ -326,6 +326,7 @@ def lncc_kernel(
     B: tl.constexpr, J: tl.constexpr,
 ):  # fmt: skip
     """Scores of all windows."""
+    pitch_c = pitch_c.to(pitch_l.dtype)
     if ONE:
         channels = 1
     if NDIM < 3:

@@ -36,6 +36,7 @@ def lncc_maps_kernel(
     DIRECT: tl.constexpr, ONE: tl.constexpr, R: tl.constexpr, B: tl.constexpr, J: tl.constexpr,
 ):  # fmt: skip
     """What each window gives its elements, for a or for both."""
+    pitch_c = pitch_c.to(pitch_l.dtype)
     if ONE:
         channels = 1
     if NDIM < 3:
@@ -190,6 +191,7 @@ def lncc_spread_kernel(
     ONE: tl.constexpr, R: tl.constexpr, B: tl.constexpr, J: tl.constexpr,
 ):  # fmt: skip
     """b spread(through) - a spread(own_a) + spread(offset_a), and the same for b."""
+    out_pitch_c = out_pitch_c.to(out_l.dtype)
     if NDIM < 3:
         depth, wz, sz, nz = 1, 1, 1, 1
     if NDIM < 2:

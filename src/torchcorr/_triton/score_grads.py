@@ -39,7 +39,8 @@ from .windows import window_combine_onto
 
 _BLOCK = 256
 _OVERLAP = [
-    "blocks", "written", "channels", "item", "channel", "n_z", "n_y", "n_x", "o_z", "o_y", "o_x",
+    "count", "blocks", "written", "channels", "item", "channel", "n_z", "n_y", "n_x",
+    "o_z", "o_y", "o_x",
     "g_z", "g_y", "g_x", "m_z", "m_y", "m_x", "e_z", "e_y", "e_x", "l_z", "l_y", "l_x",
 ]  # fmt: skip
 
@@ -82,16 +83,20 @@ def upstream_kernel(
 
 @triton.jit(do_not_specialize=_OVERLAP)
 def overlap_kernel(
-    tiles, stats, out, blocks, written, channels, item, channel, n_z, n_y, n_x, o_z, o_y, o_x,
-    g_z, g_y, g_x, m_z, m_y, m_x, e_z, e_y, e_x, l_z, l_y, l_x, BLOCK: tl.constexpr,
+    tiles, stats, out, count, blocks, written, channels, item, channel, n_z, n_y, n_x,
+    o_z, o_y, o_x, g_z, g_y, g_x, m_z, m_y, m_x, e_z, e_y, e_x, l_z, l_y, l_x, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """A block of elements: the tiles that hold them, in order, after what was written before."""
+    """A block of elements: the tiles that hold them, in order, after what was written before.
+
+    Elements are numbered in the type of their count.
+    """
     pid = tl.program_id(0)
     block, c = pid % blocks, pid // blocks % channels
     lead = (pid // blocks // channels).to(tl.int64)
-    number = block * BLOCK + tl.arange(0, BLOCK)
-    valid = number < n_z * n_y * n_x
-    z, y, x = number // (n_y * n_x) - o_z, number // n_x % n_y - o_y, number % n_x - o_x
+    number = block.to(count.dtype) * BLOCK + tl.arange(0, BLOCK)
+    valid = number < count
+    z = number // (n_y.to(count.dtype) * n_x) - o_z
+    y, x = number // n_x % n_y - o_y, number % n_x - o_x
     inside = valid & (z >= 0) & (y >= 0) & (x >= 0)
     to = out + lead * item + c.to(tl.int64) * channel + number
     total = tl.load(to, mask=valid & (number < written), other=0.0)
@@ -248,10 +253,11 @@ class _Gradients:
         row = math.prod(size[1:])
         written = ((end if first > 0 else before) - begin) * row
         steps = [m * s for m, s in zip(tiling.outputs, tiling.stride, strict=True)]
-        blocks, (items, channels) = -(-size[0] * row // _BLOCK), out.shape[:2]
+        count, (items, channels) = size[0] * row, out.shape[:2]
+        blocks = -(-count // _BLOCK)
         origin = (piece.element - begin, *(0,) * (ndim - 1))
         overlap_kernel[(blocks * items * channels,)](
-            tiles, stats, out, blocks, written, channels, *out.stride()[:2], *three(size, 1),
+            tiles, stats, out, count, blocks, written, channels, *out.stride()[:2], *three(size, 1),
             *three(origin, 0), *three(tiling.grid, 1), *three(steps, 1), *three(tiling.extent, 1),
             *three(tiling.length, 1), BLOCK=_BLOCK,
         )  # fmt: skip
