@@ -277,6 +277,17 @@ def test_padded_images_are_flat_without_a_look_at_each_window(
     assert ((var.numpy() == 0) == (want == 0)).all()
 
 
+def test_flat_windows_may_hold_different_values() -> None:
+    """Beside texture and in one block."""
+    x = rand((1, 24, 40)).float()
+    x[0, :12, 2:18], x[0, 4:20, 22:34], x[0, 14:, :16] = 0.7, 3.0, -1e-3
+    want = moments(x, (6, 7), (1, 1))[1]
+    var = run("window_moments", x, (6, 7), (1, 1))[1]
+    assert (want == 0).sum() > 20
+    close(var, want, 1e-6 * want)
+    assert ((var.numpy() == 0) == (want == 0)).all()
+
+
 def check_bad_elements(bad: float, name: str, dtype: torch.dtype) -> None:
     shape, window, stride = SHAPES[name]
     x = rand(shape).to(dtype)
