@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -42,6 +43,15 @@ def _forget_peak() -> None:
     Path("/proc/self/clear_refs").write_text("5")
 
 
+def held_by(call: Callable[[], Sequence[torch.Tensor]]) -> float:
+    """MiB that a call holds beyond what was there before and the results that it returns."""
+    _forget_peak()
+    before = _status("VmRSS")
+    results = call()
+    held = _status("VmHWM") - before - sum(r.numel() * r.element_size() for r in results)
+    return held / (1 << 20)
+
+
 def beyond(size: int, window: int, which: str) -> float:
     """MiB that one call holds beyond input and result."""
     for method in ("direct", "fft"):
@@ -54,14 +64,14 @@ def beyond(size: int, window: int, which: str) -> float:
         upstream = torch.rand(size - window + 1, size - window + 1)
         for leaf in leaves:
             leaf.requires_grad_()
-    _forget_peak()
-    before = _status("VmRSS")
-    score = torchcorr.zncc(image, template)
-    results = [score]
-    if which == "backward":
-        results += torch.autograd.grad(score, leaves, upstream)
-    held = _status("VmHWM") - before - sum(r.numel() * r.element_size() for r in results)
-    return held / (1 << 20)
+
+    def call() -> list[torch.Tensor]:
+        score = torchcorr.zncc(image, template)
+        if which == "backward":
+            return [score, *torch.autograd.grad(score, leaves, upstream)]
+        return [score]
+
+    return held_by(call)
 
 
 def beyond_lncc(size: int, window: int) -> float:
@@ -70,11 +80,7 @@ def beyond_lncc(size: int, window: int) -> float:
     tiny = torch.rand(12, 12, 12, requires_grad=True)
     torchcorr.nn.LNCCLoss(3)(tiny, tiny.detach().flip(0)).backward()
     leaves = [torch.rand(size, size, size, requires_grad=True) for _ in range(2)]
-    _forget_peak()
-    before = _status("VmRSS")
-    results = torch.autograd.grad(loss(*leaves), leaves)
-    held = _status("VmHWM") - before - sum(r.numel() * r.element_size() for r in results)
-    return held / (1 << 20)
+    return held_by(lambda: torch.autograd.grad(loss(*leaves), leaves))
 
 
 def measured(size: int, window: int, which: str) -> float:

@@ -1,41 +1,9 @@
-// Rows of a contiguous image (lead, channel, axis 0, axis 1, axis 2) as summaries of its channels.
+// Rows of contiguous images (lead, channel, axis 0, axis 1, axis 2) as summaries of their channels.
 #pragma once
 
 #include "window_engine.h"
 
 namespace torchcorr {
-
-template <class T, class Policy>
-class ImageSource {
- public:
-  ImageSource(const T* data, const Sizes& size, int64_t channels)
-      : data_(data), channels_(channels) {
-    for (size_t i = 0; i < size.size(); ++i) size_[3 - size.size() + i] = size[i];
-    channel_size_ = size_[0] * size_[1] * size_[2];
-  }
-
-  void load(const Stretch& s, int64_t n, Rows to) const {
-    const T* row = data_ + s.lead * channels_ * channel_size_ +
-                   (s.z * size_[1] + s.y) * size_[2] + s.x;
-    thread_local std::vector<double> buffer;
-    if (static_cast<int64_t>(buffer.size()) < 2 * n) buffer.assign(2 * n, 0.0);
-    for (int64_t c = 0; c < channels_; ++c, row += channel_size_) {
-      double* value = c == 0 ? to.plane(0) : buffer.data();
-      widen(s.valid, row, value);
-      for (int64_t i = s.valid; i < n; ++i) value[i] = 0;
-      if (c == 0 && Policy::planes > 1) std::fill_n(to.plane(1), n, 0.0);
-      if (c > 0) {
-        std::fill_n(buffer.data() + n, n, 0.0);
-        Policy::merge(n, to, to, c, {value, n}, 1, 1.0);
-      }
-    }
-  }
-
- private:
-  const T* data_;
-  int64_t size_[3] = {1, 1, 1};
-  int64_t channels_, channel_size_;
-};
 
 // (*lead, C, *S) taken apart.
 struct Shape {
@@ -60,6 +28,53 @@ struct Shape {
       out.push_back(axis == 2 && plan.lines ? plan.line_count : plan.axis[axis].count);
     }
     return out;
+  }
+};
+
+// A window's elements, those of all channels.
+inline double window_elements(const Shape& shape, const Sizes& window) {
+  double count = static_cast<double>(shape.channels);
+  for (int64_t k : window) count *= static_cast<double>(k);
+  return count;
+}
+
+// Where rows of an image lie.
+struct Layout {
+  int64_t lead, channel, channels, plane, row;
+
+  explicit Layout(const Shape& shape) : channels(shape.channels) {
+    const size_t ndim = shape.size.size();
+    row = ndim > 1 ? shape.size[ndim - 1] : 0;
+    plane = ndim > 2 ? shape.size[1] * row : 0;
+    channel = 1;
+    for (int64_t n : shape.size) channel *= n;
+    lead = channels * channel;
+  }
+
+  int64_t at(const Stretch& s) const { return s.lead * lead + s.z * plane + s.y * row + s.x; }
+};
+
+// The elements of N images are the first planes of their summaries; the others begin at zero.
+template <class T, class Policy, int N = 1>
+struct ImageSource {
+  const T* images[N];
+  Layout layout;
+
+  void load(const Stretch& s, int64_t n, Rows to) const {
+    const int64_t from = layout.at(s);
+    thread_local std::vector<double> memory;
+    if (static_cast<int64_t>(memory.size()) < Policy::planes * n) {
+      memory.assign(Policy::planes * n, 0.0);
+    }
+    for (int64_t c = 0; c < layout.channels; ++c) {
+      const Rows own = c == 0 ? to : Rows{memory.data(), n};
+      for (int i = 0; i < N; ++i) {
+        widen(s.valid, images[i] + from + c * layout.channel, own.plane(i));
+        std::fill_n(own.plane(i) + s.valid, n - s.valid, 0.0);
+      }
+      for (int p = N; p < Policy::planes; ++p) std::fill_n(own.plane(p), n, 0.0);
+      if (c > 0) Policy::merge(n, to, to, c, own, 1, 1.0);
+    }
   }
 };
 

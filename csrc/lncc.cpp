@@ -18,48 +18,11 @@ constexpr int64_t kMapBytes = 8 << 20;  // of the maps of a slab
 template <class T>
 using Policy = CoMoments<sizeof(T) == sizeof(double)>;
 
+template <class T>
+using PairSource = ImageSource<T, Policy<T>, 2>;
+
 constexpr int kPlanes = CoMoments<true>::planes;
 constexpr int kMaps = 5;  // factors of the other image and of one's own, offset; the other's two
-
-// Where rows of both images lie: (lead, channel, axis 0, axis 1, axis 2).
-struct Layout {
-  int64_t lead, channel, channels, plane, row;
-
-  explicit Layout(const Shape& shape) : channels(shape.channels) {
-    const size_t ndim = shape.size.size();
-    row = ndim > 1 ? shape.size[ndim - 1] : 0;
-    plane = ndim > 2 ? shape.size[1] * row : 0;
-    channel = 1;
-    for (int64_t n : shape.size) channel *= n;
-    lead = channels * channel;
-  }
-
-  int64_t at(const Stretch& s) const { return s.lead * lead + s.z * plane + s.y * row + s.x; }
-};
-
-template <class T>
-struct PairSource {
-  const T *a, *b;
-  Layout layout;
-
-  void load(const Stretch& s, int64_t n, Rows to) const {
-    const int64_t from = layout.at(s);
-    thread_local std::vector<double> memory;
-    if (static_cast<int64_t>(memory.size()) < Policy<T>::planes * n) {
-      memory.assign(Policy<T>::planes * n, 0.0);
-    }
-    for (int64_t c = 0; c < layout.channels; ++c) {
-      const Rows own = c == 0 ? to : Rows{memory.data(), n};
-      const T* images[2] = {a + from + c * layout.channel, b + from + c * layout.channel};
-      for (int i = 0; i < 2; ++i) {
-        widen(s.valid, images[i], own.plane(i));
-        std::fill_n(own.plane(i) + s.valid, n - s.valid, 0.0);
-      }
-      for (int p = 2; p < Policy<T>::planes; ++p) std::fill_n(own.plane(p), n, 0.0);
-      if (c > 0) Policy<T>::merge(n, to, to, c, own, 1, 1.0);
-    }
-  }
-};
 
 struct Norm {
   double share, eps;  // one over a window's elements; what is added to a variance
@@ -88,7 +51,7 @@ TORCHCORR_INLINE void scores_of(int64_t n, const Rows& r, const Norm& by, T* out
   }
 }
 
-// maps: of the first `count`, through, own of a, offset of a, own of b, offset of b.
+// maps: through, own of a, offset of a, and of both own of b, offset of b.
 template <int N, class T>
 TORCHCORR_INLINE void window_grads_of(int64_t n, const Rows& r, const T* grad, const Norm& by,
                                       double* const (&maps)[kMaps]) {
@@ -203,12 +166,6 @@ struct CombineSink {
   }
 };
 
-double elements(const Shape& shape, const Sizes& window) {
-  double count = static_cast<double>(shape.channels);
-  for (int64_t k : window) count *= static_cast<double>(k);
-  return count;
-}
-
 void check_pair(const Tensor& a, const Tensor& b) {
   STD_TORCH_CHECK(sizes_of(a) == sizes_of(b), "a and b must have one shape");
   STD_TORCH_CHECK(a.scalar_type() == b.scalar_type(), "a and b must have one dtype");
@@ -221,10 +178,10 @@ Tensor lncc(const Tensor& a, const Tensor& b, Sizes window, Sizes stride, double
   Tensor out = new_map(a, shape.output(plan));
   if (out.numel() == 0) return out;
   const Tensor first = packed(a), second = packed(b);
-  const Norm by{1 / elements(shape, window), eps};
+  const Norm by{1 / window_elements(shape, window), eps};
   with_real_type(first, "a", [&](auto zero) {
     using T = decltype(zero);
-    const PairSource<T> source{first.const_data_ptr<T>(), second.const_data_ptr<T>(),
+    const PairSource<T> source{{first.const_data_ptr<T>(), second.const_data_ptr<T>()},
                                Layout(shape)};
     run_windows<Policy<T>>(plan, source, ScoreSink<T>{plan, by, out.mutable_data_ptr<T>()});
   });
@@ -238,7 +195,7 @@ class Gradients {
   Gradients(const Shape& shape, const Sizes& window, const Sizes& stride, double eps,
             const T* grad, const T* a, const T* b, T* for_a, T* for_b)
       : shape_(shape), window_(window), stride_(stride), layout_(shape), grad_(grad), a_(a), b_(b),
-        for_a_(for_a), for_b_(for_b), by_{1 / elements(shape, window), eps} {
+        for_a_(for_a), for_b_(for_b), by_{1 / window_elements(shape, window), eps} {
     for (size_t i = 0; i < window.size(); ++i) {
       count_.push_back((shape.size[i] - window[i]) / stride[i] + 1);
       map_ *= count_[i];
@@ -295,7 +252,7 @@ class Gradients {
     size[0] = (to - from - 1) * stride_[0] + window_[0];
     const Plan plan(leads, shape_.channels, size, window_, stride_, Policy<T>::planes);
     const int64_t skip = lead * layout_.lead + from * stride_[0] * row_;
-    const PairSource<T> source{a_ + skip, b_ + skip, layout_};
+    const PairSource<T> source{{a_ + skip, b_ + skip}, layout_};
     WindowGradSink<T, N> sink{plan, by_, grad_ + lead * map_ + from * map_row_, map_, {},
                               capacity_ * map_row_};
     for (int p = 0; p < kMaps; ++p) sink.maps[p] = map(std::min(p, N - 1)) + kept * map_row_;

@@ -138,8 +138,7 @@ Tensor local_std_forward_kernel(const Tensor& input, Sizes window, Sizes stride,
   const Plan plan(shape.leads, shape.channels, shape.size, window, stride, 2);
   Tensor out = new_map(input, shape.output(plan));
   if (out.numel() == 0) return out;
-  double count = static_cast<double>(shape.channels);
-  for (int64_t k : window) count *= static_cast<double>(k);
+  const double count = window_elements(shape, window);
   const Tensor image = packed(input);
   if (image.scalar_type() == ScalarType::Float &&
       all_finite(image.numel(), image.const_data_ptr<float>()) &&
@@ -149,7 +148,7 @@ Tensor local_std_forward_kernel(const Tensor& input, Sizes window, Sizes stride,
   }
   with_real_type(image, "input", [&](auto zero) {
     using T = decltype(zero);
-    const ImageSource<T, Moments> source(image.const_data_ptr<T>(), shape.size, shape.channels);
+    const ImageSource<T, Moments> source{{image.const_data_ptr<T>()}, Layout(shape)};
     run_windows<Moments>(plan, source,
                          DeviationSink<T>{plan, 1 / (count - correction), eps,
                                           out.mutable_data_ptr<T>()});

@@ -89,7 +89,7 @@ Tensor window_sum(const Tensor& input, Sizes window, Sizes stride) {
   const Tensor image = packed(input);
   with_real_type(image, "input", [&](auto zero) {
     using T = decltype(zero);
-    const ImageSource<T, Sums<1>> source(image.const_data_ptr<T>(), shape.size, shape.channels);
+    const ImageSource<T, Sums<1>> source{{image.const_data_ptr<T>()}, Layout(shape)};
     run_windows<Sums<1>>(plan, source, SumSink<T>{plan, out.mutable_data_ptr<T>()});
   });
   return out;
@@ -101,12 +101,11 @@ std::tuple<Tensor, Tensor> window_moments(const Tensor& input, Sizes window, Siz
   const Sizes output = shape.output(plan);
   Tensor mean = new_float64(input, output), var = new_float64(input, output);
   if (mean.numel() == 0) return {mean, var};
-  double count = static_cast<double>(shape.channels);
-  for (int64_t k : window) count *= static_cast<double>(k);
+  const double count = window_elements(shape, window);
   const Tensor image = packed(input);
   with_real_type(image, "input", [&](auto zero) {
     using T = decltype(zero);
-    const ImageSource<T, Moments> source(image.const_data_ptr<T>(), shape.size, shape.channels);
+    const ImageSource<T, Moments> source{{image.const_data_ptr<T>()}, Layout(shape)};
     run_windows<Moments>(plan, source,
                          MomentsSink{plan, count, mean.mutable_data_ptr<double>(),
                                      var.mutable_data_ptr<double>()});

@@ -155,7 +155,7 @@ def channels_match(input_channels: int, template_channels: int) -> None:
 def leads_broadcast(
     input_lead: Sequence[int],
     template_lead: Sequence[int],
-    names: tuple[str, str] = ("input", "template"),
+    names: Sequence[str] = ("input", "template"),
 ) -> None:
     for n, m in zip(reversed(input_lead), reversed(template_lead), strict=False):
         if n != m and n != 1 and m != 1:

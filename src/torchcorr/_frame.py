@@ -126,15 +126,35 @@ def normal_pair(
     return frame.padded(x, window, name), w, result
 
 
-def normal_input(input: Tensor, window: Window, frame: Frame) -> tuple[Tensor, Ints, torch.dtype]:
-    """The input in normal form, padded and in its working dtype; its window; the result's dtype."""
+def normal_inputs(
+    inputs: dict[str, Tensor], window: Window, frame: Frame
+) -> tuple[tuple[Tensor, ...], Ints, torch.dtype]:
+    """One input, or two of the same size whose leading axes broadcast, in normal form, padded and
+    in their working dtype; their window; the result's dtype.
+    """
     sizes = _checks.per_axis(window, frame.ndim, "window")
-    _checks.tensor(input, "input")
-    _checks.rank(input, frame.ndim, frame.joint, "input")
-    working = _checks.working_dtype({"input": input}, False)
-    x = frame.normal(input)
+    for name, x in inputs.items():
+        _checks.tensor(x, name)
+        _checks.rank(x, frame.ndim, frame.joint, name)
+    tensors = tuple(inputs.values())
+    if len(tensors) == 2:
+        core = frame.ndim + frame.joint
+        a, b = (x.shape for x in tensors)
+        _checks.sizes_match(a[-core:], b[-core:])
+        _checks.leads_broadcast(a[:-core], b[:-core], tuple(inputs))
+    working = _checks.working_dtype(inputs, False)
+    result = _checks.result_dtype(tensors[0].dtype, working)
+    if len(tensors) == 2:
+        tensors = tuple(torch.broadcast_tensors(*tensors))
+    normal = tuple(frame.normal(x) for x in tensors)
     if frame.joint:
-        _checks.channels_match(x.shape[-frame.ndim - 1], x.shape[-frame.ndim - 1])
-    result = _checks.result_dtype(input.dtype, working)
-    (x,) = in_working_dtype(working, x)
-    return frame.padded(x, sizes, "window"), sizes, result
+        channels = normal[0].shape[-frame.ndim - 1]
+        _checks.channels_match(channels, channels)
+    normal = in_working_dtype(working, *normal)
+    return tuple(frame.padded(x, sizes, "window") for x in normal), sizes, result
+
+
+def normal_input(input: Tensor, window: Window, frame: Frame) -> tuple[Tensor, Ints, torch.dtype]:
+    """The same of a single input."""
+    (x,), sizes, result = normal_inputs({"input": input}, window, frame)
+    return x, sizes, result

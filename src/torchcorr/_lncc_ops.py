@@ -55,13 +55,13 @@ def _composed(
     maps = _reference.lncc_window_grads(grad, of_a, of_b, covariance, count, eps)
     through, own_a, own_b, offset_a, offset_b = maps
 
-    def into(x: Tensor, y: Tensor, own: Tensor, offset: Tensor) -> Tensor:
-        spread = [ops.window_spread(m, window, shape, stride) for m in (through, own, offset)]
-        return y * spread[0] - x * spread[1] + spread[2]
+    def spread(one: Tensor) -> Tensor:
+        return ops.window_spread(one, window, shape, stride)
 
+    into = _reference.lncc_into
     return (
-        into(wide_a, wide_b, own_a, offset_a).to(a.dtype) if need_a else None,
-        into(wide_b, wide_a, own_b, offset_b).to(b.dtype) if need_b else None,
+        into(a, b, (through, own_a, offset_a), spread) if need_a else None,
+        into(b, a, (through, own_b, offset_b), spread) if need_b else None,
     )
 
 

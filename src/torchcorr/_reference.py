@@ -9,7 +9,7 @@ element with windows that do not hold it. `docs/math.md` derives the formulas.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -332,6 +332,14 @@ def lncc_window_grads(
     return other, own_a, own_b, own_a * mean_a - other * mean_b, own_b * mean_b - other * mean_a
 
 
+def lncc_into(
+    x: Tensor, y: Tensor, maps: Sequence[Tensor], spread: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """The gradient of one input, from y's factor, its own and the offset of each window."""
+    through, own, offset = (spread(one) for one in maps)
+    return (widen(y) * through - widen(x) * own + offset).to(x.dtype)
+
+
 def lncc_grads(
     grad: Tensor,
     a: Tensor,
@@ -348,13 +356,11 @@ def lncc_grads(
     count = a.shape[-len(window) - 1] * math.prod(window)
     maps = lncc_window_grads(grad, of_a, of_b, covariance, count, eps)
     other, own_a, own_b, offset_a, offset_b = maps
-    shape = tuple(a.shape)
 
-    def through(x: Tensor, y: Tensor, own: Tensor, offset: Tensor) -> Tensor:
-        spread = [window_spread(one, window, shape, stride) for one in (other, own, offset)]
-        return (widen(y) * spread[0] - widen(x) * spread[1] + spread[2]).to(x.dtype)
+    def spread(one: Tensor) -> Tensor:
+        return window_spread(one, window, tuple(a.shape), stride)
 
     return (
-        through(a, b, own_a, offset_a) if need_a else a.new_empty(0),
-        through(b, a, own_b, offset_b) if need_b else b.new_empty(0),
+        lncc_into(a, b, (other, own_a, offset_a), spread) if need_a else a.new_empty(0),
+        lncc_into(b, a, (other, own_b, offset_b), spread) if need_b else b.new_empty(0),
     )

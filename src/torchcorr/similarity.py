@@ -2,34 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from . import _checks
-from ._frame import Frame, Window, in_working_dtype
-from ._geometry import Ints
+from ._frame import Frame, Window, normal_inputs
 from ._ops import ops
-
-
-def _normal(
-    a: Tensor, b: Tensor, window: Window, frame: Frame
-) -> tuple[Tensor, Tensor, Ints, torch.dtype]:
-    """Both in normal form and with the same axes, the window, and the dtype of the result."""
-    sizes = _checks.per_axis(window, frame.ndim, "window")
-    for name, x in (("a", a), ("b", b)):
-        _checks.tensor(x, name)
-        _checks.rank(x, frame.ndim, frame.joint, name)
-    core = frame.ndim + frame.joint
-    _checks.sizes_match(a.shape[-core:], b.shape[-core:])
-    _checks.leads_broadcast(a.shape[:-core], b.shape[:-core], ("a", "b"))
-    working = _checks.working_dtype({"a": a, "b": b}, False)
-    result = _checks.result_dtype(a.dtype, working)
-    a, b = torch.broadcast_tensors(a, b)
-    a, b = in_working_dtype(working, a, b)
-    x, y = (frame.padded(frame.normal(z), sizes, "window") for z in (a, b))
-    if frame.joint:
-        _checks.channels_match(x.shape[-frame.ndim - 1], y.shape[-frame.ndim - 1])
-    return x, y, sizes, result
 
 
 def lncc(
@@ -123,7 +100,7 @@ def lncc(
     tensor([-1., -1., -1.,  0.])
     """
     frame = Frame.parse(ndim, mode, stride, channels, pad_mode, pad_value)
-    x, y, sizes, result = _normal(a, b, window, frame)
+    (x, y), sizes, result = normal_inputs({"a": a, "b": b}, window, frame)
     _checks.not_negative(eps, "eps")
     out: Tensor = ops.lncc(x, y, sizes, frame.stride, float(eps))
     return out.to(result)

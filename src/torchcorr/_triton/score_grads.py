@@ -185,8 +185,10 @@ class _Gradients:
     ) -> None:
         """Adds what a piece and templates `first` to `last` bring to both gradients."""
         length = piece.tiling.length
-        weights, moments = self.spectra.part(piece.pairs, first, last)
-        weights, scores = weights.unsqueeze(1), None
+        scores = None
+        if self.need_input:
+            weights, moments = self.spectra.part(piece.pairs, first, last)
+            weights = weights.unsqueeze(1)
         if spectrum is not None and self.scored:
             spare = self.template.shape[1] == 1 and not self.need_template
             found = back(spectrum.unsqueeze(2), weights, length, spare)
