@@ -1,4 +1,4 @@
-"""Measures the constants of the cost model in `_choose.py`: `python -m benchmarks.fit`.
+"""Measures the constants of the cost model in `_plan/costs.py`: `python -m benchmarks.fit`.
 
 With `--check` it times every method on a grid of problems and says how far `auto` is from the
 best of them. Constants are nanoseconds with all threads; what counts is their ratios. With
@@ -22,7 +22,7 @@ from torch import Tensor
 
 import torchcorr
 from torchcorr._checks import METHODS
-from torchcorr._geometry import Tiling, tile_length
+from torchcorr._plan.tiling import Tiling, tile_length
 
 from .measure import Call, alternate
 
@@ -85,7 +85,7 @@ def transforms(rounds: int) -> Iterator[tuple[int, int, float]]:
 
 def operators(rounds: int) -> Iterator[tuple[int, str, float]]:
     """(ndim, operator, ns an element of a tile) of what a score needs besides its transforms."""
-    ops = torch.ops.torchcorr
+    ops = torch.ops.torchcorr_cpu
     sizes = {1: (1 << 20, 1000, 1 << 14), 2: (1024, 33, 192), 3: (96, 9, 40)}
     for ndim, (size, window, length) in sizes.items():
         image = draw((1, 1, *(size,) * ndim), torch.float32)

@@ -47,7 +47,7 @@ def touch_memory() -> None:
     """
     free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     memory = torch.empty(min(free // 2, 16 << 30), dtype=torch.uint8)
-    torch.ops.torchcorr.take_large_pages(memory)
+    torch.ops.torchcorr_cpu.take_large_pages(memory)
     memory.fill_(1)
 
 

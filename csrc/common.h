@@ -45,6 +45,16 @@ inline Tensor new_float64(const Tensor& like, const Sizes& shape) {
   return torch::stable::new_empty(like, shape, ScalarType::Double);
 }
 
+inline bool is_half(const Tensor& x) {
+  return x.scalar_type() == ScalarType::Half || x.scalar_type() == ScalarType::BFloat16;
+}
+
+inline Tensor in_float32(const Tensor& x) { return torch::stable::to(x, ScalarType::Float); }
+
+inline Tensor in_type_of(const Tensor& like, const Tensor& x) {
+  return torch::stable::to(x, like.scalar_type());
+}
+
 // Calls f with a zero of the tensor's element type.
 template <class F>
 void with_real_type(const Tensor& x, const char* name, const F& f) {

@@ -288,7 +288,7 @@ Tensor correlate_direct_template_grad(const Tensor& grad, const Tensor& input,
 }  // namespace
 }  // namespace torchcorr::direct
 
-STABLE_TORCH_LIBRARY_IMPL(torchcorr, CPU, m) {
+STABLE_TORCH_LIBRARY_IMPL(torchcorr_cpu, CPU, m) {
   m.impl("correlate_direct", TORCH_BOX(&torchcorr::direct::correlate_direct));
   m.impl("correlate_direct_input_grad", TORCH_BOX(&torchcorr::direct::correlate_direct_input_grad));
   m.impl("correlate_direct_template_grad", TORCH_BOX(&torchcorr::direct::correlate_direct_template_grad));

@@ -45,6 +45,6 @@ std::tuple<Tensor, Tensor> direct_scores(const Tensor& input, const Tensor& weig
 }  // namespace
 }  // namespace torchcorr
 
-STABLE_TORCH_LIBRARY_IMPL(torchcorr, CPU, m) {
+STABLE_TORCH_LIBRARY_IMPL(torchcorr_cpu, CPU, m) {
   m.impl("direct_scores", TORCH_BOX(&torchcorr::direct_scores));
 }

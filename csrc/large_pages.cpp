@@ -26,6 +26,6 @@ void take_large_pages_of(const Tensor& x) { take_large_pages(x); }
 }  // namespace
 }  // namespace torchcorr
 
-STABLE_TORCH_LIBRARY_IMPL(torchcorr, CPU, m) {
+STABLE_TORCH_LIBRARY_IMPL(torchcorr_cpu, CPU, m) {
   m.impl("take_large_pages", TORCH_BOX(&torchcorr::take_large_pages_of));
 }

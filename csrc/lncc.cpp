@@ -172,6 +172,7 @@ void check_pair(const Tensor& a, const Tensor& b) {
 }
 
 Tensor lncc(const Tensor& a, const Tensor& b, Sizes window, Sizes stride, double eps) {
+  if (is_half(a)) return in_type_of(a, lncc(in_float32(a), in_float32(b), window, stride, eps));
   check_pair(a, b);
   const Shape shape(sizes_of(a), window.size());
   const Plan plan(shape.leads, shape.channels, shape.size, window, stride, kPlanes);
@@ -289,6 +290,11 @@ class Gradients {
 std::tuple<Tensor, Tensor> lncc_grads(const Tensor& grad, const Tensor& a, const Tensor& b,
                                       Sizes window, Sizes stride, double eps, bool need_a,
                                       bool need_b) {
+  if (is_half(a)) {
+    const auto [for_a, for_b] = lncc_grads(in_float32(grad), in_float32(a), in_float32(b), window,
+                                           stride, eps, need_a, need_b);
+    return {in_type_of(a, for_a), in_type_of(b, for_b)};
+  }
   check_pair(a, b);
   STD_TORCH_CHECK(grad.scalar_type() == a.scalar_type(), "grad and a must have one dtype");
   const Shape shape(sizes_of(a), window.size());

@@ -134,6 +134,10 @@ bool all_finite(int64_t n, const float* x) {
 
 Tensor local_std_forward_kernel(const Tensor& input, Sizes window, Sizes stride, double correction,
                                 double eps) {
+  if (is_half(input)) {
+    return in_type_of(input, local_std_forward_kernel(in_float32(input), window, stride, correction,
+                                                      eps));
+  }
   const Shape shape(sizes_of(input), window.size());
   const Plan plan(shape.leads, shape.channels, shape.size, window, stride, 2);
   Tensor out = new_map(input, shape.output(plan));
@@ -181,7 +185,8 @@ TORCHCORR_CLONES void prepare(int64_t n, const double* grad, const double* mean,
 std::tuple<Tensor, Tensor> local_std_prepare_grads_kernel(const Tensor& grad, const Tensor& mean,
                                                           const Tensor& var, double count,
                                                           double correction, double eps) {
-  const Tensor g = packed(grad), m = packed(mean), v = packed(var);
+  const Tensor g = packed(is_half(grad) ? in_float32(grad) : grad);
+  const Tensor m = packed(mean), v = packed(var);
   STD_TORCH_CHECK(g.numel() == m.numel() && m.numel() == v.numel(),
                   "grad, mean and var must have one shape");
   Tensor s1 = new_float64(m, sizes_of(m)), s2 = new_float64(m, sizes_of(m));

@@ -41,7 +41,7 @@ TORCHCORR_INLINE void standardise_one(int64_t n, const T* x, bool zero_mean, dou
 }
 
 Tensor standardise(const Tensor& given, int64_t ndim, bool zero_mean) {
-  const Tensor x = packed(given);
+  const Tensor x = packed(is_half(given) ? in_float32(given) : given);
   Tensor out = new_float64(x, Sizes(x.sizes().begin(), x.sizes().end()));
   if (x.numel() == 0) return out;
   int64_t n = 1;

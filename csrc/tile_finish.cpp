@@ -430,6 +430,6 @@ Tensor finish_tiles(const Tensor& numerators_in, const Tensor& norms, const Tens
 
 }  // namespace torchcorr
 
-STABLE_TORCH_LIBRARY_IMPL(torchcorr, CPU, m) {
+STABLE_TORCH_LIBRARY_IMPL(torchcorr_cpu, CPU, m) {
   m.impl("finish_tiles", TORCH_BOX(&torchcorr::finish_tiles));
 }

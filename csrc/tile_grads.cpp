@@ -291,7 +291,7 @@ void tile_input_grad(const Tensor& found, const Tensor& b, const Tensor& c, cons
 }  // namespace
 }  // namespace torchcorr
 
-STABLE_TORCH_LIBRARY_IMPL(torchcorr, CPU, m) {
+STABLE_TORCH_LIBRARY_IMPL(torchcorr_cpu, CPU, m) {
   m.impl("repair_norms", TORCH_BOX(&torchcorr::repair_norms));
   m.impl("tile_upstream", TORCH_BOX(&torchcorr::tile_upstream));
   m.impl("tile_input_grad", TORCH_BOX(&torchcorr::tile_input_grad));

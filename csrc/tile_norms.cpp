@@ -158,7 +158,7 @@ void find_norms(const TileGrid& grid, const Sizes& ids, const Plan& plan, const 
   T* out = norms.mutable_data_ptr<T>();
   T* mean = means.numel() > 0 ? means.mutable_data_ptr<T>() : nullptr;
   bool finite = true;
-  for (int64_t t = 0; t < n; ++t) finite = finite && stats[t * kStats + 3] != 0;
+  for (int64_t t = 0; t < n; ++t) finite = finite && stats[t * kStats + 3] == 0;
   bool done = false;
   if constexpr (std::is_same_v<T, float>) {
     if (finite) {
@@ -224,6 +224,6 @@ std::tuple<Tensor, Tensor, Tensor> tile_norms(const Tensor& stats, const Tensor&
 
 }  // namespace torchcorr
 
-STABLE_TORCH_LIBRARY_IMPL(torchcorr, CPU, m) {
+STABLE_TORCH_LIBRARY_IMPL(torchcorr_cpu, CPU, m) {
   m.impl("tile_norms", TORCH_BOX(&torchcorr::tile_norms));
 }

@@ -242,6 +242,6 @@ Tensor finish_sums(const Tensor& numerators, const Tensor& stats, std::optional<
 }  // namespace
 }  // namespace torchcorr
 
-STABLE_TORCH_LIBRARY_IMPL(torchcorr, CPU, m) {
+STABLE_TORCH_LIBRARY_IMPL(torchcorr_cpu, CPU, m) {
   m.impl("finish_sums", TORCH_BOX(&torchcorr::finish_sums));
 }

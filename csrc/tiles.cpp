@@ -152,7 +152,7 @@ class Gather {
     const int64_t step = rows_ >= kRowsToSample ? kSampled : 1;
     const TilePlace place(g_, tiles_[tile]);
     double* own = stats_ + tile * kStats;
-    own[0] = 0, own[1] = 1, own[2] = 0, own[3] = 1;
+    own[0] = 0, own[1] = 1, own[2] = 0, own[3] = 0;
     const auto look_again = [&] {
       Range range;
       for (int64_t r = 0; r < rows_; r += step) {
@@ -202,7 +202,7 @@ class Gather {
     }
     double* own = stats_ + (group * lanes_ + lane) * kStats;
     own[2] = power / static_cast<double>(g_.channels * g_.tile_size());
-    own[3] = finite ? 1.0 : 0.0;
+    own[3] = finite ? 0.0 : 1.0;
     // A tile that overhangs its input is mostly zeros, which is no reason to scale again.
     return own[2] == 0 || (own[2] < kMisjudged && own[2] > 1e-12);
   }
@@ -274,6 +274,6 @@ std::tuple<Tensor, Tensor> gather_tiles(const Tensor& input, Sizes tiles, Sizes 
 
 }  // namespace torchcorr
 
-STABLE_TORCH_LIBRARY_IMPL(torchcorr, CPU, m) {
+STABLE_TORCH_LIBRARY_IMPL(torchcorr_cpu, CPU, m) {
   m.impl("gather_tiles", TORCH_BOX(&torchcorr::gather_tiles));
 }

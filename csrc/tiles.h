@@ -10,7 +10,7 @@
 
 namespace torchcorr {
 
-constexpr int kStats = 4;  // level, scale, power, finite: one row a tile
+constexpr int kStats = 4;  // level, scale, mean square, elements not finite: one row a tile
 
 // How tiles lie on items (C, z, y, x), short of axes in front. Tile t of an item begins at
 // step * t - pad and shows `extent` elements an axis, zeros where the item ends, in an array of

@@ -82,6 +82,7 @@ struct CombineSink {
 };
 
 Tensor window_sum(const Tensor& input, Sizes window, Sizes stride) {
+  if (is_half(input)) return in_type_of(input, window_sum(in_float32(input), window, stride));
   const Shape shape(sizes_of(input), window.size());
   const Plan plan(shape.leads, shape.channels, shape.size, window, stride, 1);
   Tensor out = new_map(input, shape.output(plan));
@@ -96,6 +97,7 @@ Tensor window_sum(const Tensor& input, Sizes window, Sizes stride) {
 }
 
 std::tuple<Tensor, Tensor> window_moments(const Tensor& input, Sizes window, Sizes stride) {
+  if (is_half(input)) return window_moments(in_float32(input), window, stride);
   const Shape shape(sizes_of(input), window.size());
   const Plan plan(shape.leads, shape.channels, shape.size, window, stride, 2);
   const Sizes output = shape.output(plan);
@@ -135,6 +137,9 @@ Sizes last_sizes(const Tensor& x, size_t ndim) {
 }
 
 Tensor window_spread(const Tensor& grad, Sizes window, Sizes input_shape, Sizes stride) {
+  if (is_half(grad)) {
+    return in_type_of(grad, window_spread(in_float32(grad), window, input_shape, stride));
+  }
   const Shape shape(input_shape, window.size());
   const Plan plan = spread_plan(shape.leads, shape.size, window, 1);
   check_map(grad, shape, window, stride);
@@ -153,6 +158,10 @@ Tensor window_spread(const Tensor& grad, Sizes window, Sizes input_shape, Sizes 
 
 Tensor local_std_combine_grads_kernel(const Tensor& grad_s1, const Tensor& grad_s2,
                                       const Tensor& input, Sizes window, Sizes stride) {
+  if (is_half(input)) {
+    return in_type_of(input, local_std_combine_grads_kernel(grad_s1, grad_s2, in_float32(input),
+                                                            window, stride));
+  }
   const Shape shape(sizes_of(input), window.size());
   const Plan plan = spread_plan(shape.leads, shape.size, window, 2);
   check_map(grad_s1, shape, window, stride);

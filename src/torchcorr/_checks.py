@@ -8,13 +8,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ._plan.dtypes import HALVES
+
 MODES = ("valid", "same", "full")
 PAD_MODES = ("constant", "reflect", "replicate", "circular")
 CHANNELS = ("independent", "joint")
 METHODS = ("auto", "direct", "fft")
 
 _FLOATS = (torch.float64, torch.float32)
-HALVES = (torch.float16, torch.bfloat16)
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.uint16, torch.int32)
 _COMPLEX = (torch.complex64, torch.complex128)
 
@@ -35,8 +36,8 @@ def dimension(ndim: object) -> None:
         raise ValueError(f"ndim must be 1, 2 or 3: got {ndim}")
 
 
-def per_axis(value: object, ndim: int, name: str) -> tuple[int, ...]:
-    """value as one positive int for each window axis."""
+def per_axis(value: object, ndim: int, name: str, least: int = 1) -> tuple[int, ...]:
+    """value as one int, at least `least`, for each window axis."""
     if isinstance(value, Tensor):
         raise TypeError(f"{name} must be an int or a sequence of ints: got a tensor")
     items = (value,) * ndim if isinstance(value, int) else value
@@ -47,14 +48,23 @@ def per_axis(value: object, ndim: int, name: str) -> tuple[int, ...]:
             raise TypeError(f"{name} must hold ints: got {item!r}")
     if len(items) != ndim:
         raise ValueError(f"{name} must have one value for each of {ndim} axes: got {tuple(items)}")
-    if any(item < 1 for item in items):
-        raise ValueError(f"{name} must be at least 1 along every axis: got {value}")
+    if any(item < least for item in items):
+        raise ValueError(f"{name} must be at least {least} along every axis: got {value}")
     return tuple(items)
 
 
 def tensor(value: object, name: str) -> None:
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor: got {type(value).__name__}")
+    if value.layout is not torch.strided or value.is_nested:
+        kind = "nested" if value.is_nested else str(value.layout).removeprefix("torch.")
+        raise TypeError(f"{name} must be a dense tensor: got {kind.removeprefix('_')}")
+
+
+def real_tensor(value: object, name: str) -> None:
+    tensor(value, name)
+    if isinstance(value, Tensor) and value.dtype in _COMPLEX:
+        raise TypeError(f"{name} must be real: got {_name(value.dtype)}")
 
 
 def rank(x: Tensor, ndim: int, joint: bool, name: str) -> None:
@@ -108,6 +118,33 @@ def is_integral(dtype: torch.dtype) -> bool:
     return dtype in _INTEGERS
 
 
+def single(x: Tensor, ndim: int, joint: bool, name: str) -> None:
+    """One item: no axes but the window axes and joint channels."""
+    expected = ndim + joint
+    if x.dim() == expected:
+        return
+    rule = f"{name} must have {expected} axes with ndim={ndim} and channels={CHANNELS[joint]!r}"
+    hint = ""
+    if x.dim() > expected:
+        hint = "; match the items of a batch one by one"
+        if not joint:
+            hint += ", or pass channels='joint' if the first axis holds channels"
+    raise ValueError(f"{rule}: got shape {tuple(x.shape)}{hint}")
+
+
+def finite(x: Tensor, name: str) -> None:
+    if not torch.isfinite(x).all():
+        raise ValueError(f"{name} must be finite: got NaN or infinity")
+
+
+def same_dtype(tensors: dict[str, Tensor]) -> None:
+    (first, x), (second, y) = tensors.items()
+    if x.dtype != y.dtype:
+        raise TypeError(
+            f"{first} and {second} must share one dtype: got {_name(x.dtype)} and {_name(y.dtype)}"
+        )
+
+
 def window_not_empty(window: Sequence[int], name: str) -> None:
     if any(k == 0 for k in window):
         raise ValueError(f"{name} must not be empty: got window {tuple(window)}")
@@ -123,9 +160,9 @@ def window_fits(window: Sequence[int], size: Sequence[int], name: str) -> None:
             )
 
 
-def input_not_empty(size: Sequence[int]) -> None:
+def input_not_empty(size: Sequence[int], name: str = "input") -> None:
     if any(n == 0 for n in size):
-        raise ValueError(f"input must not be empty along a window axis: got {tuple(size)}")
+        raise ValueError(f"{name} must not be empty along a window axis: got {tuple(size)}")
 
 
 def memory_fits(x: Tensor) -> None:
@@ -161,7 +198,8 @@ def leads_broadcast(
         if n != m and n != 1 and m != 1:
             raise ValueError(
                 f"leading axes of {' and '.join(names)} must broadcast: got "
-                f"{tuple(input_lead)} and {tuple(template_lead)}"
+                f"{tuple(input_lead)} and {tuple(template_lead)}; to pair each {names[0]} with "
+                f"each {names[1]}, give {names[0]} one more leading axis of size 1 behind its own"
             )
 
 
@@ -186,15 +224,41 @@ def pad_fits(pad_mode: str, pads: Sequence[tuple[int, int]], size: Sequence[int]
             )
 
 
-def not_negative(value: float, name: str) -> None:
+def number(value: object, name: str) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} must be a number: got {type(value).__name__}")
+
+
+def not_negative(value: float, name: str) -> None:
+    number(value, name)
     if not 0 <= value < float("inf"):
         raise ValueError(f"{name} must be finite and not negative: got {value}")
 
 
+def threshold(value: float | None) -> None:
+    if value is None:
+        return
+    number(value, "threshold")
+    if value != value:
+        raise ValueError(f"threshold must not be NaN: got {value}")
+
+
+def fraction(value: float, name: str) -> None:
+    number(value, name)
+    if not 0 < value <= 1:
+        raise ValueError(f"{name} must lie in (0, 1]: got {value}")
+
+
+def count(value: int | None, name: str) -> None:
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an int or None: got {type(value).__name__}")
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1: got {value}")
+
+
 def correction_fits(correction: float, count: int) -> None:
-    not_negative(correction, "correction")
     if correction >= count:
         raise ValueError(
             f"correction must be smaller than the number of window elements: got {correction}, "

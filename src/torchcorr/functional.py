@@ -1,30 +1,16 @@
-"""Correlation and its normalised scores: check, choose a method, call one operator."""
+"""Correlation and its normalised scores: check, then call one operator."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
-from . import _checks, _choose
-from ._frame import Frame, Window, normal_pair
-from ._ops import ops
+from . import _checks, _contract
+from ._arguments import Arguments, Window, normal_pair
+from ._docstrings import shared
+from ._prepared import PreparedTemplate
 
 
-def _method(method: str, input: Tensor, template: Tensor, frame: Frame, *, normalised: bool) -> str:
-    _checks.one_of(method, _checks.METHODS, "method")
-    return _choose.resolve(input, template, frame.stride, method, normalised)
-
-
-def _correlate(
-    input: Tensor, kernel: Tensor, frame: Frame, method: str, *, name: str, flip: bool
-) -> Tensor:
-    integral = isinstance(input, Tensor) and _checks.is_integral(input.dtype)
-    x, w, result = normal_pair(input, kernel, frame, name=name, complex_allowed=True)
-    w = w.flip(tuple(range(-frame.ndim, 0))) if flip else w.conj().resolve_conj()
-    operator = getattr(ops, f"correlate_{_method(method, x, w, frame, normalised=False)}")
-    out = operator(x, w, frame.stride)
-    return out.round() if integral else out.to(result)
-
-
+@shared
 def correlate(
     input: Tensor,
     template: Tensor,
@@ -44,47 +30,24 @@ def correlate(
 
     Parameters
     ----------
-    input : Tensor
-        What is searched, ``(*lead, *size)``. The last `ndim` axes are the window axes.
-    template : Tensor
-        What slides over it, ``(*lead, *window)``. Leading axes broadcast with those of
-        the input; nothing is expanded in memory.
-    ndim : int
-        Number of window axes, 1 to 3.
-    mode : str
-        ``"valid"``: windows inside the input, ``size - window + 1`` positions an axis. ``"full"``:
-        every overlap. ``"same"``: the centre of ``"full"``, as many positions as the input has.
-    stride : int or sequence of int
-        Elements from one position to the next, for all axes or for each. What lies between is
-        not computed.
-    channels : str
-        ``"joint"`` makes the axis before the window axes a part of the window, which is summed
-        over; ``"independent"`` leaves it a leading axis.
-    method : str
-        ``"direct"`` (the loop), ``"fft"``, or ``"auto"``: what `plan` finds cheaper.
-    pad_mode : str
-        What lies outside the input in modes ``"same"`` and ``"full"``: ``"constant"``,
-        ``"reflect"``, ``"replicate"`` or ``"circular"``.
-    pad_value : float
-        The constant outside the input, in its units.
+    $input
+    $template
+    $ndim
+    $mode
+    $stride
+    $channels
+    $method
+    $padding
 
     Returns
     -------
     Tensor
-        ``(*lead, *positions)``. float64, float32, complex128 and complex64 keep their dtype;
-        float16 and bfloat16 are summed in float32 and come back as themselves; uint8, int8,
-        int16, uint16 and int32 become float32, their sums whole numbers, exact up to 2**24.
+        ``(*lead, *positions)``. Dtypes:
+        $dtypes_of_sums
 
     Raises
     ------
-    ValueError
-        If the template is empty, or in valid mode larger than the input; a name or a size is not
-        one of those above; leading axes do not broadcast, or joint channels differ in number;
-        a reflected or circular padding reaches beyond the input; or devices differ.
-    TypeError
-        If dtypes differ or are not among those above, or an argument has the wrong type.
-    MemoryError
-        If the sums cannot fit into the machine's memory.
+    $errors_of_pairs
 
     Notes
     -----
@@ -102,10 +65,11 @@ def correlate(
     >>> torchcorr.correlate(torch.tensor([0.0, 1, 2, 3]), torch.tensor([1.0, 2]), ndim=1)
     tensor([2., 5., 8.])
     """
-    frame = Frame.parse(ndim, mode, stride, channels, pad_mode, pad_value)
-    return _correlate(input, template, frame, method, name="template", flip=False)
+    arguments = Arguments.parse(ndim, mode, stride, channels, pad_mode, pad_value, method)
+    return sums(input, template, arguments)
 
 
+@shared
 def convolve(
     input: Tensor,
     kernel: Tensor,
@@ -125,47 +89,24 @@ def convolve(
 
     Parameters
     ----------
-    input : Tensor
-        What is searched, ``(*lead, *size)``. The last `ndim` axes are the window axes.
-    kernel : Tensor
-        What the input is convolved with, ``(*lead, *window)``. Leading axes broadcast with those of
-        the input; nothing is expanded in memory.
-    ndim : int
-        Number of window axes, 1 to 3.
-    mode : str
-        ``"valid"``: windows inside the input, ``size - window + 1`` positions an axis. ``"full"``:
-        every overlap. ``"same"``: the centre of ``"full"``, as many positions as the input has.
-    stride : int or sequence of int
-        Elements from one position to the next, for all axes or for each. What lies between is
-        not computed.
-    channels : str
-        ``"joint"`` makes the axis before the window axes a part of the window, which is summed
-        over; ``"independent"`` leaves it a leading axis.
-    method : str
-        ``"direct"`` (the loop), ``"fft"``, or ``"auto"``: what `plan` finds cheaper.
-    pad_mode : str
-        What lies outside the input in modes ``"same"`` and ``"full"``: ``"constant"``,
-        ``"reflect"``, ``"replicate"`` or ``"circular"``.
-    pad_value : float
-        The constant outside the input, in its units.
+    $input
+    $kernel
+    $ndim
+    $mode
+    $stride
+    $channels
+    $method
+    $padding
 
     Returns
     -------
     Tensor
-        ``(*lead, *positions)``. float64, float32, complex128 and complex64 keep their dtype;
-        float16 and bfloat16 are summed in float32 and come back as themselves; uint8, int8,
-        int16, uint16 and int32 become float32, their sums whole numbers, exact up to 2**24.
+        ``(*lead, *positions)``. Dtypes:
+        $dtypes_of_sums
 
     Raises
     ------
-    ValueError
-        If the kernel is empty, or in valid mode larger than the input; a name or a size is not
-        one of those above; leading axes do not broadcast, or joint channels differ in number;
-        a reflected or circular padding reaches beyond the input; or devices differ.
-    TypeError
-        If dtypes differ or are not among those above, or an argument has the wrong type.
-    MemoryError
-        If the sums cannot fit into the machine's memory.
+    $errors_of_pairs
 
     Notes
     -----
@@ -183,21 +124,11 @@ def convolve(
     >>> torchcorr.convolve(hits, effect, ndim=1, mode="full")
     tensor([0., 0., 3., 5., 3., 1., 0., 0.])
     """
-    frame = Frame.parse(ndim, mode, stride, channels, pad_mode, pad_value)
-    return _correlate(input, kernel, frame, method, name="kernel", flip=True)
+    arguments = Arguments.parse(ndim, mode, stride, channels, pad_mode, pad_value, method)
+    return sums(input, kernel, arguments, name="kernel", flip=True)
 
 
-def _score(
-    input: Tensor, template: Tensor, frame: Frame, method: str, eps: float, *, zero_mean: bool
-) -> Tensor:
-    _checks.not_negative(eps, "eps")
-    x, w, result = normal_pair(input, template, frame, name="template", complex_allowed=False)
-    w = ops.standardise(w, frame.ndim, zero_mean)
-    operator = getattr(ops, f"ncc_{_method(method, x, w, frame, normalised=True)}")
-    out: Tensor = operator(x, w, frame.stride, zero_mean, float(eps))
-    return out.to(result)
-
-
+@shared
 def zncc(
     input: Tensor,
     template: Tensor,
@@ -220,55 +151,31 @@ def zncc(
 
     Parameters
     ----------
-    input : Tensor
-        What is searched, ``(*lead, *size)``. The last `ndim` axes are the window axes.
-    template : Tensor
-        What slides over it, ``(*lead, *window)``. Leading axes broadcast with those of
-        the input; nothing is expanded in memory.
-    ndim : int
-        Number of window axes, 1 to 3.
-    mode : str
-        ``"valid"``: windows inside the input, ``size - window + 1`` positions an axis. ``"full"``:
-        every overlap. ``"same"``: the centre of ``"full"``, as many positions as the input has.
-    stride : int or sequence of int
-        Elements from one position to the next, for all axes or for each. What lies between is
-        not computed.
-    channels : str
-        ``"joint"`` makes the axis before the window axes a part of the window, which is summed
-        over; ``"independent"`` leaves it a leading axis.
-    method : str
-        ``"direct"`` (the loop), ``"fft"``, or ``"auto"``: what `plan` finds cheaper.
-    pad_mode : str
-        What lies outside the input in modes ``"same"`` and ``"full"``: ``"constant"``,
-        ``"reflect"``, ``"replicate"`` or ``"circular"``.
-    pad_value : float
-        The constant outside the input, in its units.
+    $input
+    $template
+    $ndim
+    $mode
+    $stride
+    $channels
+    $method
+    $padding
     eps : float
         Added to the window's variance under the root, in squared units of the input.
 
     Returns
     -------
     Tensor
-        ``(*lead, *positions)``. float64 and float32 keep their dtype; float16 and bfloat16 are
-        computed in float32 and come back as themselves; uint8, int8, int16, uint16 and int32
-        become float32; complex tensors are refused.
+        ``(*lead, *positions)``. Dtypes:
+        $dtypes_of_scores
 
     Raises
     ------
-    ValueError
-        If the template is empty, or in valid mode larger than the input; a name or a size is not
-        one of those above; leading axes do not broadcast, or joint channels differ in number;
-        a reflected or circular padding reaches beyond the input; `eps` is negative or not finite;
-        or devices differ.
-    TypeError
-        If dtypes differ or are not among those above, or an argument has the wrong type.
-    MemoryError
-        If the sums cannot fit into the machine's memory.
+    $errors_of_pairs
 
     Notes
     -----
     A flat window or template (all elements equal) scores exactly 0, with exactly 0 gradient. A NaN
-    makes the scores of the windows that hold it NaN, and no others. Padding counts as data. The
+    makes the scores of the windows that contain it NaN, and no others. Padding counts as data. The
     variance is merged from parts, never a difference of large sums: an offset costs no digits.
 
     References
@@ -280,16 +187,20 @@ def zncc(
 
     Examples
     --------
+    The template is found where its shape is, at any brightness and contrast; -1 is its negative.
+
     >>> import torch, torchcorr
-    >>> image = torch.arange(20.0).sin().reshape(4, 5)
-    >>> scores = torchcorr.zncc(100 - 3 * image, image[1:3, 2:4])
-    >>> scores.shape, round(float(scores[1, 2]), 5)
-    (torch.Size([3, 4]), -1.0)
+    >>> signal = torch.tensor([0.0, 1, 3, 1, 0, 50, 40, 20, 40, 50])
+    >>> template = torch.tensor([1.0, 3, 1])
+    >>> scores = torchcorr.zncc(signal, template, ndim=1)
+    >>> scores[1].item(), scores[6].item()
+    (1.0, -1.0)
     """
-    frame = Frame.parse(ndim, mode, stride, channels, pad_mode, pad_value)
-    return _score(input, template, frame, method, eps, zero_mean=True)
+    arguments = Arguments.parse(ndim, mode, stride, channels, pad_mode, pad_value, method)
+    return scores(input, template, arguments, eps, zero_mean=True)
 
 
+@shared
 def ncc(
     input: Tensor,
     template: Tensor,
@@ -311,55 +222,31 @@ def ncc(
 
     Parameters
     ----------
-    input : Tensor
-        What is searched, ``(*lead, *size)``. The last `ndim` axes are the window axes.
-    template : Tensor
-        What slides over it, ``(*lead, *window)``. Leading axes broadcast with those of
-        the input; nothing is expanded in memory.
-    ndim : int
-        Number of window axes, 1 to 3.
-    mode : str
-        ``"valid"``: windows inside the input, ``size - window + 1`` positions an axis. ``"full"``:
-        every overlap. ``"same"``: the centre of ``"full"``, as many positions as the input has.
-    stride : int or sequence of int
-        Elements from one position to the next, for all axes or for each. What lies between is
-        not computed.
-    channels : str
-        ``"joint"`` makes the axis before the window axes a part of the window, which is summed
-        over; ``"independent"`` leaves it a leading axis.
-    method : str
-        ``"direct"`` (the loop), ``"fft"``, or ``"auto"``: what `plan` finds cheaper.
-    pad_mode : str
-        What lies outside the input in modes ``"same"`` and ``"full"``: ``"constant"``,
-        ``"reflect"``, ``"replicate"`` or ``"circular"``.
-    pad_value : float
-        The constant outside the input, in its units.
+    $input
+    $template
+    $ndim
+    $mode
+    $stride
+    $channels
+    $method
+    $padding
     eps : float
         Added to the window's mean square under the root, in squared units of the input.
 
     Returns
     -------
     Tensor
-        ``(*lead, *positions)``. float64 and float32 keep their dtype; float16 and bfloat16 are
-        computed in float32 and come back as themselves; uint8, int8, int16, uint16 and int32
-        become float32; complex tensors are refused.
+        ``(*lead, *positions)``. Dtypes:
+        $dtypes_of_scores
 
     Raises
     ------
-    ValueError
-        If the template is empty, or in valid mode larger than the input; a name or a size is not
-        one of those above; leading axes do not broadcast, or joint channels differ in number;
-        a reflected or circular padding reaches beyond the input; `eps` is negative or not finite;
-        or devices differ.
-    TypeError
-        If dtypes differ or are not among those above, or an argument has the wrong type.
-    MemoryError
-        If the sums cannot fit into the machine's memory.
+    $errors_of_pairs
 
     Notes
     -----
     A window or a template of zeros scores exactly 0, with exactly 0 gradient. A NaN makes the
-    scores of the windows that hold it NaN, and no others. Padding counts as data.
+    scores of the windows that contain it NaN, and no others. Padding counts as data.
 
     References
     ----------
@@ -374,5 +261,46 @@ def ncc(
     >>> torchcorr.ncc(torch.tensor([3.0, 4, 0, 0]), torch.tensor([3.0, 4]), ndim=1)
     tensor([1.0000, 0.6000, 0.0000])
     """
-    frame = Frame.parse(ndim, mode, stride, channels, pad_mode, pad_value)
-    return _score(input, template, frame, method, eps, zero_mean=False)
+    arguments = Arguments.parse(ndim, mode, stride, channels, pad_mode, pad_value, method)
+    return scores(input, template, arguments, eps, zero_mean=False)
+
+
+def sums(
+    input: Tensor,
+    template: Tensor,
+    arguments: Arguments,
+    *,
+    name: str = "template",
+    flip: bool = False,
+    prepared: PreparedTemplate | None = None,
+) -> Tensor:
+    """`correlate`, or `convolve` with `flip`, of arguments that are parsed."""
+    x, w, result = normal_pair(input, template, arguments, name=name, complex_allowed=True)
+    w = w.flip(tuple(range(-arguments.ndim, 0))) if flip else w.conj().resolve_conj()
+    how = (arguments.stride, arguments.method)
+    spectra = None
+    if prepared is not None:
+        spectra = prepared.spectra_for(x, w, *how, normalised=False)
+    out: Tensor = _contract.correlate(x, w, *how, spectra)
+    return out.round() if _checks.is_integral(input.dtype) else out.to(result)
+
+
+def scores(
+    input: Tensor,
+    template: Tensor,
+    arguments: Arguments,
+    eps: float,
+    *,
+    zero_mean: bool,
+    prepared: PreparedTemplate | None = None,
+) -> Tensor:
+    """`zncc`, or `ncc` without `zero_mean`, of arguments that are parsed."""
+    _checks.not_negative(eps, "eps")
+    x, w, result = normal_pair(input, template, arguments, name="template", complex_allowed=False)
+    w = _contract.standardise(w, arguments.ndim, zero_mean)
+    stride, method = arguments.stride, arguments.method
+    spectra = None
+    if prepared is not None:
+        spectra = prepared.spectra_for(x, w, stride, method, normalised=True)
+    out: Tensor = _contract.ncc(x, w, stride, zero_mean, float(eps), method, spectra)
+    return out.to(result)

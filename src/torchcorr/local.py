@@ -6,16 +6,17 @@ import math
 
 from torch import Tensor
 
-from . import _checks
-from ._frame import Frame, Window, normal_input
-from ._geometry import Ints
-from ._ops import ops
+from . import _checks, _contract
+from ._arguments import Arguments, Window, normal_input
+from ._docstrings import shared
+from ._plan.shapes import Ints
 
 
 def _count(x: Tensor, window: Ints) -> int:
     return int(x.shape[-len(window) - 1]) * math.prod(window)
 
 
+@shared
 def local_sum(
     input: Tensor,
     window: Window,
@@ -30,52 +31,31 @@ def local_sum(
     """Return the sum of every window.
 
     For a window ``(h, w)`` it equals ``input.unfold(-2, h, 1).unfold(-2, w, 1).sum((-2, -1))``, but
-    costs the same for every window. An element reaches only the windows that hold it.
+    costs the same for every window. An element reaches only the windows that contain it.
 
     Parameters
     ----------
-    input : Tensor
-        ``(*lead, *size)``. The last `ndim` axes are the window axes.
-    window : int or sequence of int
-        Elements of the window, along all axes or along each.
-    ndim : int
-        Number of window axes, 1 to 3.
-    mode : str
-        ``"valid"``: windows inside the input, ``size - window + 1`` positions an axis. ``"full"``:
-        every overlap. ``"same"``: the centre of ``"full"``, as many positions as the input has.
-    stride : int or sequence of int
-        Elements from one position to the next, for all axes or for each.
-    channels : str
-        ``"joint"`` makes the axis before the window axes a part of the window;
-        ``"independent"`` leaves it a leading axis.
-    pad_mode : str
-        What lies outside the input in modes ``"same"`` and ``"full"``: ``"constant"``,
-        ``"reflect"``, ``"replicate"`` or ``"circular"``.
-    pad_value : float
-        The constant outside the input, in its units.
+    $windowed
+    $window
+    $ndim
+    $mode
+    $stride
+    $channels
+    $padding
 
     Returns
     -------
     Tensor
-        ``(*lead, *positions)``. float64 and float32 keep their dtype; float16 and bfloat16 are
-        summed in a wider type and come back as themselves; uint8, int8, int16, uint16 and int32
-        become float32.
+        ``(*lead, *positions)``. Dtypes:
+        $dtypes_of_moments
 
     Raises
     ------
-    ValueError
-        If the window is below 1 or, in valid mode, larger than the input; a name or a size is
-        not one of those above; or a reflected or circular padding reaches beyond the input.
-    TypeError
-        If the dtype is not among those above, or an argument has the wrong type.
-    MemoryError
-        If the sums cannot fit into the machine's memory.
+    $errors_of_windows
 
     References
     ----------
-    M. van Herk, A fast algorithm for local minimum and maximum filters on rectangular and
-    octagonal kernels, Pattern Recognition Letters 13, 1992; J. Gil, M. Werman, Computing 2-D min,
-    median, and max filters, IEEE TPAMI 15, 1993: one cost for any window.
+    $box_references
 
     Examples
     --------
@@ -83,12 +63,13 @@ def local_sum(
     >>> torchcorr.local_sum(torch.tensor([1.0, 2, 3, 4]), 2, ndim=1)
     tensor([3., 5., 7.])
     """
-    frame = Frame.parse(ndim, mode, stride, channels, pad_mode, pad_value)
-    x, sizes, result = normal_input(input, window, frame)
-    out: Tensor = ops.window_sum(x, sizes, frame.stride)
+    arguments = Arguments.parse(ndim, mode, stride, channels, pad_mode, pad_value)
+    x, sizes, result = normal_input(input, window, arguments)
+    out: Tensor = _contract.window_sum(x, sizes, arguments.stride)
     return out.to(result)
 
 
+@shared
 def local_mean(
     input: Tensor,
     window: Window,
@@ -107,51 +88,29 @@ def local_mean(
 
     Parameters
     ----------
-    input : Tensor
-        ``(*lead, *size)``. The last `ndim` axes are the window axes.
-    window : int or sequence of int
-        Elements of the window, along all axes or along each.
-    ndim : int
-        Number of window axes, 1 to 3.
-    mode : str
-        ``"valid"``: windows inside the input, ``size - window + 1`` positions an axis. ``"full"``:
-        every overlap. ``"same"``: the centre of ``"full"``, as many positions as the input has.
-    stride : int or sequence of int
-        Elements from one position to the next, for all axes or for each.
-    channels : str
-        ``"joint"`` makes the axis before the window axes a part of the window;
-        ``"independent"`` leaves it a leading axis.
-    pad_mode : str
-        What lies outside the input in modes ``"same"`` and ``"full"``: ``"constant"``,
-        ``"reflect"``, ``"replicate"`` or ``"circular"``.
-    pad_value : float
-        The constant outside the input, in its units.
+    $windowed
+    $window
+    $ndim
+    $mode
+    $stride
+    $channels
+    $padding
 
     Returns
     -------
     Tensor
-        ``(*lead, *positions)``. float64 and float32 keep their dtype; float16 and bfloat16 are
-        summed in a wider type and come back as themselves; uint8, int8, int16, uint16 and int32
-        become float32.
+        ``(*lead, *positions)``. Dtypes:
+        $dtypes_of_moments
 
     Raises
     ------
-    ValueError
-        If the window is below 1 or, in valid mode, larger than the input; a name or a size is
-        not one of those above; or a reflected or circular padding reaches beyond the input.
-    TypeError
-        If the dtype is not among those above, or an argument has the wrong type.
-    MemoryError
-        If the sums cannot fit into the machine's memory.
+    $errors_of_windows
 
     References
     ----------
-    M. van Herk, A fast algorithm for local minimum and maximum filters on rectangular and
-    octagonal kernels, Pattern Recognition Letters 13, 1992; J. Gil, M. Werman, Computing 2-D min,
-    median, and max filters, IEEE TPAMI 15, 1993: one cost for any window.
+    $box_references
 
-    T. F. Chan, G. H. Golub, R. J. LeVeque, Algorithms for computing the sample variance, The
-    American Statistician 37, 1983: merging variances without cancellation.
+    $merge_reference
 
     Examples
     --------
@@ -159,12 +118,13 @@ def local_mean(
     >>> torchcorr.local_mean(torch.tensor([1.0, 2, 3, 4]), 2, ndim=1)
     tensor([1.5000, 2.5000, 3.5000])
     """
-    frame = Frame.parse(ndim, mode, stride, channels, pad_mode, pad_value)
-    x, sizes, result = normal_input(input, window, frame)
-    mean: Tensor = ops.window_moments(x, sizes, frame.stride)[0]
+    arguments = Arguments.parse(ndim, mode, stride, channels, pad_mode, pad_value)
+    x, sizes, result = normal_input(input, window, arguments)
+    mean: Tensor = _contract.window_moments(x, sizes, arguments.stride)[0]
     return mean.to(result)
 
 
+@shared
 def local_var(
     input: Tensor,
     window: Window,
@@ -185,25 +145,13 @@ def local_var(
 
     Parameters
     ----------
-    input : Tensor
-        ``(*lead, *size)``. The last `ndim` axes are the window axes.
-    window : int or sequence of int
-        Elements of the window, along all axes or along each.
-    ndim : int
-        Number of window axes, 1 to 3.
-    mode : str
-        ``"valid"``: windows inside the input, ``size - window + 1`` positions an axis. ``"full"``:
-        every overlap. ``"same"``: the centre of ``"full"``, as many positions as the input has.
-    stride : int or sequence of int
-        Elements from one position to the next, for all axes or for each.
-    channels : str
-        ``"joint"`` makes the axis before the window axes a part of the window;
-        ``"independent"`` leaves it a leading axis.
-    pad_mode : str
-        What lies outside the input in modes ``"same"`` and ``"full"``: ``"constant"``,
-        ``"reflect"``, ``"replicate"`` or ``"circular"``.
-    pad_value : float
-        The constant outside the input, in its units.
+    $windowed
+    $window
+    $ndim
+    $mode
+    $stride
+    $channels
+    $padding
     correction : float
         The sum of squares is divided by the window's elements less this; 1 is Bessel's.
     eps : float
@@ -212,20 +160,12 @@ def local_var(
     Returns
     -------
     Tensor
-        ``(*lead, *positions)``. float64 and float32 keep their dtype; float16 and bfloat16 are
-        summed in a wider type and come back as themselves; uint8, int8, int16, uint16 and int32
-        become float32.
+        ``(*lead, *positions)``. Dtypes:
+        $dtypes_of_moments
 
     Raises
     ------
-    ValueError
-        If the window is below 1 or, in valid mode, larger than the input; a name or a size is
-        not one of those above; a reflected or circular padding reaches beyond the input; `eps` or
-        `correction` is negative, or `correction` not below the number of window elements.
-    TypeError
-        If the dtype is not among those above, or an argument has the wrong type.
-    MemoryError
-        If the sums cannot fit into the machine's memory.
+    $errors_of_windows
 
     Notes
     -----
@@ -233,12 +173,9 @@ def local_var(
 
     References
     ----------
-    M. van Herk, A fast algorithm for local minimum and maximum filters on rectangular and
-    octagonal kernels, Pattern Recognition Letters 13, 1992; J. Gil, M. Werman, Computing 2-D min,
-    median, and max filters, IEEE TPAMI 15, 1993: one cost for any window.
+    $box_references
 
-    T. F. Chan, G. H. Golub, R. J. LeVeque, Algorithms for computing the sample variance, The
-    American Statistician 37, 1983: merging variances without cancellation.
+    $merge_reference
 
     Examples
     --------
@@ -246,15 +183,17 @@ def local_var(
     >>> torchcorr.local_var(torch.tensor([1.0, 3, 3, 9]), 2, ndim=1)
     tensor([1., 0., 9.])
     """
-    frame = Frame.parse(ndim, mode, stride, channels, pad_mode, pad_value)
-    x, sizes, result = normal_input(input, window, frame)
+    arguments = Arguments.parse(ndim, mode, stride, channels, pad_mode, pad_value)
+    _checks.not_negative(correction, "correction")
     _checks.not_negative(eps, "eps")
+    x, sizes, result = normal_input(input, window, arguments)
     count = _count(x, sizes)
     _checks.correction_fits(correction, count)
-    var: Tensor = ops.window_moments(x, sizes, frame.stride)[1]
+    var: Tensor = _contract.window_moments(x, sizes, arguments.stride)[1]
     return (var * (count / (count - correction)) + eps).to(result)
 
 
+@shared
 def local_std(
     input: Tensor,
     window: Window,
@@ -275,25 +214,13 @@ def local_std(
 
     Parameters
     ----------
-    input : Tensor
-        ``(*lead, *size)``. The last `ndim` axes are the window axes.
-    window : int or sequence of int
-        Elements of the window, along all axes or along each.
-    ndim : int
-        Number of window axes, 1 to 3.
-    mode : str
-        ``"valid"``: windows inside the input, ``size - window + 1`` positions an axis. ``"full"``:
-        every overlap. ``"same"``: the centre of ``"full"``, as many positions as the input has.
-    stride : int or sequence of int
-        Elements from one position to the next, for all axes or for each.
-    channels : str
-        ``"joint"`` makes the axis before the window axes a part of the window;
-        ``"independent"`` leaves it a leading axis.
-    pad_mode : str
-        What lies outside the input in modes ``"same"`` and ``"full"``: ``"constant"``,
-        ``"reflect"``, ``"replicate"`` or ``"circular"``.
-    pad_value : float
-        The constant outside the input, in its units.
+    $windowed
+    $window
+    $ndim
+    $mode
+    $stride
+    $channels
+    $padding
     correction : float
         The sum of squares is divided by the window's elements less this; 1 is Bessel's.
     eps : float
@@ -302,29 +229,18 @@ def local_std(
     Returns
     -------
     Tensor
-        ``(*lead, *positions)``. float64 and float32 keep their dtype; float16 and bfloat16 are
-        summed in a wider type and come back as themselves; uint8, int8, int16, uint16 and int32
-        become float32.
+        ``(*lead, *positions)``. Dtypes:
+        $dtypes_of_moments
 
     Raises
     ------
-    ValueError
-        If the window is below 1 or, in valid mode, larger than the input; a name or a size is
-        not one of those above; a reflected or circular padding reaches beyond the input; `eps` or
-        `correction` is negative, or `correction` not below the number of window elements.
-    TypeError
-        If the dtype is not among those above, or an argument has the wrong type.
-    MemoryError
-        If the sums cannot fit into the machine's memory.
+    $errors_of_windows
 
     References
     ----------
-    M. van Herk, A fast algorithm for local minimum and maximum filters on rectangular and
-    octagonal kernels, Pattern Recognition Letters 13, 1992; J. Gil, M. Werman, Computing 2-D min,
-    median, and max filters, IEEE TPAMI 15, 1993: one cost for any window.
+    $box_references
 
-    T. F. Chan, G. H. Golub, R. J. LeVeque, Algorithms for computing the sample variance, The
-    American Statistician 37, 1983: merging variances without cancellation.
+    $merge_reference
 
     Examples
     --------
@@ -332,14 +248,16 @@ def local_std(
     >>> torchcorr.local_std(torch.tensor([1.0, 3, 3, 9]), 2, ndim=1)
     tensor([1., 0., 3.])
     """
-    frame = Frame.parse(ndim, mode, stride, channels, pad_mode, pad_value)
-    x, sizes, result = normal_input(input, window, frame)
+    arguments = Arguments.parse(ndim, mode, stride, channels, pad_mode, pad_value)
+    _checks.not_negative(correction, "correction")
     _checks.not_negative(eps, "eps")
+    x, sizes, result = normal_input(input, window, arguments)
     _checks.correction_fits(correction, _count(x, sizes))
-    out: Tensor = ops.local_std(x, sizes, frame.stride, float(correction), float(eps))
+    out: Tensor = _contract.local_std(x, sizes, arguments.stride, float(correction), float(eps))
     return out.to(result)
 
 
+@shared
 def flat_windows(
     input: Tensor,
     window: Window,
@@ -354,29 +272,17 @@ def flat_windows(
     """Return which windows are flat: all their elements equal.
 
     Decided exactly, without a tolerance; such windows score 0 in `zncc`. For the unfolded windows
-    ``u`` it equals ``u.amax((-2, -1)) == u.amin((-2, -1))``. One that holds a NaN is not flat.
+    ``u`` it equals ``u.amax((-2, -1)) == u.amin((-2, -1))``. One that contains a NaN is not flat.
 
     Parameters
     ----------
-    input : Tensor
-        ``(*lead, *size)``. The last `ndim` axes are the window axes.
-    window : int or sequence of int
-        Elements of the window, along all axes or along each.
-    ndim : int
-        Number of window axes, 1 to 3.
-    mode : str
-        ``"valid"``: windows inside the input, ``size - window + 1`` positions an axis. ``"full"``:
-        every overlap. ``"same"``: the centre of ``"full"``, as many positions as the input has.
-    stride : int or sequence of int
-        Elements from one position to the next, for all axes or for each.
-    channels : str
-        ``"joint"`` makes the axis before the window axes a part of the window;
-        ``"independent"`` leaves it a leading axis.
-    pad_mode : str
-        What lies outside the input in modes ``"same"`` and ``"full"``: ``"constant"``,
-        ``"reflect"``, ``"replicate"`` or ``"circular"``.
-    pad_value : float
-        The constant outside the input, in its units.
+    $windowed
+    $window
+    $ndim
+    $mode
+    $stride
+    $channels
+    $padding
 
     Returns
     -------
@@ -386,22 +292,13 @@ def flat_windows(
 
     Raises
     ------
-    ValueError
-        If the window is below 1 or, in valid mode, larger than the input; a name or a size is
-        not one of those above; or a reflected or circular padding reaches beyond the input.
-    TypeError
-        If the dtype is not among those above, or an argument has the wrong type.
-    MemoryError
-        If the sums cannot fit into the machine's memory.
+    $errors_of_windows
 
     References
     ----------
-    M. van Herk, A fast algorithm for local minimum and maximum filters on rectangular and
-    octagonal kernels, Pattern Recognition Letters 13, 1992; J. Gil, M. Werman, Computing 2-D min,
-    median, and max filters, IEEE TPAMI 15, 1993: one cost for any window.
+    $box_references
 
-    T. F. Chan, G. H. Golub, R. J. LeVeque, Algorithms for computing the sample variance, The
-    American Statistician 37, 1983: merging variances without cancellation.
+    $merge_reference
 
     Examples
     --------
@@ -409,7 +306,7 @@ def flat_windows(
     >>> torchcorr.flat_windows(torch.tensor([1e6, 1e6, 1e6 + 0.5]), 2, ndim=1)
     tensor([ True, False])
     """
-    frame = Frame.parse(ndim, mode, stride, channels, pad_mode, pad_value)
-    x, sizes, _ = normal_input(input, window, frame)
-    var: Tensor = ops.window_moments(x.detach(), sizes, frame.stride)[1]
+    arguments = Arguments.parse(ndim, mode, stride, channels, pad_mode, pad_value)
+    x, sizes, _ = normal_input(input, window, arguments)
+    var: Tensor = _contract.window_moments(x.detach(), sizes, arguments.stride)[1]
     return var == 0

@@ -2,102 +2,64 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-
 import torch
 from torch import Tensor
 
-from . import _checks, functional
-from ._frame import Window
-from ._overlap_save import Store, keeping
+from . import _checks
+from ._arguments import Arguments, Window
+from ._docstrings import shared
+from ._prepared import PreparedTemplate
+from .functional import scores, sums
 from .similarity import lncc
 
 __all__ = ["ZNCC", "Correlate", "LNCCLoss"]
 
 
-class _Prepared(torch.nn.Module):
-    """A template and what was computed from it, kept until it changes."""
+class _Templated(torch.nn.Module):
+    """A template, how it slides, and its spectra, kept until the template changes."""
 
     template: Tensor
 
-    def __init__(
-        self,
-        template: Tensor,
-        *,
-        ndim: int = 2,
-        mode: str = "valid",
-        stride: Window = 1,
-        channels: str = "independent",
-        method: str = "auto",
-        pad_mode: str = "constant",
-        pad_value: float = 0.0,
-        learnable: bool = False,
-    ) -> None:
+    def __init__(self, template: Tensor, arguments: Arguments, learnable: bool) -> None:
         super().__init__()
-        if not isinstance(template, Tensor):
-            raise TypeError(f"template must be a torch.Tensor: got {type(template).__name__}")
-        kept = template.detach().clone()
+        _checks.tensor(template, "template")
+        own = template.detach().clone()
         if learnable:
-            self.template = torch.nn.Parameter(kept)
+            self.template = torch.nn.Parameter(own)
         else:
-            self.register_buffer("template", kept)
-        self.ndim, self.mode, self.stride, self.channels = ndim, mode, stride, channels
-        self.method, self.pad_mode, self.pad_value = method, pad_mode, pad_value
-        self._store: Store = {}
-        self._seen: Tensor | None = None
+            self.register_buffer("template", own)
+        self.arguments = arguments
+        self._prepared: PreparedTemplate | None = None
 
-    def _keeping(self) -> AbstractContextManager[None]:
-        """The store of spectra, emptied if the template is no longer what they were made of."""
+    def prepared(self) -> PreparedTemplate | None:
+        """The template's spectra, new ones if it no longer has the values they were made of."""
         if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
-            return nullcontext()
+            return None
         now = self.template.detach()
-        if now.device.type != "cpu":
-            # To compare would be to wait for the device, for what costs about as much as one tile.
-            return nullcontext()
-        seen = self._seen
-        if (
-            seen is None
-            or seen.dtype != now.dtype
-            or seen.device != now.device
-            or not torch.equal(seen, now)
-        ):
-            self._store = {}
-            self._seen = now.clone()
-        return keeping(self._store)
-
-    def _of(self, function: Callable[..., Tensor], input: Tensor, **more: float) -> Tensor:
-        with self._keeping():
-            return function(
-                input,
-                self.template,
-                ndim=self.ndim,
-                mode=self.mode,
-                stride=self.stride,
-                channels=self.channels,
-                method=self.method,
-                pad_mode=self.pad_mode,
-                pad_value=self.pad_value,
-                **more,
-            )
+        if now.is_cuda:
+            # Comparing would wait for the device, for what costs about as much as one tile.
+            return None
+        if self._prepared is None or not self._prepared.is_of(now):
+            self._prepared = PreparedTemplate(now.clone())
+        return self._prepared
 
     def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_store": {}, "_seen": None}
+        return {**self.__dict__, "_prepared": None}
 
     def extra_repr(self) -> str:
+        own = self.arguments
+        channels = "joint" if own.joint else "independent"
         return (
-            f"template={tuple(self.template.shape)}, ndim={self.ndim}, mode={self.mode!r}, "
-            f"stride={self.stride}, channels={self.channels!r}, method={self.method!r}"
+            f"template={tuple(self.template.shape)}, ndim={own.ndim}, mode={own.mode!r}, "
+            f"stride={own.stride}, channels={channels!r}, method={own.method!r}"
         )
 
 
-class Correlate(_Prepared):
+@shared
+class Correlate(_Templated):
     """`correlate` with a template of its own, whose spectra are kept between calls.
 
-    The first input of a size pays for the template's transforms, later ones do not, until the
-    template changes, in whatever way. Kept spectra take about as much memory as the template
-    padded to a tile, see `plan`, twice over. On a GPU nothing is kept: whether the template has
-    changed could not be asked without waiting for it.
+    $prepared
 
     Parameters
     ----------
@@ -116,17 +78,31 @@ class Correlate(_Prepared):
     tensor([2., 5., 8.])
     """
 
+    def __init__(
+        self,
+        template: Tensor,
+        *,
+        ndim: int = 2,
+        mode: str = "valid",
+        stride: Window = 1,
+        channels: str = "independent",
+        method: str = "auto",
+        pad_mode: str = "constant",
+        pad_value: float = 0.0,
+        learnable: bool = False,
+    ) -> None:
+        arguments = Arguments.parse(ndim, mode, stride, channels, pad_mode, pad_value, method)
+        super().__init__(template, arguments, learnable)
+
     def forward(self, input: Tensor) -> Tensor:
-        return self._of(functional.correlate, input)
+        return sums(input, self.template, self.arguments, prepared=self.prepared())
 
 
-class ZNCC(_Prepared):
+@shared
+class ZNCC(_Templated):
     """`zncc` with a template of its own, whose spectra are kept between calls.
 
-    The first input of a size pays for the template's transforms, later ones do not, until the
-    template changes, in whatever way. Kept spectra take about as much memory as the template
-    padded to a tile, see `plan`, twice over. On a GPU nothing is kept: whether the template has
-    changed could not be asked without waiting for it.
+    $prepared
 
     Parameters
     ----------
@@ -140,11 +116,9 @@ class ZNCC(_Prepared):
     Examples
     --------
     >>> import torch, torchcorr
-    >>> image = torch.arange(20.0).sin().reshape(4, 5)
-    >>> match = torchcorr.nn.ZNCC(image[1:3, 2:4])
-    >>> scores = match(100 - 3 * image)
-    >>> round(float(scores[1, 2]), 5)
-    -1.0
+    >>> match = torchcorr.nn.ZNCC(torch.tensor([1.0, 3, 1]), ndim=1)
+    >>> match(torch.tensor([0.0, 1, 3, 1, 0]))[1].item()
+    1.0
     """
 
     def __init__(
@@ -161,21 +135,20 @@ class ZNCC(_Prepared):
         eps: float = 0.0,
         learnable: bool = False,
     ) -> None:
-        super().__init__(
-            template,
-            ndim=ndim,
-            mode=mode,
-            stride=stride,
-            channels=channels,
-            method=method,
-            pad_mode=pad_mode,
-            pad_value=pad_value,
-            learnable=learnable,
-        )
+        arguments = Arguments.parse(ndim, mode, stride, channels, pad_mode, pad_value, method)
+        _checks.not_negative(eps, "eps")
+        super().__init__(template, arguments, learnable)
         self.eps = eps
 
     def forward(self, input: Tensor) -> Tensor:
-        return self._of(functional.zncc, input, eps=self.eps)
+        return scores(
+            input,
+            self.template,
+            self.arguments,
+            self.eps,
+            zero_mean=True,
+            prepared=self.prepared(),
+        )
 
 
 class LNCCLoss(torch.nn.Module):
@@ -204,8 +177,8 @@ class LNCCLoss(torch.nn.Module):
     Notes
     -----
     A window that is flat in either image counts as one without agreement and has no gradient.
-    Padding counts as data, so that with ``mode="same"`` the border tells of the padding; in
-    ``"valid"``, the default, every window holds data alone.
+    Padding counts as data, so that with ``mode="same"`` the border shows the padding; in
+    ``"valid"``, the default, every window contains data alone.
 
     Examples
     --------

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from . import _checks, _choose
-from ._choose import Plan
-from ._frame import Frame, Window, normal_pair
+from ._arguments import Arguments, Window, normal_pair
+from ._docstrings import shared
+from ._plan.choose import Plan, arrange
+from ._plan.costs import family
 
 
+@shared
 def plan(
     input: Tensor,
     template: Tensor,
@@ -28,24 +30,16 @@ def plan(
 
     Parameters
     ----------
-    input : Tensor
-        What is searched, ``(*lead, *size)``.
-    template : Tensor
-        What slides over it, ``(*lead, *window)``.
-    ndim : int
-        Number of window axes, 1 to 3.
-    mode : str
-        ``"valid"``, ``"same"`` or ``"full"``.
-    stride : int or sequence of int
-        Elements from one position to the next.
-    channels : str
-        ``"independent"`` or ``"joint"``.
-    method : str
-        ``"auto"`` for the cheaper plan, ``"direct"`` or ``"fft"`` for that of one method.
+    $input
+    $template
+    $ndim
+    $mode
+    $stride
+    $channels
+    $method
     normalised : bool
         Whether for a score, `zncc` or `ncc`, or for a plain sum, `correlate` or `convolve`, whose
         transforms run in float64.
-
     device : str, optional
         Kind of device that is planned for, ``"cpu"`` or ``"cuda"``; by default that of the input,
         and ``"cpu"`` for one that holds no data. Families of GPUs whose costs were measured by
@@ -78,10 +72,16 @@ def plan(
     >>> found.method, found.bytes < 64 * 2**20
     ('fft', True)
     """
-    frame = Frame.parse(ndim, mode, stride, channels, "constant", 0.0)
-    _checks.one_of(method, _checks.METHODS, "method")
+    arguments = Arguments.parse(ndim, mode, stride, channels, "constant", 0.0, method)
     x, w, _ = normal_pair(
-        input, template, frame, name="template", complex_allowed=not normalised, data=False
+        input, template, arguments, name="template", complex_allowed=not normalised, data=False
     )
-    kind = device if device is not None else _choose.family(input.device)
-    return _choose.arrange(x, w, frame.stride, method, normalised, kind).plan
+    return arrange(
+        x.shape,
+        w.shape,
+        arguments.stride,
+        method,
+        normalised=normalised,
+        dtype=x.dtype,
+        device=device if device is not None else family(input.device),
+    ).plan

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from . import _checks
-from ._frame import Frame, Window, normal_inputs
-from ._ops import ops
+from . import _checks, _contract
+from ._arguments import Arguments, Window, normal_inputs
+from ._docstrings import shared
 
 
+@shared
 def lncc(
     a: Tensor,
     b: Tensor,
@@ -36,44 +37,24 @@ def lncc(
         ``(*lead, *size)``. The last `ndim` axes are the window axes.
     b : Tensor
         The same window axes; leading axes broadcast with those of `a`.
-    window : int or sequence of int
-        Elements of the window, along all axes or along each.
-    ndim : int
-        Number of window axes, 1 to 3.
-    mode : str
-        ``"valid"``: windows inside both, ``size - window + 1`` positions an axis. ``"full"``:
-        every overlap. ``"same"``: the centre of ``"full"``, as many positions as elements.
-    stride : int or sequence of int
-        Elements from one position to the next, for all axes or for each.
-    channels : str
-        ``"joint"`` makes the axis before the window axes a part of the window;
-        ``"independent"`` leaves it a leading axis.
-    pad_mode : str
-        What lies outside both in modes ``"same"`` and ``"full"``: ``"constant"``,
-        ``"reflect"``, ``"replicate"`` or ``"circular"``.
-    pad_value : float
-        The constant outside both, in their units.
+    $window
+    $ndim
+    $mode
+    $stride
+    $channels
+    $padding
     eps : float
         Added to the variance of either window under its root, in squared units.
 
     Returns
     -------
     Tensor
-        ``(*lead, *positions)``. float64 and float32 keep their dtype; float16 and bfloat16 are
-        computed in float32 and come back as themselves; uint8, int8, int16, uint16 and int32
-        become float32.
+        ``(*lead, *positions)``. Dtypes:
+        $dtypes_of_scores
 
     Raises
     ------
-    ValueError
-        If the window is below 1 or, in valid mode, larger than the inputs; their window axes
-        differ or their leading axes do not broadcast; a name or a size is not one of those above;
-        a reflected or circular padding reaches beyond the input; `eps` is negative or not finite;
-        or devices differ.
-    TypeError
-        If dtypes differ or are not among those above, or an argument has the wrong type.
-    MemoryError
-        If the sums cannot fit into the machine's memory.
+    $errors_of_windows
 
     Notes
     -----
@@ -99,8 +80,8 @@ def lncc(
     >>> torchcorr.lncc(a, 5 - 2 * a, 3, ndim=1)
     tensor([-1., -1., -1.,  0.])
     """
-    frame = Frame.parse(ndim, mode, stride, channels, pad_mode, pad_value)
-    (x, y), sizes, result = normal_inputs({"a": a, "b": b}, window, frame)
+    arguments = Arguments.parse(ndim, mode, stride, channels, pad_mode, pad_value)
     _checks.not_negative(eps, "eps")
-    out: Tensor = ops.lncc(x, y, sizes, frame.stride, float(eps))
+    (x, y), sizes, result = normal_inputs({"a": a, "b": b}, window, arguments)
+    out: Tensor = _contract.lncc(x, y, sizes, arguments.stride, float(eps))
     return out.to(result)

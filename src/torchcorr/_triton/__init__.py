@@ -1,7 +1,7 @@
-"""GPU kernels in Triton, registered for CUDA; no module of this room is imported before its use.
+"""The CUDA engine: kernels in Triton. No module of this room is imported before its use.
 
-Each function of the table has the signature of its operator. Triton's interpreter
-(``TRITON_INTERPRET=1`` before triton is first imported) runs them on CPU tensors, as the tests do.
+Triton's interpreter (``TRITON_INTERPRET=1`` before triton is first imported) runs the kernels on
+CPU tensors, as the tests do.
 """
 
 from __future__ import annotations
@@ -14,35 +14,30 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._ops import READ_HALF_TYPES, library
+from .. import _contract
 
 # Operator: the module of this room that computes it, in a function of the operator's name.
 KERNELS: dict[str, str] = {
-    "correlate_direct": "direct",
-    "correlate_direct_input_grad": "direct",
-    "correlate_direct_template_grad": "direct_grads",
-    "correlate_fft": "fft_sums",
-    "correlate_fft_input_grad": "fft_sums",
-    "correlate_fft_template_grad": "fft_sums",
-    "ncc_direct": "direct_scores",
-    "ncc_fft": "fft_scores",
-    "ncc_fft_grads": "score_grads",
-    "ncc_prepare_grads": "score_parts",
-    "standardise": "score_parts",
-    "window_sum": "windows",
-    "window_spread": "windows",
-    "window_moments": "windows",
-    "window_combine": "windows",
-    "lncc": "lncc",
-    "lncc_grads": "lncc_grads",
-    "local_std": "local_std",
-    "local_std_prepare_grads": "local_std",
+    "correlate": "correlate",
+    "correlate_input_grad": "correlate",
+    "correlate_template_grad": "correlate",
+    "standardise": "standardise",
+    "ncc": "scores",
+    "ncc_grads": "tiles.score_grads",
+    "window_sum": "windows.windows",
+    "window_spread": "windows.windows",
+    "window_moments": "windows.windows",
+    "window_combine": "windows.windows",
+    "local_std": "windows.local_std",
+    "local_std_prepare_grads": "windows.local_std",
+    "lncc": "lncc.scores",
+    "lncc_grads": "lncc.grads",
 }
 
 
 def kernel(name: str) -> Callable[..., Any]:
     """The function that computes an operator."""
-    return getattr(importlib.import_module(f"{__name__}.{KERNELS[name]}"), name)
+    return getattr(importlib.import_module("." + KERNELS[name], __name__), name)
 
 
 def _on_its_device(name: str) -> Callable[..., Any]:
@@ -59,10 +54,10 @@ def _on_its_device(name: str) -> Callable[..., Any]:
 
 
 def register() -> str | None:
-    """Registers all kernels for CUDA; a reason if there is no Triton."""
+    """Implements the operators for CUDA; the reason if there is no Triton."""
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed"
-    for name in KERNELS:
-        library.impl(name, _on_its_device(name), "CUDA")
-    READ_HALF_TYPES.add("cuda")
+    for operator in _contract.OPERATORS:
+        if operator.name in KERNELS:
+            operator.implement(_on_its_device(operator.name), "CUDA")
     return None

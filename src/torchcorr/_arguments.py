@@ -1,0 +1,165 @@
+"""The arguments that all functions share, parsed once into a record; tensors in normal form."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad as torch_pad
+
+from . import _checks, _engines
+from ._plan.dtypes import HALVES
+from ._plan.shapes import Ints, padding
+
+Window = int | Sequence[int]
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """How windows lie on an input: the parsed keyword arguments of a call."""
+
+    ndim: int
+    stride: Ints
+    joint: bool
+    mode: str
+    method: str
+    pad_mode: str
+    pad_value: float
+
+    @classmethod
+    def parse(
+        cls,
+        ndim: int,
+        mode: str,
+        stride: Window,
+        channels: str,
+        pad_mode: str,
+        pad_value: float,
+        method: str = "auto",
+    ) -> Arguments:
+        _checks.dimension(ndim)
+        _checks.one_of(mode, _checks.MODES, "mode")
+        _checks.one_of(channels, _checks.CHANNELS, "channels")
+        _checks.one_of(method, _checks.METHODS, "method")
+        _checks.one_of(pad_mode, _checks.PAD_MODES, "pad_mode")
+        _checks.number(pad_value, "pad_value")
+        strides = _checks.per_axis(stride, ndim, "stride")
+        return cls(ndim, strides, channels == "joint", mode, method, pad_mode, pad_value)
+
+    def normal(self, x: Tensor) -> Tensor:
+        """x with a channel axis: its own when joint, otherwise one of length 1."""
+        _checks.memory_fits(x)
+        return x if self.joint else x.unsqueeze(-self.ndim - 1)
+
+    def padded(self, x: Tensor, window: Ints, name: str) -> Tensor:
+        """x extended so that valid positions are the positions of the mode."""
+        size = tuple(x.shape[-self.ndim :])
+        _checks.input_not_empty(size)
+        if self.mode == "valid":
+            _checks.window_fits(window, size, name)
+            return x
+        pads = padding(self.mode, window)
+        _checks.pad_fits(self.pad_mode, pads, size)
+        amounts = [amount for pair in reversed(pads) for amount in pair]
+        if self.pad_mode == "constant":
+            return torch_pad(x, amounts, value=self.pad_value)
+        flat = x.reshape(math.prod(x.shape[: -self.ndim]), 1, *size)
+        if flat.shape[0] == 0:
+            return torch_pad(x, amounts)
+        wide = torch_pad(flat, amounts, mode=self.pad_mode)
+        return wide.reshape(*x.shape[: -self.ndim], *wide.shape[-self.ndim :])
+
+
+def _differentiated(x: Tensor) -> bool:
+    """Whether a derivative of operations on x may be wanted."""
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return True
+    return type(x) is not Tensor or (torch.is_grad_enabled() and x.requires_grad)
+
+
+def in_working_dtype(working: torch.dtype, *tensors: Tensor) -> tuple[Tensor, ...]:
+    """Tensors as operators take them: half types as they are stored, if no gradient is wanted.
+
+    A gradient is computed from what the forward pass keeps, so that is not rounded to a half type.
+    """
+    first = tensors[0].dtype
+    if first in HALVES and all(x.dtype == first and not _differentiated(x) for x in tensors):
+        return tensors
+    return tuple(x.to(working) for x in tensors)
+
+
+def _warn_if_slow(x: Tensor) -> None:
+    if not torch.compiler.is_compiling():
+        _engines.warn_if_slow(x.device.type)
+
+
+def normal_pair(
+    input: Tensor,
+    template: Tensor,
+    arguments: Arguments,
+    *,
+    name: str,
+    complex_allowed: bool,
+    data: bool = True,
+) -> tuple[Tensor, Tensor, torch.dtype]:
+    """Both tensors in normal form, padded and in their working dtype; and the result's dtype.
+
+    Without `data` they are only shapes, and nothing is computed.
+    """
+    _checks.tensor(input, "input")
+    _checks.tensor(template, name)
+    _warn_if_slow(input)
+    _checks.rank(input, arguments.ndim, arguments.joint, "input")
+    _checks.rank(template, arguments.ndim, arguments.joint, name)
+    working = _checks.working_dtype({"input": input, name: template}, complex_allowed)
+    result = _checks.result_dtype(input.dtype, working)
+    if not data:
+        input, template = input.to("meta"), template.to("meta")
+    window = tuple(template.shape[-arguments.ndim :])
+    _checks.window_not_empty(window, name)
+    x, w = arguments.normal(input), arguments.normal(template)
+    if arguments.joint:
+        _checks.channels_match(x.shape[-arguments.ndim - 1], w.shape[-arguments.ndim - 1])
+    _checks.leads_broadcast(x.shape[: -arguments.ndim - 1], w.shape[: -arguments.ndim - 1])
+    x, w = in_working_dtype(working, x, w)
+    return arguments.padded(x, window, name), w, result
+
+
+def normal_inputs(
+    inputs: dict[str, Tensor], window: Window, arguments: Arguments
+) -> tuple[tuple[Tensor, ...], Ints, torch.dtype]:
+    """One input, or two of the same size whose leading axes broadcast, in normal form, padded and
+    in their working dtype; their window; the result's dtype.
+    """
+    sizes = _checks.per_axis(window, arguments.ndim, "window")
+    for name, x in inputs.items():
+        _checks.tensor(x, name)
+        _checks.rank(x, arguments.ndim, arguments.joint, name)
+    tensors = tuple(inputs.values())
+    _warn_if_slow(tensors[0])
+    if len(tensors) == 2:
+        core = arguments.ndim + arguments.joint
+        a, b = (x.shape for x in tensors)
+        _checks.sizes_match(a[-core:], b[-core:])
+        _checks.leads_broadcast(a[:-core], b[:-core], tuple(inputs))
+    working = _checks.working_dtype(inputs, False)
+    result = _checks.result_dtype(tensors[0].dtype, working)
+    if len(tensors) == 2:
+        tensors = tuple(torch.broadcast_tensors(*tensors))
+    normal = tuple(arguments.normal(x) for x in tensors)
+    if arguments.joint:
+        channels = normal[0].shape[-arguments.ndim - 1]
+        _checks.channels_match(channels, channels)
+    normal = in_working_dtype(working, *normal)
+    return tuple(arguments.padded(x, sizes, "window") for x in normal), sizes, result
+
+
+def normal_input(
+    input: Tensor, window: Window, arguments: Arguments
+) -> tuple[Tensor, Ints, torch.dtype]:
+    """The same of a single input."""
+    (x,), sizes, result = normal_inputs({"input": input}, window, arguments)
+    return x, sizes, result

@@ -1,0 +1,53 @@
+"""The operators: what is computed, its shapes, its derivatives and its batching rules.
+
+Every device without a kernel runs the definition; an engine implements operators for its own.
+"""
+
+from .correlate import correlate, correlate_input_grad, correlate_template_grad
+from .lncc import lncc, lncc_grads
+from .registry import Operator
+from .scores import ncc, ncc_grads, standardise
+from .windows import (
+    local_std,
+    local_std_prepare_grads,
+    window_combine,
+    window_moments,
+    window_spread,
+    window_sum,
+)
+
+__all__ = [
+    "OPERATORS",
+    "Operator",
+    "correlate",
+    "correlate_input_grad",
+    "correlate_template_grad",
+    "lncc",
+    "lncc_grads",
+    "local_std",
+    "local_std_prepare_grads",
+    "ncc",
+    "ncc_grads",
+    "standardise",
+    "window_combine",
+    "window_moments",
+    "window_spread",
+    "window_sum",
+]
+
+OPERATORS: tuple[Operator, ...] = (
+    correlate,
+    correlate_input_grad,
+    correlate_template_grad,
+    standardise,
+    ncc,
+    ncc_grads,
+    window_sum,
+    window_spread,
+    window_moments,
+    window_combine,
+    local_std,
+    local_std_prepare_grads,
+    lncc,
+    lncc_grads,
+)

@@ -1,0 +1,179 @@
+"""Registers an operator: its schema, definition, fake, derivative and batching rule together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._plan.shapes import output_size
+
+NAMESPACE = "torchcorr"
+library = torch.library.Library(NAMESPACE, "DEF")
+
+Shape = tuple[int, ...]
+# The axis of each argument that vmap maps over, and None for the others.
+Dims = Sequence[int | None]
+
+
+class Operator:
+    """A registered operator: what the package calls, and what engines implement."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        # Without what derivatives need: for engines, which run below them.
+        self.kernel: Callable[..., Any] = getattr(torch.ops.torchcorr, name).default
+        self._under_transforms: Callable[..., Any] = self.kernel
+        self._differentiable = False
+
+    def __call__(self, *args: Any) -> Any:
+        if not self._differentiable:
+            return self.kernel(*args)
+        if torch._C._are_functorch_transforms_active():
+            return self._under_transforms(*args)
+        if torch.compiler.is_compiling():
+            return self.kernel(*args)
+        if torch.is_grad_enabled():
+            for x in args[:3]:
+                if isinstance(x, Tensor) and x.requires_grad:
+                    return self.kernel(*args)
+        # Nothing to record: past the autograd key, which costs as much as a small kernel.
+        with torch._C._AutoDispatchBelowAutograd():
+            return self.kernel(*args)
+
+    def implement(self, kernel: Callable[..., Any], key: str) -> None:
+        """Registers an engine's kernel for a dispatch key."""
+        library.impl(self.name, kernel, key)
+
+    def kernels(self) -> tuple[str, ...]:
+        """The dispatch keys of devices that have a kernel of their own."""
+        has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
+        name = NAMESPACE + "::" + self.name
+        return tuple(key for key in ("CPU", "CUDA", "MPS", "XPU") if has_kernel(name, key))
+
+    def differentiate(
+        self,
+        setup: Callable[..., None],
+        backward: Callable[..., Any],
+        batch: Callable[..., Any] | None,
+    ) -> None:
+        """Registers a derivative, also under torch.func's transforms.
+
+        PyTorch's own registration refuses torch.func.grad and jacrev; an autograd.Function with the
+        same two functions and the batching rule serves those.
+        """
+        qualified = NAMESPACE + "::" + self.name
+        torch.library.register_autograd(qualified, backward, setup_context=setup, lib=library)
+
+        def forward(*args: Any) -> Any:
+            with torch._C._AutoDispatchBelowAutograd():
+                return self.kernel(*args)
+
+        members = {"forward": forward, "setup_context": setup, "backward": backward}
+        if batch is not None:
+            members["vmap"] = batch
+        rules = {key: staticmethod(member) for key, member in members.items()}
+        function: Any = type(self.name, (torch.autograd.Function,), rules)
+        self._under_transforms = function.apply
+        self._differentiable = True
+
+
+def register(
+    name: str,
+    schema: str,
+    definition: Callable[..., Any],
+    fake: Callable[..., Any],
+    *,
+    setup: Callable[..., None] | None = None,
+    backward: Callable[..., Any] | None = None,
+    batch: Callable[..., Any] | None = None,
+) -> Operator:
+    """Defines an operator and returns it as the rest of the package calls it.
+
+    `definition` runs on every device that no engine implements it for, `fake` gives shapes,
+    `setup` and `backward` are those of torch.library.register_autograd, and `batch` is the rule
+    of torch.library.register_vmap. A backward is made of registered operators, so that derivatives
+    of any order follow.
+    """
+    qualified = NAMESPACE + "::" + name
+    library.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
+    library.impl(name, definition, "CompositeExplicitAutograd")
+    torch.library.register_fake(qualified, fake, lib=library)
+    operator = Operator(name)
+    if batch is not None:
+        torch.library.register_vmap(qualified, batch, lib=library)
+    if setup is not None and backward is not None:
+        operator.differentiate(setup, backward, batch)
+    return operator
+
+
+def differentiated_again() -> bool:
+    """Whether a backward is itself differentiated, and must be made of operators."""
+    return torch.is_grad_enabled() or torch._C._are_functorch_transforms_active()
+
+
+# --- shapes ---------------------------------------------------------------------------------------
+
+
+def score_shape(input: Tensor, template: Tensor, stride: Sequence[int]) -> Shape:
+    ndim = len(stride)
+    lead = torch.broadcast_shapes(input.shape[: -ndim - 1], template.shape[: -ndim - 1])
+    return (*lead, *output_size(input.shape[-ndim:], template.shape[-ndim:], stride))
+
+
+def map_shape(input: Tensor, window: Sequence[int], stride: Sequence[int]) -> Shape:
+    ndim = len(window)
+    return (*input.shape[: -ndim - 1], *output_size(input.shape[-ndim:], window, stride))
+
+
+def fake_score(input: Tensor, template: Tensor, stride: Sequence[int], *_: Any) -> Tensor:
+    return input.new_empty(score_shape(input, template, stride))
+
+
+def fake_map(input: Tensor, window: Sequence[int], stride: Sequence[int], *_: Any) -> Tensor:
+    return input.new_empty(map_shape(input, window, stride))
+
+
+def fake_like_shape(grad: Tensor, _: Any, shape: Sequence[int], *__: Any) -> Tensor:
+    return grad.new_empty(tuple(shape))
+
+
+def fake_pair(_grad: Tensor, first: Tensor, second: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+    """Both gradients of a pair, one that is not needed empty: the last two arguments say so."""
+    need_first, need_second = args[-2:]
+    return (
+        first.new_empty(first.shape if need_first else (0,)),
+        second.new_empty(second.shape if need_second else (0,)),
+    )
+
+
+# --- batching: a batch axis is one more leading axis, so no loop is needed -----------------------
+
+
+def front(x: Tensor, dim: int | None, core: int, lead: int, batch: int | None = None) -> Tensor:
+    """x with its batch axis first and `lead` leading axes behind it.
+
+    Without a batch axis, x is left to broadcast, or is expanded when `batch` is given.
+    """
+    if dim is None:
+        if batch is None:
+            return x
+        x, dim = x.expand(batch, *x.shape), 0
+    x = x.movedim(dim, 0)
+    missing = lead - (x.dim() - 1 - core)
+    return x.reshape(x.shape[0], *(1,) * missing, *x.shape[1:])
+
+
+def rank(x: Tensor, dim: int | None) -> int:
+    """Axes of x without its batch axis."""
+    return x.dim() - (dim is not None)
+
+
+def batched(size: int, dims: Dims, args: Sequence[Any]) -> list[Any]:
+    """Arguments whose tensors all have the same leading axes, the batch axis in front of them."""
+    return [
+        front(x, d, 0, rank(x, d), size) if isinstance(x, Tensor) else x
+        for x, d in zip(args, dims, strict=True)
+    ]

@@ -1,0 +1,111 @@
+"""Normalised scores and the standardised templates they take."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._definition import scores as definition
+from .._plan.dtypes import wide_dtype, widen
+from .correlate import correlate_input_grad, correlate_template_grad
+from .registry import (
+    Dims,
+    batched,
+    differentiated_again,
+    fake_pair,
+    fake_score,
+    front,
+    rank,
+    register,
+)
+from .windows import window_combine, window_moments
+
+
+def _fake_standardise(template: Tensor, *_: Any) -> Tensor:
+    return template.new_empty(template.shape, dtype=wide_dtype(template))
+
+
+def _save_template(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    ctx.save_for_backward(inputs[0])
+    ctx.ndim, ctx.zero_mean = inputs[1:]
+
+
+def _standardise_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    (template,) = ctx.saved_tensors
+    axes = tuple(range(-ctx.ndim - 1, 0))
+    standard = standardise(template, ctx.ndim, ctx.zero_mean)
+    wide = widen(template)
+    if ctx.zero_mean:
+        grad = grad - grad.mean(axes, keepdim=True)
+        wide = wide - wide.mean(axes, keepdim=True)
+    # The mean product of a deviation and its standardised self is the deviation's size.
+    size = (wide * standard).mean(axes, keepdim=True)
+    flat = (standard == 0).all(-1, keepdim=True)
+    for axis in axes[:-1]:
+        flat = flat.all(axis, keepdim=True)
+    through = grad - standard * (grad * standard).mean(axes, keepdim=True)
+    found = torch.where(flat, 0.0, through / torch.where(flat, 1.0, size))
+    return found.to(template.dtype), None, None
+
+
+def _batch_standardise(info: Any, dims: Dims, *args: Any) -> Any:
+    return standardise(*batched(info.batch_size, dims, args)), 0
+
+
+def _save_score(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(inputs[0], inputs[1], output)
+    ctx.options = inputs[2:6]
+
+
+def _ncc_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    wanted = tuple(ctx.needs_input_grad[:2])
+    args = (grad, *ctx.saved_tensors, *ctx.options, *wanted)
+    if differentiated_again():
+        grads = definition.score_gradients(_OPERATORS, *args)
+    else:
+        grads = ncc_grads(*args)
+    chosen = (g if want else None for g, want in zip(grads, wanted, strict=True))
+    return (*chosen, None, None, None, None, None)
+
+
+def _batch_ncc(
+    info: Any, dims: Dims, input: Tensor, template: Tensor, stride: Sequence[int], *args: Any
+) -> Any:
+    core = len(stride) + 1
+    lead = max(rank(input, dims[0]), rank(template, dims[1])) - core
+    both = (front(input, dims[0], core, lead), front(template, dims[1], core, lead))
+    return ncc(*both, stride, *args), 0
+
+
+standardise = register(
+    "standardise",
+    "(Tensor template, int ndim, bool zero_mean) -> Tensor",
+    definition.standardise,
+    _fake_standardise,
+    setup=_save_template,
+    backward=_standardise_backward,
+    batch=_batch_standardise,
+)
+ncc = register(
+    "ncc",
+    "(Tensor input, Tensor template, int[] stride, bool zero_mean, float eps, str method,"
+    " Tensor? spectra=None) -> Tensor",
+    definition.ncc,
+    fake_score,
+    setup=_save_score,
+    backward=_ncc_backward,
+    batch=_batch_ncc,
+)
+ncc_grads = register(
+    "ncc_grads",
+    "(Tensor grad, Tensor input, Tensor template, Tensor score, int[] stride, bool zero_mean,"
+    " float eps, str method, bool need_input, bool need_template) -> (Tensor, Tensor)",
+    definition.ncc_grads,
+    fake_pair,
+)
+_OPERATORS = definition.ScoreOperators(
+    ncc, window_moments, window_combine, correlate_input_grad, correlate_template_grad
+)

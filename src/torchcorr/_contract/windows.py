@@ -1,0 +1,184 @@
+"""Sums and moments of windows, and the transposes that spread gradients back over them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._definition import windows as definition
+from .._plan.dtypes import wide_dtype, widen
+from .registry import (
+    Dims,
+    batched,
+    differentiated_again,
+    fake_like_shape,
+    fake_map,
+    map_shape,
+    register,
+)
+
+
+def _fake_moments(
+    input: Tensor, window: Sequence[int], stride: Sequence[int]
+) -> tuple[Tensor, Tensor]:
+    shape, wide = map_shape(input, window, stride), wide_dtype(input)
+    return input.new_empty(shape, dtype=wide), input.new_empty(shape, dtype=wide)
+
+
+def _fake_combine(_s1: Tensor, _s2: Tensor, input: Tensor, *_: Any) -> Tensor:
+    return input.new_empty(input.shape)
+
+
+def _fake_prepare(_grad: Tensor, mean: Tensor, _var: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(mean), torch.empty_like(mean)
+
+
+# --- derivatives ----------------------------------------------------------------------------------
+
+
+def _save_sum(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    ctx.window, ctx.stride = inputs[1], inputs[2]
+    ctx.shape = tuple(inputs[0].shape)
+
+
+def _sum_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    return window_spread(grad, ctx.window, ctx.shape, ctx.stride), None, None
+
+
+def _save_spread(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    ctx.window, ctx.stride = inputs[1], inputs[3]
+
+
+def _spread_backward(ctx: Any, seed: Tensor) -> tuple[Any, ...]:
+    return window_sum(seed, ctx.window, ctx.stride), None, None, None
+
+
+def _save_input(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    ctx.save_for_backward(inputs[0])
+    ctx.window, ctx.stride, *ctx.options = inputs[1:]
+    ctx.count = inputs[0].shape[-len(ctx.window) - 1] * math.prod(ctx.window)
+
+
+def _moments_backward(ctx: Any, grad_mean: Tensor, grad_var: Tensor) -> tuple[Any, ...]:
+    (input,) = ctx.saved_tensors
+    mean, var = window_moments(input, ctx.window, ctx.stride)
+    grad_s2 = torch.where(var == 0, torch.zeros_like(grad_var), grad_var) / ctx.count
+    grad_s1 = grad_mean / ctx.count - 2 * mean * grad_s2
+    return window_combine(grad_s1, grad_s2, input, ctx.window, ctx.stride), None, None
+
+
+def _save_combine(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    ctx.save_for_backward(inputs[1], inputs[2])
+    ctx.window, ctx.stride = inputs[3:]
+
+
+def _combine_backward(ctx: Any, seed: Tensor) -> tuple[Any, ...]:
+    grad_s2, input = ctx.saved_tensors
+    place, wanted = (ctx.window, ctx.stride), ctx.needs_input_grad
+    wide_seed = widen(seed)
+    for_s1 = window_sum(wide_seed, *place) if wanted[0] else None
+    for_s2 = window_sum(2 * wide_seed * input, *place) if wanted[1] else None
+    for_input = None
+    if wanted[2]:
+        spread = window_spread(grad_s2, ctx.window, tuple(input.shape), ctx.stride)
+        for_input = (2 * seed * spread).to(input.dtype)
+    return for_s1, for_s2, for_input, None, None
+
+
+def _local_std_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    (input,) = ctx.saved_tensors
+    mean, var = window_moments(input, ctx.window, ctx.stride)
+    # The fused kernel, or plain torch where it will be differentiated.
+    prepare: Any = local_std_prepare_grads
+    if differentiated_again():
+        prepare = definition.local_std_prepare_grads
+    grad_s1, grad_s2 = prepare(grad, mean, var, ctx.count, *ctx.options)
+    combined = window_combine(grad_s1, grad_s2, input, ctx.window, ctx.stride)
+    return combined, None, None, None, None
+
+
+# --- batching -------------------------------------------------------------------------------------
+
+
+def _batch_sum(info: Any, dims: Dims, *args: Any) -> Any:
+    return window_sum(*batched(info.batch_size, dims, args)), 0
+
+
+def _batch_spread(info: Any, dims: Dims, *args: Any) -> Any:
+    grad, window, shape, stride = batched(info.batch_size, dims, args)
+    return window_spread(grad, window, (info.batch_size, *shape), stride), 0
+
+
+def _batch_moments(info: Any, dims: Dims, *args: Any) -> Any:
+    return window_moments(*batched(info.batch_size, dims, args)), (0, 0)
+
+
+def _batch_combine(info: Any, dims: Dims, *args: Any) -> Any:
+    return window_combine(*batched(info.batch_size, dims, args)), 0
+
+
+def _batch_local_std(info: Any, dims: Dims, *args: Any) -> Any:
+    return local_std(*batched(info.batch_size, dims, args)), 0
+
+
+def _batch_prepare(info: Any, dims: Dims, *args: Any) -> Any:
+    return local_std_prepare_grads(*batched(info.batch_size, dims, args)), (0, 0)
+
+
+window_sum = register(
+    "window_sum",
+    "(Tensor input, int[] window, int[] stride) -> Tensor",
+    definition.window_sum,
+    fake_map,
+    setup=_save_sum,
+    backward=_sum_backward,
+    batch=_batch_sum,
+)
+window_spread = register(
+    "window_spread",
+    "(Tensor grad, int[] window, int[] input_shape, int[] stride) -> Tensor",
+    definition.window_spread,
+    fake_like_shape,
+    setup=_save_spread,
+    backward=_spread_backward,
+    batch=_batch_spread,
+)
+window_moments = register(
+    "window_moments",
+    "(Tensor input, int[] window, int[] stride) -> (Tensor, Tensor)",
+    definition.window_moments,
+    _fake_moments,
+    setup=_save_input,
+    backward=_moments_backward,
+    batch=_batch_moments,
+)
+window_combine = register(
+    "window_combine",
+    "(Tensor grad_s1, Tensor grad_s2, Tensor input, int[] window, int[] stride) -> Tensor",
+    definition.window_combine,
+    _fake_combine,
+    setup=_save_combine,
+    backward=_combine_backward,
+    batch=_batch_combine,
+)
+local_std = register(
+    "local_std",
+    "(Tensor input, int[] window, int[] stride, float correction, float eps) -> Tensor",
+    definition.local_std,
+    fake_map,
+    setup=_save_input,
+    backward=_local_std_backward,
+    batch=_batch_local_std,
+)
+local_std_prepare_grads = register(
+    "local_std_prepare_grads",
+    "(Tensor grad, Tensor mean, Tensor var, float count, float correction, float eps)"
+    " -> (Tensor, Tensor)",
+    definition.local_std_prepare_grads,
+    _fake_prepare,
+    batch=_batch_prepare,
+)

@@ -1,0 +1,23 @@
+"""The CPU engine: C++ kernels, and calls that are divided into tiles for them.
+
+It registers its kernels where the C++ library loads; without it every operator runs its definition.
+"""
+
+from __future__ import annotations
+
+from . import library
+
+
+def register() -> str | None:
+    """Implements the operators for the CPU; the reason if the C++ library is not there."""
+    reason = library.load()
+    if reason is not None:
+        return reason
+    # Imported now, since its modules use what the library has defined.
+    from . import correlate, score_grads, scores
+
+    correlate.register()
+    scores.register()
+    score_grads.register()
+    library.keep_scratch()
+    return None

@@ -1,0 +1,274 @@
+"""Both gradients of a score through transforms, tile by tile.
+
+One transform of the upstream gradient serves both. They are computed in the input's own precision
+where an estimate of the rounding, relative to the largest element of the gradient, is below what is
+promised; otherwise all is computed again in float64. What is not finite takes the composed
+gradient, which keeps it in its windows where the method does.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from enum import Enum, auto
+
+import torch
+from torch import Tensor
+
+from .. import _contract
+from .._definition import scores as definition
+from .._definition.spectra import forward_fft, inverse_fft
+from .._plan import rounding
+from .._plan.choose import arrange, batches
+from .._plan.dtypes import HALVES
+from .._plan.tiling import Batch, TileStats
+from . import steps
+from .scores import TiledScores
+
+# Error of the float32 score that a gradient is computed from.
+_SCORE_ERROR = rounding.ALLOWED_SCORE_ERROR[torch.float32]
+
+
+class Outcome(Enum):
+    """What became of gradients in one precision."""
+
+    EXACT = auto()
+    TOO_NOISY = auto()
+    NOT_FINITE = auto()
+
+
+class _Gradients(TiledScores):
+    """One call in one precision."""
+
+    def __init__(
+        self,
+        grad: Tensor,
+        input: Tensor,
+        template: Tensor,
+        score: Tensor,
+        stride: Sequence[int],
+        zero_mean: bool,
+        eps: float,
+        need_input: bool,
+        need_template: bool,
+        *,
+        wide: bool,
+    ) -> None:
+        sizes = (input.shape, template.shape, stride)
+        call = arrange(*sizes, "fft", normalised=True, dtype=input.dtype, device="cpu")
+        super().__init__(input, template, call, zero_mean, eps)
+        leads, ndim = self.problem.leads, len(self.stride)
+        self.grad = leads.output(grad, ndim).contiguous()
+        self.score = leads.output(score, ndim).contiguous()
+        self.wide = wide
+        self.working = torch.float64 if wide else input.dtype
+        # A float32 score is rounded too much for terms that nearly cancel in float64.
+        self.rescored = wide and input.dtype != torch.float64
+        shape = (*self.template.shape[:3], *self.tiling.length)
+        self.spectrum = self.template.new_zeros(shape, dtype=self.working.to_complex())
+        self.offset = self.template.new_zeros(self.template.shape[:2])
+        self.for_input = None
+        if need_input:
+            self.for_input = steps.new_map(self.input, self.input.shape).zero_()
+        self.need_template = need_template
+        self.noise_input, self.noise_template = 0.0, 0.0
+
+    def run(self) -> Tensor:
+        raise NotImplementedError("gradients come from `both`")
+
+    def both(self) -> Outcome:
+        """Computes both."""
+        for batch in batches(self.problem, self.plan):
+            for one in batch.by_pair():
+                outcome = self._tiles_of(one)
+                if outcome is not Outcome.EXACT:
+                    return outcome
+        if not math.isfinite(self.noise_input + self.noise_template):
+            return Outcome.NOT_FINITE
+        return Outcome.EXACT if self.wide or self._is_quiet() else Outcome.TOO_NOISY
+
+    def _tiles_of(self, batch: Batch) -> Outcome:
+        """Adds what the tiles of one pair contribute."""
+        tiles, stats = self.cut(batch.tiles, centred=self.zero_mean, wide=self.wide)
+        if bool((stats.not_finite > 0).any()):
+            return Outcome.NOT_FINITE
+        if self.wide:
+            norms, means = self.wide_norms(batch.tiles, stats)
+        else:
+            norms, hard, means = self.norms(batch.tiles, stats, means=True)
+            if hard:
+                return Outcome.TOO_NOISY
+        place = (self.input, batch.tiles, self.geometry, self.window, self.stride)
+        steps.repair_norms(norms, means, stats.rows, *place, self.zero_mean, self.eps)
+        ndim = len(self.stride)
+        spectrum = None
+        if self.need_template or self.rescored:
+            lines = torch.view_as_complex(tiles)
+            spectrum = forward_fft(lines.flatten(0, 1), ndim).unflatten(0, lines.shape[:2])
+        del tiles
+        grad_square, grad_mean = torch.zeros_like(norms), torch.zeros_like(norms)
+        through: Tensor | None = None
+        for first in range(0, self.template.shape[1], self.plan.templates):
+            last = min(first + self.plan.templates, self.template.shape[1])
+            weights = self.spectra.part(self.working, batch.pairs, first, last)[0]
+            score = self.score
+            if self.rescored and spectrum is not None:
+                score = self._scores(spectrum, weights, norms)
+            upstream, sums = steps.tile_upstream(
+                self.grad,
+                score,
+                norms,
+                means,
+                batch.tiles,
+                self.geometry,
+                self.stride,
+                float(self.count),
+                first,
+                last - first,
+                self.rescored,
+                grad_square,
+                grad_mean,
+            )
+            # The upstream's conjugate spectrum: with the input's spectrum it gives the
+            # template's gradient, with the template's conjugate one that of the input, conjugate.
+            lines = torch.view_as_complex(upstream)
+            given = inverse_fft(lines.flatten(0, 1), ndim).unflatten(0, lines.shape[:2])
+            del upstream, lines
+            if spectrum is not None and self.need_template:
+                total = self.spectrum[batch.pairs.start, first:last]
+                for one, other in zip(spectrum, given, strict=True):
+                    torch.addcmul(total, one, other.unsqueeze(1), out=total)
+                self.offset[batch.pairs.start, first:last] += sums[..., 1].sum(0)
+            self._add_noise(sums, stats)
+            if self.for_input is not None:
+                through = self._through(given, weights, through)
+        if self.for_input is not None and through is not None:
+            lead = through.shape[:2]
+            lines = forward_fft(through.flatten(0, 1), ndim).unflatten(0, lead)
+            result = torch.view_as_real(lines)
+            maps = (grad_square, grad_mean, stats.rows)
+            steps.tile_input_grad(result, *maps, *place, self.for_input)
+        return Outcome.EXACT
+
+    def _through(self, given: Tensor, weights: Tensor, total: Tensor | None) -> Tensor:
+        """(pairs, C, ...): products of upstream and template spectra, summed over templates."""
+        if total is None and given.shape[1] == 1 and weights.shape[1] == 1:
+            return given.mul_(weights)
+        start = 0
+        if total is None:
+            total, start = given[:, :1] * weights[0], 1
+        for k in range(start, given.shape[1]):
+            torch.addcmul(total, given[:, k : k + 1], weights[k], out=total)
+        return total
+
+    def _scores(self, spectrum: Tensor, weights: Tensor, norms: Tensor) -> Tensor:
+        """Scores of these tiles again, in float64."""
+        product = (spectrum.unsqueeze(1) * weights).sum(2)
+        lines = inverse_fft(product.flatten(0, 1), len(self.stride))
+        lines = lines.unflatten(0, product.shape[:2])
+        sums = torch.view_as_real(lines).movedim(-1, 1).flatten(0, 1)
+        at = tuple(
+            slice(0, (m - 1) * s + 1, s)
+            for m, s in zip(self.tiling.outputs, self.stride, strict=True)
+        )
+        return (sums[(..., *at)] * norms.unsqueeze(1)).clamp(-1, 1).contiguous()
+
+    def _add_noise(self, sums: Tensor, stats: TileStats) -> None:
+        """Adds up how much rounding these tiles contribute (math.md, eq. noise)."""
+        unit = rounding.unit(self.working)
+        n, count = math.prod(self.tiling.length), self.count
+        power = sums[..., 0].sum(1)
+        root = power.unflatten(0, (-1, 2)).sum(1).div(n).sqrt().repeat_interleave(2)
+        score = torch.maximum(4 * sums[..., 2].amax(1), 5 * root * math.sqrt(count))
+        noise = rounding.TRANSFORM * unit * root * count + _SCORE_ERROR * score
+        largest = float((stats.scale * noise).amax())
+        self.noise_input = largest if largest != largest else max(self.noise_input, largest)
+        both = stats.mean_square.unflatten(0, (-1, 2)).sum(1)
+        self.noise_template += float((both * power.unflatten(0, (-1, 2)).sum(1)).sum())
+
+    def template_grad(self) -> Tensor:
+        """(pairs, templates, C, *window) in float64, before the standardisation."""
+        ndim = len(self.stride)
+        wanted = (..., *(slice(0, k) for k in self.window))
+        lead = self.spectrum.shape[:3]
+        lines = inverse_fft(self.spectrum.flatten(0, 2), ndim).unflatten(0, lead)
+        found = lines.real[wanted].to(torch.float64) / math.prod(self.tiling.length)
+        return found - self.offset[(..., *(None,) * (ndim + 1))]
+
+    def _is_quiet(self) -> bool:
+        """Whether the rounding is below what is allowed."""
+        if self.for_input is not None:
+            most = max(abs(float(x)) for x in torch.aminmax(self.for_input))
+            if not self.noise_input <= rounding.ALLOWED_GRADIENT_ERROR * most:
+                return False
+        if self.need_template:
+            axes = tuple(range(-len(self.stride) - 1, 0))
+            found, weights = self.template_grad(), self.template
+            largest = float(found.abs().amax())
+            # What the standardisation leaves of it is what is promised.
+            if self.zero_mean:
+                found = found - found.mean(axes, keepdim=True)
+            found = found - weights * (found * weights).mean(axes, keepdim=True)
+            unit = rounding.unit(self.working)
+            noise = rounding.TRANSFORM * unit * (3 * math.sqrt(self.noise_template) + largest)
+            if not noise <= rounding.ALLOWED_GRADIENT_ERROR * float(found.abs().amax()):
+                return False
+        return True
+
+
+def ncc_grads(
+    grad: Tensor,
+    input: Tensor,
+    template: Tensor,
+    score: Tensor,
+    stride: Sequence[int],
+    zero_mean: bool,
+    eps: float,
+    method: str,
+    need_input: bool,
+    need_template: bool,
+) -> tuple[Tensor, Tensor]:
+    """Gradients for the input and the standardised template, whatever the method of the score."""
+    if input.dtype in HALVES:
+        wide = (grad.float(), input.float(), template, score.float())
+        how = (stride, zero_mean, eps, method)
+        for_input, for_template = _contract.ncc_grads.kernel(*wide, *how, need_input, need_template)
+        return for_input.to(input.dtype), for_template
+    place, needs = (stride, zero_mean, eps), (need_input, need_template)
+    if grad.numel() == 0 or input.numel() == 0 or template.numel() == 0:
+        return definition.ncc_grads(grad, input, template, score, *place, "direct", *needs)
+    args = (grad, input, template, score, *place, *needs)
+    call = _Gradients(*args, wide=input.dtype == torch.float64)
+    outcome = call.both()
+    if outcome is Outcome.TOO_NOISY:
+        call = _Gradients(*args, wide=True)
+        outcome = call.both()
+    if outcome is Outcome.NOT_FINITE:
+        composed = definition.score_gradients(
+            _KERNELS, grad, input, template, score, *place, method, *needs
+        )
+        return (
+            composed[0] if composed[0] is not None else input.new_empty(0),
+            composed[1] if composed[1] is not None else template.new_empty(0),
+        )
+    leads, core = call.problem.leads, len(stride) + 1
+    for_input, for_template = input.new_empty(0), template.new_empty(0)
+    if call.for_input is not None:
+        for_input = leads.input_restored(call.for_input, tuple(input.shape), core)
+    if need_template:
+        found = call.template_grad().to(template.dtype)
+        for_template = leads.template_restored(found, tuple(template.shape), core)
+    return for_input, for_template
+
+
+_KERNELS = definition.ScoreOperators(
+    _contract.ncc.kernel,
+    _contract.window_moments.kernel,
+    _contract.window_combine.kernel,
+    _contract.correlate_input_grad.kernel,
+    _contract.correlate_template_grad.kernel,
+)
+
+
+def register() -> None:
+    _contract.ncc_grads.implement(ncc_grads, "CPU")

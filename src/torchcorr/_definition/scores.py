@@ -1,0 +1,225 @@
+"""Normalised scores, the templates they take, and their gradients written over operators."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .._plan import rounding
+from .._plan.dtypes import widen
+from .._plan.shapes import offsets, positions
+from . import transforms
+from .correlate import (
+    all_finite,
+    by_transforms,
+    correlate_input_grad,
+    correlate_template_grad,
+    template_axes,
+)
+from .windows import chosen_windows, window_combine, window_moments, window_sum
+
+
+def centre(input: Tensor, ndim: int) -> Tensor:
+    """One level an item, shaped (*lead, 1, ..., 1): the mean of its finite elements.
+
+    Scores do not depend on it and no gradient flows into it; subtracting it spares digits.
+    """
+    wide = widen(input.detach())
+    return torch.nan_to_num(wide, 0, 0, 0).mean(tuple(range(-ndim - 1, 0)), keepdim=True)
+
+
+def _energy(mean: Tensor, var: Tensor, zero_mean: bool) -> Tensor:
+    """What stands under the root of a normalised score, without eps."""
+    return var if zero_mean else var + mean * mean
+
+
+def standardise(template: Tensor, ndim: int, zero_mean: bool) -> Tensor:
+    """The template in float64, scaled to a mean square of 1, centred if asked; a flat one is 0."""
+    axes = tuple(range(-ndim - 1, 0))
+    wide = widen(template)
+    flat = torch.zeros_like(wide[(..., *(slice(0, 1),) * (ndim + 1))], dtype=torch.bool)
+    if zero_mean:
+        flat = wide.amax(axes, keepdim=True) == wide.amin(axes, keepdim=True)
+        # Twice: the first mean is rounded in units of the offset, the second of the contrast.
+        wide = wide - wide.mean(axes, keepdim=True)
+        wide = wide - wide.mean(axes, keepdim=True)
+    # Dividing by the peak first keeps squares in range; the result does not depend on it.
+    peak = wide.detach().abs().amax(axes, keepdim=True)
+    flat = flat | (peak == 0)
+    wide = torch.where(flat, 1.0, wide / torch.where(flat, 1.0, peak))
+    scaled = wide * wide.square().mean(axes, keepdim=True).rsqrt()
+    return torch.where(flat, 0.0, scaled)
+
+
+def ncc(
+    input: Tensor,
+    template: Tensor,
+    stride: Sequence[int],
+    zero_mean: bool,
+    eps: float,
+    method: str,
+    spectra: Tensor | None = None,
+) -> Tensor:
+    """Score of a standardised template at each window (math.md, eq. zncc)."""
+    ndim = len(stride)
+    mean, var = window_moments(input, template.shape[-ndim:], stride)
+    energy = _energy(mean, var, zero_mean)
+    flat = energy == 0
+    count = math.prod(template.shape[-ndim - 1 :])
+    norm = 1 / (count * torch.sqrt(torch.where(flat, 1.0, energy) + eps))
+    level = mean if zero_mean else torch.zeros_like(mean)
+    sizes = template.shape[-ndim - 1 :]
+    if by_transforms(method, sizes, input, template) and all_finite(template):
+        total = _numerators_by_transforms(input, template, stride, level, norm)
+    else:
+        total = _numerators(input, template, stride, level)
+    score = (total * norm).clamp(-1, 1)
+    return torch.where(flat, 0.0, score).to(input.dtype)
+
+
+def _numerators(input: Tensor, template: Tensor, stride: Sequence[int], level: Tensor) -> Tensor:
+    """sum_v (I(u s + v) - level(u)) T(v), summed over channels."""
+    ndim = len(stride)
+    output = level.shape[level.dim() - ndim :]
+    wide, weights = widen(input), widen(template)
+    lead = torch.broadcast_shapes(input.shape[: -ndim - 1], template.shape[: -ndim - 1])
+    total = wide.new_zeros((*lead, *output))
+    level = level.unsqueeze(-ndim - 1)
+    for v in offsets(template.shape[-ndim:]):
+        seen = wide[(..., *positions(v, output, stride))] - level
+        total += (seen * template_axes(weights[(..., *v)], ndim)).sum(-ndim - 1)
+    return total
+
+
+def _numerators_by_transforms(
+    input: Tensor, template: Tensor, stride: Sequence[int], level: Tensor, norm: Tensor
+) -> Tensor:
+    """The same through float64 transforms; where rounding may show in a score, recomputed."""
+    ndim, finite = len(stride), torch.isfinite(input)
+    weights = widen(template)
+    wide = torch.where(finite, widen(input), 0.0)
+    found = transforms.correlate(wide, weights, stride)
+    noise = transforms.noise(wide, weights, found, ndim)
+    found = found - level * weights.sum(tuple(range(-ndim - 1, 0)))[(..., *(None,) * ndim)]
+    narrow = input.dtype != torch.float64
+    allowed = rounding.ALLOWED_SCORE_ERROR[torch.float32 if narrow else torch.float64]
+    spoilt = window_sum((~finite).to(torch.float32), template.shape[-ndim:], stride) > 0
+    doubtful = ~(noise * norm <= allowed) | spoilt
+    lead = found.shape[: found.dim() - ndim]
+    level = level.expand(*lead, *level.shape[level.dim() - ndim :])
+    doubtful = doubtful.expand_as(found)
+    for place, seen, taps in chosen_windows(doubtful, widen(input), weights, stride):
+        deviation = seen - level[place][(..., *(None,) * (ndim + 1))]
+        found[place] = (deviation * taps).flatten(1).sum(1)
+    return found
+
+
+def ncc_prepare_grads(
+    grad: Tensor,
+    score: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    count: float,
+    zero_mean: bool,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of a score for its numerator and for the window's S1 and S2."""
+    energy = _energy(mean, var, zero_mean)
+    live = energy != 0
+    energy = torch.where(live, energy, torch.ones_like(energy)) + eps
+    wide = widen(grad)
+    zero = wide.new_zeros(())
+    numerator_grad = torch.where(live, wide / (count * torch.sqrt(energy)), zero)
+    share = torch.where(live, wide * score / (count * energy), zero).sum_to_size(mean.shape)
+    grad_s1 = share * mean if zero_mean else torch.zeros_like(share)
+    return numerator_grad.to(grad.dtype), grad_s1, -share / 2
+
+
+@dataclass(frozen=True)
+class ScoreOperators:
+    """What the gradient of a score is made of: registered operators, or their definitions."""
+
+    ncc: Callable[..., Tensor]
+    window_moments: Callable[..., tuple[Tensor, Tensor]]
+    window_combine: Callable[..., Tensor]
+    correlate_input_grad: Callable[..., Tensor]
+    correlate_template_grad: Callable[..., Tensor]
+
+
+def score_gradients(
+    of: ScoreOperators,
+    grad: Tensor,
+    input: Tensor,
+    template: Tensor,
+    score: Tensor,
+    stride: Sequence[int],
+    zero_mean: bool,
+    eps: float,
+    method: str,
+    need_input: bool,
+    need_template: bool,
+) -> tuple[Tensor | None, Tensor | None]:
+    """Both gradients of `ncc` (math.md, eq. zncc-input and zncc-template), None if not needed.
+
+    In float64: the terms nearly cancel where a window resembles the template.
+    """
+    ndim = len(stride)
+    window, axes = tuple(template.shape[-ndim:]), tuple(range(-ndim, 0))
+    mean, var = of.window_moments(input, window, stride)
+    count = math.prod(template.shape[-ndim - 1 :])
+    wide, weights = widen(input), widen(template)
+    if wide.dtype != input.dtype:
+        score = of.ncc(wide, weights, stride, zero_mean, eps, method)
+    numerator_grad, grad_s1, grad_s2 = ncc_prepare_grads(
+        widen(grad), widen(score), mean, var, count, zero_mean, eps
+    )
+    for_input: Tensor | None = None
+    for_template: Tensor | None = None
+    if need_input:
+        level = weights.mean((-ndim - 1, *axes), keepdim=True) if zero_mean else 0.0
+        shape = tuple(input.shape)
+        through_score = of.correlate_input_grad(
+            numerator_grad, weights - level, shape, stride, method
+        )
+        through_window = of.window_combine(grad_s1, grad_s2, wide, window, stride)
+        for_input = (through_score + through_window).to(input.dtype)
+    if need_template:
+        shape = tuple(template.shape)
+        base = centre(input, ndim) if zero_mean else wide.new_zeros((1,) * (ndim + 1))
+        found = of.correlate_template_grad(numerator_grad, wide - base, shape, stride, method)
+        if zero_mean:
+            offset = (numerator_grad * (mean - base.squeeze(-ndim - 1))).sum(axes)
+            offset = offset[(..., None, *(None,) * ndim)]
+            found = found - offset.sum_to_size((*shape[: -ndim - 1], *(1,) * (ndim + 1)))
+        for_template = found.to(template.dtype)
+    return for_input, for_template
+
+
+_DEFINITIONS = ScoreOperators(
+    ncc, window_moments, window_combine, correlate_input_grad, correlate_template_grad
+)
+
+
+def ncc_grads(
+    grad: Tensor,
+    input: Tensor,
+    template: Tensor,
+    score: Tensor,
+    stride: Sequence[int],
+    zero_mean: bool,
+    eps: float,
+    method: str,
+    need_input: bool,
+    need_template: bool,
+) -> tuple[Tensor, Tensor]:
+    """Both gradients of `ncc`; one that is not needed is empty."""
+    args = (grad, input, template, score, stride, zero_mean, eps, method, need_input, need_template)
+    for_input, for_template = score_gradients(_DEFINITIONS, *args)
+    return (
+        for_input if for_input is not None else input.new_empty(0),
+        for_template if for_template is not None else template.new_empty(0),
+    )

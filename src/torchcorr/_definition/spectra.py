@@ -1,0 +1,51 @@
+"""Complex transforms of tiles, and spectra of templates in the layout that tiles multiply."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+# Elements from which on MKL uses several threads for one line.
+_LONG_LINE = 4096
+
+
+def _is_single_long_line(x: Tensor, ndim: int) -> bool:
+    """MKL divides such a line among threads, and rounds differently for each number of threads."""
+    return ndim == 1 and x.shape[:-1].numel() == 1 and x.shape[-1] >= _LONG_LINE
+
+
+def forward_fft(x: Tensor, ndim: int) -> Tensor:
+    """Spectrum of a complex x over its last axes."""
+    axes = tuple(range(-ndim, 0))
+    if _is_single_long_line(x, ndim):
+        return torch.fft.fftn(torch.cat((x, x)), dim=axes)[:1]
+    return torch.fft.fftn(x, dim=axes)
+
+
+def inverse_fft(x: Tensor, ndim: int) -> Tensor:
+    """The inverse of `forward_fft`, without its factor 1/n."""
+    axes = tuple(range(-ndim, 0))
+    if _is_single_long_line(x, ndim):
+        return torch.fft.ifftn(torch.cat((x, x)), dim=axes, norm="forward")[:1]
+    return torch.fft.ifftn(x, dim=axes, norm="forward")
+
+
+def template_spectra(template: Tensor, lengths: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """Conjugate spectra of real templates padded to a tile, over the elements of the tile.
+
+    The factor 1/n of the inverse transform is folded in here, where it costs least.
+    """
+    ndim = len(lengths)
+    x = (template / math.prod(lengths)).to(dtype)
+    # As complex numbers: MKL rounds real input differently for each number of threads.
+    found = x.flatten(0, -ndim - 1).to(dtype.to_complex())
+    if ndim == 1:
+        found = torch.nn.functional.pad(found, (0, lengths[0] - found.shape[-1]))
+        return inverse_fft(found, 1).reshape(*x.shape[:-1], *lengths)
+    # Axis by axis, so that only lines that are not zero are transformed; rows last, as they lie.
+    for axis in range(-ndim, 0):
+        found = torch.fft.ifft(found, n=lengths[axis], dim=axis, norm="forward")
+    return found.reshape(*x.shape[:-ndim], *lengths)

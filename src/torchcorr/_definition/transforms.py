@@ -1,0 +1,124 @@
+"""Correlation through whole transforms in float64, on any device; and products of spectra.
+
+The input is centred before it is transformed, so that rounding is relative to its contrast and
+not to its offset.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .._plan import rounding
+from .._plan.dtypes import widen
+from .._plan.shapes import dilated_size, fast_length
+
+
+def dilated(grad: Tensor, stride: Sequence[int]) -> Tensor:
+    """grad with stride - 1 zeros between its values."""
+    if all(s == 1 for s in stride):
+        return grad
+    extent = dilated_size(grad.shape[-len(stride) :], stride)
+    spread = grad.new_zeros((*grad.shape[: -len(stride)], *extent))
+    crop(spread, extent, stride).copy_(grad)
+    return spread
+
+
+def crop(x: Tensor, extent: Sequence[int], stride: Sequence[int] | None = None) -> Tensor:
+    """The first elements of each window axis, every stride-th of them."""
+    steps = stride if stride is not None else (1,) * len(extent)
+    return x[(..., *(slice(0, n, s) for n, s in zip(extent, steps, strict=True)))]
+
+
+def sum_channels(input: Tensor, template: Tensor, ndim: int) -> Tensor:
+    """Product of two spectra, summed over their channel axis without a tensor of all products."""
+    axis = -ndim - 1
+    total = input.select(axis, 0) * template.select(axis, 0)
+    for c in range(1, input.shape[axis]):
+        total = torch.addcmul(total, input.select(axis, c), template.select(axis, c))
+    return total
+
+
+def _lengths(size: Sequence[int]) -> tuple[int, ...]:
+    return tuple(fast_length(n) for n in size)
+
+
+def _forward(x: Tensor, lengths: Sequence[int]) -> Tensor:
+    axes = tuple(range(-len(lengths), 0))
+    transform = torch.fft.fftn if x.is_complex() else torch.fft.rfftn
+    return transform(x, s=tuple(lengths), dim=axes)
+
+
+def _conjugate(x: Tensor) -> Tensor:
+    """The complex conjugate, computed now: an operator must not return or keep a lazy one."""
+    return x.conj().resolve_conj()
+
+
+def _reversed(x: Tensor, lengths: Sequence[int]) -> Tensor:
+    """Spectrum of x with every window axis reversed, which makes a convolution a correlation."""
+    if x.is_complex():
+        return _conjugate(_forward(_conjugate(x), lengths))
+    return _forward(x, lengths).conj_physical_()
+
+
+def _inverse(spectrum: Tensor, lengths: Sequence[int], is_complex: bool) -> Tensor:
+    axes = tuple(range(-len(lengths), 0))
+    transform = torch.fft.ifftn if is_complex else torch.fft.irfftn
+    return transform(spectrum, s=tuple(lengths), dim=axes)
+
+
+def correlate(input: Tensor, template: Tensor, stride: Sequence[int]) -> Tensor:
+    """sum_v I(u s + v) T(v) of finite tensors, summed over channels."""
+    ndim = len(stride)
+    size, window = input.shape[-ndim:], template.shape[-ndim:]
+    lengths = _lengths(size)
+    wide, weights = widen(input), widen(template)
+    axes = tuple(range(-ndim, 0))
+    level = wide.mean(axes, keepdim=True)
+    spectrum = _forward(wide - level, lengths)
+    product = sum_channels(spectrum, _reversed(weights, lengths), ndim)
+    valid = [n - k + 1 for n, k in zip(size, window, strict=True)]
+    found = crop(_inverse(product, lengths, input.is_complex()), valid, stride)
+    offset = (level * weights.sum(axes, keepdim=True)).sum(-ndim - 1)
+    return (found + offset).to(input.dtype).contiguous()
+
+
+def noise(input: Tensor, template: Tensor, found: Tensor, ndim: int) -> Tensor:
+    """Rounding of sums `found`, (*lead, 1, ..., 1), from what their transforms contain.
+
+    math.md, eq. noise, for tensors (*lead, C, ...) in float64.
+    """
+    axes, own = tuple(range(-ndim, 0)), tuple(range(-ndim - 1, 0))
+    contrast = (input - input.mean(axes, keepdim=True)).square().mean(own, keepdim=True)
+    elements = input.shape[-ndim - 1] * template.square().sum(own, keepdim=True)
+    squares = (contrast * elements).squeeze(-ndim - 1) + found.square().mean(axes, keepdim=True)
+    peak = found.abs().amax(axes, keepdim=True)
+    return rounding.TRANSFORM * rounding.unit(found.dtype) * (squares.sqrt() + peak / 2)
+
+
+def correlate_input_grad(
+    grad: Tensor, template: Tensor, input_shape: Sequence[int], stride: Sequence[int]
+) -> Tensor:
+    """The transpose of `correlate` in its input; a NaN reaches every element."""
+    ndim = len(stride)
+    lengths = _lengths(input_shape[-ndim:])
+    spread = _forward(dilated(widen(grad), stride), lengths).unsqueeze(-ndim - 1)
+    product = spread * _forward(_conjugate(widen(template)), lengths)
+    product = product.sum_to_size((*input_shape[:-ndim], *product.shape[-ndim:]))
+    full = _inverse(product, lengths, grad.is_complex())
+    return crop(full, input_shape[-ndim:]).to(grad.dtype).contiguous()
+
+
+def correlate_template_grad(
+    grad: Tensor, input: Tensor, template_shape: Sequence[int], stride: Sequence[int]
+) -> Tensor:
+    """The transpose of `correlate` in its template; a NaN reaches every element."""
+    ndim = len(stride)
+    lengths = _lengths(input.shape[-ndim:])
+    weights = _reversed(dilated(widen(grad), stride), lengths).unsqueeze(-ndim - 1)
+    product = weights * _forward(_conjugate(widen(input)), lengths)
+    product = product.sum_to_size((*template_shape[:-ndim], *product.shape[-ndim:]))
+    full = _inverse(product, lengths, grad.is_complex())
+    return crop(full, template_shape[-ndim:]).to(grad.dtype).contiguous()

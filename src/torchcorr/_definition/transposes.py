@@ -1,0 +1,75 @@
+"""The transposes of a correlation as correlations of other tensors, in normal form and in tiles.
+
+The gradient of the input is a correlation of the upstream gradient, padded by a window, with the
+reversed template; that of the template is a correlation of the input with the upstream gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from .._plan.choose import Plan, Problem, make_plan
+from .._plan.dtypes import widen
+from .._plan.leads import Leads
+from .._plan.shapes import Ints, output_size
+from .._plan.tiling import Tiling
+from .transforms import dilated
+
+
+@dataclass(frozen=True)
+class Transpose:
+    """A transpose in normal form, and the tiles that it is computed in on a kind of device."""
+
+    leads: Leads
+    upstream: Tensor  # (pairs * inputs, templates, ...), zeros between the values of a stride
+    other: Tensor  # the reversed template (pairs, C, templates, *window), or the input
+    problem: Problem
+    plan: Plan
+    tiling: Tiling
+
+    @classmethod
+    def into_input(
+        cls, grad: Tensor, template: Tensor, shape: Ints, stride: Sequence[int], device: str
+    ) -> Transpose:
+        ndim = len(stride)
+        size, window, ones = shape[-ndim:], tuple(template.shape[-ndim:]), (1,) * ndim
+        leads = Leads.of(shape[: -ndim - 1], tuple(template.shape[: -ndim - 1]))
+        upstream = dilated(leads.output(grad, ndim), stride).contiguous()
+        weights = leads.template(widen(template), ndim + 1)
+        weights = weights.flip(tuple(range(-ndim, 0))).transpose(1, 2).contiguous()
+        # Roles change: what was a template is a channel now, what was a channel a template.
+        turned = Leads((), (), (), leads.paired, leads.inputs, weights.shape[1])
+        full = tuple(n + k - 1 for n, k in zip(size, window, strict=True))
+        problem = Problem(full, window, ones, leads.templates, turned, 8, 0, False, device)
+        pad = tuple(k - 1 for k in window)
+        plan, tiling = _tiles(problem, upstream.shape[2:], size, pad)
+        return cls(leads, upstream, weights, problem, plan, tiling)
+
+    @classmethod
+    def into_template(
+        cls, grad: Tensor, input: Tensor, shape: Ints, stride: Sequence[int], device: str
+    ) -> Transpose:
+        ndim = len(stride)
+        size, window, ones = tuple(input.shape[-ndim:]), shape[-ndim:], (1,) * ndim
+        leads = Leads.of(tuple(input.shape[: -ndim - 1]), shape[: -ndim - 1])
+        upstream = dilated(leads.output(grad, ndim), stride).contiguous()
+        seen = leads.input(input, ndim + 1).contiguous()
+        problem = Problem(size, window, ones, seen.shape[1], leads, 8, 0, False, device)
+        plan, tiling = _tiles(problem, size, output_size(size, window, ones), None)
+        return cls(leads, upstream, seen, problem, plan, tiling)
+
+
+def _tiles(
+    problem: Problem, size: Sequence[int], positions: Sequence[int], pad: Sequence[int] | None
+) -> tuple[Plan, Tiling]:
+    """A plan, and its tiles over an input of another size."""
+    plan = make_plan(problem, "fft")
+    grid = tuple(-(-n // m) for n, m in zip(positions, plan.tile, strict=True))
+    powers = not problem.costs.pairs
+    tiling = Tiling.cut(
+        size, problem.window, problem.stride, grid, pad=pad, positions=positions, powers=powers
+    )
+    return plan, tiling

@@ -1,0 +1,194 @@
+"""Sums and moments of windows, merged from parts so that nothing is ever subtracted from a sum.
+
+A run of 2k elements is two runs of k, so each window axis of length k takes about log2(k) merges
+(math.md, eq. merge). An element reaches only the windows that contain it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from .._plan.dtypes import widen
+from .._plan.shapes import output_size
+from .transforms import dilated
+
+# What is known of each run: its sum, or its mean and the sum of squares about it, and so on.
+Summary = tuple[Tensor, ...]
+# Merges two neighbouring runs of so many elements each.
+Merge = Callable[[Summary, Summary, float, float], Summary]
+
+# Elements of a slab whose summaries stay in a cache.
+_SLAB = 1 << 18
+
+
+def windows(x: Tensor, window: Sequence[int], stride: Sequence[int]) -> Tensor:
+    """A view (*lead, *output, C, *window) of every window; no memory is copied."""
+    first = x.dim() - len(window)
+    for axis, (k, s) in enumerate(zip(window, stride, strict=True), first):
+        x = x.unfold(axis, k, s)
+    return x.movedim(first - 1, first - 1 + len(window))
+
+
+def _part(summary: Summary, axis: int, first: int, length: int) -> Summary:
+    return tuple(x.narrow(axis, first, length) for x in summary)
+
+
+def _runs(single: Summary, axis: int, k: int, elements: int, merge: Merge) -> Summary:
+    """Summaries of all runs of k along an axis, from those of single places of some elements."""
+    size = single[0].shape[axis]
+    power, length = single, 1  # runs of a power of two
+    found: Summary | None = None
+    done = 0
+    while True:
+        if k & length:
+            if found is None:
+                found = power
+            else:
+                count = size - done - length + 1
+                parts = _part(found, axis, 0, count), _part(power, axis, done, count)
+                found = merge(*parts, done * elements, length * elements)
+            done += length
+        if done == k and found is not None:
+            return found
+        count = size - 2 * length + 1
+        parts = _part(power, axis, 0, count), _part(power, axis, length, count)
+        power = merge(*parts, length * elements, length * elements)
+        length *= 2
+
+
+def summarise(
+    single: Summary, window: Sequence[int], stride: Sequence[int], channels: int, merge: Merge
+) -> Summary:
+    """Summaries (*lead, *output) of windows, from those (*lead, *size) of all channels."""
+    ndim, elements = len(window), channels
+    for axis, k in zip(range(-ndim, 0), window, strict=True):
+        single = _runs(single, axis, k, elements, merge)
+        elements *= k
+    steps = tuple(slice(None, None, s) for s in stride)
+    return tuple(x[(..., *steps)] for x in single)
+
+
+def in_slabs(
+    inputs: Sequence[Tensor],
+    window: Sequence[int],
+    stride: Sequence[int],
+    compute: Callable[..., Summary],
+) -> Summary:
+    """compute(*inputs), a part of the first window axis at a time; results (*lead, *output)."""
+    ndim = len(window)
+    size, k, s = inputs[0].shape[-ndim], window[0], stride[0]
+    rows = max(k * s, _SLAB * size // max(1, inputs[0].numel()))
+    total = (size - k) // s + 1
+    parts = []
+    for first in range(0, total, rows):
+        length = (min(rows, total - first) - 1) * s + k
+        parts.append(compute(*(x.narrow(-ndim, first * s, length) for x in inputs)))
+    if len(parts) == 1:
+        return parts[0]
+    return tuple(torch.cat(maps, -ndim) for maps in zip(*parts, strict=True))
+
+
+def _merge_sums(a: Summary, b: Summary, _na: float, _nb: float) -> Summary:
+    return (a[0] + b[0],)
+
+
+def _merge_moments(a: Summary, b: Summary, na: float, nb: float) -> Summary:
+    """Means and sums of squares about them; equal elements keep a sum of exactly 0."""
+    d = b[0] - a[0]
+    mean = torch.add(a[0], d, alpha=nb / (na + nb))
+    return mean, (a[1] + b[1]).addcmul_(d, d, value=na * nb / (na + nb))
+
+
+def window_sum(input: Tensor, window: Sequence[int], stride: Sequence[int]) -> Tensor:
+    """Sum of each window over all its channels."""
+    single = (widen(input).sum(-len(window) - 1),)
+    return summarise(single, window, stride, 1, _merge_sums)[0].to(input.dtype)
+
+
+def window_spread(
+    grad: Tensor, window: Sequence[int], input_shape: Sequence[int], stride: Sequence[int]
+) -> Tensor:
+    """The transpose of `window_sum`: each element gets the sum over the windows that contain it."""
+    ndim = len(window)
+    wide = dilated(widen(grad), stride)
+    pads: list[int] = []
+    for n, k, m in zip(input_shape[-ndim:], window, wide.shape[-ndim:], strict=True):
+        pads[:0] = [k - 1, n - m]
+    wide = torch.nn.functional.pad(wide, pads)
+    sums = summarise((wide,), window, (1,) * ndim, 1, _merge_sums)[0]
+    return sums.unsqueeze(-ndim - 1).expand(tuple(input_shape)).to(grad.dtype).contiguous()
+
+
+def of_channels(x: Tensor, ndim: int) -> tuple[Tensor, Tensor]:
+    """Mean over channels, and the deviations of each; those of equal elements are exactly 0."""
+    first = x.narrow(-ndim - 1, 0, 1)
+    deviation = x - first
+    rest = deviation.mean(-ndim - 1, keepdim=True)
+    return (first + rest).squeeze(-ndim - 1), deviation - rest
+
+
+def window_moments(
+    input: Tensor, window: Sequence[int], stride: Sequence[int]
+) -> tuple[Tensor, Tensor]:
+    """Mean and uncorrected variance of each window; the variance of a flat window is exactly 0."""
+    ndim, channels = len(window), input.shape[-len(window) - 1]
+
+    def compute(part: Tensor) -> Summary:
+        mean, deviation = of_channels(widen(part), ndim)
+        single = (mean, deviation.square().sum(-ndim - 1))
+        return summarise(single, window, stride, channels, _merge_moments)
+
+    mean, squares = in_slabs([input], window, stride, compute)
+    return mean.contiguous(), squares / (channels * math.prod(window))
+
+
+def window_combine(
+    grad_s1: Tensor, grad_s2: Tensor, input: Tensor, window: Sequence[int], stride: Sequence[int]
+) -> Tensor:
+    """spread(grad_s1) + 2 I spread(grad_s2) (math.md, eq. local-std-combine)."""
+    shape = tuple(input.shape)
+    first = window_spread(grad_s1, window, shape, stride)
+    second = window_spread(grad_s2, window, shape, stride)
+    return (first + 2 * widen(input) * second).to(input.dtype)
+
+
+def local_std(
+    input: Tensor, window: Sequence[int], stride: Sequence[int], correction: float, eps: float
+) -> Tensor:
+    """Deviation of each window: sqrt(var N / (N - correction) + eps)."""
+    count = input.shape[-len(window) - 1] * math.prod(window)
+    var = window_moments(input, window, stride)[1]
+    return torch.sqrt(var * (count / (count - correction)) + eps).to(input.dtype)
+
+
+def local_std_prepare_grads(
+    grad: Tensor, mean: Tensor, var: Tensor, count: float, correction: float, eps: float
+) -> tuple[Tensor, Tensor]:
+    """Gradients of a deviation for the window's S1 and S2; exactly 0 where the window is flat."""
+    ratio = count / (count - correction)
+    live = var != 0
+    std = torch.sqrt(torch.where(live, var, torch.ones_like(var)) * ratio + eps)
+    grad_var = torch.where(live, widen(grad) * ratio / (2 * std), torch.zeros_like(var))
+    grad_s2 = grad_var / count
+    return -2 * mean * grad_s2, grad_s2
+
+
+def chosen_windows(
+    chosen: Tensor, input: Tensor, template: Tensor, stride: Sequence[int]
+) -> Iterator[tuple[tuple[Tensor, ...], Tensor, Tensor]]:
+    """Positions, windows (n, C, *window) and templates of the true values of a map, by parts."""
+    ndim = len(stride)
+    lead = chosen.shape[: chosen.dim() - ndim]
+    window = template.shape[-ndim:]
+    seen = windows(input, window, stride)
+    output = output_size(input.shape[-ndim:], window, stride)
+    seen = seen.expand(*lead, *output, *template.shape[-ndim - 1 :])
+    weights = template.expand(*lead, *template.shape[-ndim - 1 :])
+    step = max(1, _SLAB // math.prod(template.shape[-ndim - 1 :]))
+    for part in chosen.nonzero().split(step):
+        place = part.unbind(1)
+        yield place, seen[place], weights[place[: len(lead)]] if lead else weights

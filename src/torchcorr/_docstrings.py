@@ -1,0 +1,109 @@
+"""Parameters that many functions share, described once and filled into their docstrings."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Callable
+from string import Template
+from typing import Any, TypeVar
+
+Documented = TypeVar("Documented", bound=Callable[..., Any])
+
+_DTYPES_OF_SCORES = """\
+float64 and float32 keep their dtype; float16 and bfloat16 are computed in float32 and come back
+as themselves; uint8, int8, int16, uint16 and int32 become float32; complex tensors are refused."""
+
+SHARED = {
+    "input": """\
+input : Tensor
+    What is searched, ``(*lead, *size)``. The last `ndim` axes are the window axes.""",
+    "template": """\
+template : Tensor
+    What slides over it, ``(*lead, *window)``. Leading axes broadcast with those of the input;
+    nothing is expanded in memory.""",
+    "kernel": """\
+kernel : Tensor
+    What the input is convolved with, ``(*lead, *window)``. Leading axes broadcast with those of
+    the input; nothing is expanded in memory.""",
+    "windowed": """\
+input : Tensor
+    ``(*lead, *size)``. The last `ndim` axes are the window axes.""",
+    "window": """\
+window : int or sequence of int
+    Elements of the window, along all axes or along each.""",
+    "ndim": """\
+ndim : int
+    Number of window axes, 1 to 3.""",
+    "mode": """\
+mode : str
+    ``"valid"``: windows inside the input, ``size - window + 1`` positions an axis. ``"full"``:
+    every overlap. ``"same"``: the centre of ``"full"``, as many positions as the input has.""",
+    "stride": """\
+stride : int or sequence of int
+    Elements from one position to the next, for all axes or for each. Positions between are not
+    computed.""",
+    "channels": """\
+channels : str
+    ``"joint"`` makes the axis before the window axes a part of the window; ``"independent"``
+    leaves it a leading axis.""",
+    "method": """\
+method : str
+    ``"direct"`` (the loop), ``"fft"``, or ``"auto"``: what `plan` finds cheaper.""",
+    "padding": """\
+pad_mode : str
+    What lies outside the input in modes ``"same"`` and ``"full"``: ``"constant"``, ``"reflect"``,
+    ``"replicate"`` or ``"circular"``.
+pad_value : float
+    The constant outside the input, in its units.""",
+    "prepared": """\
+The first input of a size pays for the template's transforms, later ones do not, until the template
+changes, in whatever way. Kept spectra take about as much memory as the template padded to a tile,
+see `plan`, twice over. On a GPU nothing is kept: finding out whether the template has changed would
+wait for the device.""",
+    "dtypes_of_scores": _DTYPES_OF_SCORES,
+    "dtypes_of_sums": """\
+float64, float32, complex128 and complex64 keep their dtype; float16 and bfloat16 are summed in
+float32 and come back as themselves; uint8, int8, int16, uint16 and int32 become float32, their
+sums whole numbers, exact up to 2**24.""",
+    "dtypes_of_moments": """\
+float64 and float32 keep their dtype; float16 and bfloat16 are summed in a wider type and come back
+as themselves; uint8, int8, int16, uint16 and int32 become float32.""",
+    "errors_of_pairs": """\
+ValueError
+    If the template (or kernel) is empty or, in valid mode, larger than the input; a name or a size
+    is not one of those above; leading axes do not broadcast, or joint channels differ in number;
+    a reflected or circular padding reaches beyond the input; a number is out of range; or devices
+    differ.
+TypeError
+    If dtypes differ or are not among those above, or an argument has the wrong type.
+MemoryError
+    If the sums cannot fit into the machine's memory.""",
+    "errors_of_windows": """\
+ValueError
+    If the window is below 1 or, in valid mode, larger than the input; a name or a size is not one
+    of those above; a number is out of range; or a reflected or circular padding reaches beyond the
+    input.
+TypeError
+    If the dtype is not among those above, or an argument has the wrong type.
+MemoryError
+    If the sums cannot fit into the machine's memory.""",
+    "box_references": """\
+M. van Herk, A fast algorithm for local minimum and maximum filters on rectangular and octagonal
+kernels, Pattern Recognition Letters 13, 1992; J. Gil, M. Werman, Computing 2-D min, median, and
+max filters, IEEE TPAMI 15, 1993: one cost for any window.""",
+    "merge_reference": """\
+T. F. Chan, G. H. Golub, R. J. LeVeque, Algorithms for computing the sample variance, The American
+Statistician 37, 1983: merging variances without cancellation.""",
+}
+_INDENT = "    "
+
+
+def shared(function: Documented) -> Documented:
+    """Fills lines ``$name`` of a docstring with the description of that name."""
+    if function.__doc__ is not None:
+        texts = {
+            name: textwrap.indent(text, _INDENT).removeprefix(_INDENT)
+            for name, text in SHARED.items()
+        }
+        function.__doc__ = Template(function.__doc__).substitute(texts)
+    return function

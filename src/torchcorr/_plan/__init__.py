@@ -1,0 +1,1 @@
+"""Sizes and choices as plain data: nothing here knows an engine."""

@@ -1,0 +1,291 @@
+"""Which method computes a correlation and in which tiles: a plan made from shapes alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+
+from .costs import Costs, costs_of
+from .leads import Leads
+from .shapes import Ints, output_size
+from .tiling import EMPTY, Batch, Tiling
+
+_MOST = 2**31 - 2**12  # elements of a tile that a GPU's kernels number
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How one call will be computed: what `plan` returns.
+
+    Sizes are those of a tile, one for each window axis; bytes depend on the dtype.
+
+    Attributes
+    ----------
+    method : str
+        ``"direct"`` or ``"fft"``.
+    tile : tuple of int
+        Positions that a tile covers, ``(*positions)``.
+    transform : tuple of int
+        Elements of a tile along each window axis: the length of its transforms.
+    tiles : int
+        Tiles of one item of the input.
+    batch : int
+        Tiles that are computed at once.
+    templates : int
+        Templates whose scores are computed at once.
+    bytes : int
+        Scratch of one batch, in bytes; input and result are not counted.
+    cost : float
+        Predicted time in milliseconds on the two cores that the model was fitted on. Only its
+        ratio to the cost of another plan means something elsewhere.
+    """
+
+    method: str
+    tile: Ints
+    transform: Ints
+    tiles: int
+    batch: int
+    templates: int
+    bytes: int
+    cost: float
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What a plan depends on: shapes of the normal form, element size and number of threads."""
+
+    size: Ints
+    window: Ints
+    stride: Ints
+    channels: int
+    leads: Leads
+    itemsize: int
+    threads: int
+    normalised: bool  # a score; a plain sum is transformed in float64 and needs no norms
+    device: str = "cpu"  # its kind, as `family` names it
+    is_complex: bool = False  # transformed as a whole, not in tiles
+
+    @property
+    def costs(self) -> Costs:
+        return costs_of(self.device)
+
+
+def _grids(problem: Problem) -> Iterator[Ints]:
+    """Divisions worth trying: into tiles of the same length along all axes, and none."""
+    total = output_size(problem.size, problem.window, problem.stride)
+    tried = {(1,) * len(total)}
+    yield (1,) * len(total)
+    costs = problem.costs
+    lengths = list(costs.long if len(total) == 1 else costs.lengths)
+    while not costs.pairs and lengths[-1] < 2 * max(problem.window):
+        lengths.append(2 * lengths[-1])
+    for wanted in lengths:
+        if any(wanted < k for k in problem.window):
+            continue
+        grid = tuple(
+            -(-n // ((wanted - k) // s + 1))
+            for n, k, s in zip(total, problem.window, problem.stride, strict=True)
+        )
+        if grid not in tried:
+            tried.add(grid)
+            yield grid
+
+
+def _tiling(problem: Problem, grid: Sequence[int], fast: bool) -> Tiling:
+    powers = not problem.costs.pairs
+    return Tiling.cut(problem.size, problem.window, problem.stride, grid, fast=fast, powers=powers)
+
+
+def _transformed_size(problem: Problem) -> int:
+    """Bytes of an element that is transformed: sums take float64, scores what they come in."""
+    return problem.itemsize if problem.normalised else max(8, problem.itemsize)
+
+
+def _bytes(problem: Problem, tiling: Tiling, method: str) -> tuple[int, int]:
+    """Of a tile whatever the templates, and of a tile and template."""
+    n, m = math.prod(tiling.length), math.prod(tiling.outputs)
+    fixed, each = n * problem.channels + m, m
+    if method == "fft":
+        fixed += n * problem.channels
+        each = n if problem.leads.templates == problem.channels == 1 else 2 * n
+    width = problem.itemsize if method == "direct" else _transformed_size(problem)
+    return fixed * width, each * width
+
+
+def _batched(problem: Problem, tiling: Tiling, method: str) -> Plan:
+    leads = problem.leads
+    fixed, each = _bytes(problem, tiling, method)
+    costs = problem.costs
+    even = 2 if method == "fft" and costs.pairs else 1
+    total = max(1, leads.paired * leads.inputs * tiling.tiles)
+    cache = costs.cache if leads.templates == 1 else costs.near_cache
+    fitting = cache // (fixed + each)
+    batch = max(even, fitting // (2 * even) * 2 * even)
+    batch = min(batch, total + total % even)
+    templates = max(1, min(leads.templates, (cache // batch - fixed) // each))
+    own = batch * (fixed + templates * each)
+    cost = _cost(problem, tiling, method, batch, templates) * 1e-6
+    return Plan(method, tiling.outputs, tiling.length, tiling.tiles, batch, templates, own, cost)
+
+
+def _cost(problem: Problem, tiling: Tiling, method: str, batch: int, templates: int) -> float:
+    leads = problem.leads
+    costs, n, width = problem.costs, math.prod(tiling.length), problem.itemsize / 4
+    each = leads.inputs * tiling.tiles
+    tiles = leads.paired * (each + each % 2 if method == "fft" and costs.pairs else each)
+    steps = -(-tiles // batch) * -(-leads.templates // templates)
+    cost = steps * costs.batch
+    if method == "fft":
+        width = _transformed_size(problem) / 4
+    element = costs.tile_element if method == "fft" else costs.score_element
+    if problem.normalised or method == "fft":
+        cost += tiles * problem.channels * n * element * width
+    if method == "direct":
+        scores = tiles * leads.templates * math.prod(tiling.outputs)
+        products = problem.channels * math.prod(problem.window)
+        product = costs.product * costs.shape[len(problem.window) - 1]
+        if problem.normalised:
+            product *= costs.scored
+        return cost + scores * (costs.position + products * product) * width
+    # Forward for each channel of a tile, back for each of its templates, and the templates' own.
+    planes = (tiles * (problem.channels + leads.templates)) / 2
+    planes += leads.paired * leads.templates * problem.channels
+    ndim, size = len(tiling.length), 8 * width * n
+    strain = costs.strain[ndim - 1] * size / (1 << 20)
+    transform = costs.transform * math.log2(max(n, 2)) * n * width * (1 + min(2.0, strain))
+    return cost + 2 * planes * transform
+
+
+def tiling_of(problem: Problem, plan: Plan) -> Tiling:
+    """The tiles of a plan."""
+    total = output_size(problem.size, problem.window, problem.stride)
+    grid = tuple(-(-n // m) for n, m in zip(total, plan.tile, strict=True))
+    return _tiling(problem, grid, plan.method == "fft")
+
+
+def make_plan(problem: Problem, method: str) -> Plan:
+    """The cheapest plan of a method, or of all for `auto`."""
+    plans = []
+    if method in ("auto", "direct"):
+        plans.append(_direct_plan(problem))
+    if method in ("auto", "fft"):
+        grids = _grids(problem) if not problem.is_complex else [(1,) * len(problem.size)]
+        for grid in grids:
+            plans.append(_batched(problem, _tiling(problem, grid, True), "fft"))
+    if not problem.costs.pairs:
+        most = _MOST // problem.channels
+        plans = [p for p in plans if p.method == "direct" or math.prod(p.transform) < most] or plans
+    fitting = [plan for plan in plans if plan.bytes <= problem.costs.scratch]
+    return min(fitting or plans, key=lambda plan: plan.cost)
+
+
+def _direct_plan(problem: Problem) -> Plan:
+    if problem.normalised:
+        return _batched(problem, _direct_tiling(problem), "direct")
+    # A plain sum is one loop over the whole output, without tiles and without scratch.
+    tiling, leads = _tiling(problem, (1,) * len(problem.size), False), problem.leads
+    items = max(1, leads.paired * leads.inputs)
+    cost = _cost(problem, tiling, "direct", items, leads.templates) * 1e-6
+    sizes = (tiling.outputs, tiling.length)
+    return Plan("direct", *sizes, tiling.tiles, items, leads.templates, 0, cost)
+
+
+def _direct_tiling(problem: Problem) -> Tiling:
+    """Tiles of the direct loop: rows as long as they are, as many as fit."""
+    total = output_size(problem.size, problem.window, problem.stride)
+    grid = [1] * len(total)
+    for axis in range(len(total)):
+        tiling = _tiling(problem, grid, False)
+        excess = math.prod(tiling.length) * problem.channels / problem.costs.direct_tile
+        if excess <= 1:
+            break
+        grid[axis] = min(total[axis], math.ceil(excess))
+    return _tiling(problem, grid, False)
+
+
+@dataclass(frozen=True)
+class Arrangement:
+    """All that a call needs to know beforehand."""
+
+    problem: Problem
+    plan: Plan
+    tiling: Tiling
+
+
+def arrange(
+    input: Sequence[int],
+    template: Sequence[int],
+    stride: Sequence[int],
+    method: str,
+    *,
+    normalised: bool,
+    dtype: torch.dtype,
+    device: str,
+) -> Arrangement:
+    """How two tensors of these shapes, in normal form, are computed on a kind of device."""
+    # A torch.Size is a tuple and is not copied: most calls only look their plan up.
+    return _arranged(
+        input if isinstance(input, tuple) else tuple(input),
+        template if isinstance(template, tuple) else tuple(template),
+        tuple(stride),
+        method,
+        normalised,
+        dtype,
+        device,
+        torch.get_num_threads(),
+    )
+
+
+@lru_cache(maxsize=1024)
+def _arranged(
+    input: Ints,
+    template: Ints,
+    stride: Ints,
+    method: str,
+    normalised: bool,
+    dtype: torch.dtype,
+    device: str,
+    threads: int,
+) -> Arrangement:
+    ndim = len(stride)
+    leads = Leads.of(tuple(input[: -ndim - 1]), tuple(template[: -ndim - 1]))
+    problem = Problem(
+        tuple(input[-ndim:]),
+        tuple(template[-ndim:]),
+        stride,
+        input[-ndim - 1],
+        leads,
+        # Half types are computed in float32.
+        max(4, dtype.itemsize),
+        threads,
+        normalised,
+        device,
+        dtype.is_complex,
+    )
+    plan = make_plan(problem, method)
+    return Arrangement(problem, plan, tiling_of(problem, plan))
+
+
+def batches(problem: Problem, plan: Plan) -> Iterator[Batch]:
+    """The tiles that are computed at once: equally many of each pair.
+
+    Transforms take an even number of tiles, filled up with an empty one.
+    """
+    each, paired = problem.leads.inputs * plan.tiles, problem.leads.paired
+    filler = [EMPTY] if plan.method == "fft" else []
+    pairs = max(1, plan.batch // each)
+    for pair in range(0, paired, pairs):
+        last = min(pair + pairs, paired)
+        if pairs > 1:
+            tiles = []
+            for p in range(pair, last):
+                tiles += [*range(p * each, (p + 1) * each), *filler * (each % 2)]
+            yield Batch(slice(pair, last), tiles)
+            continue
+        for first in range(pair * each, (pair + 1) * each, plan.batch):
+            tiles = list(range(first, min(first + plan.batch, (pair + 1) * each)))
+            yield Batch(slice(pair, last), tiles + filler * (len(tiles) % 2))

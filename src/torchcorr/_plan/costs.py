@@ -1,0 +1,109 @@
+"""What work costs on each kind of device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+
+from .shapes import Ints
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What work costs on a kind of device, in nanoseconds; their ratios are what counts."""
+
+    transform: float  # an element of a tile, forth and back, for each doubling of its size
+    tile_element: float  # cutting a tile out, its norms and its scores, for each element
+    score_element: float  # the same of a direct score, which sums moments on its way on a GPU
+    position: float  # a position of the direct loop
+    product: float  # a multiply-add of the direct loop
+    scored: float  # how much more that is where moments are summed beside it
+    shape: tuple[float, float, float]  # how much more that is for lines, planes and volumes
+    batch: float  # a batch of tiles, whatever its size
+    strain: tuple[float, float, float]  # of a transform: this more for each MiB of a tile
+    cache: int  # bytes of scratch that a batch should take, for one template
+    near_cache: int  # the same for several, which go over the same tiles again and again
+    scratch: int  # bytes that it may take
+    direct_tile: int  # elements of a tile of the direct loop
+    pairs: bool  # two tiles are transformed as one complex one
+    lengths: Ints  # of tiles that are tried, for inputs that are longer
+    long: Ints  # the same of lines
+
+
+# By kind of device. A family of GPUs that was measured has a row of its own, named after its
+# compute capability ("cuda 9.0"); the others take that of their type.
+_COSTS = {
+    # Two cores with AVX-512, fitted by benchmarks/fit.py to float32.
+    "cpu": Costs(
+        transform=0.07,
+        tile_element=1.2,
+        score_element=1.2,
+        position=0.2,
+        product=0.0075,
+        scored=1.0,
+        shape=(1.7, 1.0, 2.0),
+        batch=1.2e5,
+        strain=(1.0, 0.25 / 12, 0.5 / 12),
+        cache=8 << 20,
+        near_cache=4 << 20,
+        scratch=48 << 20,
+        direct_tile=1 << 16,
+        pairs=True,
+        lengths=(
+            64,
+            96,
+            128,
+            160,
+            192,
+            240,
+            288,
+            320,
+            384,
+            480,
+            576,
+            640,
+            768,
+            960,
+            1152,
+            1280,
+            1536,
+        ),
+        long=tuple(1 << p for p in range(9, 20)),
+    ),
+    # Not fitted: bytes at 4 TB/s, half the arithmetic peak of a large card, launches of 5 us.
+    "cuda": Costs(
+        transform=2e-4,
+        tile_element=0.011,
+        score_element=0.0,
+        position=3e-3,
+        product=6e-5,
+        scored=2.5,
+        shape=(1.0, 1.0, 1.0),
+        batch=5e4,
+        strain=(0.0, 0.0, 0.0),
+        cache=256 << 20,
+        near_cache=256 << 20,
+        scratch=512 << 20,
+        direct_tile=1 << 31,
+        pairs=False,
+        lengths=(64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048),
+        long=tuple(1 << p for p in range(10, 23)),
+    ),
+}
+
+
+@lru_cache
+def family(device: torch.device) -> str:
+    """The kind of a device that costs are known of."""
+    if device.type == "cuda" and any(name.startswith("cuda ") for name in _COSTS):
+        major, minor = torch.cuda.get_device_capability(device)
+        name = f"cuda {major}.{minor}"
+        return name if name in _COSTS else "cuda"
+    return device.type
+
+
+def costs_of(family: str) -> Costs:
+    """The costs of a kind of device; those of a CPU where none are known."""
+    return _COSTS.get(family, _COSTS["cpu"])

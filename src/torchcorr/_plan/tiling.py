@@ -1,0 +1,151 @@
+"""How tiles cover the positions of an input."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from .shapes import Ints, fast_length, output_size
+
+# The tile that fills up a pair of tiles.
+EMPTY = -1
+
+
+def tile_length(n: int, ndim: int, powers: bool = False) -> int:
+    """Smallest length of at least n whose transforms are quick beside those of its neighbours.
+
+    Many factors of two and one small odd factor. In a CPU's cache a power of two from 256 on puts
+    the rows of a tile on the same lines, so unless `powers` are wanted it is left to single rows.
+    """
+    if n <= 64:
+        return 8 * -(-n // 8) if n > 24 else 2 * fast_length(-(-n // 2))
+    best = 1 << (n - 1).bit_length() if powers or ndim == 1 or n <= 128 else 0
+    for odd in (3, 5, 7, 9, 15, 25):
+        length = 16 * odd
+        while length < n:
+            length *= 2
+        best = min(best, length) if best else length
+    return best
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """How tiles cover the valid positions of an input: sizes an axis, arithmetic only.
+
+    Tile t of an axis holds the windows of positions [t * outputs, (t + 1) * outputs): `extent`
+    elements from t * outputs * stride - pad on, in an array of `length` elements.
+    """
+
+    size: Ints
+    window: Ints
+    stride: Ints
+    positions: Ints
+    grid: Ints
+    outputs: Ints
+    pad: Ints
+    extent: Ints
+    length: Ints
+
+    @classmethod
+    def cut(
+        cls,
+        size: Sequence[int],
+        window: Sequence[int],
+        stride: Sequence[int],
+        grid: Sequence[int],
+        *,
+        pad: Sequence[int] | None = None,
+        positions: Sequence[int] | None = None,
+        fast: bool = True,
+        powers: bool = False,
+    ) -> Tiling:
+        """Divides the positions evenly into at most `grid` tiles an axis."""
+        total = tuple(positions) if positions else output_size(size, window, stride)
+        outputs = tuple(-(-n // q) for n, q in zip(total, grid, strict=True))
+        needed = tuple(-(-n // m) for n, m in zip(total, outputs, strict=True))
+        extent = tuple((m - 1) * s + k for m, s, k in zip(outputs, stride, window, strict=True))
+        length = tuple(tile_length(n, len(total), powers) for n in extent) if fast else extent
+        return cls(
+            tuple(size),
+            tuple(window),
+            tuple(stride),
+            total,
+            needed,
+            outputs,
+            tuple(pad) if pad else (0,) * len(total),
+            extent,
+            length,
+        )
+
+    @property
+    def tiles(self) -> int:
+        """Tiles of one item."""
+        return math.prod(self.grid)
+
+    def slices(self, tile: int) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
+        """The elements of the input that a tile's windows hold, and its positions."""
+        seen, to = [], []
+        for axis in reversed(range(len(self.grid))):
+            index, tile = tile % self.grid[axis], tile // self.grid[axis]
+            first = index * self.outputs[axis]
+            last = min(first + self.outputs[axis], self.positions[axis])
+            to.append(slice(first, last))
+            step, k = self.stride[axis], self.window[axis]
+            seen.append(slice(first * step, (last - 1) * step + k))
+        return tuple(seen[::-1]), tuple(to[::-1])
+
+    @property
+    def numbers(self) -> list[int]:
+        """What the tile operators take: grid, step, pad, extent and length, one after another."""
+        step = [m * s for m, s in zip(self.outputs, self.stride, strict=True)]
+        return [*self.grid, *step, *self.pad, *self.extent, *self.length]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Tiles that are computed at once, equally many of each pair of leading indices."""
+
+    pairs: slice
+    tiles: list[int]
+
+    @property
+    def groups(self) -> int:
+        return self.pairs.stop - self.pairs.start
+
+    def by_pair(self) -> Iterator[Batch]:
+        """One batch for each pair."""
+        each = len(self.tiles) // self.groups
+        for k in range(self.groups):
+            pair = self.pairs.start + k
+            yield Batch(slice(pair, pair + 1), self.tiles[k * each : (k + 1) * each])
+
+
+@dataclass(frozen=True)
+class TileStats:
+    """What is known of each tile once it is cut out: one row of four float64 numbers a tile.
+
+    A tile holds (element - level) * scale, and 0 for an element that is not finite.
+    """
+
+    rows: Tensor  # (tiles, 4)
+
+    @property
+    def level(self) -> Tensor:
+        return self.rows[:, 0]
+
+    @property
+    def scale(self) -> Tensor:
+        return self.rows[:, 1]
+
+    @property
+    def mean_square(self) -> Tensor:
+        """Of the tile's elements."""
+        return self.rows[:, 2]
+
+    @property
+    def not_finite(self) -> Tensor:
+        """How many elements are not finite; an engine may stop counting at 1."""
+        return self.rows[:, 3]

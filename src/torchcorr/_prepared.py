@@ -1,0 +1,62 @@
+"""Templates whose spectra an owner keeps between calls."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ._definition.spectra import template_spectra
+from ._plan.choose import arrange
+from ._plan.costs import family
+from ._plan.dtypes import widen
+from ._plan.shapes import Ints
+
+
+@dataclass(frozen=True)
+class PreparedTemplate:
+    """A template as it was when it was prepared, and its spectra for each length of tiles."""
+
+    template: Tensor
+    spectra: dict[tuple[Ints, Ints, torch.dtype], Tensor] = field(default_factory=dict)
+
+    def is_of(self, template: Tensor) -> bool:
+        """Whether the template still has the same values."""
+        same_kind = (
+            self.template.dtype == template.dtype and self.template.device == template.device
+        )
+        return same_kind and torch.equal(self.template, template)
+
+    def spectra_for(
+        self,
+        input: Tensor,
+        template: Tensor,
+        stride: Sequence[int],
+        method: str,
+        *,
+        normalised: bool,
+    ) -> Tensor | None:
+        """Spectra for a call with tensors in normal form; None if it needs none.
+
+        `template` is this template, standardised if the call is `normalised`.
+        """
+        call = arrange(
+            input.shape,
+            template.shape,
+            stride,
+            method,
+            normalised=normalised,
+            dtype=input.dtype,
+            device=family(input.device),
+        )
+        # Kernels that transform templates beside their tiles take no spectra.
+        if call.plan.method != "fft" or input.is_complex() or not call.problem.costs.pairs:
+            return None
+        working = input.dtype if normalised else torch.float64
+        key = (tuple(template.shape), call.tiling.length, working)
+        if key not in self.spectra:
+            weights = call.problem.leads.template(widen(template.detach()), len(stride) + 1)
+            self.spectra[key] = template_spectra(weights, call.tiling.length, working)
+        return self.spectra[key]

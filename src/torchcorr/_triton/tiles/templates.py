@@ -1,0 +1,79 @@
+"""Templates as tiles take them: padded, scaled and turned about in one launch, and their sums.
+
+Element v lies at -v, around the end of each axis, so that the transform of a template, which is
+real, is the conjugate spectrum: no pass over it is needed. The same launch adds up elements and
+squares of stretches of 2048; who needs the sums adds these up (`tiles`). Reads a template twice and
+writes its tile once.
+"""
+
+# Kernels are written in Triton's language, which has types of its own.
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
+# mypy: disable-error-code="assignment, misc"
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..direct.correlate import three
+from .cut import PART
+
+_NUMBERS = [
+    "parts", "held", "templates", "channels", "pair", "template", "window_z", "window_y",
+    "window_x", "length_z", "length_y", "length_x",
+]  # fmt: skip
+
+
+@triton.jit(do_not_specialize=_NUMBERS)
+def prepare_templates_kernel(
+    source, out, moments, parts, held, templates, channels, pair, template,
+    window_z, window_y, window_x, length_z, length_y, length_x,
+    ABSOLUTE: tl.constexpr, PART: tl.constexpr,
+):  # fmt: skip
+    """A part of a template's tile; and of its own elements, sum and sum of squares."""
+    line, part = tl.program_id(0) // parts, tl.program_id(0) % parts
+    source += (line // templates).to(tl.int64) * pair + (line % templates).to(tl.int64) * template
+    number = part * PART + tl.arange(0, PART)
+    volume = length_z * length_y * length_x
+    c, rest = number // volume, number % volume
+    z, rest = rest // (length_y * length_x), rest % (length_y * length_x)
+    z = (length_z - z) % length_z
+    y = (length_y - rest // length_x) % length_y
+    x = (length_x - rest % length_x) % length_x
+    inside = (c < channels) & (z < window_z) & (y < window_y) & (x < window_x)
+    at = ((c * window_z + z) * window_y + y) * window_x + x
+    value = tl.load(source + at, mask=inside, other=0).to(tl.float64)
+    if ABSOLUTE:
+        value = tl.abs(value)
+    tl.store(
+        out + line.to(tl.int64) * channels * volume + number,
+        (value / volume.to(tl.float64)).to(out.dtype.element_ty),
+        mask=c < channels,
+    )
+    if part < held:
+        elements = channels * window_z * window_y * window_x
+        own = tl.load(source + number, mask=number < elements, other=0).to(tl.float64)
+        to = moments + (line.to(tl.int64) * held + part) * 2
+        tl.store(to, tl.sum(own, 0))
+        tl.store(to + 1, tl.sum(own * own, 0))
+
+
+def prepare(template: Tensor, out: Tensor, *, absolute: bool = False) -> Tensor:
+    """Fills tiles (pairs * T, C, *length) with templates (pairs, T, C, *window), over n = the
+    elements of a tile's channel, or with their absolute values.
+
+    Each template must be dense. Returns sums of its elements and of their squares, of stretches
+    (pairs * T, stretches, 2), in float64.
+    """
+    pairs, templates, channels = template.shape[:3]
+    window, length = template.shape[3:], out.shape[2:]
+    parts = -(-channels * length.numel() // PART)
+    held = -(-channels * window.numel() // PART)
+    moments = template.new_empty((pairs * templates, held, 2), dtype=torch.float64)
+    prepare_templates_kernel[(pairs * templates * parts,)](
+        template, out, moments, parts, held, templates, channels, *template.stride()[:2],
+        *three(window, 1), *three(length, 1), ABSOLUTE=absolute, PART=PART,
+    )  # fmt: skip
+    return moments

@@ -1,0 +1,233 @@
+"""The command line: what it finds, what it writes, and one line with status 2 for bad input."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+import xml.etree.ElementTree
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+from scipy.io import wavfile
+from skimage import data
+
+from torchcorr.__main__ import main
+
+PLACE = (92, 236, 60, 64)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A working directory with a photograph and a coin cut from it, in several formats."""
+    monkeypatch.chdir(tmp_path)
+    y, x, height, width = PLACE
+    gray = data.coins()
+    coin = gray[y : y + height, x : x + width]
+    for name, image in (("image", gray), ("coin", coin)):
+        Image.fromarray(image).save(f"{name}.png")
+        Image.fromarray(image).save(f"{name}.jpg", quality=95)
+        Image.fromarray(image).save(f"{name}.tif")
+        Image.fromarray(image.astype(np.uint16) * 257).save(f"{name}16.png")
+        Image.fromarray(np.stack([image, image // 2, 255 - image], -1)).save(f"{name}-colour.png")
+        tifffile.imwrite(f"{name}16-colour.tif", np.stack([image.astype(np.uint16) * 200] * 3, -1))
+        np.save(f"{name}.npy", image.astype(np.float64) / 255)
+    return tmp_path
+
+
+def files(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("image", "template"),
+    [
+        ("image.png", "coin.png"),
+        ("image.jpg", "coin.jpg"),
+        ("image.tif", "coin16.png"),
+        ("image16.png", "coin.npy"),
+        ("image.npy", "coin.tif"),
+        ("image16-colour.tif", "coin.png"),
+        ("image-colour.png", "coin-colour.png"),
+    ],
+)
+def test_match_reads_every_format(folder, capsys, image, template):
+    assert main(["match", image, template, "--json", "found.json"]) == 0
+    best = json.loads((folder / "found.json").read_text())["matches"][0]
+    assert (best["height"], best["width"]) == PLACE[2:]
+    assert (best["y"], best["x"]) == pytest.approx(PLACE[:2], abs=0.1)
+    assert best["score"] > 0.98
+    assert "matches of 60 x 64 pixels" in capsys.readouterr().out
+
+
+def test_match_writes_every_output_and_leaves_nothing_else(folder):
+    before = files(folder)
+    command = "match image.png coin.png --threshold 0.5 --max-matches 3 --json a.json --csv a.csv"
+    assert main([*command.split(), "--plot", "a.png", "--score-map", "a.npy"]) == 0
+    found = json.loads((folder / "a.json").read_text())["matches"]
+    with (folder / "a.csv").open(newline="") as stream:
+        rows = [{k: float(v) for k, v in row.items()} for row in csv.DictReader(stream)]
+    assert rows == found
+    assert len(found) == 3
+    assert [m["score"] for m in found] == sorted((m["score"] for m in found), reverse=True)
+    scores = np.load("a.npy")
+    assert scores.dtype == np.float32
+    assert scores.shape == tuple(np.subtract(data.coins().shape, PLACE[2:]) + 1)
+    assert scores[PLACE[:2]] == scores.max() == pytest.approx(found[0]["score"])
+    with Image.open("a.png") as picture:
+        assert picture.size > (600, 300)
+    assert files(folder) == sorted([*before, "a.csv", "a.json", "a.npy", "a.png"])
+
+
+def test_score_map_as_picture_and_plot_as_svg(folder):
+    command = "match image.png coin.png --score-map map.png --plot plot.svg"
+    assert main(command.split()) == 0
+    with Image.open("map.png") as picture:
+        levels = np.asarray(picture)
+    assert levels[PLACE[:2]] == levels.max() == 255
+    assert xml.etree.ElementTree.parse("plot.svg").getroot().tag.endswith("svg")
+
+
+def test_joint_colour_sees_what_gray_does_not(folder):
+    image = np.full((40, 60, 3), 100, np.uint8)
+    patch = np.random.default_rng(0).integers(0, 80, (10, 12), dtype=np.uint8)
+    image[5:15, 5:17, 0] += patch
+    image[20:30, 40:52, 2] += patch
+    Image.fromarray(image).save("scene.png")
+    Image.fromarray(image[20:30, 40:52]).save("blue.png")
+    for channels, expected in (("joint", 1), ("gray", 2)):
+        arguments = ["--channels", channels, "--threshold", "0.9", "--json", "c.json"]
+        assert main(["match", "scene.png", "blue.png", *arguments]) == 0
+        assert len(json.loads((folder / "c.json").read_text())["matches"]) == expected
+
+
+def test_bands_of_rows_give_the_same_answer(folder, monkeypatch):
+    assert main(["match", "image.png", "coin.png", "--score-map", "whole.npy"]) == 0
+    monkeypatch.setattr("torchcorr._command.match._BAND_PIXELS", 1000)
+    assert main(["match", "image.png", "coin.png", "--score-map", "bands.npy"]) == 0
+    np.testing.assert_allclose(np.load("bands.npy"), np.load("whole.npy"), atol=2e-5)
+
+
+def test_no_match_is_said_with_the_best_score(folder, capsys):
+    np.save("noise.npy", np.random.default_rng(1).normal(size=(20, 20)))
+    assert main(["match", "image.png", "noise.npy", "--json", "n.json"]) == 0
+    assert "no match with a score of 0.8 or more; the best score is 0." in capsys.readouterr().out
+    assert json.loads((folder / "n.json").read_text()) == {"matches": []}
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        ("match none.png coin.png", "none.png: cannot be read: no such file or directory"),
+        ("match text.png coin.png", "text.png: cannot be read: not a picture that Pillow knows"),
+        ("match text.npy coin.png", "text.npy: cannot be read"),
+        ("match cut.png coin.png", "cut.png: cannot be read"),
+        ("match image.bmp coin.png", "image.bmp: unknown extension '.bmp': expected one of .png"),
+        ("match coin.png image.png", "template is larger than image: got 303 x 384, image is 60"),
+        ("match image.png coin-colour.png --channels joint", "needs a colour image and a colour"),
+        ("match image.png coin.png --json none/a.json", "none/a.json: cannot be written: no dir"),
+        ("match image.png coin.png --csv a.txt", "a.txt: unknown extension '.txt'"),
+        ("match image.png coin.png --plot a.gif", "a.gif: unknown extension '.gif'"),
+        ("match image.png coin.png --score-map a.tif", "a.tif: unknown extension '.tif'"),
+        ("match image.png coin.png --max-matches 0", "max_peaks must be at least 1: got 0"),
+        ("match image.png coin.png --threshold high", "argument --threshold: invalid float"),
+        ("match image.png", "the following arguments are required: TEMPLATE"),
+        ("guess image.png", "argument COMMAND: invalid choice: 'guess'"),
+        ("align image.npy image.npy", "image.npy: a signal has shape (N,) with N > 1"),
+        ("align none.wav image.npy", "none.wav: cannot be read: no such file or directory"),
+        ("align text.wav a.npy", "text.wav: cannot be read"),
+        ("align image.png a.npy", "image.png: unknown extension '.png': expected one of .wav"),
+        ("demo --output image.png/demo", "image.png/demo: cannot be made"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(folder, capsys, command, said):
+    for name in ("text.png", "text.npy", "text.wav"):
+        (folder / name).write_text("just words")
+    (folder / "cut.png").write_bytes((folder / "image.png").read_bytes()[:3000])
+    before = files(folder)
+    assert main(command.split()) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("torchcorr: ")
+    assert captured.err.count("\n") == 1
+    assert said in captured.err
+    assert files(folder) == before
+
+
+def test_failed_write_keeps_the_old_file(folder, monkeypatch, capsys):
+    (folder / "a.json").write_text("old")
+
+    def full(source, target):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    before = files(folder)
+    assert main(["match", "image.png", "coin.png", "--json", "a.json"]) == 2
+    assert "a.json: cannot be written: no space left" in capsys.readouterr().err
+    assert (folder / "a.json").read_text() == "old"
+    assert files(folder) == before
+
+
+def test_align_wav_in_samples_and_seconds(folder, capsys):
+    source = np.random.default_rng(2).normal(size=4000).cumsum()
+    source = np.int16(source / np.abs(source).max() * 20000)
+    wavfile.write("a.wav", 8000, source[:3000])
+    wavfile.write("b.wav", 8000, np.stack([source[400:]] * 2, axis=-1))
+    assert main(["align", "a.wav", "b.wav", "--json", "lag.json", "--plot", "lag.png"]) == 0
+    found = json.loads((folder / "lag.json").read_text())
+    assert found["lag_samples"] == pytest.approx(400, abs=0.1)
+    assert found["lag_seconds"] == pytest.approx(0.05, abs=1e-4)
+    assert found["rate"] == 8000
+    assert found["score"] == pytest.approx(1.0)
+    assert "lag +400.0" in capsys.readouterr().out
+    assert (folder / "lag.png").stat().st_size > 10_000
+
+    wavfile.write("c.wav", 16000, source)
+    assert main(["align", "a.wav", "c.wav"]) == 2
+    assert "recordings must have one rate: got 8000 Hz and 16000 Hz" in capsys.readouterr().err
+
+
+def test_align_npy_with_and_without_rate(folder, capsys):
+    source = np.random.default_rng(3).normal(size=500)
+    np.save("a.npy", source[:400])
+    np.save("b.npy", source[25:])
+    assert main(["align", "a.npy", "b.npy", "--json", "lag.json"]) == 0
+    assert json.loads((folder / "lag.json").read_text())["lag_seconds"] is None
+    assert main(["align", "a.npy", "b.npy", "--rate", "100"]) == 0
+    assert " s), score 1.0000" in capsys.readouterr().out
+    assert main(["align", "a.npy", "b.npy", "--rate", "-1"]) == 2
+    assert "--rate must be positive: got -1" in capsys.readouterr().err
+
+
+def test_info_names_versions_and_kernels(capsys):
+    assert main(["info"]) == 0
+    out = capsys.readouterr().out
+    for word in ("torchcorr", "torch ", "threads", "kernels", "window_moments"):
+        assert word in out
+
+
+def test_demo_finds_refines_and_aligns(folder, capsys):
+    assert main(["demo", "--output", "shown"]) == 0
+    out = capsys.readouterr().out
+    assert "(92, 236)" in out
+    assert files(folder / "shown") == ["1-matches.png", "2-refinement.png", "3-alignment.png"]
+    end = next(line for line in out.splitlines() if line.strip().startswith("end"))
+    words = end.split("off by ")[1].split()
+    assert float(words[0]) < 0.1
+    assert float(words[3]) < 0.3
+    lag = next(line for line in out.splitlines() if "lag found" in line)
+    assert float(lag.split("off by ")[1].split()[0]) < 0.2
+
+
+def test_as_a_program(folder):
+    run = subprocess.run(
+        [sys.executable, "-m", "torchcorr", "match", "image.png", "none.png"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 2
+    assert run.stderr.splitlines()[-1].startswith("torchcorr: none.png")
+    assert run.stdout == ""

@@ -1,0 +1,142 @@
+"""Plans: pure, within their budget, and what a call really does."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from inputs import draw
+
+import torchcorr
+from torchcorr._plan import choose, costs
+from torchcorr._plan.leads import Leads
+from torchcorr._plan.tiling import EMPTY
+
+MIB = 1 << 20
+
+
+def shapes(*size: int) -> torch.Tensor:
+    return torch.empty(size, device="meta")
+
+
+def test_small_windows_are_direct_and_large_ones_transformed():
+    image = shapes(1024, 1024)
+    assert torchcorr.plan(image, shapes(5, 5)).method == "direct"
+    assert torchcorr.plan(image, shapes(64, 64)).method == "fft"
+    assert torchcorr.plan(image, shapes(5, 5), method="fft").method == "fft"
+    assert torchcorr.plan(image, shapes(64, 64), method="direct").method == "direct"
+
+
+@pytest.mark.parametrize("normalised", (True, False))
+@pytest.mark.parametrize("method", ("direct", "fft"))
+def test_scratch_stays_within_its_budget(method, normalised):
+    cases = [
+        (2, (8192, 8192), (64, 64)),
+        (2, (8192, 8192), (3, 3)),
+        (2, (300, 20000), (200, 200)),
+        (1, (10**8,), (20000,)),
+        (3, (512, 512, 512), (34, 34, 34)),
+    ]
+    for ndim, size, window in cases:
+        found = torchcorr.plan(
+            shapes(*size), shapes(*window), ndim=ndim, method=method, normalised=normalised
+        )
+        assert found.bytes <= 64 * MIB, (size, window, found)
+
+
+def test_many_templates_and_many_inputs_are_cut_too():
+    for image, template in (
+        (shapes(1024, 1024), shapes(1000, 48, 48)),
+        (shapes(1000, 1, 256, 256), shapes(20, 32, 32)),
+        (shapes(500, 256, 256), shapes(500, 32, 32)),
+    ):
+        found = torchcorr.plan(image, template, method="fft")
+        assert found.bytes <= 64 * MIB
+
+
+def test_a_plan_is_a_function_of_its_problem():
+    leads = Leads.of((), ())
+    problem = choose.Problem((700, 800), (40, 50), (1, 1), 1, leads, 4, 2, True)
+    first, second = choose.make_plan(problem, "auto"), choose.make_plan(problem, "auto")
+    assert first == second and first is not second
+    with pytest.raises(AttributeError):
+        first.method = "direct"
+
+
+def test_the_cheapest_plan_wins():
+    for size, window in itertools.product((100, 400, 1500), (3, 12, 30, 90)):
+        plans = [
+            torchcorr.plan(shapes(size, size), shapes(window, window), method=m)
+            for m in ("auto", "direct", "fft")
+        ]
+        assert plans[0] == min(plans[1:], key=lambda p: p.cost)
+
+
+@pytest.mark.parametrize("method", ("direct", "fft"))
+@pytest.mark.parametrize("leads", (((), ()), ((5,), ()), ((), (7,)), ((4,), (4,)), ((3, 1), (2,))))
+def test_batches_hold_every_tile_once(method, leads):
+    found = Leads.of(*leads)
+    problem = choose.Problem((90, 70), (9, 8), (1, 2), 1, found, 4, 2, True)
+    plan = choose.make_plan(problem, method)
+    for batch in (1, 2, 3, 4, 1000):
+        cut = choose.Plan(**{**vars(plan), "batch": batch})
+        seen = []
+        for found_batch in choose.batches(problem, cut):
+            pairs, ids, groups = found_batch.pairs, found_batch.tiles, found_batch.groups
+            assert len(ids) % groups == 0
+            each = len(ids) // groups
+            assert method == "direct" or each % 2 == 0
+            per_pair = found.inputs * plan.tiles
+            for k in range(groups):
+                own = [i for i in ids[k * each : (k + 1) * each] if i != EMPTY]
+                assert all(i // per_pair == pairs.start + k for i in own)
+                seen += own
+        assert sorted(seen) == list(range(found.paired * per_pair))
+
+
+def test_plan_names_what_is_done():
+    image, template = draw((300, 310), torch.float32), draw((40, 41), torch.float32, 1)
+    found = torchcorr.plan(image, template, method="fft")
+    grid = [-(-n // m) for n, m in zip((261, 270), found.tile, strict=True)]
+    assert math.prod(grid) == found.tiles
+    assert all(
+        n >= m + k - 1 for n, m, k in zip(found.transform, found.tile, (40, 41), strict=True)
+    )
+    assert found.cost > 0
+    same = torchcorr.plan(image, template, method="fft", mode="same")
+    assert same.tiles * math.prod(same.tile) >= 300 * 310
+
+
+@pytest.mark.parametrize("window", ((2500, 2500), (9000, 300)))
+def test_tiles_of_a_gpu_can_be_numbered(window):
+    image, template = shapes(65536, 65536), shapes(*window)
+    for normalised in (True, False):
+        found = torchcorr.plan(image, template, method="fft", normalised=normalised, device="cuda")
+        assert math.prod(found.transform) < 2**31 - 2**12, found
+
+
+def test_errors_are_those_of_the_call():
+    with pytest.raises(ValueError, match="template is larger than input"):
+        torchcorr.plan(shapes(5, 5), shapes(6, 6))
+    with pytest.raises(ValueError, match="method must be one of"):
+        torchcorr.plan(shapes(5, 5), shapes(3, 3), method="fast")
+
+
+def test_a_family_of_gpus_that_was_measured_has_its_own_costs(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    card = torch.device("cuda", 3)
+    costs.family.cache_clear()
+    assert costs.family(card) == "cuda"
+    assert costs.family(torch.device("meta")) == "meta"
+    quick = replace(costs._COSTS["cuda"], product=1e-9, position=1e-9, scored=1.0)
+    monkeypatch.setitem(costs._COSTS, "cuda 9.0", quick)
+    costs.family.cache_clear()
+    assert costs.family(card) == "cuda 9.0"
+    image, template = shapes(4096, 4096), shapes(64, 64)
+    assert torchcorr.plan(image, template, device="cuda").method == "fft"
+    assert torchcorr.plan(image, template, device="cuda 9.0").method == "direct"
+    monkeypatch.undo()
+    costs.family.cache_clear()

@@ -1,0 +1,145 @@
+"""Every Triton kernel for small templates compiles for a GPU that is not here, hardly spilling."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+pytest.importorskip("triton")
+
+TARGET = 90
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+class Variant(NamedTuple):
+    """One compilation: types of the pointers (and of other arguments than int32), constants."""
+
+    module: str
+    kernel: str
+    types: dict[str, str]
+    constants: dict[str, Any]
+    warps: int = 4
+
+
+def correlate(dtype: str, spread: bool, rows: int, tall: int, rest: int, lanes: int) -> Variant:
+    types = dict.fromkeys(("source", "taps", "out"), f"*{dtype}")
+    constants = {"ROWS": rows, "TALL": tall, "REST": rest, "LANES": lanes, "SPREAD": spread}
+    constants["UNIT"] = not spread
+    return Variant("direct.correlate", "_correlate_kernel", types, constants)
+
+
+def template_grad(dtype: str, out: str, rows: int, taps: int, columns: int) -> Variant:
+    types = {"grad": f"*{dtype}", "input": f"*{dtype}", "out": f"*{out}"}
+    constants = {"ROWS": rows, "TAPS": taps, "COLUMNS": columns, "LANES": 128}
+    return Variant("direct.template_grad", "_template_grad_kernel", types, constants)
+
+
+def score(dtype: str, zero_mean: bool, rows: int, tall: int, rest: int, lanes: int) -> Variant:
+    wide = "fp64" if dtype == "fp64" else "fp32"
+    types = {"source": f"*{dtype}", "taps": f"*{wide}", "out": f"*{dtype}"}
+    types |= {"eps_bits": "i64", "trusted": "fp32"}
+    constants = {"ROWS": rows, "TALL": tall, "REST": rest, "LANES": lanes, "ZERO_MEAN": zero_mean}
+    constants["UNIT"] = True
+    return Variant("direct.scores", "_score_kernel", types, constants)
+
+
+def standardise(dtype: str) -> Variant:
+    types = {"source": f"*{dtype}", "out": "*fp64"}
+    constants = {"ZERO_MEAN": True, "LANES": 1024}
+    return Variant("standardise", "_standardise_kernel", types, constants, 8)
+
+
+VARIANTS = [
+    correlate("fp32", False, 8, 8, 0, 256),
+    correlate("fp32", False, 1, 8, 1, 512),
+    correlate("fp16", False, 8, 1, -1, 256),
+    correlate("bf16", False, 4, 8, 7, 128),
+    correlate("fp64", False, 8, 8, 3, 128),
+    correlate("fp64", False, 1, 8, 1, 256),
+    correlate("fp32", True, 4, 8, 7, 128),
+    correlate("bf16", True, 4, 8, -1, 128),
+    correlate("fp64", True, 4, 8, 3, 128),
+    template_grad("fp32", "fp32", 8, 8, 2),
+    template_grad("fp16", "fp32", 8, 5, 2),
+    template_grad("bf16", "bf16", 1, 1, 8),
+    template_grad("fp64", "fp64", 8, 8, 2),
+    score("fp32", True, 4, 8, 7, 128),
+    score("fp32", False, 4, 8, 0, 128),
+    score("fp16", True, 4, 8, -1, 128),
+    score("bf16", True, 1, 8, 1, 128),
+    score("fp64", True, 4, 4, 3, 128),
+    *(standardise(dtype) for dtype in ("fp16", "bf16", "fp32", "fp64")),
+]
+# Bytes a thread that are put aside outside the innermost loops.
+MOST_SPILLED = 128
+
+
+def build(variant: Variant) -> str:
+    """PTX of a variant; runs where triton was imported without its interpreter."""
+    import importlib
+
+    import triton
+    import triton.language as tl
+    from triton.backends.compiler import GPUTarget
+
+    module = importlib.import_module(f"torchcorr._triton.{variant.module}")
+    function = getattr(module, variant.kernel)
+    constants = dict(variant.constants)
+    if "WIDE" in function.arg_names:
+        double = any(kind == "*fp64" for kind in variant.types.values())
+        constants["WIDE"] = tl.float64 if double else tl.float32
+    kinds = {name: variant.types.get(name, "i32") for name in function.arg_names}
+    kinds |= dict.fromkeys(constants, "constexpr")
+    source = triton.compiler.ASTSource(fn=function, signature=kinds, constexprs=constants)
+    target = GPUTarget("cuda", TARGET, 32)
+    return triton.compile(source, target=target, options={"num_warps": variant.warps}).asm["ptx"]
+
+
+def resources(ptx: str, folder: Path) -> str:
+    """What the assembler that triton brings says of registers and spills."""
+    from triton.backends.nvidia.compiler import get_ptxas
+
+    ptxas = get_ptxas(TARGET).path
+    (folder / "kernel.ptx").write_text(ptx)
+    command = [str(ptxas), "-v", f"-arch=sm_{TARGET}a", "kernel.ptx", "-o", "kernel.cubin"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder, check=True)
+    return f"{done.stderr}\n{ptx.count('div.rn.f32')} divisions rounded once"
+
+
+@pytest.fixture(scope="module")
+def said(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """One process for all, and without the interpreter that other tests run in."""
+    folder = tmp_path_factory.mktemp("triton")
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT / "src"), *sys.path])
+    done = subprocess.run(
+        [sys.executable, __file__, str(folder)], capture_output=True, text=True, env=environment
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return (folder / "said").read_text().split("\f")
+
+
+@pytest.mark.parametrize("at", range(len(VARIANTS)), ids=lambda i: "-".join(VARIANTS[i][1:2]))
+def test_compiles_and_hardly_spills(at: int, said: list[str]) -> None:
+    spilled = re.search(r"(\d+) bytes spill stores", said[at])
+    assert spilled is not None, said[at]
+    assert int(spilled.group(1)) <= MOST_SPILLED, VARIANTS[at]
+
+
+@pytest.mark.parametrize("at", [i for i, v in enumerate(VARIANTS) if v.kernel == "_score_kernel"])
+def test_variances_of_float32_are_rounded_once(at: int, said: list[str]) -> None:
+    """A plain division of float32 is two units off, which a variance magnifies 32 times."""
+    found = re.search(r"(\d+) divisions rounded once", said[at])
+    assert found is not None
+    assert (int(found.group(1)) > 0) == (VARIANTS[at].types["source"] != "*fp64")
+
+
+if __name__ == "__main__":
+    place = Path(sys.argv[1])
+    (place / "said").write_text("\f".join(resources(build(v), place) for v in VARIANTS))

@@ -1,0 +1,105 @@
+"""Nothing on a GPU waits for the host: no value is read back, forward or backward.
+
+Without a GPU launches are left out and tensors hold no data, so that asking for a value raises.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from inputs import draw
+from interpreter import DEVICE
+from samples import SAMPLES
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+import torchcorr
+from torchcorr import _arguments
+from torchcorr._triton import KERNELS, kernel
+
+CALLS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    f"{name}-{method}-{mode}": lambda x, t, name=name, method=method, mode=mode: getattr(
+        torchcorr, name
+    )(x, t, method=method, mode=mode)
+    for name in ("correlate", "convolve", "zncc", "ncc")
+    for method in ("direct", "fft", "auto")
+    for mode in ("valid", "same")
+}
+CALLS |= {
+    name: lambda x, t, name=name: getattr(torchcorr, name)(x, 5)
+    for name in ("local_sum", "local_mean", "local_var", "local_std")
+}
+CALLS["lncc"] = lambda x, t: torchcorr.lncc(x, x.flip(0), 5)
+CALLS["LNCCLoss"] = lambda x, t: torchcorr.nn.LNCCLoss(5, ndim=2)(x, x.flip(0))
+
+
+@pytest.fixture
+def waiting(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Any], Any]]:
+    """Raises where the host would wait; gives what turns tensors into those of the test."""
+    with contextlib.ExitStack() as stack:
+        if DEVICE == "cpu":
+            from triton.runtime.interpreter import GridExecutor
+
+            monkeypatch.setattr(GridExecutor, "__call__", lambda *args, **kwargs: None)
+            mode = stack.enter_context(FakeTensorMode())
+            yield lambda x: mode.from_tensor(x).detach() if isinstance(x, Tensor) else x
+        else:
+            yield lambda x: x.detach().to(DEVICE) if isinstance(x, Tensor) else x
+            torch.cuda.set_sync_debug_mode("default")
+
+
+def no_waiting() -> None:
+    if DEVICE != "cpu":
+        torch.cuda.synchronize()
+        torch.cuda.set_sync_debug_mode("error")
+
+
+def test_reading_a_value_is_seen(waiting: Callable[[Any], Any]) -> None:
+    x = waiting(torch.ones(3))
+    no_waiting()
+    with pytest.raises(Exception, match="_local_scalar_dense|synchroniz"):
+        bool(x.sum() > 1)
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_kernels_do_not_wait(name: str, waiting: Callable[[Any], Any]) -> None:
+    samples = [args for sample, args in SAMPLES if sample == name and not args[0].is_complex()]
+    assert samples
+    for args in samples:
+        moved = [waiting(x) for x in args]
+        kernel(name)(*moved)  # compiles
+        no_waiting()
+        kernel(name)(*moved)
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+def test_functions_do_not_wait(
+    call: Callable[[Tensor, Tensor], Tensor], waiting: Callable[[Any], Any]
+) -> None:
+    image, template = waiting(draw((40, 41), torch.float32)), waiting(draw((9, 8), torch.float32))
+    leaves = [x.requires_grad_() for x in (image, template)]
+
+    def everything() -> None:
+        call(image.detach(), template.detach())
+        result = call(*leaves).square().sum()
+        grads = torch.autograd.grad(result, leaves, create_graph=True, allow_unused=True)
+        twice = sum((g.square().sum() for g in grads if g is not None), torch.zeros_like(result))
+        torch.autograd.grad(twice, leaves, allow_unused=True)
+
+    everything()
+    no_waiting()
+    everything()
+
+
+def test_half_types_are_not_widened_unless_a_gradient_is_wanted() -> None:
+    for dtype in (torch.float16, torch.bfloat16):
+        x, t = draw((9, 9), dtype), draw((3, 3), dtype)
+        own = _arguments.in_working_dtype(torch.float32, x, t)
+        assert [y.dtype for y in own] == [dtype] * 2
+        # What a gradient is computed from is not rounded to a half type.
+        wide = _arguments.in_working_dtype(torch.float32, x, t.requires_grad_())
+        assert [y.dtype for y in wide] == [torch.float32] * 2

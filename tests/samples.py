@@ -1,0 +1,57 @@
+"""Every operator with arguments that it takes, for tests of all operators."""
+
+from __future__ import annotations
+
+import torch
+from inputs import METHODS, draw
+
+STRIDE = [1, 2]
+
+
+def grad(*shape, dtype=torch.float64, seed=0):
+    return draw(shape, dtype, seed).requires_grad_()
+
+
+def scores(method, dtype):
+    image, template = grad(2, 3, 7, 8, dtype=dtype), grad(4, 1, 3, 3, 2, dtype=dtype, seed=1)
+    delta = grad(4, 2, 5, 4, dtype=dtype, seed=2)
+    yield "correlate", (image, template, STRIDE, method)
+    yield "correlate_input_grad", (delta, template, [2, 3, 7, 8], STRIDE, method)
+    yield "correlate_template_grad", (delta, image, [4, 1, 3, 3, 2], STRIDE, method)
+    if not dtype.is_complex:
+        yield "standardise", (template, 2, True)
+        yield "standardise", (template, 2, False)
+        for zero_mean in (True, False):
+            how = (STRIDE, zero_mean, 0.1, method)
+            yield "ncc", (image, template, *how)
+            args = (delta.detach(), image.detach(), template.detach(), delta.detach().tanh())
+            yield "ncc_grads", (*args, *how, True, True)
+
+
+def windows(dtype):
+    image, window, steps = grad(2, 3, 7, 8, dtype=dtype), [3, 2], [2, 1]
+    delta, mean = grad(2, 3, 7, dtype=dtype, seed=1), draw((2, 3, 7), seed=2)
+    var = draw((2, 3, 7), seed=3) + 0.5
+    yield "window_sum", (image, window, steps)
+    yield "window_spread", (delta, window, [2, 3, 7, 8], steps)
+    yield "window_moments", (image, window, steps)
+    s1, s2 = mean.clone().requires_grad_(), var.clone().requires_grad_()
+    yield "window_combine", (s1, s2, image, window, steps)
+    yield "local_std", (image, window, steps, 1.0, 0.1)
+    pair = (image, grad(2, 3, 7, 8, dtype=dtype, seed=7), window, steps, 0.1)
+    yield "lncc", pair
+    yield "lncc_grads", (delta.detach(), *(x.detach() for x in pair[:2]), *pair[2:], True, True)
+    delta = delta.detach()
+    yield "local_std_prepare_grads", (delta, mean, var, 18.0, 1.0, 0.1)
+
+
+def samples():
+    for dtype in (torch.float64, torch.float32):
+        for method in METHODS:
+            yield from scores(method, dtype)
+        yield from windows(dtype)
+    for method in METHODS:
+        yield from scores(method, torch.complex128)
+
+
+SAMPLES = list(samples())
