@@ -16,18 +16,15 @@ demo: $(KERNELS)
 # Triton's interpreter uses one core: two files of its tests run side by side.
 test: $(KERNELS)
 	$(PY) -m pytest tests --ignore-glob='*/test_triton_*.py'
-	OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses 2 --dist loadfile tests/test_triton_*.py
+	OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses 2 --dist loadfile tests/engines/test_triton_*.py
 	$(PY) -m pytest --doctest-modules src/torchcorr
 
 # The environment's own PyTorch, with CUDA. Kernels in Triton are compared with what the CPU says, so
 # their tests bring tensors to the device themselves. What is left out speaks of the CPU, of files
 # or of text.
 test-gpu: $(KERNELS)
-	$(PY) -m pytest tests/test_cuda.py tests/test_triton_*.py
-	$(PY) -m pytest tests --device cuda --ignore-glob='tests/test_triton_*' \
-	  --ignore=tests/test_cuda.py --ignore=tests/test_kernels.py --ignore=tests/test_direct_kernel.py \
-	  --ignore=tests/test_tiles.py --ignore=tests/test_threads.py --ignore=tests/test_house.py \
-	  --ignore=tests/test_benchmarks.py --ignore=tests/test_cli.py --ignore=tests/test_readme.py
+	$(PY) -m pytest tests/engines/test_cuda.py tests/engines/test_triton_*.py
+	$(PY) -m pytest tests/contract tests/apps --device cuda --ignore=tests/apps/test_cli.py
 
 check: $(READY)
 	$(PY) -m ruff format --check .
@@ -53,13 +50,14 @@ bench-gpu: $(KERNELS)
 # A second package beside the first, so that no sanitized library is left where others look for one.
 # Python itself is not sanitized, so the sanitizers come first and its leaks do not count.
 sanitize: $(READY)
+	rm -rf $(SANITIZED)/torchcorr
+	mkdir -p $(SANITIZED) && cp -r src/torchcorr $(SANITIZED)
 	TORCHCORR_SANITIZE=1 TORCHCORR_REQUIRE_KERNELS=1 CXX='$(CXX)' \
 	  $(PY) setup.py --quiet build_ext --build-lib $(SANITIZED)
-	cp src/torchcorr/*.py $(SANITIZED)/torchcorr
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
 	  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 PYTHONPATH=$(SANITIZED) \
-	  $(PY) -m pytest --capture=sys tests/test_kernels.py tests/test_direct_kernel.py tests/test_tiles.py \
-	    tests/test_lncc.py
+	  $(PY) -m pytest --capture=sys tests/engines/test_kernels.py \
+	    tests/engines/test_direct_kernel.py tests/engines/test_tiles.py tests/contract/test_lncc.py
 
 # An environment's own PyTorch is kept, also one that the base interpreter has.
 $(PY):

@@ -69,6 +69,12 @@ def array(x: Tensor) -> np.ndarray:
     return x.to(torch.float64).numpy()
 
 
+def other_of(image: np.ndarray) -> np.ndarray:
+    """An image as difficult as the first: a mixture of its shifted and its mirrored rows."""
+    mixed = np.roll(image, 1, 1).astype(np.float64) + 0.3 * image.astype(np.float64)[::-1]
+    return mixed.astype(image.dtype)
+
+
 def result_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype in INTEGERS else dtype
 

@@ -117,8 +117,8 @@ class ZNCC(_Templated):
     --------
     >>> import torch, torchcorr
     >>> match = torchcorr.nn.ZNCC(torch.tensor([1.0, 3, 1]), ndim=1)
-    >>> match(torch.tensor([0.0, 1, 3, 1, 0]))[1].item()
-    1.0
+    >>> match(torch.tensor([0.0, 1, 3, 1, 0])).detach()
+    tensor([-0.1890,  1.0000, -0.1890])
     """
 
     def __init__(

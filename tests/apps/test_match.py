@@ -53,9 +53,7 @@ def test_peaks_equal_plain_loops(shape, spacing, levels):
         values = (values * levels / 3).round()
     values.view(-1)[::17] = torch.nan
     expected = greedy_peaks(values.numpy(), 0.5, (spacing,) * len(shape))
-    peaks = find_peaks(
-        values, ndim=len(shape), threshold=0.5, min_distance=spacing, subpixel=False
-    )
+    peaks = find_peaks(values, ndim=len(shape), threshold=0.5, min_distance=spacing, subpixel=False)
     assert [tuple(map(int, p)) for p in peaks.positions.tolist()] == expected
     assert peaks.scores.tolist() == [values[p].item() for p in expected]
 
@@ -188,8 +186,16 @@ def test_records_are_frozen():
     [
         ({"max_peaks": 0}, ValueError, "max_peaks must be at least 1: got 0"),
         ({"max_peaks": 1.5}, TypeError, "max_peaks must be an int or None: got float"),
-        ({"min_distance": 0}, ValueError, "min_distance must be at least 1 along every axis: got 0"),
-        ({"min_distance": (1, 2, 3)}, ValueError, "min_distance must have one value for each of 2 axes"),
+        (
+            {"min_distance": 0},
+            ValueError,
+            "min_distance must be at least 1 along every axis: got 0",
+        ),
+        (
+            {"min_distance": (1, 2, 3)},
+            ValueError,
+            "min_distance must have one value for each of 2 axes",
+        ),
         ({"threshold": "high"}, TypeError, "threshold must be a number: got str"),
         ({"threshold": float("nan")}, ValueError, "threshold must not be NaN"),
     ],

@@ -7,7 +7,7 @@ import oracle
 import pytest
 import torch
 import torture
-from inputs import INTEGERS, MODES, PAD_MODES, array, draw, result_dtype, says
+from inputs import INTEGERS, MODES, PAD_MODES, array, draw, other_of, result_dtype, says
 from tolerances import GRADIENT_OF_FLOAT32, SCORE
 
 import torchcorr
@@ -72,12 +72,6 @@ def test_leading_axes_broadcast():
     torch.testing.assert_close(
         torchcorr.lncc(view, view.flip(0), 3), torchcorr.lncc(view.contiguous(), view.flip(0), 3)
     )
-
-
-def other_of(image: np.ndarray) -> np.ndarray:
-    """An image as hard as the first that is neither it nor far from it."""
-    mixed = np.roll(image, 1, 1).astype(np.float64) + 0.3 * image.astype(np.float64)[::-1]
-    return mixed.astype(image.dtype)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

@@ -175,8 +175,8 @@ def compiled(name: str) -> dict[str, Any]:
     constants = dict(options) or {"BLOCK": 1024}
     if ndim > 0:
         size = (300,) * ndim
-        blocks = dict.fromkeys(("fft_scores", "score_grads"), SCORE_BLOCK)
-        blocks |= dict.fromkeys(("lncc", "lncc_grads"), BLOCKS[ndim])
+        blocks = dict.fromkeys(("tiles.scores", "tiles.score_grads"), SCORE_BLOCK)
+        blocks |= dict.fromkeys(("lncc.scores", "lncc.grads"), BLOCKS[ndim])
         block = blocks.get(module, BLOCK)
         launch = dict(plan(1, 1, size, (31,) * ndim, (1,) * ndim, block=block).options)
         constants = launch | SLIDING | options

@@ -11,8 +11,8 @@ import oracle
 import pytest
 import torch
 import torture
+from inputs import other_of
 from test_kernels import rand
-from test_lncc import other_of
 from test_triton_windows import DEVICE, run
 from tolerances import GRADIENT_OF_FLOAT32, ROUNDING, SCORE
 from torch import Tensor

@@ -57,8 +57,8 @@ def gather_tiles(
     pairs: bool,
 ) -> tuple[Tensor, Tensor]:
     """Tiles minus a level each, times a power of two each, 0 where not finite; and for each tile
-    (level, scale, mean square, 1 if something is not finite). Tile -1 is zero. As pairs, two tiles are one
-    with an axis of 2 at the end.
+    (level, scale, mean square, 1 if something is not finite). Tile -1 is zero. As pairs, two tiles
+    are one with an axis of 2 at the end.
     """
     raw, there = _cut(input, ids, geometry)
     x = widen(raw)
