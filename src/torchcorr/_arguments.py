@@ -19,7 +19,7 @@ Window = int | Sequence[int]
 
 @dataclass(frozen=True)
 class Arguments:
-    """How windows lie on an input: the parsed keyword arguments of a call."""
+    """The keyword arguments of a call that all functions share, checked."""
 
     ndim: int
     stride: Ints
@@ -50,7 +50,7 @@ class Arguments:
         return cls(ndim, strides, channels == "joint", mode, method, pad_mode, pad_value)
 
     def normal(self, x: Tensor) -> Tensor:
-        """x with a channel axis: its own when joint, otherwise one of length 1."""
+        """x with a channel axis: the one it has if joint, otherwise a new one of length 1."""
         _checks.memory_fits(x)
         return x if self.joint else x.unsqueeze(-self.ndim - 1)
 
@@ -74,16 +74,17 @@ class Arguments:
 
 
 def _differentiated(x: Tensor) -> bool:
-    """Whether a derivative of operations on x may be wanted."""
+    """Whether operations on x may be differentiated."""
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return True
     return type(x) is not Tensor or (torch.is_grad_enabled() and x.requires_grad)
 
 
 def in_working_dtype(working: torch.dtype, *tensors: Tensor) -> tuple[Tensor, ...]:
-    """Tensors as operators take them: half types as they are stored, if no gradient is wanted.
+    """Tensors in the dtype that operators compute in.
 
-    A gradient is computed from what the forward pass keeps, so that is not rounded to a half type.
+    Half types stay as they are if no gradient is wanted: kernels widen them while reading. With a
+    gradient they are widened here, so that the score saved for the backward pass is not rounded.
     """
     first = tensors[0].dtype
     if first in HALVES and all(x.dtype == first and not _differentiated(x) for x in tensors):
@@ -107,7 +108,7 @@ def normal_pair(
 ) -> tuple[Tensor, Tensor, torch.dtype]:
     """Both tensors in normal form, padded and in their working dtype; and the result's dtype.
 
-    Without `data` they are only shapes, and nothing is computed.
+    Without `data` only shapes are computed, on the meta device.
     """
     _checks.tensor(input, "input")
     _checks.tensor(template, name)
@@ -160,6 +161,6 @@ def normal_inputs(
 def normal_input(
     input: Tensor, window: Window, arguments: Arguments
 ) -> tuple[Tensor, Ints, torch.dtype]:
-    """The same of a single input."""
+    """`normal_inputs` of a single input."""
     (x,), sizes, result = normal_inputs({"input": input}, window, arguments)
     return x, sizes, result

@@ -45,7 +45,7 @@ def per_axis(value: object, ndim: int, name: str, least: int = 1) -> tuple[int, 
         raise TypeError(f"{name} must be an int or a sequence of ints: got {type(value).__name__}")
     for item in items:
         if not isinstance(item, int) or isinstance(item, bool):
-            raise TypeError(f"{name} must hold ints: got {item!r}")
+            raise TypeError(f"{name} must contain ints: got {item!r}")
     if len(items) != ndim:
         raise ValueError(f"{name} must have one value for each of {ndim} axes: got {tuple(items)}")
     if any(item < least for item in items):
@@ -110,7 +110,7 @@ def working_dtype(tensors: dict[str, Tensor], complex_allowed: bool) -> torch.dt
 
 
 def result_dtype(dtype: torch.dtype, working: torch.dtype) -> torch.dtype:
-    """Half types come back in their own type, integers in the type they were promoted to."""
+    """The dtype of the result: that of a floating-point input, float32 for integers."""
     return dtype if dtype in HALVES else working
 
 
@@ -128,7 +128,7 @@ def single(x: Tensor, ndim: int, joint: bool, name: str) -> None:
     if x.dim() > expected:
         hint = "; match the items of a batch one by one"
         if not joint:
-            hint += ", or pass channels='joint' if the first axis holds channels"
+            hint += ", or pass channels='joint' if the first axis is the channel axis"
     raise ValueError(f"{rule}: got shape {tuple(x.shape)}{hint}")
 
 
@@ -151,7 +151,7 @@ def window_not_empty(window: Sequence[int], name: str) -> None:
 
 
 def window_fits(window: Sequence[int], size: Sequence[int], name: str) -> None:
-    """In valid mode the window lies inside the input along every axis."""
+    """In valid mode the window fits inside the input along every axis."""
     for axis, (k, n) in enumerate(zip(window, size, strict=True)):
         if k > n:
             raise ValueError(

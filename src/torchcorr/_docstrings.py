@@ -51,7 +51,7 @@ method : str
     ``"direct"`` (the loop), ``"fft"``, or ``"auto"``: what `plan` finds cheaper.""",
     "padding": """\
 pad_mode : str
-    What lies outside the input in modes ``"same"`` and ``"full"``: ``"constant"``, ``"reflect"``,
+    What surrounds the input in modes ``"same"`` and ``"full"``: ``"constant"``, ``"reflect"``,
     ``"replicate"`` or ``"circular"``.
 pad_value : float
     The constant outside the input, in its units.""",

@@ -1,4 +1,4 @@
-"""Templates whose spectra an owner keeps between calls."""
+"""Templates whose spectra are kept between calls."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class PreparedTemplate:
             dtype=input.dtype,
             device=family(input.device),
         )
-        # Kernels that transform templates beside their tiles take no spectra.
+        # An engine that does not transform tiles in pairs transforms templates in each call.
         if call.plan.method != "fft" or input.is_complex() or not call.problem.costs.pairs:
             return None
         working = input.dtype if normalised else torch.float64

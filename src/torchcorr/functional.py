@@ -53,7 +53,7 @@ def correlate(
     -----
     Gradients are exact, of any order, and made of the same operations: for the input a full
     convolution, for the template a valid correlation. A value is within a few roundings of the sum
-    of absolute products of its own window, by any method.
+    of absolute products in its window, by any method.
 
     References
     ----------
@@ -187,7 +187,7 @@ def zncc(
 
     Examples
     --------
-    The template is found where its shape is, at any brightness and contrast; -1 is its negative.
+    A window of the template's shape scores 1 at any brightness and contrast, its negative -1.
 
     >>> import torch, torchcorr
     >>> signal = torch.tensor([0.0, 1, 3, 1, 0, 50, 40, 20, 40, 50])

@@ -23,11 +23,11 @@ class _Templated(torch.nn.Module):
     def __init__(self, template: Tensor, arguments: Arguments, learnable: bool) -> None:
         super().__init__()
         _checks.tensor(template, "template")
-        own = template.detach().clone()
+        values = template.detach().clone()
         if learnable:
-            self.template = torch.nn.Parameter(own)
+            self.template = torch.nn.Parameter(values)
         else:
-            self.register_buffer("template", own)
+            self.register_buffer("template", values)
         self.arguments = arguments
         self._prepared: PreparedTemplate | None = None
 
@@ -47,17 +47,17 @@ class _Templated(torch.nn.Module):
         return {**self.__dict__, "_prepared": None}
 
     def extra_repr(self) -> str:
-        own = self.arguments
-        channels = "joint" if own.joint else "independent"
+        options = self.arguments
+        channels = "joint" if options.joint else "independent"
         return (
-            f"template={tuple(self.template.shape)}, ndim={own.ndim}, mode={own.mode!r}, "
-            f"stride={own.stride}, channels={channels!r}, method={own.method!r}"
+            f"template={tuple(self.template.shape)}, ndim={options.ndim}, mode={options.mode!r}, "
+            f"stride={options.stride}, channels={channels!r}, method={options.method!r}"
         )
 
 
 @shared
 class Correlate(_Templated):
-    """`correlate` with a template of its own, whose spectra are kept between calls.
+    """`correlate` with a template that the module owns and whose spectra are kept between calls.
 
     $prepared
 
@@ -100,7 +100,7 @@ class Correlate(_Templated):
 
 @shared
 class ZNCC(_Templated):
-    """`zncc` with a template of its own, whose spectra are kept between calls.
+    """`zncc` with a template that the module owns and whose spectra are kept between calls.
 
     $prepared
 

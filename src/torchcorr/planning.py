@@ -26,7 +26,7 @@ def plan(
     """Return how `zncc`, or `correlate`, would compute these two tensors.
 
     Made from shapes, dtype and the number of threads alone: nothing is computed, and tensors on
-    the ``"meta"`` device, which hold no data, will do.
+    the ``"meta"`` device, which have no data, suffice.
 
     Parameters
     ----------
@@ -42,8 +42,8 @@ def plan(
         transforms run in float64.
     device : str, optional
         Kind of device that is planned for, ``"cpu"`` or ``"cuda"``; by default that of the input,
-        and ``"cpu"`` for one that holds no data. Families of GPUs whose costs were measured by
-        ``python -m benchmarks.fit --device cuda`` have names of their own, as ``"cuda 9.0"``; the
+        and ``"cpu"`` for one without data. Families of GPUs whose costs were measured by
+        ``python -m benchmarks.fit --device cuda`` have separate names, such as ``"cuda 9.0"``; the
         costs of ``"cuda"`` are estimates: bytes and operations of a large card.
 
     Returns
@@ -68,8 +68,8 @@ def plan(
     --------
     >>> import torch, torchcorr
     >>> image, template = torch.empty(4096, 4096, device="meta"), torch.empty(64, 64, device="meta")
-    >>> found = torchcorr.plan(image, template)
-    >>> found.method, found.bytes < 64 * 2**20
+    >>> plan = torchcorr.plan(image, template)
+    >>> plan.method, plan.bytes < 64 * 2**20
     ('fft', True)
     """
     arguments = Arguments.parse(ndim, mode, stride, channels, "constant", 0.0, method)

@@ -25,7 +25,7 @@ def lncc(
 ) -> Tensor:
     """Return the local normalised cross-correlation of two images, one window at a time.
 
-    Pearson's coefficient of what both hold in the same window, in [-1, 1]: the similarity that
+    Pearson's coefficient of both inputs in the same window, in [-1, 1]: the similarity that
     registration maximises, unchanged by a local brightness and a local positive contrast of
     either. With ``u`` and ``v`` the unfolded windows of `a` and `b` and ``standard(w)`` for
     ``(w - mean) / std`` it equals ``(standard(u) * standard(v)).mean((-2, -1))``, but costs the
@@ -59,7 +59,7 @@ def lncc(
     Notes
     -----
     Where the window of either is flat (all elements equal) the value is exactly 0, with exactly 0
-    gradient. A NaN makes the windows that hold it NaN, and no others. Padding counts as data, so
+    gradient. A NaN makes the windows that contain it NaN, and no others. Padding counts as data, so
     ``"valid"`` is the mode for losses. Gradients for both inputs are exact, of any order.
 
     References

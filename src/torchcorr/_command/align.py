@@ -35,8 +35,8 @@ def _report_shift(options: argparse.Namespace, shift: Shift, rate: float | None)
     lag, score = float(shift.shift), float(shift.score)
     seconds = None if rate is None else lag / rate
     if options.json is not None:
-        found = {"lag_samples": lag, "lag_seconds": seconds, "rate": rate, "score": score}
-        write_json(options.json, found)
+        result = {"lag_samples": lag, "lag_seconds": seconds, "rate": rate, "score": score}
+        write_json(options.json, result)
     said = f"{lag:+.3f} samples" + ("" if seconds is None else f" ({seconds:+.6f} s)")
     print(f"lag {said}, score {score:.4f}")
     print(f"sample 0 of {options.second.name} lies at sample {lag:.3f} of {options.first.name}")

@@ -23,7 +23,7 @@ class FileError(Exception):
 
 
 def read_image(path: Path) -> NDArray[np.generic]:
-    """The image as ``(H, W)`` or ``(H, W, 3)``, in its own depth where the format allows;
+    """The image as ``(H, W)`` or ``(H, W, 3)``, in its stored depth where the format allows;
     alpha is dropped.
     """
     _require_suffix(path, IMAGE_SUFFIXES)
@@ -90,7 +90,7 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
     complete.
     """
     try:
-        handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     except OSError as error:
         raise FileError(f"{path}: cannot be written: {_reason(error)}") from error
     try:
@@ -99,12 +99,12 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
         # mkstemp makes files private; a new file gets what the user's umask gives.
         umask = os.umask(0)
         os.umask(umask)
-        os.chmod(beside, 0o666 & ~umask)
-        os.replace(beside, path)
+        os.chmod(temporary, 0o666 & ~umask)
+        os.replace(temporary, path)
     except OSError as error:
         raise FileError(f"{path}: cannot be written: {_reason(error)}") from error
     finally:
-        Path(beside).unlink(missing_ok=True)
+        Path(temporary).unlink(missing_ok=True)
 
 
 def _require_suffix(path: Path, suffixes: tuple[str, ...]) -> None:
@@ -120,7 +120,7 @@ def _load_npy(path: Path) -> NDArray[np.generic]:
     except (OSError, ValueError, EOFError) as error:
         raise FileError(f"{path}: cannot be read: {_reason(error)}") from error
     if array.dtype.kind not in "buif":
-        raise FileError(f"{path}: holds {array.dtype}: expected real numbers")
+        raise FileError(f"{path}: contains {array.dtype}: expected real numbers")
     return array
 
 

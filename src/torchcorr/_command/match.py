@@ -141,6 +141,6 @@ def _write_map(stream: BinaryIO, path: Path, scores: NDArray[np.float32]) -> Non
         return
     from PIL import Image
 
-    # NaN (a window that holds one) has no grey of its own: black, the lowest.
+    # NaN, the score of a window that contains one, is shown as black, the lowest grey.
     levels = np.rint((np.nan_to_num(scores, nan=-1.0) + 1) * 127.5)
     Image.fromarray(levels.astype(np.uint8)).save(stream, format="PNG")

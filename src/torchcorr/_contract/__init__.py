@@ -1,6 +1,6 @@
 """The operators: what is computed, its shapes, its derivatives and its batching rules.
 
-Every device without a kernel runs the definition; an engine implements operators for its own.
+An engine implements operators for its device; every other device runs the definition.
 """
 
 from .correlate import correlate, correlate_input_grad, correlate_template_grad

@@ -92,8 +92,8 @@ def _batch_input_grad(
     method: str,
 ) -> Any:
     pair = batch_pair(info.batch_size, dims, grad, template, shape, len(stride))
-    found = correlate_input_grad(*pair, stride, method)
-    return found.reshape(info.batch_size, *shape), 0
+    result = correlate_input_grad(*pair, stride, method)
+    return result.reshape(info.batch_size, *shape), 0
 
 
 def _batch_template_grad(
@@ -106,8 +106,8 @@ def _batch_template_grad(
     method: str,
 ) -> Any:
     pair = batch_pair(info.batch_size, dims, grad, input, shape, len(stride))
-    found = correlate_template_grad(*pair, stride, method)
-    return found.reshape(info.batch_size, *shape), 0
+    result = correlate_template_grad(*pair, stride, method)
+    return result.reshape(info.batch_size, *shape), 0
 
 
 correlate = register(

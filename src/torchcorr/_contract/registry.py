@@ -48,7 +48,7 @@ class Operator:
         library.impl(self.name, kernel, key)
 
     def kernels(self) -> tuple[str, ...]:
-        """The dispatch keys of devices that have a kernel of their own."""
+        """The dispatch keys for which an engine has registered a kernel."""
         has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
         name = NAMESPACE + "::" + self.name
         return tuple(key for key in ("CPU", "CUDA", "MPS", "XPU") if has_kernel(name, key))
@@ -61,8 +61,8 @@ class Operator:
     ) -> None:
         """Registers a derivative, also under torch.func's transforms.
 
-        PyTorch's own registration refuses torch.func.grad and jacrev; an autograd.Function with the
-        same two functions and the batching rule serves those.
+        torch.library.register_autograd does not support torch.func.grad and jacrev; an
+        autograd.Function made of the same two functions and the batching rule does.
         """
         qualified = NAMESPACE + "::" + self.name
         torch.library.register_autograd(qualified, backward, setup_context=setup, lib=library)

@@ -47,8 +47,8 @@ def _standardise_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     for axis in axes[:-1]:
         flat = flat.all(axis, keepdim=True)
     through = grad - standard * (grad * standard).mean(axes, keepdim=True)
-    found = torch.where(flat, 0.0, through / torch.where(flat, 1.0, size))
-    return found.to(template.dtype), None, None
+    result = torch.where(flat, 0.0, through / torch.where(flat, 1.0, size))
+    return result.to(template.dtype), None, None
 
 
 def _batch_standardise(info: Any, dims: Dims, *args: Any) -> Any:

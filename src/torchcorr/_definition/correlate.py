@@ -24,7 +24,7 @@ def template_axes(x: Tensor, ndim: int) -> Tensor:
 
 
 def by_transforms(method: str, window: Sequence[int], *tensors: Tensor) -> bool:
-    """Whether a call runs through transforms: as it was asked, or where that is faster."""
+    """Whether a call is computed by transforms: if asked for, or for `auto` if that is faster."""
     if method == "auto":
         method = "fft" if math.prod(window) > _CROSSOVER else "direct"
     return method == "fft" and all(x.numel() > 0 for x in tensors)
@@ -46,7 +46,7 @@ def correlate(
     window = template.shape[-ndim:]
     sizes = template.shape[-ndim - 1 :]
     if by_transforms(method, sizes, input, template) and all_finite(template):
-        return _through_transforms(input, template, stride)
+        return _by_transforms(input, template, stride)
     output = output_size(input.shape[-ndim:], window, stride)
     wide, weights = widen(input), widen(template)
     lead = torch.broadcast_shapes(input.shape[: -ndim - 1], template.shape[: -ndim - 1])
@@ -57,26 +57,26 @@ def correlate(
     return total.to(input.dtype)
 
 
-def _through_transforms(input: Tensor, template: Tensor, stride: Sequence[int]) -> Tensor:
-    """The same through float64 transforms; values that rounding may show in are recomputed."""
+def _by_transforms(input: Tensor, template: Tensor, stride: Sequence[int]) -> Tensor:
+    """`correlate` by float64 transforms; values that rounding may have spoilt are recomputed."""
     window = template.shape[-len(stride) :]
     finite = torch.isfinite(input)
     wide, weights = torch.where(finite, widen(input), 0.0), widen(template)
-    found = transforms.correlate(wide, weights, stride)
+    sums = transforms.correlate(wide, weights, stride)
     doubtful = _count(~finite, window, stride) > 0
     if not input.is_complex():
         if input.dtype != torch.float64:
-            # |found| is at most the sum of absolute products, which the promise is relative to.
+            # |sum| is at most the sum of absolute products, to which the promise is relative.
             allowed = rounding.ALLOWED_ROUNDINGS * rounding.unit(input.dtype)
-            noise = transforms.noise(wide, weights, found, len(stride))
-            doubtful = doubtful | (found.abs() * allowed < noise)
+            noise = transforms.noise(wide, weights, sums, len(stride))
+            doubtful = doubtful | (sums.abs() * allowed < noise)
         empty = _count((input != 0) | ~finite, window, stride) == 0
-        found = torch.where(empty, 0.0, found)
+        sums = torch.where(empty, 0.0, sums)
         doubtful = doubtful & ~empty
-    doubtful = doubtful.expand_as(found)
-    for place, seen, taps in chosen_windows(doubtful, widen(input), weights, stride):
-        found[place] = (seen * taps).flatten(1).sum(1)
-    return found.to(input.dtype)
+    doubtful = doubtful.expand_as(sums)
+    for place, elements, coefficients in chosen_windows(doubtful, widen(input), weights, stride):
+        sums[place] = (elements * coefficients).flatten(1).sum(1)
+    return sums.to(input.dtype)
 
 
 def _count(flags: Tensor, window: Sequence[int], stride: Sequence[int]) -> Tensor:

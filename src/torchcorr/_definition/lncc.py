@@ -17,7 +17,7 @@ def lncc(a: Tensor, b: Tensor, window: Sequence[int], stride: Sequence[int], eps
     """Pearson's coefficient of two inputs in each window (math.md, eq. lncc)."""
     (_, var_a), (_, var_b), covariance = pair_moments(a, b, window, stride)
     energy_a, energy_b, _ = _energies(var_a, var_b, eps)
-    # Where a window is flat its covariance is 0, and NaN if the other one's is.
+    # The covariance of a flat window is 0, or NaN if the other window contains one.
     score = covariance / (energy_a.sqrt() * energy_b.sqrt())
     return score.clamp(-1, 1).to(a.dtype)
 
@@ -62,7 +62,7 @@ def pair_moments(
 
 
 def _energies(var_a: Tensor, var_b: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    """What stands under both roots, 1 where either window is flat; and whether one is."""
+    """Both variances plus eps, with 1 for the variances if either window is flat; and if one is."""
     flat = (var_a == 0) | (var_b == 0)
     one = torch.ones_like(var_a)
     return torch.where(flat, one, var_a) + eps, torch.where(flat, one, var_b) + eps, flat
@@ -76,30 +76,33 @@ def lncc_window_grads(
     count: int,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """What each window gives its elements, from the mean and variance of both (math.md, LNCC).
+    """The maps that both gradients are made of, from the moments of each window (math.md, LNCC).
 
-    Factors of the other input, of a and of b, and offsets for a and for b; 0 where one is flat.
+    The factor of the other input, those of a and of b, and the offsets for a and for b; all are 0
+    where a window is flat.
     """
     (mean_a, var_a), (mean_b, var_b) = a, b
     energy_a, energy_b, flat = _energies(var_a, var_b, eps)
     root = energy_a.sqrt() * energy_b.sqrt()
     share = torch.where(flat, torch.zeros_like(root), widen(grad) / count)
     other, scored = share / root, share * (covariance / root)
-    own_a, own_b = scored / energy_a, scored / energy_b
-    return other, own_a, own_b, own_a * mean_a - other * mean_b, own_b * mean_b - other * mean_a
+    factor_a, factor_b = scored / energy_a, scored / energy_b
+    offset_a = factor_a * mean_a - other * mean_b
+    offset_b = factor_b * mean_b - other * mean_a
+    return other, factor_a, factor_b, offset_a, offset_b
 
 
 def lncc_into(
     x: Tensor, y: Tensor, maps: Sequence[Tensor], spread: Callable[[Tensor], Tensor]
 ) -> Tensor:
-    """The gradient of one input, from y's factor, its own and the offset of each window."""
-    through, own, offset = (spread(one) for one in maps)
-    return (widen(y) * through - widen(x) * own + offset).to(x.dtype)
+    """The gradient of x, from the factor of y, that of x and the offset of each window."""
+    factor_y, factor_x, offset = (spread(one) for one in maps)
+    return (widen(y) * factor_y - widen(x) * factor_x + offset).to(x.dtype)
 
 
 @dataclass(frozen=True)
 class PairOperators:
-    """What the gradient of `lncc` is made of: registered operators, or their definitions."""
+    """The operators in the gradient of `lncc`: registered ones, or their definitions."""
 
     pair_moments: Callable[..., tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor], Tensor]]
     window_spread: Callable[..., Tensor]
@@ -120,14 +123,14 @@ def lncc_gradients(
     of_a, of_b, covariance = of.pair_moments(a, b, window, stride)
     count = a.shape[-len(window) - 1] * math.prod(window)
     maps = lncc_window_grads(grad, of_a, of_b, covariance, count, eps)
-    other, own_a, own_b, offset_a, offset_b = maps
+    other, factor_a, factor_b, offset_a, offset_b = maps
 
     def spread(one: Tensor) -> Tensor:
         return of.window_spread(one, window, tuple(a.shape), stride)
 
     return (
-        lncc_into(a, b, (other, own_a, offset_a), spread) if need_a else None,
-        lncc_into(b, a, (other, own_b, offset_b), spread) if need_b else None,
+        lncc_into(a, b, (other, factor_a, offset_a), spread) if need_a else None,
+        lncc_into(b, a, (other, factor_b, offset_b), spread) if need_b else None,
     )
 
 

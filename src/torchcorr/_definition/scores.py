@@ -26,14 +26,14 @@ from .windows import chosen_windows, window_combine, window_moments, window_sum
 def centre(input: Tensor, ndim: int) -> Tensor:
     """One level an item, shaped (*lead, 1, ..., 1): the mean of its finite elements.
 
-    Scores do not depend on it and no gradient flows into it; subtracting it spares digits.
+    Scores do not depend on it, so no gradient flows into it; subtracting it keeps digits.
     """
     wide = widen(input.detach())
     return torch.nan_to_num(wide, 0, 0, 0).mean(tuple(range(-ndim - 1, 0)), keepdim=True)
 
 
 def _energy(mean: Tensor, var: Tensor, zero_mean: bool) -> Tensor:
-    """What stands under the root of a normalised score, without eps."""
+    """The quantity under the root of a normalised score, without eps."""
     return var if zero_mean else var + mean * mean
 
 
@@ -98,24 +98,24 @@ def _numerators(input: Tensor, template: Tensor, stride: Sequence[int], level: T
 def _numerators_by_transforms(
     input: Tensor, template: Tensor, stride: Sequence[int], level: Tensor, norm: Tensor
 ) -> Tensor:
-    """The same through float64 transforms; where rounding may show in a score, recomputed."""
+    """`_numerators` by float64 transforms; those that may be inexact are recomputed."""
     ndim, finite = len(stride), torch.isfinite(input)
     weights = widen(template)
     wide = torch.where(finite, widen(input), 0.0)
-    found = transforms.correlate(wide, weights, stride)
-    noise = transforms.noise(wide, weights, found, ndim)
-    found = found - level * weights.sum(tuple(range(-ndim - 1, 0)))[(..., *(None,) * ndim)]
+    sums = transforms.correlate(wide, weights, stride)
+    noise = transforms.noise(wide, weights, sums, ndim)
+    sums = sums - level * weights.sum(tuple(range(-ndim - 1, 0)))[(..., *(None,) * ndim)]
     narrow = input.dtype != torch.float64
     allowed = rounding.ALLOWED_SCORE_ERROR[torch.float32 if narrow else torch.float64]
-    spoilt = window_sum((~finite).to(torch.float32), template.shape[-ndim:], stride) > 0
-    doubtful = ~(noise * norm <= allowed) | spoilt
-    lead = found.shape[: found.dim() - ndim]
+    non_finite = window_sum((~finite).to(torch.float32), template.shape[-ndim:], stride) > 0
+    doubtful = ~(noise * norm <= allowed) | non_finite
+    lead = sums.shape[: sums.dim() - ndim]
     level = level.expand(*lead, *level.shape[level.dim() - ndim :])
-    doubtful = doubtful.expand_as(found)
-    for place, seen, taps in chosen_windows(doubtful, widen(input), weights, stride):
-        deviation = seen - level[place][(..., *(None,) * (ndim + 1))]
-        found[place] = (deviation * taps).flatten(1).sum(1)
-    return found
+    doubtful = doubtful.expand_as(sums)
+    for place, elements, coefficients in chosen_windows(doubtful, widen(input), weights, stride):
+        deviation = elements - level[place][(..., *(None,) * (ndim + 1))]
+        sums[place] = (deviation * coefficients).flatten(1).sum(1)
+    return sums
 
 
 def ncc_prepare_grads(
@@ -141,7 +141,7 @@ def ncc_prepare_grads(
 
 @dataclass(frozen=True)
 class ScoreOperators:
-    """What the gradient of a score is made of: registered operators, or their definitions."""
+    """The operators in the gradient of a score: registered ones, or their definitions."""
 
     ncc: Callable[..., Tensor]
     window_moments: Callable[..., tuple[Tensor, Tensor]]
@@ -190,12 +190,12 @@ def score_gradients(
     if need_template:
         shape = tuple(template.shape)
         base = centre(input, ndim) if zero_mean else wide.new_zeros((1,) * (ndim + 1))
-        found = of.correlate_template_grad(numerator_grad, wide - base, shape, stride, method)
+        full = of.correlate_template_grad(numerator_grad, wide - base, shape, stride, method)
         if zero_mean:
             offset = (numerator_grad * (mean - base.squeeze(-ndim - 1))).sum(axes)
             offset = offset[(..., None, *(None,) * ndim)]
-            found = found - offset.sum_to_size((*shape[: -ndim - 1], *(1,) * (ndim + 1)))
-        for_template = found.to(template.dtype)
+            full = full - offset.sum_to_size((*shape[: -ndim - 1], *(1,) * (ndim + 1)))
+        for_template = full.to(template.dtype)
     return for_input, for_template
 
 

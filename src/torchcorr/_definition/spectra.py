@@ -13,7 +13,7 @@ _LONG_LINE = 4096
 
 
 def _is_single_long_line(x: Tensor, ndim: int) -> bool:
-    """MKL divides such a line among threads, and rounds differently for each number of threads."""
+    """MKL splits such a line among threads, and its rounding depends on how many there are."""
     return ndim == 1 and x.shape[:-1].numel() == 1 and x.shape[-1] >= _LONG_LINE
 
 
@@ -41,11 +41,11 @@ def template_spectra(template: Tensor, lengths: Sequence[int], dtype: torch.dtyp
     ndim = len(lengths)
     x = (template / math.prod(lengths)).to(dtype)
     # As complex numbers: MKL rounds real input differently for each number of threads.
-    found = x.flatten(0, -ndim - 1).to(dtype.to_complex())
+    spectrum = x.flatten(0, -ndim - 1).to(dtype.to_complex())
     if ndim == 1:
-        found = torch.nn.functional.pad(found, (0, lengths[0] - found.shape[-1]))
-        return inverse_fft(found, 1).reshape(*x.shape[:-1], *lengths)
-    # Axis by axis, so that only lines that are not zero are transformed; rows last, as they lie.
+        spectrum = torch.nn.functional.pad(spectrum, (0, lengths[0] - spectrum.shape[-1]))
+        return inverse_fft(spectrum, 1).reshape(*x.shape[:-1], *lengths)
+    # Axis by axis, so that lines of zeros are not transformed; contiguous rows last.
     for axis in range(-ndim, 0):
-        found = torch.fft.ifft(found, n=lengths[axis], dim=axis, norm="forward")
-    return found.reshape(*x.shape[:-ndim], *lengths)
+        spectrum = torch.fft.ifft(spectrum, n=lengths[axis], dim=axis, norm="forward")
+    return spectrum.reshape(*x.shape[:-ndim], *lengths)

@@ -1,7 +1,7 @@
 """Correlation through whole transforms in float64, on any device; and products of spectra.
 
-The input is centred before it is transformed, so that rounding is relative to its contrast and
-not to its offset.
+The input is centred before it is transformed: rounding is then relative to its contrast instead of
+its offset.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ def dilated(grad: Tensor, stride: Sequence[int]) -> Tensor:
     if all(s == 1 for s in stride):
         return grad
     extent = dilated_size(grad.shape[-len(stride) :], stride)
-    spread = grad.new_zeros((*grad.shape[: -len(stride)], *extent))
-    crop(spread, extent, stride).copy_(grad)
-    return spread
+    result = grad.new_zeros((*grad.shape[: -len(stride)], *extent))
+    crop(result, extent, stride).copy_(grad)
+    return result
 
 
 def crop(x: Tensor, extent: Sequence[int], stride: Sequence[int] | None = None) -> Tensor:
@@ -80,22 +80,22 @@ def correlate(input: Tensor, template: Tensor, stride: Sequence[int]) -> Tensor:
     spectrum = _forward(wide - level, lengths)
     product = sum_channels(spectrum, _reversed(weights, lengths), ndim)
     valid = [n - k + 1 for n, k in zip(size, window, strict=True)]
-    found = crop(_inverse(product, lengths, input.is_complex()), valid, stride)
+    sums = crop(_inverse(product, lengths, input.is_complex()), valid, stride)
     offset = (level * weights.sum(axes, keepdim=True)).sum(-ndim - 1)
-    return (found + offset).to(input.dtype).contiguous()
+    return (sums + offset).to(input.dtype).contiguous()
 
 
-def noise(input: Tensor, template: Tensor, found: Tensor, ndim: int) -> Tensor:
-    """Rounding of sums `found`, (*lead, 1, ..., 1), from what their transforms contain.
+def noise(input: Tensor, template: Tensor, sums: Tensor, ndim: int) -> Tensor:
+    """A bound of the rounding of `sums` by transforms, (*lead, 1, ..., 1).
 
     math.md, eq. noise, for tensors (*lead, C, ...) in float64.
     """
-    axes, own = tuple(range(-ndim, 0)), tuple(range(-ndim - 1, 0))
-    contrast = (input - input.mean(axes, keepdim=True)).square().mean(own, keepdim=True)
-    elements = input.shape[-ndim - 1] * template.square().sum(own, keepdim=True)
-    squares = (contrast * elements).squeeze(-ndim - 1) + found.square().mean(axes, keepdim=True)
-    peak = found.abs().amax(axes, keepdim=True)
-    return rounding.TRANSFORM * rounding.unit(found.dtype) * (squares.sqrt() + peak / 2)
+    axes, item = tuple(range(-ndim, 0)), tuple(range(-ndim - 1, 0))
+    contrast = (input - input.mean(axes, keepdim=True)).square().mean(item, keepdim=True)
+    elements = input.shape[-ndim - 1] * template.square().sum(item, keepdim=True)
+    squares = (contrast * elements).squeeze(-ndim - 1) + sums.square().mean(axes, keepdim=True)
+    peak = sums.abs().amax(axes, keepdim=True)
+    return rounding.TRANSFORM * rounding.unit(sums.dtype) * (squares.sqrt() + peak / 2)
 
 
 def correlate_input_grad(

@@ -35,7 +35,7 @@ class Transpose:
         cls, grad: Tensor, template: Tensor, shape: Ints, stride: Sequence[int], device: str
     ) -> Transpose:
         ndim = len(stride)
-        size, window, ones = shape[-ndim:], tuple(template.shape[-ndim:]), (1,) * ndim
+        size, window = shape[-ndim:], tuple(template.shape[-ndim:])
         leads = Leads.of(shape[: -ndim - 1], tuple(template.shape[: -ndim - 1]))
         upstream = dilated(leads.output(grad, ndim), stride).contiguous()
         weights = leads.template(widen(template), ndim + 1)
@@ -43,7 +43,7 @@ class Transpose:
         # Roles change: what was a template is a channel now, what was a channel a template.
         turned = Leads((), (), (), leads.paired, leads.inputs, weights.shape[1])
         full = tuple(n + k - 1 for n, k in zip(size, window, strict=True))
-        problem = Problem(full, window, ones, leads.templates, turned, 8, 0, False, device)
+        problem = _problem(full, window, leads.templates, turned, device)
         pad = tuple(k - 1 for k in window)
         plan, tiling = _tiles(problem, upstream.shape[2:], size, pad)
         return cls(leads, upstream, weights, problem, plan, tiling)
@@ -53,13 +53,28 @@ class Transpose:
         cls, grad: Tensor, input: Tensor, shape: Ints, stride: Sequence[int], device: str
     ) -> Transpose:
         ndim = len(stride)
-        size, window, ones = tuple(input.shape[-ndim:]), shape[-ndim:], (1,) * ndim
+        size, window = tuple(input.shape[-ndim:]), shape[-ndim:]
         leads = Leads.of(tuple(input.shape[: -ndim - 1]), shape[: -ndim - 1])
         upstream = dilated(leads.output(grad, ndim), stride).contiguous()
         seen = leads.input(input, ndim + 1).contiguous()
-        problem = Problem(size, window, ones, seen.shape[1], leads, 8, 0, False, device)
-        plan, tiling = _tiles(problem, size, output_size(size, window, ones), None)
+        problem = _problem(size, window, seen.shape[1], leads, device)
+        plan, tiling = _tiles(problem, size, output_size(size, window, problem.stride), None)
         return cls(leads, upstream, seen, problem, plan, tiling)
+
+
+def _problem(size: Ints, window: Ints, channels: int, leads: Leads, device: str) -> Problem:
+    """A plain sum at stride 1 in float64."""
+    return Problem(
+        size=size,
+        window=window,
+        stride=(1,) * len(size),
+        channels=channels,
+        leads=leads,
+        itemsize=8,
+        threads=0,
+        normalised=False,
+        device=device,
+    )
 
 
 def _tiles(

@@ -1,4 +1,4 @@
-"""Sums and moments of windows, merged from parts so that nothing is ever subtracted from a sum.
+"""Sums and moments of windows, merged from parts, so that no large sums are subtracted.
 
 A run of 2k elements is two runs of k, so each window axis of length k takes about log2(k) merges
 (math.md, eq. merge). An element reaches only the windows that contain it.
@@ -16,12 +16,12 @@ from .._plan.dtypes import widen
 from .._plan.shapes import output_size
 from .transforms import dilated
 
-# What is known of each run: its sum, or its mean and the sum of squares about it, and so on.
+# Statistics of each run, such as its sum, or its mean and the sum of squares about it.
 Summary = tuple[Tensor, ...]
-# Merges two neighbouring runs of so many elements each.
+# Merges the summaries of two neighbouring runs; the numbers count the elements of each.
 Merge = Callable[[Summary, Summary, float, float], Summary]
 
-# Elements of a slab whose summaries stay in a cache.
+# Elements of a slab: its summaries fit in a cache.
 _SLAB = 1 << 18
 
 
@@ -38,22 +38,22 @@ def _part(summary: Summary, axis: int, first: int, length: int) -> Summary:
 
 
 def _runs(single: Summary, axis: int, k: int, elements: int, merge: Merge) -> Summary:
-    """Summaries of all runs of k along an axis, from those of single places of some elements."""
+    """Summaries of all runs of k positions along an axis, from those of `elements` at one."""
     size = single[0].shape[axis]
     power, length = single, 1  # runs of a power of two
-    found: Summary | None = None
-    done = 0
+    result: Summary | None = None
+    done = 0  # elements in `result`
     while True:
         if k & length:
-            if found is None:
-                found = power
+            if result is None:
+                result = power
             else:
                 count = size - done - length + 1
-                parts = _part(found, axis, 0, count), _part(power, axis, done, count)
-                found = merge(*parts, done * elements, length * elements)
+                parts = _part(result, axis, 0, count), _part(power, axis, done, count)
+                result = merge(*parts, done * elements, length * elements)
             done += length
-        if done == k and found is not None:
-            return found
+        if done == k and result is not None:
+            return result
         count = size - 2 * length + 1
         parts = _part(power, axis, 0, count), _part(power, axis, length, count)
         power = merge(*parts, length * elements, length * elements)
@@ -180,7 +180,7 @@ def local_std_prepare_grads(
 def chosen_windows(
     chosen: Tensor, input: Tensor, template: Tensor, stride: Sequence[int]
 ) -> Iterator[tuple[tuple[Tensor, ...], Tensor, Tensor]]:
-    """Positions, windows (n, C, *window) and templates of the true values of a map, by parts."""
+    """Positions, windows (n, C, *window) and templates where `chosen` is true, in batches of n."""
     ndim = len(stride)
     lead = chosen.shape[: chosen.dim() - ndim]
     window = template.shape[-ndim:]

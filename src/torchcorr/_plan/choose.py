@@ -40,8 +40,8 @@ class Plan:
     bytes : int
         Scratch of one batch, in bytes; input and result are not counted.
     cost : float
-        Predicted time in milliseconds on the two cores that the model was fitted on. Only its
-        ratio to the cost of another plan means something elsewhere.
+        Predicted time in milliseconds on the two cores that the model was fitted on. Elsewhere
+        only the ratio of two plans' costs is meaningful.
     """
 
     method: str
@@ -75,7 +75,7 @@ class Problem:
 
 
 def _grids(problem: Problem) -> Iterator[Ints]:
-    """Divisions worth trying: into tiles of the same length along all axes, and none."""
+    """Grids worth trying: one tile, and tiles of the same length along all axes."""
     total = output_size(problem.size, problem.window, problem.stride)
     tried = {(1,) * len(total)}
     yield (1,) * len(total)
@@ -101,12 +101,12 @@ def _tiling(problem: Problem, grid: Sequence[int], fast: bool) -> Tiling:
 
 
 def _transformed_size(problem: Problem) -> int:
-    """Bytes of an element that is transformed: sums take float64, scores what they come in."""
+    """Bytes of an element that is transformed: float64 for sums, the input's dtype for scores."""
     return problem.itemsize if problem.normalised else max(8, problem.itemsize)
 
 
 def _bytes(problem: Problem, tiling: Tiling, method: str) -> tuple[int, int]:
-    """Of a tile whatever the templates, and of a tile and template."""
+    """Bytes of scratch for a tile, and for each template that is applied to it."""
     n, m = math.prod(tiling.length), math.prod(tiling.outputs)
     fixed, each = n * problem.channels + m, m
     if method == "fft":
@@ -127,9 +127,9 @@ def _batched(problem: Problem, tiling: Tiling, method: str) -> Plan:
     batch = max(even, fitting // (2 * even) * 2 * even)
     batch = min(batch, total + total % even)
     templates = max(1, min(leads.templates, (cache // batch - fixed) // each))
-    own = batch * (fixed + templates * each)
+    size = batch * (fixed + templates * each)
     cost = _cost(problem, tiling, method, batch, templates) * 1e-6
-    return Plan(method, tiling.outputs, tiling.length, tiling.tiles, batch, templates, own, cost)
+    return Plan(method, tiling.outputs, tiling.length, tiling.tiles, batch, templates, size, cost)
 
 
 def _cost(problem: Problem, tiling: Tiling, method: str, batch: int, templates: int) -> float:
@@ -151,7 +151,7 @@ def _cost(problem: Problem, tiling: Tiling, method: str, batch: int, templates: 
         if problem.normalised:
             product *= costs.scored
         return cost + scores * (costs.position + products * product) * width
-    # Forward for each channel of a tile, back for each of its templates, and the templates' own.
+    # One for each channel of a tile, an inverse for each of its templates, and those of templates.
     planes = (tiles * (problem.channels + leads.templates)) / 2
     planes += leads.paired * leads.templates * problem.channels
     ndim, size = len(tiling.length), 8 * width * n
@@ -195,7 +195,7 @@ def _direct_plan(problem: Problem) -> Plan:
 
 
 def _direct_tiling(problem: Problem) -> Tiling:
-    """Tiles of the direct loop: rows as long as they are, as many as fit."""
+    """Tiles of the direct loop: whole rows, as many as fit."""
     total = output_size(problem.size, problem.window, problem.stride)
     grid = [1] * len(total)
     for axis in range(len(total)):
@@ -209,7 +209,7 @@ def _direct_tiling(problem: Problem) -> Tiling:
 
 @dataclass(frozen=True)
 class Arrangement:
-    """All that a call needs to know beforehand."""
+    """A call in normal form, its plan and its tiles."""
 
     problem: Problem
     plan: Plan
@@ -227,7 +227,7 @@ def arrange(
     device: str,
 ) -> Arrangement:
     """How two tensors of these shapes, in normal form, are computed on a kind of device."""
-    # A torch.Size is a tuple and is not copied: most calls only look their plan up.
+    # A torch.Size is a tuple and is not copied: most calls find their plan in the cache.
     return _arranged(
         input if isinstance(input, tuple) else tuple(input),
         template if isinstance(template, tuple) else tuple(template),
@@ -254,17 +254,16 @@ def _arranged(
     ndim = len(stride)
     leads = Leads.of(tuple(input[: -ndim - 1]), tuple(template[: -ndim - 1]))
     problem = Problem(
-        tuple(input[-ndim:]),
-        tuple(template[-ndim:]),
-        stride,
-        input[-ndim - 1],
-        leads,
-        # Half types are computed in float32.
-        max(4, dtype.itemsize),
-        threads,
-        normalised,
-        device,
-        dtype.is_complex,
+        size=tuple(input[-ndim:]),
+        window=tuple(template[-ndim:]),
+        stride=stride,
+        channels=input[-ndim - 1],
+        leads=leads,
+        itemsize=max(4, dtype.itemsize),  # half types are computed in float32
+        threads=threads,
+        normalised=normalised,
+        device=device,
+        is_complex=dtype.is_complex,
     )
     plan = make_plan(problem, method)
     return Arrangement(problem, plan, tiling_of(problem, plan))

@@ -1,4 +1,4 @@
-"""What work costs on each kind of device."""
+"""Costs of work on each kind of device."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from .shapes import Ints
 
 @dataclass(frozen=True)
 class Costs:
-    """What work costs on a kind of device, in nanoseconds; their ratios are what counts."""
+    """Costs of work on a kind of device, in nanoseconds. Only their ratios matter."""
 
-    transform: float  # an element of a tile, forth and back, for each doubling of its size
+    transform: float  # an element of a tile, both ways, for each doubling of its size
     tile_element: float  # cutting a tile out, its norms and its scores, for each element
     score_element: float  # the same of a direct score, which sums moments on its way on a GPU
     position: float  # a position of the direct loop
     product: float  # a multiply-add of the direct loop
-    scored: float  # how much more that is where moments are summed beside it
-    shape: tuple[float, float, float]  # how much more that is for lines, planes and volumes
+    scored: float  # its factor where moments are summed in the same loop
+    shape: tuple[float, float, float]  # its factor for lines, planes and volumes
     batch: float  # a batch of tiles, whatever its size
-    strain: tuple[float, float, float]  # of a transform: this more for each MiB of a tile
+    strain: tuple[float, float, float]  # of a transform: added share for each MiB of a tile
     cache: int  # bytes of scratch that a batch should take, for one template
-    near_cache: int  # the same for several, which go over the same tiles again and again
+    near_cache: int  # the same for several templates, which reread the tiles
     scratch: int  # bytes that it may take
     direct_tile: int  # elements of a tile of the direct loop
     pairs: bool  # two tiles are transformed as one complex one
@@ -32,8 +32,8 @@ class Costs:
     long: Ints  # the same of lines
 
 
-# By kind of device. A family of GPUs that was measured has a row of its own, named after its
-# compute capability ("cuda 9.0"); the others take that of their type.
+# By kind of device. A family of GPUs that was measured has a row named after its compute capability
+# ("cuda 9.0"); the others use that of their type.
 _COSTS = {
     # Two cores with AVX-512, fitted by benchmarks/fit.py to float32.
     "cpu": Costs(
@@ -96,7 +96,7 @@ _COSTS = {
 
 @lru_cache
 def family(device: torch.device) -> str:
-    """The kind of a device that costs are known of."""
+    """The name of the costs of a device."""
     if device.type == "cuda" and any(name.startswith("cuda ") for name in _COSTS):
         major, minor = torch.cuda.get_device_capability(device)
         name = f"cuda {major}.{minor}"
@@ -105,5 +105,5 @@ def family(device: torch.device) -> str:
 
 
 def costs_of(family: str) -> Costs:
-    """The costs of a kind of device; those of a CPU where none are known."""
+    """The costs of a kind of device; those of a CPU if it has none."""
     return _COSTS.get(family, _COSTS["cpu"])

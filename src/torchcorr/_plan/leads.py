@@ -1,4 +1,4 @@
-"""Leading axes that broadcast: which belong to the input, to the template, or to both."""
+"""Leading axes that broadcast: those of the input, those of the template and those of both."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class Leads:
     score map (paired * inputs, templates, *positions); nothing is expanded.
     """
 
-    lead: Ints
-    order: Ints
+    lead: Ints  # the broadcast leading axes
+    order: Ints  # their order when sorted
     kinds: Ints  # of each axis: 0 paired, 1 of the input, 2 of the template
     paired: int
     inputs: int
@@ -76,15 +76,15 @@ class Leads:
         rank = len(self.order)
         if list(self.order) == sorted(self.order):
             return x
-        back = sorted(range(rank), key=self.order.__getitem__)
-        return x.permute(*back, *range(rank, rank + core)).contiguous()
+        inverse = sorted(range(rank), key=self.order.__getitem__)
+        return x.permute(*inverse, *range(rank, rank + core)).contiguous()
 
     def input_restored(self, x: Tensor, shape: Ints, core: int) -> Tensor:
-        """(paired * inputs, *core) in the shape of the input it belongs to."""
+        """(paired * inputs, *core) in the shape of the original input."""
         sizes = [1 if self.kinds[i] == 2 else self.lead[i] for i in self.order]
         return self._unsorted(x.reshape(*sizes, *x.shape[1:]), core).reshape(shape)
 
     def template_restored(self, x: Tensor, shape: Ints, core: int) -> Tensor:
-        """(paired, templates, *core) in the shape of the template it belongs to."""
+        """(paired, templates, *core) in the shape of the original template."""
         sizes = [1 if self.kinds[i] == 1 else self.lead[i] for i in self.order]
         return self._unsorted(x.reshape(*sizes, *x.shape[2:]), core).reshape(shape)

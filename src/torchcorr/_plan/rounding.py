@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-# Rounding errors of a transform, in units of the norm of what it contains (eq. noise).
+# Rounding errors of a transform, in units of the norm of its values (eq. noise).
 TRANSFORM = 10.0
 # The same for float64 transforms of plain sums, relative to the larger side of a tile.
 TRANSFORM_OF_SUMS = 64.0

@@ -14,14 +14,14 @@ def output_size(size: Sequence[int], window: Sequence[int], stride: Sequence[int
 
 
 def dilated_size(output: Sequence[int], stride: Sequence[int]) -> Ints:
-    """Extent of an output once stride - 1 zeros stand between its values."""
+    """Extent of an output with stride - 1 zeros between its values."""
     return tuple((n - 1) * s + 1 for n, s in zip(output, stride, strict=True))
 
 
 def padding(mode: str, window: Sequence[int]) -> tuple[tuple[int, int], ...]:
     """Elements to add before and after each window axis so that `valid` becomes `mode`.
 
-    `full` adds a window less one on both sides. `same` is SciPy's: the centred part of `full`.
+    `full` adds the window less one element on both sides; `same`, as in SciPy, is its centre.
     """
     if mode == "valid":
         return tuple((0, 0) for _ in window)
@@ -38,7 +38,7 @@ def offsets(window: Sequence[int]) -> Iterator[Ints]:
 def positions(
     offset: Sequence[int], output: Sequence[int], stride: Sequence[int]
 ) -> tuple[slice, ...]:
-    """The input elements that lie at `offset` of each window, as one slice an axis."""
+    """The input elements at `offset` in every window, as one slice an axis."""
     return tuple(
         slice(v, v + (n - 1) * s + 1, s) for v, n, s in zip(offset, output, stride, strict=True)
     )

@@ -17,7 +17,7 @@ __all__ = ["Shift", "estimate_shift"]
 # Peaks this close in height count as equal: a periodic source repeats, and rounding must not
 # decide.
 _TIE = 3e-4
-# An overlap must hold this share of its recording's energy; below it the rounding of the transform
+# An overlap must contain this share of its recording's energy: below it, rounding of the transform
 # and of running sums (1e-16 of the whole) could reach 1e-6 of the score.
 _FAINT = 1e-9
 
@@ -100,8 +100,8 @@ def estimate_shift(
     --------
     >>> import torch, torchcorr
     >>> time = torch.arange(400, dtype=torch.float64) * (2 * torch.pi / 100)
-    >>> found = torchcorr.estimate_shift(3 * time.sin(), 0.5 * time.cos(), ndim=1)
-    >>> round(found.shift.item(), 3), round(found.score.item(), 3)
+    >>> shift = torchcorr.estimate_shift(3 * time.sin(), 0.5 * time.cos(), ndim=1)
+    >>> round(shift.shift.item(), 3), round(shift.score.item(), 3)
     (25.0, 1.0)
     """
     _checks.dimension(ndim)

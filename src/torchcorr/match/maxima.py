@@ -34,7 +34,7 @@ def parabola(values: Tensor, index: tuple[Tensor, ...], *, ndim: int) -> tuple[T
     """Offset ``(n, ndim)`` and gain in height ``(n,)`` of the parabola through each peak.
 
     In float64. ``index`` addresses every axis of ``values``; the parabola is fitted along each of
-    the last ``ndim``. Offsets lie in [-0.5, 0.5] and are 0 at a border, next to a non-finite value
+    the last ``ndim``. Offsets are in [-0.5, 0.5] and are 0 at a border, next to a non-finite value
     and on a level top.
     """
     lead = values.ndim - ndim
@@ -63,7 +63,7 @@ def suppress(
     """Indices of the points that survive, the first given winning over all later ones near it.
 
     Two points are near if they differ by less than ``min_distance`` along every axis. A grid with
-    cells of that size holds at most one survivor a cell, which makes the cost linear.
+    cells of that size contains at most one survivor a cell, which makes the cost linear.
     """
     survivors: dict[tuple[int, ...], tuple[int, ...]] = {}
     kept: list[int] = []

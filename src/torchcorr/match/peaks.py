@@ -26,8 +26,8 @@ class Peaks:
     scores : Tensor
         ``(n,)``, the map's dtype: the map's value at the whole-sample position of each peak.
     items : Tensor
-        ``(n, lead)``, int64: which map of a batch each peak belongs to, one index for each leading
-        axis; ``(n, 0)`` for a single map. Peaks of one map stand together, maps in their order.
+        ``(n, lead)``, int64: the map of a batch that contains each peak, one index for each leading
+        axis; ``(n, 0)`` for a single map. Sorted by map.
     """
 
     positions: Tensor
@@ -142,7 +142,7 @@ def peaks_of(
 
 
 def _by_item(items: Tensor, lead: Sequence[int]) -> Tensor:
-    """An order that puts the peaks of each map together and keeps their own order."""
+    """An order that sorts peaks by map and keeps their order within it."""
     number = torch.zeros(items.shape[0], dtype=torch.long, device=items.device)
     for axis, n in enumerate(lead):
         number = number * n + items[:, axis]
@@ -156,9 +156,9 @@ def _kept(
     by_item = sorted(range(len(points)), key=lambda i: points[i][:lead])
     kept: list[int] = []
     for _, group in itertools.groupby(by_item, key=lambda i: points[i][:lead]):
-        own = list(group)
+        members = list(group)
         if max(distance) > 1:
-            places = [points[i][lead:] for i in own]
-            own = [own[i] for i in suppress(places, min_distance=distance, limit=limit)]
-        kept += own[:limit]
+            places = [points[i][lead:] for i in members]
+            members = [members[i] for i in suppress(places, min_distance=distance, limit=limit)]
+        kept += members[:limit]
     return kept

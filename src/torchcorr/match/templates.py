@@ -24,7 +24,7 @@ class Matches(Peaks):
     ----------
     positions : Tensor
         ``(n, ndim)``, float64, in pixels: the top-left corner of each match, axis order as in the
-        image, ``(y, x)`` in 2-D. Pixel centres lie on whole numbers.
+        image, ``(y, x)`` in 2-D. Pixel centres are whole numbers.
     scores : Tensor
         ``(n,)``: the score at the whole-pixel position of each match, in [-1, 1].
     items : Tensor
@@ -76,7 +76,7 @@ def match_template(
     ndim : int, default 2
         Number of window axes: 1, 2 or 3.
     channels : {"independent", "joint"}
-        "joint" says that the axis before the window axes holds channels that are matched together.
+        "joint" makes the axis before the window axes the channels, which are matched together.
     score : {"zncc", "ncc"}
         The score; "ncc" does not subtract means.
     method : {"auto", "direct", "fft"}
