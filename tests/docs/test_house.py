@@ -21,7 +21,7 @@ import torchcorr
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PACKAGE = ROOT / "src" / "torchcorr"
-# What stands in src/torchcorr, from the ground up: imports go downwards only. A folder is one name.
+# The modules and folders of src/torchcorr from the lowest layer up: imports go downwards only.
 LAYERS = (
     {"_plan"},
     {"_definition"},
@@ -73,7 +73,7 @@ def relative(path: Path) -> str:
 
 
 def room(path: Path) -> str:
-    """The module, or the package, that a file stands for in the layers."""
+    """The name of a file's module or folder in LAYERS."""
     first = path.relative_to(PACKAGE).parts[0]
     return first.removesuffix(".py")
 
@@ -100,10 +100,10 @@ def known(name: str) -> bool:
 
 @pytest.mark.parametrize("path", python_files(), ids=relative)
 def test_imports_go_downwards(path: Path) -> None:
-    own = room(path)
-    assert known(own), f"{own} has no layer: give it one in LAYERS and in DESIGN"
+    name = room(path)
+    assert known(name), f"{name} has no layer: give it one in LAYERS and in CONTRIBUTING.md"
     for other in imported_rooms(ast.parse(path.read_text())):
-        assert layer_of(other) <= layer_of(own), f"{own} imports {other}, which lies above it"
+        assert layer_of(other) <= layer_of(name), f"{name} imports {other} of a higher layer"
 
 
 def test_no_import_cycles() -> None:
@@ -125,8 +125,8 @@ def test_files_are_short(path: Path) -> None:
     assert len(path.read_text().splitlines()) <= LONGEST_FILE
 
 
-def own_lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
-    """Lines of a function without its docstring, which may be as long as it needs to be."""
+def lines_without_docstring(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """Lines of a function that are not its docstring."""
     first = function.body[0]
     is_docstring = isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant)
     docstring = first.end_lineno - first.lineno + 1 if is_docstring else 0
@@ -137,7 +137,7 @@ def own_lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
 def test_functions_are_short(path: Path) -> None:
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
-            assert own_lines(node) <= LONGEST_FUNCTION, node.name
+            assert lines_without_docstring(node) <= LONGEST_FUNCTION, node.name
 
 
 @pytest.mark.parametrize("path", python_files(), ids=relative)
@@ -192,12 +192,12 @@ def functions() -> dict[str, Callable[..., Any]]:
 
 
 def documented() -> dict[str, Any]:
-    """Functions, records and modules' classes: everything with a docstring of its own."""
-    found = {k: v for k, v in public_objects().items() if not isinstance(v, (str, ModuleType))}
+    """Functions, records and the classes of modules: everything that is documented."""
+    result = {k: v for k, v in public_objects().items() if not isinstance(v, (str, ModuleType))}
     for name, value in public_objects().items():
         if isinstance(value, ModuleType):
-            found |= {f"{name}.{member}": getattr(value, member) for member in value.__all__}
-    return found
+            result |= {f"{name}.{member}": getattr(value, member) for member in value.__all__}
+    return result
 
 
 @pytest.mark.parametrize("name", functions())
