@@ -1,6 +1,12 @@
 """Sphinx configuration; the pages are built with warnings as errors and their code is run."""
 
+import sys
 from importlib.metadata import version as installed_version
+from importlib.resources import files
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE / "_extensions"))
 
 project = "torchcorr"
 author = "torchcorr contributors"
@@ -13,11 +19,17 @@ extensions = [
     "sphinx.ext.doctest",
     "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
+    "sphinx_gallery.gen_gallery",
 ]
-exclude_patterns = ["_build"]
+# What sphinx-gallery writes: pages that are built, and files that are none.
+exclude_patterns = ["_build", "_extensions", "gallery/*.ipynb", "gallery/*.py"]
 html_theme = "furo"
 html_title = "torchcorr"
-myst_enable_extensions = ["dollarmath"]
+html_css_files = ["pages.css"]
+# MathJax comes from a package of the index, so that formulas render without a network.
+html_static_path = ["_static", str(files("mathjax") / "static" / "mathjax" / "es5" / "tex-svg.js")]
+mathjax_path = "tex-svg.js"
+myst_enable_extensions = ["colon_fence", "dollarmath"]
 myst_heading_anchors = 3
 
 autodoc_typehints = "signature"
@@ -28,3 +40,17 @@ napoleon_use_ivar = True
 nitpick_ignore_regex = [(r"py:(class|obj|data)", r"(?!torchcorr\.).*")]
 
 doctest_global_setup = "import torch\nimport torchcorr"
+
+sphinx_gallery_conf = {
+    "examples_dirs": str(HERE.parent / "examples"),
+    "gallery_dirs": "gallery",
+    "filename_pattern": r"/\d_",
+    "within_subsection_order": "FileNameSortKey",
+    "image_scrapers": ("figures",),
+    "abort_on_example_error": True,
+    "reference_url": {"torchcorr": None},
+    "download_all_examples": False,
+    "show_memory": False,
+    "show_signature": False,
+    "write_computation_times": False,
+}

@@ -1,0 +1,54 @@
+"""
+Find a coin under changed light
+===============================
+
+:func:`torchcorr.zncc` compares a template with every window of an image, and brightness and
+contrast do not matter to it. Here one coin is cut out of a photograph, the light of the photograph
+is changed, and every coin like it is found.
+"""
+
+# %%
+# The photograph is ``coins`` from scikit-image, ``(303, 384)``. The template is one of its coins.
+# The image that is searched has half the contrast, is brighter, and its light increases from left
+# to right, so that no pixel has the value that it had in the template.
+
+import torch
+from skimage import data
+
+import torchcorr
+from torchcorr.plot import draw_matches
+
+photograph = torch.from_numpy(data.coins()).float()
+y, x, height, width = 92, 236, 60, 64
+template = photograph[y : y + height, x : x + width]
+
+light = torch.linspace(0, 60, photograph.shape[1])
+image = 0.5 * photograph + 50 + light
+
+# %%
+# The score map has one score in [-1, 1] for every position of the template's top-left corner.
+# :func:`torchcorr.match_template` returns the positions of its peaks to a fraction of a pixel, best
+# first. The coins lie so close together that their boxes may overlap, which `min_distance` allows.
+
+scores = torchcorr.zncc(image, template)
+matches = torchcorr.match_template(
+    image, template, threshold=0.7, min_distance=(height // 2, width // 2)
+)
+
+print("1. Find one coin in a photograph whose brightness and contrast were changed")
+print(f"   cut out at (y, x) = ({y}, {x}); found, best first:")
+for (row, column), score in zip(matches.positions.tolist(), matches.scores.tolist(), strict=True):
+    print(f"   ({row:6.2f}, {column:6.2f})  score {score:.3f}")
+print("   the first is the coin itself, the others are coins like it (score >= 0.7)")
+
+# %%
+# The first match lies where the template was cut out. The light that increases across the window
+# is all that keeps its score below 1: a change of brightness and contrast alone would not.
+
+figure = draw_matches(
+    image.numpy(),
+    matches,
+    template=template.numpy(),
+    score_map=scores.numpy(),
+    title="Found under changed light: the coin itself\n(best score) and coins that resemble it",
+)
