@@ -37,8 +37,8 @@ matches = torchcorr.match_template(
 
 print("1. Find one coin in a photograph whose brightness and contrast were changed")
 print(f"   cut out at (y, x) = ({y}, {x}); found, best first:")
-for (row, column), score in zip(matches.positions.tolist(), matches.scores.tolist(), strict=True):
-    print(f"   ({row:6.2f}, {column:6.2f})  score {score:.3f}")
+for position, score in zip(matches.positions, matches.scores, strict=True):
+    print("   ({:6.2f}, {:6.2f})  score {:.3f}".format(*position, score))
 print("   the first is the coin itself, the others are coins like it (score >= 0.7)")
 
 # %%
@@ -50,5 +50,5 @@ figure = draw_matches(
     matches,
     template=template.numpy(),
     score_map=scores.numpy(),
-    title="Found under changed light: the coin itself\n(best score) and coins that resemble it",
+    title="Found under changed light: the coin\nitself (best score) and coins like it",
 )

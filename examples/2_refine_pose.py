@@ -99,11 +99,11 @@ before, after = (
 )
 figure = draw_refinement(
     [
-        ("Template\n(turned, shifted, other light)", reference - reference.min()),
-        (f"Before: off by {pixels[0]:.2f} px, {degrees[0]:.1f} deg", before - before.min()),
-        ("Template minus before", reference - before),
-        (f"After: off by {pixels[-1]:.2f} px, {degrees[-1]:.2f} deg", after - after.min()),
-        ("Template minus after", reference - after),
+        ("Template", reference - reference.min()),
+        (f"Before: off by\n{pixels[0]:.2f} px, {degrees[0]:.1f} deg", before - before.min()),
+        ("Template\nminus before", reference - before),
+        (f"After: off by\n{pixels[-1]:.2f} px, {degrees[-1]:.2f} deg", after - after.min()),
+        ("Template\nminus after", reference - after),
     ],
     [("position (pixels)", pixels), ("rotation (degrees)", degrees)],
     title="A template laid on its photograph by gradient ascent on ZNCC",

@@ -60,21 +60,22 @@ for name, movement in (("true", true), ("found", found)):
     print(f"{name:5}  x {x:6.3f}, y {y:6.3f} pixels")
 
 # %%
-# The local coefficients show where the pictures agree. Before registration they take all values;
-# after it they are -1 nearly everywhere, because the target is a negative.
+# The local coefficients show where the pictures agree. Before registration they are far from -1;
+# after it they are -1 nearly everywhere, because the target is a negative. Near the upper edge the
+# moved photograph repeats its border.
 
 before, after = (
     torchcorr.lncc(moved(at), target, window, mode="same", pad_mode="reflect")[0, 0]
     for at in (torch.zeros(2), found)
 )
-figure, axes = plt.subplots(1, 4, figsize=(13, 3.6), layout="constrained")
+figure, axes = plt.subplots(2, 2, figsize=(8.5, 7.6), layout="constrained")
 panels = (
     ("Photograph", photograph[0, 0], {"cmap": "gray"}),
-    ("Target: moved, inverted,\nmore contrast to the right", target[0, 0], {"cmap": "gray"}),
-    ("Coefficients before\nregistration", before, {"cmap": "RdBu_r", "vmin": -1, "vmax": 1}),
-    ("Coefficients after\nregistration", after, {"cmap": "RdBu_r", "vmin": -1, "vmax": 1}),
+    ("Target: moved, inverted, shaded", target[0, 0], {"cmap": "gray"}),
+    ("Coefficients before registration", before, {"cmap": "RdBu_r", "vmin": -1, "vmax": 1}),
+    ("Coefficients after registration", after, {"cmap": "RdBu_r", "vmin": -1, "vmax": 1}),
 )
-for ax, (title, image, colours) in zip(axes, panels, strict=True):
+for ax, (title, image, colours) in zip(axes.flat, panels, strict=True):
     shown = ax.imshow(image.numpy(), **colours)
     ax.set(title=title, xticks=[], yticks=[])
-figure.colorbar(shown, ax=axes, shrink=0.8, label=f"LNCC, window {window}")
+figure.colorbar(shown, ax=axes[1], shrink=0.8, label=f"LNCC, window {window}")

@@ -43,15 +43,18 @@ print(f"within 2 pixels of the measured disparity: {100 * (1 - wrong[known].floa
 # Where the best score is low, the pixel is hidden from the right camera, or has no texture. White
 # pixels have a score below 0.7.
 
-figure, axes = plt.subplots(1, 3, figsize=(13, 3.1), layout="constrained")
+figure, axes = plt.subplots(2, 2, figsize=(9.5, 6), layout="constrained")
+axes = axes.ravel()
 axes[0].imshow(left.numpy(), cmap="gray")
 axes[0].set_title("Left picture")
+axes[1].imshow(right.numpy(), cmap="gray")
+axes[1].set_title("Right picture")
 for ax, values, title in (
-    (axes[1], disparity.where(best > 0.7, torch.nan), "Disparity by the best LNCC"),
-    (axes[2], measured.where(known, torch.nan), "Disparity measured with structured light"),
+    (axes[2], disparity.where(best > 0.7, torch.nan), "Disparity by the best LNCC"),
+    (axes[3], measured.where(known, torch.nan), "Disparity by structured light"),
 ):
     shown = ax.imshow(values.numpy(), cmap="viridis", vmin=0, vmax=35)
     ax.set_title(title)
 for ax in axes:
     ax.set(xticks=[], yticks=[])
-figure.colorbar(shown, ax=axes, shrink=0.8, label="disparity (pixels); near is bright")
+figure.colorbar(shown, ax=list(axes[2:]), shrink=0.8, label="disparity (pixels)")
