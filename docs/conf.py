@@ -1,9 +1,11 @@
 """Sphinx configuration; the pages are built with warnings as errors and their code is run."""
 
+import re
 import sys
 from importlib.metadata import version as installed_version
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE / "_extensions"))
@@ -48,9 +50,21 @@ sphinx_gallery_conf = {
     "within_subsection_order": "FileNameSortKey",
     "image_scrapers": ("figures",),
     "abort_on_example_error": True,
+    "capture_repr": (),
     "reference_url": {"torchcorr": None},
     "download_all_examples": False,
     "show_memory": False,
     "show_signature": False,
     "write_computation_times": False,
 }
+
+
+def escape_initials(
+    app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]
+) -> None:
+    """Authors' initials at the start of a line are not the markers of a list."""
+    lines[:] = [re.sub(r"^(\s*)([A-Z])\. ", r"\1\2\\. ", line) for line in lines]
+
+
+def setup(app: Any) -> None:
+    app.connect("autodoc-process-docstring", escape_initials)

@@ -37,11 +37,12 @@ disparity = disparities[index].float()
 known = measured.isfinite()
 wrong = (disparity - measured).abs() > 2
 print(f"scores {tuple(scores.shape)}")
-print(f"within 2 pixels of the measured disparity: {100 * (1 - wrong[known].float().mean()):.0f} %")
+share = 1 - wrong[known].float().mean().item()
+print(f"within 2 pixels of the measured disparity: {share:.0%}")
 
 # %%
-# Where the best score is low, the pixel is hidden from the right camera, or has no texture. White
-# pixels have a score below 0.7.
+# Pixels whose best score is below 0.7 are white: they are hidden from the right camera, or their
+# neighbourhood has no texture.
 
 figure, axes = plt.subplots(2, 2, figsize=(9.5, 6), layout="constrained")
 axes = axes.ravel()
