@@ -1,4 +1,4 @@
-"""The README states each operator by the PyTorch line it equals; those lines are run here."""
+"""What README and pages state is checked: lines of PyTorch, scratch, names, equations, links."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import torch.nn.functional as F
 
 import torchcorr
 
-README = (Path(__file__).resolve().parent.parent.parent / "README.md").read_text()
+ROOT = Path(__file__).resolve().parent.parent.parent
+README = (ROOT / "README.md").read_text()
 ROWS = re.findall(r"^\| `(\w+\([^|]*)` \| (.*) \|$", README, re.M)
 
 
@@ -62,3 +63,58 @@ def test_operator_equals_its_line(ours: str, cell: str) -> None:
         live = ~torchcorr.flat_windows(scope["x"], (3, 2))
         assert (got[~live] == 0).all() and not live.all()
     torch.testing.assert_close(got[live], expected[live])
+
+
+@pytest.mark.parametrize(
+    ("size", "window", "ndim"),
+    [
+        *((size, window, 2) for size in (600, 1024, 4096, 16384) for window in (16, 64, 256, 512)),
+        *((size, window, 3) for size in (100, 256, 1024) for window in (8, 32, 64)),
+        *((size, window, 1) for size in (100_000, 10_000_000) for window in (512, 20_000)),
+    ],
+)
+def test_scratch_is_what_the_readme_says(size: int, window: int, ndim: int) -> None:
+    assert "below 64 MiB in the forward\n  pass for a float32 template of up to 512 × 512" in README
+    tensors = [torch.empty((n,) * ndim, device="meta") for n in (size, window)]
+    assert torchcorr.plan(*tensors, ndim=ndim).bytes < 64 * 2**20
+
+
+def test_readme_links_to_files() -> None:
+    targets = re.findall(r"\]\(([^)]+)\)", README)
+    assert targets
+    for target in targets:
+        assert (ROOT / target).is_file(), target
+    assert (ROOT / "docs" / "_static" / "find_coins.png").stat().st_size < 100_000
+
+
+def test_the_api_page_lists_every_public_name() -> None:
+    page = (ROOT / "docs" / "api.rst").read_text()
+    listed = set()
+    module = ""
+    for kind, name in re.findall(r"^\.\. (\w+):: ([\w.]+)$", page, re.M):
+        if kind == "currentmodule":
+            module = name.removeprefix("torchcorr").lstrip(".")
+        else:
+            listed.add(f"{module}.{name}".lstrip("."))
+    lines = (ROOT / "tests" / "public_api.txt").read_text().splitlines()
+    public = {line.split("(")[0] for line in lines}
+    assert listed == public - {"nn", "plot", "__version__"}
+    assert "``torchcorr.__version__``" in page
+
+
+def test_code_cites_equations_that_exist() -> None:
+    page = (ROOT / "docs" / "math.md").read_text()
+    labels = set(re.findall(r"^:label: (\S+)$", page, re.M))
+    # The names are shown in the table, as built pages show numbers.
+    assert set(re.findall(r"^\| \{eq\}`[^`]+` \| `([^`]+)` \|", page, re.M)) == labels
+    sources = [p for folder in ("src", "csrc") for p in (ROOT / folder).rglob("*")]
+    texts = [p.read_text() for p in sources if p.suffix in (".py", ".cpp", ".h")]
+    cited = {name for text in texts for name in re.findall(r"\beq\. ([a-z][a-z-]*)", text)}
+    assert cited and cited <= labels
+
+
+def test_examples_of_the_demo_are_in_the_gallery() -> None:
+    from torchcorr._command import demo
+
+    for part in demo._PARTS:
+        assert (ROOT / "examples" / f"{part}.py").is_file()
