@@ -7,6 +7,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from sphinx.errors import SphinxError
+
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE / "_extensions"))
 
@@ -66,5 +68,17 @@ def escape_initials(
     lines[:] = [re.sub(r"^(\s*)([A-Z])\. ", r"\1\2\\. ", line) for line in lines]
 
 
+def check_pages(app: Any, exception: Exception | None) -> None:
+    """No page loads a script, a style or a picture from the network, or lists an initial."""
+    if exception is not None or app.builder.format != "html":
+        return
+    loads = r'<(?:script|link|img)\b[^>]*\b(?:src|href)="(?:https?:)?//[^"]*"'
+    for page in Path(app.outdir).rglob("*.html"):
+        text = page.read_text(encoding="utf-8")
+        for wrong in [*re.findall(loads, text), *re.findall(r'<ol class="upperalpha[^>]*>', text)]:
+            raise SphinxError(f"{page}: {wrong}")
+
+
 def setup(app: Any) -> None:
     app.connect("autodoc-process-docstring", escape_initials)
+    app.connect("build-finished", check_pages)
