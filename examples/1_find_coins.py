@@ -2,15 +2,15 @@
 Find a coin under changed light
 ===============================
 
-:func:`torchcorr.zncc` compares a template with every window of an image, and brightness and
-contrast do not matter to it. Here one coin is cut out of a photograph, the light of the photograph
-is changed, and every coin like it is found.
+:func:`torchcorr.zncc` compares a template with every window of an image, whatever the brightness
+and the contrast of either. Here one coin is cut out of a photograph, the light of the photograph is
+changed, and every coin that looks like it is found.
 """
 
 # %%
 # The photograph is ``coins`` from scikit-image, ``(303, 384)``. The template is one of its coins.
-# The image that is searched has half the contrast, is brighter, and its light increases from left
-# to right, so that no pixel has the value that it had in the template.
+# The image that is searched has half the contrast, is brighter, and becomes still brighter from
+# left to right, so that no pixel keeps its value.
 
 import torch
 from skimage import data
@@ -28,7 +28,8 @@ image = 0.5 * photograph + 50 + light
 # %%
 # The score map has one score in [-1, 1] for every position of the template's top-left corner.
 # :func:`torchcorr.match_template` returns the positions of its peaks to a fraction of a pixel, best
-# first. The coins lie so close together that their boxes may overlap, which `min_distance` allows.
+# first. Neighbouring coins lie so close together that their boxes overlap; ``min_distance`` allows
+# it.
 
 scores = torchcorr.zncc(image, template)
 matches = torchcorr.match_template(
@@ -42,8 +43,9 @@ for position, score in zip(matches.positions, matches.scores, strict=True):
 print("   the first is the coin itself, the others are coins like it (score >= 0.7)")
 
 # %%
-# The first match lies where the template was cut out. The light that increases across the window
-# is all that keeps its score below 1: a change of brightness and contrast alone would not.
+# The first match lies where the template was cut out. Its score is below 1 only because the light
+# increases across the window; one change of brightness and contrast for the whole window would
+# leave it at 1. :func:`torchcorr.plot.draw_matches` draws the result.
 
 figure = draw_matches(
     image.numpy(),

@@ -7,14 +7,15 @@ following the gradient of its score, to a small fraction of a pixel.
 """
 
 # %%
-# The template is a patch of a photograph, turned by 9 degrees about a centre that lies between
-# pixels, under other light, with noise. It is made by SciPy's splines, so that nothing of the
-# method below goes into its own test.
+# The template is a patch of a photograph, turned by 9 degrees about a centre between pixels, with
+# another brightness and contrast, and with noise. It is sampled with SciPy's splines, independently
+# of the interpolation that is used below.
 
 import math
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from scipy import ndimage
 from skimage import data
 
@@ -40,33 +41,33 @@ noise = np.random.default_rng(20).normal(scale=2.0, size=patch.shape)
 image, template = torch.from_numpy(photograph), torch.from_numpy(0.6 * patch + 40 + noise)
 
 # %%
-# The start is the best whole-pixel position of the template as it is, not turned back.
+# The start is the whole-pixel position with the best score, at an angle of 0.
 
-found = torchcorr.match_template(image, template, threshold=None, max_matches=1, subpixel=False)
-row, column = (found.positions[0] + SIZE // 2).tolist()
+scores = torchcorr.zncc(image, template)
+row, column = (n + SIZE // 2 for n in divmod(int(scores.argmax()), scores.shape[1]))
 
 # %%
-# Each step samples the photograph at the pose reached so far, by ``grid_sample``, and follows the
-# gradient of the score of that sample. An image as large as its template has one score.
+# ``grid_sample`` samples the photograph at a pose, and LBFGS follows the gradient of the score of
+# that sample for the three numbers of the pose. An image as large as its template has a single
+# score.
 
 
 def sample(row, column, angle):
-    """The patch ``(SIZE, SIZE)`` of the image at a pose, differentiable in its three numbers."""
+    """The patch ``(SIZE, SIZE)`` of the image at a pose."""
     rows, columns = grid(row, column, angle)
     height, width = image.shape
-    places = torch.stack([2 * columns / (width - 1) - 1, 2 * rows / (height - 1) - 1], dim=-1)
-    return torch.nn.functional.grid_sample(
-        image[None, None], places[None], mode="bicubic", padding_mode="border", align_corners=True
-    )[0, 0]
+    places = torch.stack([columns / (width - 1), rows / (height - 1)], dim=-1) * 2 - 1
+    how = {"mode": "bicubic", "padding_mode": "border", "align_corners": True}
+    return F.grid_sample(image[None, None], places[None], **how)[0, 0]
 
 
-pose = torch.tensor([row, column, 0.0], dtype=torch.float64, requires_grad=True)
+pose = torch.tensor([row, column, 0], dtype=torch.float64, requires_grad=True)
 course = []
 
 
 def loss():
     optimiser.zero_grad()
-    score = torchcorr.zncc(sample(*pose), template).squeeze()
+    score = torchcorr.zncc(sample(*pose), template).sum()
     course.append((*pose.tolist(), score.item()))
     (-score).backward()
     return -score
@@ -81,12 +82,12 @@ print("2. Refine position and rotation of a template by following the gradient o
 for name, at in (("start", 0), ("end", -1)):
     row, column, angle, score = course[at]
     print(
-        f"   {name:5}  centre ({row:.3f}, {column:.3f}), angle {angle:6.3f}, score {score:.4f}: "
+        f"   {name:5} ({row:.2f}, {column:.2f}) at {angle:4.2f} degrees, score {score:.3f}: "
         f"off by {pixels[at]:.3f} pixels and {degrees[at]:.3f} degrees"
     )
 
 # %%
-# The differences show what is left: edges of the wrong pose at the start, noise at the end.
+# The differences contain edges at the start, and little but noise at the end.
 
 
 def standard(values):
@@ -94,9 +95,8 @@ def standard(values):
 
 
 reference = standard(template.numpy())
-before, after = (
-    standard(sample(*torch.tensor(course[at][:3], dtype=torch.float64)).numpy()) for at in (0, -1)
-)
+poses = torch.tensor([course[0][:3], course[-1][:3]], dtype=torch.float64)
+before, after = (standard(sample(*pose).numpy()) for pose in poses)
 figure = draw_refinement(
     [
         ("Template", reference - reference.min()),
@@ -106,5 +106,5 @@ figure = draw_refinement(
         ("Template\nminus after", reference - after),
     ],
     [("position (pixels)", pixels), ("rotation (degrees)", degrees)],
-    title="A template laid on its photograph by gradient ascent on ZNCC",
+    title="Pose of a template, refined by gradient ascent on ZNCC",
 )

@@ -7,9 +7,9 @@ a sample, whatever their gain and baseline.
 """
 
 # %%
-# Two recorders take one electrocardiogram (from PyWavelets, 1024 samples). The second starts 137.4
-# samples late, between two samples of the first, with another gain, another baseline, a slow
-# drift and noise.
+# Two devices record the same electrocardiogram (from PyWavelets, 1024 samples). The second starts
+# 137.4 samples later, between two samples of the first, and has another gain, another baseline, a
+# slow drift and noise.
 
 import numpy as np
 import pywt
@@ -29,7 +29,7 @@ drift = 12.0 * np.sin(2 * np.pi * np.arange(length) / 500.0)
 second = 0.6 * CubicSpline(np.arange(len(source)), source)(time) + 40.0 + drift + noise
 
 # %%
-# The shift is what must be added to the time of the second recording to lay it on the first.
+# The shift is what must be added to the time of the second recording to align it with the first.
 
 shift = torchcorr.estimate_shift(torch.from_numpy(first), torch.from_numpy(second), ndim=1)
 
@@ -41,6 +41,7 @@ print(
 )
 
 # %%
+# :func:`torchcorr.plot.draw_alignment` draws both recordings before and after the shift.
 
 figure = draw_alignment(
     first,

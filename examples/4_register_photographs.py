@@ -5,7 +5,7 @@ Register two photographs of different contrast
 :func:`torchcorr.lncc` compares two images window by window, so that neither a contrast nor a
 shading that changes across the picture misleads it. Its loss, :class:`torchcorr.nn.LNCCLoss`, works
 for images and volumes. Here a photograph is moved, inverted and shaded, and the movement is found
-again by descent.
+again by gradient descent.
 """
 
 # %%

@@ -2,15 +2,16 @@
 Depth from a stereo pair
 ========================
 
-Two cameras side by side see a near object at different columns: the difference, its *disparity*, is
-inversely proportional to its distance. :func:`torchcorr.lncc` compares the neighbourhood of every
-pixel of one picture with the other picture moved by each disparity in question; the disparity with
-the best score is the answer.
+Two cameras side by side see an object at different columns. The difference, its *disparity*, is
+inversely proportional to the distance of the object. :func:`torchcorr.lncc` compares the
+neighbourhood of every pixel of one picture with the other picture, shifted by each possible
+disparity; the disparity with the best score is taken.
 """
 
 # %%
 # The pair is ``stereo_motorcycle`` from scikit-image, a scene of the Middlebury stereo benchmark,
-# with the disparities that were measured by structured light. Gray is enough, at half the size.
+# with the disparities that were measured with structured light. It is used in gray, at half its
+# size.
 
 import matplotlib.pyplot as plt
 import torch

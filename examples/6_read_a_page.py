@@ -2,14 +2,14 @@
 Separate ink from paper under uneven light
 ==========================================
 
-The mean and the deviation of the window around each pixel tell what is bright *there*. A threshold
-made of both separates ink from paper where one threshold for the whole page fails.
+A threshold made of the mean and the deviation of the window around each pixel separates ink from
+paper where one threshold for the whole page fails.
 """
 
 # %%
 # ``page`` from scikit-image, ``(191, 384)``, is lit from the right, and its left side lies in
-# shadow. :func:`torchcorr.local_mean` and :func:`torchcorr.local_std` cost the same for every
-# window; ``mode="same"`` returns a value for every pixel.
+# shadow. The time of :func:`torchcorr.local_mean` and :func:`torchcorr.local_std` does not grow
+# with the window; ``mode="same"`` returns a value for every pixel.
 
 import matplotlib.pyplot as plt
 import torch
@@ -25,13 +25,15 @@ deviation = torchcorr.local_std(page, window, mode="same", pad_mode="reflect")
 
 # %%
 # Sauvola's threshold lies below the mean where the window has little contrast, as blank paper does,
-# and near the mean where there is ink. 128 is the largest deviation of 8-bit values.
+# and near the mean where there is ink. 128 is about the largest deviation of 8-bit
+# values.
 
 sauvola = mean * (1 + 0.2 * (deviation / 128 - 1))
 by_window = page > sauvola
 by_page = page > threshold_otsu(page.numpy())
 
 # %%
+# One threshold for the page loses the text in the shadow.
 
 figure, axes = plt.subplots(2, 2, figsize=(11, 6), layout="constrained")
 panels = (
