@@ -78,6 +78,6 @@ $(KERNELS): $(wildcard csrc/*) setup.py | $(READY)
 	$(PY) setup.py --quiet build_ext --inplace
 
 clean:
-	rm -rf build dist docs/_build demo-output src/*.egg-info $(KERNELS) $(READY)
+	rm -rf build dist docs/_build docs/gallery demo-output src/*.egg-info $(KERNELS) $(READY)
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find src tests docs -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Callable
-from string import Template
 from typing import Any, TypeVar
 
 Documented = TypeVar("Documented", bound=Callable[..., Any])
@@ -95,15 +95,15 @@ max filters, IEEE TPAMI 15, 1993: one cost for any window.""",
 T. F. Chan, G. H. Golub, R. J. LeVeque, Algorithms for computing the sample variance, The American
 Statistician 37, 1983: merging variances without cancellation.""",
 }
-_INDENT = "    "
 
 
 def shared(function: Documented) -> Documented:
-    """Fills lines ``$name`` of a docstring with the description of that name."""
+    """Replace each line ``$name`` of a docstring by that description, indented as the line is."""
     if function.__doc__ is not None:
-        texts = {
-            name: textwrap.indent(text, _INDENT).removeprefix(_INDENT)
-            for name, text in SHARED.items()
-        }
-        function.__doc__ = Template(function.__doc__).substitute(texts)
+        function.__doc__ = re.sub(
+            r"^( *)\$(\w+)$",
+            lambda line: textwrap.indent(SHARED[line[2]], line[1]),
+            function.__doc__,
+            flags=re.MULTILINE,
+        )
     return function

@@ -1,5 +1,5 @@
-"""Pictures of what was found. Each function returns a matplotlib figure; the caller saves or
-shows it.
+"""Pictures of results. Each function returns a matplotlib figure, which the caller saves or
+shows; none of them uses pyplot or a display.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 __all__ = ["draw_alignment", "draw_matches", "draw_refinement"]
 
 _Array = NDArray[Any]
-# Okabe and Ito: told apart with every kind of colour vision.
-_FOUND, _FIRST, _SECOND = "#e69f00", "#0072b2", "#d55e00"
+# Okabe and Ito's colours, which can be distinguished with every kind of colour vision.
+_MATCH, _FIRST, _SECOND = "#e69f00", "#0072b2", "#d55e00"
 
 
 def draw_matches(
@@ -37,14 +37,14 @@ def draw_matches(
     Parameters
     ----------
     image : ndarray
-        ``(H, W)`` or ``(H, W, 3)``; shown from its smallest value (black) to its largest.
+        ``(H, W)`` or ``(H, W, 3)``; its smallest value is shown black, its largest white.
     matches : Matches
         What `torchcorr.match_template` returned for this image.
     template, score_map : ndarray, optional
-        The template ``(h, w)`` or ``(h, w, 3)`` and the score map ``(H', W')``, each drawn in a
-        panel.
+        The template ``(h, w)`` or ``(h, w, 3)`` and the score map ``(H', W')``. Each is drawn in a
+        panel next to the image.
     title : str
-        Heading over the image.
+        Heading above the image; by default the number of matches.
 
     Returns
     -------
@@ -69,7 +69,7 @@ def draw_matches(
 
     height, width = image.shape[:2]
     widths = [0.36] * (template is not None) + [1.0] + [1.15] * (score_map is not None)
-    panel = 5.0
+    panel = 4.0
     figure = _figure(panel * sum(widths) + 0.9, max(3.2, panel * height / width + 0.8))
     axes = figure.subplots(1, len(widths), width_ratios=widths, squeeze=False)[0]
     figure.set_layout_engine("constrained", wspace=0.06)
@@ -80,11 +80,11 @@ def draw_matches(
     box_height, box_width = matches.size
     for (y, x), score in zip(matches.positions.tolist(), matches.scores.tolist(), strict=True):
         axes[0].add_patch(
-            Rectangle((x - 0.5, y - 0.5), box_width, box_height, fill=False, ec=_FOUND, lw=1.8)
+            Rectangle((x - 0.5, y - 0.5), box_width, box_height, fill=False, ec=_MATCH, lw=1.8)
         )
         axes[0].text(
-            x, y, f"{score:.2f}", ha="left", va="top", color="black", fontsize=8, clip_on=True,
-            bbox={"facecolor": _FOUND, "edgecolor": "none", "pad": 1.2},
+            x, y, f"{score:.2f}", ha="left", va="top", color="black", fontsize=7, clip_on=True,
+            bbox={"facecolor": _MATCH, "edgecolor": "none", "pad": 1.0},
         )  # fmt: skip
     if score_map is not None:
         shown = axes[1].imshow(score_map, cmap="RdBu_r", vmin=-1, vmax=1)
@@ -94,11 +94,11 @@ def draw_matches(
                 corner[:, 1], corner[:, 0], s=70, facecolors="none", edgecolors="black", lw=1.2
             )
         axes[1].set(
-            title="Score map: one score for each\nposition of the box; matches circled",
+            title="Score of every position\nof the box; matches circled",
             xlabel="x of top-left corner (pixels)",
             ylabel="y of top-left corner (pixels)",
         )
-        figure.colorbar(shown, ax=axes[1], shrink=0.8, label="ZNCC score (1: equal up to light)")
+        figure.colorbar(shown, ax=axes[1], shrink=0.8, label="score")
     return figure
 
 
@@ -111,20 +111,20 @@ def draw_alignment(
     names: Sequence[str] = ("reference", "moving"),
     title: str = "",
 ) -> Figure:
-    """Return a figure of two signals, as recorded and laid on one another.
+    """Return a figure of two signals, as recorded and aligned.
 
     Parameters
     ----------
     reference, moving : ndarray
-        Signals ``(N,)`` and ``(M,)``. Each is drawn standardised (mean 0, deviation 1).
+        Signals ``(N,)`` and ``(M,)``. Each is standardised (mean 0, deviation 1) for the drawing.
     shift : Shift
         What `torchcorr.estimate_shift` returned for them with ``ndim=1``.
     rate : float, optional
-        Samples per second; the time axis is in seconds if given, in samples otherwise.
+        Samples per second. The time axis is in seconds if it is given, and in samples otherwise.
     names : sequence of str
         Names of the two signals.
     title : str
-        Heading over both panels.
+        Heading above both panels.
 
     Returns
     -------
@@ -146,14 +146,14 @@ def draw_alignment(
     """
     lag, unit = float(shift.shift), "samples"
     scale = 1.0 if rate is None else 1.0 / rate
-    said = f"{lag:+.2f} samples"
+    amount = f"{lag:+.2f} samples"
     if rate is not None:
-        said, unit = f"{said} = {lag * scale:+.4f} s", "seconds"
+        amount, unit = f"{amount} = {lag * scale:+.4f} s", "seconds"
     figure = _figure(9.0, 5.2)
     rows = figure.subplots(2, 1, sharex=True)
     panels = (
         ("As recorded: both start at 0", 0.0),
-        (f"{names[1]} shifted by {said}, score {float(shift.score):.3f}", lag),
+        (f"{names[1]} shifted by {amount}, score {float(shift.score):.3f}", lag),
     )
     for axes, (heading, offset) in zip(rows, panels, strict=True):
         for values, name, start, colour, line in (
@@ -178,17 +178,17 @@ def draw_refinement(
     *,
     title: str = "",
 ) -> Figure:
-    """Return a figure of pictures in a row, and below them how each error fell, step by step.
+    """Return a figure of images in a row, and below them the error at each step.
 
     Parameters
     ----------
     panels : sequence of (str, ndarray)
-        Heading and image ``(H, W)`` of each picture. Images with negative values are differences,
-        and share one scale that is symmetric about 0.
+        Heading and image ``(H, W)`` of each panel. Images with negative values are taken as
+        differences, and share one colour scale that is symmetric about 0.
     errors : sequence of (str, sequence of float)
-        Label (with unit) and course of each error; drawn on a logarithmic axis.
+        Label (with unit) and the values of each error, one a step; drawn on a logarithmic axis.
     title : str
-        Heading over the figure.
+        Heading above the figure.
 
     Returns
     -------
@@ -207,7 +207,7 @@ def draw_refinement(
     >>> len(figure.axes)
     2
     """
-    figure = _figure(2.7 * len(panels), 6.2)
+    figure = _figure(2.1 * len(panels), 5.4)
     top, below = figure.subfigures(2, 1, height_ratios=[1.2, 1], squeeze=False)[:, 0]
     signed = [np.abs(image).max() for _, image in panels if image.min() < 0]
     limit = max(signed, default=1.0)
@@ -221,13 +221,11 @@ def draw_refinement(
         axes.set_title(heading, fontsize=10)
         axes.set(xticks=[], yticks=[])
     if signed:
-        top.supxlabel(
-            "differences: red, the first is brighter; blue, darker; white, equal", fontsize=9
-        )
+        top.supxlabel("differences: red is positive, blue negative, white zero", fontsize=9)
     axes = below.subplots()
-    for (label, course), colour in zip(errors, (_FIRST, _SECOND, _FOUND), strict=False):
+    for (label, course), colour in zip(errors, (_FIRST, _SECOND, _MATCH), strict=False):
         axes.semilogy(np.maximum(course, 1e-6), color=colour, lw=1.8, label=label)
-    axes.set(xlabel="step along the gradient", ylabel="error")
+    axes.set(xlabel="step", ylabel="error")
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
     if title:

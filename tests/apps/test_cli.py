@@ -212,13 +212,25 @@ def test_demo_finds_refines_and_aligns(folder, capsys):
     assert main(["demo", "--output", "shown"]) == 0
     out = capsys.readouterr().out
     assert "(92, 236)" in out
-    assert files(folder / "shown") == ["1-matches.png", "2-refinement.png", "3-alignment.png"]
+    pictures = ["1-find-coins.png", "2-refine-pose.png", "3-align-recordings.png"]
+    assert files(folder / "shown") == pictures
+    for picture in pictures:
+        with Image.open(folder / "shown" / picture) as image:
+            assert image.size > (600, 300)
     end = next(line for line in out.splitlines() if line.strip().startswith("end"))
     words = end.split("off by ")[1].split()
     assert float(words[0]) < 0.1
     assert float(words[3]) < 0.3
     lag = next(line for line in out.splitlines() if "lag found" in line)
     assert float(lag.split("off by ")[1].split()[0]) < 0.2
+
+
+def test_demo_without_its_examples_says_so(folder, capsys, monkeypatch):
+    monkeypatch.setattr("torchcorr._command.demo._PACKAGE", folder / "src" / "torchcorr")
+    before = files(folder)
+    assert main(["demo"]) == 2
+    assert "the examples are missing" in capsys.readouterr().err
+    assert files(folder) == before
 
 
 def test_as_a_program(folder):

@@ -1,8 +1,10 @@
-"""The README states each operator by the PyTorch line it equals; those lines are run here."""
+"""What README and pages state is checked: lines of PyTorch, scratch, names, equations, links."""
 
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,8 @@ import torch.nn.functional as F
 
 import torchcorr
 
-README = (Path(__file__).resolve().parent.parent.parent / "README.md").read_text()
+ROOT = Path(__file__).resolve().parent.parent.parent
+README = (ROOT / "README.md").read_text()
 ROWS = re.findall(r"^\| `(\w+\([^|]*)` \| (.*) \|$", README, re.M)
 
 
@@ -62,3 +65,63 @@ def test_operator_equals_its_line(ours: str, cell: str) -> None:
         live = ~torchcorr.flat_windows(scope["x"], (3, 2))
         assert (got[~live] == 0).all() and not live.all()
     torch.testing.assert_close(got[live], expected[live])
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peaks are read in /proc")
+@pytest.mark.parametrize(
+    ("size", "window", "stated"),
+    [(2048, 64, "below 64 MiB"), (4096, 64, "below 64 MiB"), (4096, 256, "about 100 MiB")],
+)
+def test_scratch_is_what_the_readme_says(size: int, window: int, stated: str) -> None:
+    command = [sys.executable, "-m", "benchmarks.memory", str(size), str(window), "forward"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+    assert f"{stated} for templates up to" in README or f"{stated} up to" in README
+    assert float(done.stdout) < {"below 64 MiB": 64, "about 100 MiB": 120}[stated]
+
+
+@pytest.mark.parametrize("size", [600, 1024, 4096, 16384])
+@pytest.mark.parametrize("window", [16, 64, 256, 512])
+def test_planned_scratch_does_not_grow_with_the_image(size: int, window: int) -> None:
+    image, template = torch.empty(size, size, device="meta"), torch.empty(window, window)
+    assert torchcorr.plan(image, template.to("meta")).bytes < 64 * 2**20
+
+
+def test_readme_links_to_files() -> None:
+    targets = re.findall(r"\]\(([^)]+)\)", README)
+    assert targets
+    for target in targets:
+        assert (ROOT / target).is_file(), target
+    assert (ROOT / "docs" / "_static" / "find_coins.png").stat().st_size < 100_000
+
+
+def test_the_api_page_lists_every_public_name() -> None:
+    page = (ROOT / "docs" / "api.rst").read_text()
+    listed = set()
+    module = ""
+    for kind, name in re.findall(r"^\.\. (\w+):: ([\w.]+)$", page, re.M):
+        if kind == "currentmodule":
+            module = name.removeprefix("torchcorr").lstrip(".")
+        else:
+            listed.add(f"{module}.{name}".lstrip("."))
+    lines = (ROOT / "tests" / "public_api.txt").read_text().splitlines()
+    public = {line.split("(")[0] for line in lines}
+    assert listed == public - {"nn", "plot", "__version__"}
+    assert "``torchcorr.__version__``" in page
+
+
+def test_code_cites_equations_that_exist() -> None:
+    page = (ROOT / "docs" / "math.md").read_text()
+    labels = set(re.findall(r"^:label: (\S+)$", page, re.M))
+    # The names are shown in the table, as built pages show numbers.
+    assert set(re.findall(r"^\| \{eq\}`[^`]+` \| `([^`]+)` \|", page, re.M)) == labels
+    sources = [p for folder in ("src", "csrc") for p in (ROOT / folder).rglob("*")]
+    texts = [p.read_text() for p in sources if p.suffix in (".py", ".cpp", ".h")]
+    cited = {name for text in texts for name in re.findall(r"\beq\. ([a-z][a-z-]*)", text)}
+    assert cited and cited <= labels
+
+
+def test_examples_of_the_demo_are_in_the_gallery() -> None:
+    from torchcorr._command import demo
+
+    for part in demo._PARTS:
+        assert (ROOT / "examples" / f"{part}.py").is_file()

@@ -1,24 +1,39 @@
-"""``torchcorr demo``: match, refine and align on real data."""
+"""``torchcorr demo``: run the first examples of the gallery and keep their pictures."""
 
 from __future__ import annotations
 
 import argparse
+import runpy
 import time
+from pathlib import Path
 
 from .files import FileError, require_writable
 from .outputs import save_figure
 
+_PARTS = ("1_find_coins", "2_refine_pose", "3_align_recordings")
+_PACKAGE = Path(__file__).resolve().parent.parent
+
 
 def run(options: argparse.Namespace) -> None:
-    from ..demo import run as parts
-
+    """Each example prints what it found and leaves a picture in its variable ``figure``."""
+    folder = _examples()
     try:
         options.output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise FileError(f"{options.output}: cannot be made: {error.strerror}") from error
-    require_writable(options.output / "1-matches.png", (".png",))
+    pictures = [options.output / f"{part.replace('_', '-')}.png" for part in _PARTS]
+    for picture in pictures:
+        require_writable(picture, (".png",))
     start = time.perf_counter()
-    for picture, figure in parts():
-        save_figure(figure, options.output / picture)
-        print(f"   picture: {options.output / picture}\n")
+    for part, picture in zip(_PARTS, pictures, strict=True):
+        save_figure(runpy.run_path(str(folder / f"{part}.py"))["figure"], picture)
+        print(f"   picture: {picture}\n")
     print(f"done in {time.perf_counter() - start:.1f} s")
+
+
+def _examples() -> Path:
+    """The scripts: copied into an installed package, in ``examples/`` of a clone."""
+    for folder in (_PACKAGE / "_examples", _PACKAGE.parent.parent / "examples"):
+        if (folder / f"{_PARTS[0]}.py").exists():
+            return folder
+    raise FileError(f"{_PACKAGE / '_examples'}: the examples are missing from this installation")
