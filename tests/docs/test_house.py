@@ -29,7 +29,7 @@ LAYERS = (
     {"_cpu", "_triton"},
     {"_arguments", "_checks", "_docstrings", "_engines", "_prepared"},
     {"functional", "local", "similarity", "nn", "planning"},
-    {"match", "align", "plot", "demo"},
+    {"match", "align", "plot"},
     {"_command", "__init__", "__main__"},
 )
 ENGINES = ("_cpu", "_triton")
