@@ -29,7 +29,10 @@ def run(options: argparse.Namespace) -> None:
     start = time.perf_counter()
     try:
         compiler = shlex.join(compile.find_compiler())
-        print(f"compiling for PyTorch {torch.__version__} with {compiler} (a minute)", flush=True)
+        print(
+            f"compiling for PyTorch {torch.__version__} with {compiler}: a minute or two",
+            flush=True,
+        )
         built = _build(sources)
     except compile.KernelsNotBuilt as error:
         if error.output:
