@@ -13,7 +13,7 @@ import torch
 
 from .outputs import UsageError
 
-_LOAD = "import sys, torch; torch.ops.load_library(sys.argv[1])"
+_LOAD = "import ctypes, sys, torch; ctypes.CDLL(sys.argv[1])"
 
 
 def run(options: argparse.Namespace) -> None:

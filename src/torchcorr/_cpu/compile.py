@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import uuid
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -152,7 +153,7 @@ def compile_objects(compiling: list[str], sources: Path, folder: Path) -> list[P
         if target.exists() and target.stat().st_mtime > max(headers, source.stat().st_mtime):
             return target
         # Renamed when complete: an interrupted or a second build leaves no half of an object.
-        partial = folder / f"{os.getpid()}-{name}"
+        partial = folder / f"{uuid.uuid4().hex}-{name}"
         failure = f"compiling {source.relative_to(sources)} failed"
         run([*compiling, "-c", str(source), "-o", str(partial)], failure)
         partial.replace(target)

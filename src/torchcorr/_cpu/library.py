@@ -23,7 +23,8 @@ def load() -> str | None:
             try:
                 torch.ops.load_library(str(library))
             except OSError as error:
-                causes.append(f"{library} cannot be loaded: {error}")
+                # PyTorch's error names the file, its cause is the loader's message.
+                causes.append(f"{library} cannot be loaded: {error.__cause__ or error}")
             else:
                 return None
     cause = causes[0] if causes else _cause_on_file() or "they were not compiled"
