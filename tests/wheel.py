@@ -11,7 +11,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 PROGRAM = str(Path(sys.executable).with_name("torchcorr"))
@@ -40,44 +39,46 @@ assert min(seconds) < {LONGEST_SECONDS}, seconds
 """
 
 
-def said(*command: str) -> str:
-    """What a command printed, also shown; `SystemExit` if it failed."""
+def output(*command: str) -> str:
+    """What a command printed; `SystemExit` if it failed."""
     environment = {**os.environ, "XDG_CACHE_HOME": os.getcwd()}
     environment.pop("PYTHONPATH", None)
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    print(done.stdout + done.stderr, end="", flush=True)
     if done.returncode != 0:
-        raise SystemExit(f"{command[:2]} failed with status {done.returncode}")
+        raise SystemExit(f"{done.stdout}{done.stderr}{command} failed: {done.returncode}")
     return done.stdout
 
 
-def cpu_line() -> str:
-    """The line of `torchcorr info` about the CPU."""
-    return next(line for line in said(PROGRAM, "info").splitlines() if line.startswith("cpu "))
+def require_info(end: str) -> None:
+    """Raise `SystemExit` unless the line of `torchcorr info` about the CPU ends so."""
+    lines = output(PROGRAM, "info").splitlines()
+    line = next(line for line in lines if line.startswith("cpu "))
+    print(line, flush=True)
+    require(line.endswith(end), f"torchcorr info does not say: {end}")
 
 
 def require(holds: bool, what: str) -> None:
     if not holds:
-        raise SystemExit(f"the wheel fails: {what}")
+        raise SystemExit(f"the wheel fails its test: {what}")
 
 
 def main() -> None:
     # Not the checkout, whose package would be imported instead.
     with tempfile.TemporaryDirectory() as elsewhere:
         os.chdir(elsewhere)
-        where = said(sys.executable, "-c", "import torchcorr; print(torchcorr.__file__)")
+        where = output(sys.executable, "-c", "import torchcorr; print(torchcorr.__file__)")
         package = Path(where.strip()).parent
         require(package.is_relative_to(sys.prefix), f"{package} is not in {sys.prefix}")
-        require(cpu_line().endswith("kernels in use"), "its kernels do not load")
-        said(sys.executable, "-c", CALL)
+        libraries = [p.name for p in package.parent.glob("torchcorr*/**/*.so*")]
+        require(libraries == ["_kernels.so"], f"it carries other libraries: {libraries}")
+        require_info("kernels in use")
+        print(output(sys.executable, "-c", CALL), end="", flush=True)
 
         shutil.move(package / "_kernels.so", "_kernels.so")
-        require(cpu_line().endswith("to compile them: torchcorr build"), "no cure is named")
-        start = time.perf_counter()
-        said(PROGRAM, "build")
-        print(f"torchcorr build: {time.perf_counter() - start:.0f} s")
-        require(cpu_line().endswith("kernels in use"), "what torchcorr build made does not load")
-        said(sys.executable, "-c", CALL)
+        require_info("to compile them: torchcorr build")
+        print(output(PROGRAM, "build"), end="", flush=True)
+        require_info("kernels in use")
+        print(output(sys.executable, "-c", CALL), end="", flush=True)
         os.chdir("/")
 
 
