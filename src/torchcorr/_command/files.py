@@ -125,10 +125,7 @@ def _load_npy(path: Path) -> NDArray[np.generic]:
 
 
 def _read_picture(path: Path) -> NDArray[np.generic]:
-    try:
-        from PIL import Image, ImageOps, UnidentifiedImageError
-    except ImportError as error:
-        raise FileError(f"{path}: reading pictures needs Pillow: pip install pillow") from error
+    from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
         with warnings.catch_warnings():
@@ -150,12 +147,7 @@ def _read_picture(path: Path) -> NDArray[np.generic]:
 
 def _read_tiff(path: Path) -> NDArray[np.generic]:
     """TIFF kinds that Pillow does not know: 16-bit colour, float with compression."""
-    try:
-        import tifffile
-    except ImportError as error:
-        raise FileError(
-            f"{path}: this kind of TIFF needs tifffile: pip install tifffile"
-        ) from error
+    import tifffile
 
     try:
         return np.asarray(tifffile.imread(path))
