@@ -81,19 +81,20 @@ class BuildKernels(build_ext):
 
 
 class ShipSources(build_py):
-    """Copies csrc/ into the package as well."""
+    """Copies csrc/ and examples/ into the package as well, for `torchcorr build` and `demo`."""
 
     def shipped(self) -> dict[Path, Path]:
-        folder = Path(self.build_lib) / "torchcorr" / kernels.SHIPPED_SOURCES
-        return {p: folder / p.relative_to(SOURCES) for p in kernels.source_files(SOURCES)}
+        package = Path(self.build_lib) / "torchcorr"
+        csrc, examples = package / kernels.SHIPPED_SOURCES, package / "_examples"
+        sources = {p: csrc / p.relative_to(SOURCES) for p in kernels.source_files(SOURCES)}
+        return sources | {p: examples / p.name for p in sorted((ROOT / "examples").glob("*.py"))}
 
     def run(self) -> None:
         super().run()
         if self.editable_mode:
             return
-        shutil.rmtree(
-            Path(self.build_lib) / "torchcorr" / kernels.SHIPPED_SOURCES, ignore_errors=True
-        )
+        for folder in (kernels.SHIPPED_SOURCES, "_examples"):
+            shutil.rmtree(Path(self.build_lib) / "torchcorr" / folder, ignore_errors=True)
         for source, copy in self.shipped().items():
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, copy)

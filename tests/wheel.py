@@ -71,6 +71,7 @@ def main() -> None:
         require(package.is_relative_to(sys.prefix), f"{package} is not in {sys.prefix}")
         libraries = [p.name for p in package.parent.glob("torchcorr*/**/*.so*")]
         require(libraries == ["_kernels.so"], f"it carries other libraries: {libraries}")
+        require((package / "_examples" / "1_find_coins.py").exists(), "it has no examples")
         require_info("kernels in use")
         print(output(sys.executable, "-c", CALL), end="", flush=True)
 

@@ -103,7 +103,7 @@ def _parser() -> argparse.ArgumentParser:
     aligning.add_argument("--json", type=Path, metavar="FILE", help="write the lag as JSON")
     aligning.add_argument("--plot", type=Path, metavar="FILE", help="draw both recordings, aligned")
 
-    showing = commands.add_parser("demo", help="match, refine and align on real data (20 seconds)")
+    showing = commands.add_parser("demo", help="run three examples on real data")
     showing.add_argument("--output", type=Path, default=Path("demo-output"), metavar="FOLDER")
 
     informing = commands.add_parser("info", help="versions, threads and the kernels in use")
