@@ -1,4 +1,4 @@
-"""Builds csrc/*.cpp into one shared library beside the package; everything else is pyproject.toml.
+"""Builds csrc/**/*.cpp into one library in the package; everything else is in pyproject.toml.
 
 The library uses only PyTorch's stable ABI and no Python, so one file serves every Python and every
 PyTorch from 2.10 on. Without a compiler or PyTorch the package installs without it and says so.
@@ -20,8 +20,9 @@ from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
-SOURCES = sorted(ROOT.glob("csrc/*.cpp"))
-HEADERS = sorted(ROOT.glob("csrc/*.h"))
+CSRC = ROOT / "csrc"
+SOURCES = sorted(CSRC.rglob("*.cpp"))
+HEADERS = sorted(CSRC.rglob("*.h"))
 LIBRARY = "_kernels.so"
 COMPILE_FLAGS = [
     "-O3",
@@ -32,6 +33,7 @@ COMPILE_FLAGS = [
     "-fno-trapping-math",
     # Vectors that a CPU lacks registers for are only passed between inlined functions.
     "-Wno-psabi",
+    "-I" + str(CSRC),
     # The floor of the stable ABI: only what PyTorch 2.10 already had may be used.
     "-DTORCH_TARGET_VERSION=0x020a000000000000ULL",
 ]
@@ -85,7 +87,7 @@ def compile_objects(compiler: list[str], includes: list[str], folder: Path) -> l
     shared = max((header.stat().st_mtime for header in HEADERS), default=0.0)
 
     def compile_one(source: Path) -> Path:
-        target = folder / (source.stem + ".o")
+        target = folder / ("-".join(source.relative_to(CSRC).with_suffix("").parts) + ".o")
         if target.exists() and target.stat().st_mtime > max(shared, source.stat().st_mtime):
             return target
         run([*compiler, *COMPILE_FLAGS, *includes, "-c", str(source), "-o", str(target)])
@@ -97,7 +99,7 @@ def compile_objects(compiler: list[str], includes: list[str], folder: Path) -> l
 
 def build_library(target: Path) -> None:
     if not SOURCES:
-        raise KernelsNotBuilt("there is no csrc/*.cpp beside setup.py")
+        raise KernelsNotBuilt("there is no csrc/**/*.cpp next to setup.py")
     compiler = find_compiler()
     includes, libraries, torch_version = find_torch()
     recipe = repr((compiler, COMPILE_FLAGS, includes, torch_version))
@@ -149,6 +151,12 @@ class TagForAnyPython(bdist_wheel):
 
 
 setup(
-    ext_modules=[Extension("torchcorr._kernels", [str(p.relative_to(ROOT)) for p in SOURCES])],
+    ext_modules=[
+        Extension(
+            "torchcorr._kernels",
+            [str(p.relative_to(ROOT)) for p in SOURCES],
+            depends=[str(p.relative_to(ROOT)) for p in HEADERS],
+        )
+    ],
     cmdclass={"build_ext": BuildKernels, "bdist_wheel": TagForAnyPython},
 )
