@@ -10,7 +10,8 @@ void take_large_pages(const Tensor& x) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
   constexpr uintptr_t kPage = uintptr_t{1} << 21;
   const uintptr_t start = reinterpret_cast<uintptr_t>(x.mutable_data_ptr());
-  const uintptr_t bytes = static_cast<uintptr_t>(x.numel()) * static_cast<uintptr_t>(x.element_size());
+  const uintptr_t bytes =
+      static_cast<uintptr_t>(x.numel()) * static_cast<uintptr_t>(x.element_size());
   const uintptr_t begin = (start + kPage - 1) & ~(kPage - 1), end = (start + bytes) & ~(kPage - 1);
   // Advice only: a system that does not take it gives small pages as before.
   if (end > begin) (void)madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);

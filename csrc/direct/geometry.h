@@ -1,60 +1,54 @@
-// Shapes, strides and leads of one direct correlation, and its split into phases of stride one.
+// Shapes, strides and leads of one direct correlation, and its phases of stride one.
 #pragma once
 
-#include <torch/csrc/stable/tensor.h>
-
-#include <array>
-#include <cstdint>
 #include <map>
 #include <utility>
-#include <vector>
+
+#include "common/axes.h"
 
 namespace torchcorr::direct {
 
-using torch::stable::Tensor;
-using Axes = std::array<int64_t, 3>;
-using Sizes = std::vector<int64_t>;
-
 constexpr int64_t kGrainTerms = 1 << 16;  // products that are worth another thread
 
+// Offsets of one combination of leading indices.
 struct Lead {
-  int64_t score, image, taps;
+  int64_t score, image, templ;
 };
 
 // One correlation, its spatial axes padded to three in front; offsets and strides in elements.
 struct Geometry {
   int64_t channels = 1;
-  Axes size{1, 1, 1}, window{1, 1, 1}, output{1, 1, 1}, step{1, 1, 1};
-  Axes image_stride{}, taps_stride{}, score_stride{};
-  int64_t image_channel = 0, taps_channel = 0;
+  Axes3 size{1, 1, 1}, window{1, 1, 1}, output{1, 1, 1}, step{1, 1, 1};
+  Axes3 image_stride{}, templ_stride{}, score_stride{};
+  int64_t image_channel = 0, templ_channel = 0;
   std::vector<Lead> leads;
 
-  Geometry(const Tensor& score, const Tensor& image, const Tensor& taps, const Sizes& stride) {
+  Geometry(const Tensor& score, const Tensor& image, const Tensor& templ, const Sizes& stride) {
     const int64_t ndim = static_cast<int64_t>(stride.size());
     const int64_t batch = score.dim() - ndim;
+    step = last_axes(stride);
+    output = last_sizes(score, ndim);
+    size = last_sizes(image, ndim);
+    window = last_sizes(templ, ndim);
     for (int64_t i = 0; i < ndim; ++i) {
       const int64_t axis = 3 - ndim + i;
-      step[axis] = stride[i];
-      output[axis] = score.size(batch + i);
       score_stride[axis] = score.stride(batch + i);
-      size[axis] = image.size(image.dim() - ndim + i);
       image_stride[axis] = image.stride(image.dim() - ndim + i);
-      window[axis] = taps.size(taps.dim() - ndim + i);
-      taps_stride[axis] = taps.stride(taps.dim() - ndim + i);
+      templ_stride[axis] = templ.stride(templ.dim() - ndim + i);
     }
     channels = image.size(image.dim() - ndim - 1);
     image_channel = image.stride(image.dim() - ndim - 1);
-    taps_channel = taps.stride(taps.dim() - ndim - 1);
+    templ_channel = templ.stride(templ.dim() - ndim - 1);
     leads.push_back({0, 0, 0});
     for (int64_t axis = 0; axis < batch; ++axis) {
       const int64_t from_image = broadcast_stride(image, axis - batch - ndim - 1);
-      const int64_t from_taps = broadcast_stride(taps, axis - batch - ndim - 1);
+      const int64_t from_templ = broadcast_stride(templ, axis - batch - ndim - 1);
       std::vector<Lead> next;
       next.reserve(leads.size() * score.size(axis));
       for (const Lead& lead : leads) {
         for (int64_t i = 0; i < score.size(axis); ++i) {
           next.push_back({lead.score + i * score.stride(axis), lead.image + i * from_image,
-                          lead.taps + i * from_taps});
+                          lead.templ + i * from_templ});
         }
       }
       leads = std::move(next);
@@ -71,8 +65,8 @@ struct Geometry {
 };
 
 struct Phase {
-  Axes start{}, count{};
-  int64_t taps = 0;  // where the packed taps begin, (channel, depth, row, column)
+  Axes3 start{}, count{};
+  int64_t first = 0;  // of its packed coefficients (channel, depth, row, column)
 
   int64_t plane() const { return count[1] * count[2]; }
 };
@@ -83,15 +77,15 @@ inline int64_t strided_count(int64_t size, int64_t start, int64_t step) {
 
 inline std::vector<Phase> split_phases(const Geometry& g) {
   std::vector<Phase> phases;
-  int64_t taps = 0;
+  int64_t first = 0;
   for (int64_t z = 0; z < g.step[0]; ++z) {
     for (int64_t y = 0; y < g.step[1]; ++y) {
       for (int64_t x = 0; x < g.step[2]; ++x) {
-        Phase phase{{z, y, x}, {}, taps};
+        Phase phase{{z, y, x}, {}, first};
         for (int a = 0; a < 3; ++a) {
           phase.count[a] = strided_count(g.window[a], phase.start[a], g.step[a]);
         }
-        taps += g.channels * phase.count[0] * phase.plane();
+        first += g.channels * phase.count[0] * phase.plane();
         phases.push_back(phase);
       }
     }
@@ -100,7 +94,7 @@ inline std::vector<Phase> split_phases(const Geometry& g) {
 }
 
 // Leads with equal image (or template) offset: their gradients add up.
-inline std::vector<std::vector<Lead>> group_leads(const Geometry& g, int64_t Lead::*key) {
+inline std::vector<std::vector<Lead>> group_leads(const Geometry& g, int64_t Lead::* key) {
   std::map<int64_t, std::vector<Lead>> groups;
   for (const Lead& lead : g.leads) groups[lead.*key].push_back(lead);
   std::vector<std::vector<Lead>> out;

@@ -1,4 +1,4 @@
-// The inner loops: a tile of scores, and a block of the template's gradient, held in registers.
+// The inner loops: a block of scores, and a block of the template's gradient, in registers.
 #pragma once
 
 #include <algorithm>
@@ -7,9 +7,8 @@
 #include <type_traits>
 #include <vector>
 
+#include "common/vectors.h"
 #include "direct/geometry.h"
-
-#define TORCHCORR_INLINE inline __attribute__((always_inline))
 
 namespace torchcorr::direct {
 
@@ -17,37 +16,27 @@ constexpr int64_t kRows = 4;
 // A float32 register adds this many products before it is moved to float64.
 constexpr int64_t kTermsInFloat = 64;
 
-// output(i) += sum_v source(i + origin + v) taps(v); what lies outside the source is zero.
+// output(i) += sum_v source(i + origin + v) coefficient(v); outside of it the source is zero.
 struct Plane {
-  int64_t source, taps;
-  Axes size, origin;
+  int64_t source, coefficients;
+  Axes3 size, origin;
   int64_t rows, columns;
 };
 
+// A map, and the planes it is the sum of.
 template <class T>
-struct Job {
+struct SumOfPlanes {
   const std::vector<Plane>* planes;
-  const T *source, *taps;
+  const T *source, *coefficients;
   T* output;
-  Axes source_stride, size, output_stride;
+  Axes3 source_stride, size, output_stride;
 };
-
-template <class T, int BYTES>
-struct Vector {
-  typedef T type __attribute__((vector_size(BYTES)));
-  static constexpr int lanes = BYTES / sizeof(T);
-};
-
-template <class T, class V>
-TORCHCORR_INLINE void load(V& to, const T* from) {
-  std::memcpy(&to, from, sizeof(V));
-}
 
 // Registers acc[j][v] with their overflow into float64.
 template <class T, int BYTES, int R, int V>
 struct Accumulator {
-  using Vec = typename Vector<T, BYTES>::type;
-  static constexpr int lanes = Vector<T, BYTES>::lanes;
+  using Vec = Vector<T, BYTES>;
+  static constexpr int lanes = static_cast<int>(lanes_of<T, BYTES>);
   Vec acc[R][V] = {};
   double wide[R][V * lanes];
   int64_t terms = 0;
@@ -105,9 +94,10 @@ TORCHCORR_INLINE void visit_rows(int64_t r, int64_t rows, int64_t count, const V
 }
 
 template <class T>
-void stage(const Job<T>& job, const Plane& p, const Axes& at, int64_t rows, int64_t columns, T* to) {
-  const T* from = job.source + p.source + at[0] * job.source_stride[0];
-  const int64_t stride = job.source_stride[2];
+void stage(const SumOfPlanes<T>& sum, const Plane& p, const Axes3& at, int64_t rows,
+           int64_t columns, T* to) {
+  const T* from = sum.source + p.source + at[0] * sum.source_stride[0];
+  const int64_t stride = sum.source_stride[2];
   const int64_t begin = std::clamp<int64_t>(-at[2], 0, columns);
   const int64_t end = std::clamp<int64_t>(p.size[2] - at[2], begin, columns);
   for (int64_t r = 0; r < rows; ++r, to += columns) {
@@ -116,65 +106,65 @@ void stage(const Job<T>& job, const Plane& p, const Axes& at, int64_t rows, int6
       std::fill(to, to + columns, T(0));
       continue;
     }
-    const T* row = from + y * job.source_stride[1] + at[2] * stride;
+    const T* row = from + y * sum.source_stride[1] + at[2] * stride;
     std::fill(to, to + begin, T(0));
     for (int64_t x = begin; x < end; ++x) to[x] = row[x * stride];
     std::fill(to + end, to + columns, T(0));
   }
 }
 
-// R rows by V vectors of the output at (z, y, x), held in registers over all planes and taps.
+// R rows by V vectors of the output at (z, y, x), in registers over all planes and coefficients.
 template <class T, int BYTES, int R, int V>
-TORCHCORR_INLINE void correlate_tile(const Job<T>& job, const Axes& at, T* out, int64_t pitch,
-                                     std::vector<T>& scratch) {
-  using Vec = typename Vector<T, BYTES>::type;
-  constexpr int lanes = Vector<T, BYTES>::lanes;
-  Accumulator<T, BYTES, R, V> sum;
-  for (const Plane& p : *job.planes) {
-    const Axes from{at[0] + p.origin[0], at[1] + p.origin[1], at[2] + p.origin[2]};
+TORCHCORR_INLINE void correlate_registers(const SumOfPlanes<T>& sum, const Axes3& at, T* out,
+                                          int64_t pitch, std::vector<T>& scratch) {
+  using Vec = Vector<T, BYTES>;
+  constexpr int lanes = static_cast<int>(lanes_of<T, BYTES>);
+  Accumulator<T, BYTES, R, V> acc;
+  for (const Plane& p : *sum.planes) {
+    const Axes3 from{at[0] + p.origin[0], at[1] + p.origin[1], at[2] + p.origin[2]};
     if (from[0] < 0 || from[0] >= p.size[0]) continue;
     const int64_t rows = R + p.rows - 1, columns = V * lanes + p.columns - 1;
     const bool inside = from[1] >= 0 && from[1] + rows <= p.size[1] && from[2] >= 0 &&
-                        from[2] + columns <= p.size[2] && job.source_stride[2] == 1;
-    const T* source = job.source + p.source + from[0] * job.source_stride[0] +
-                      from[1] * job.source_stride[1] + from[2];
-    int64_t source_pitch = job.source_stride[1];
+                        from[2] + columns <= p.size[2] && sum.source_stride[2] == 1;
+    const T* source = sum.source + p.source + from[0] * sum.source_stride[0] +
+                      from[1] * sum.source_stride[1] + from[2];
+    int64_t source_pitch = sum.source_stride[1];
     if (!inside) {
       if (static_cast<int64_t>(scratch.size()) < rows * columns) scratch.resize(rows * columns);
-      stage(job, p, from, rows, columns, scratch.data());
+      stage(sum, p, from, rows, columns, scratch.data());
       source = scratch.data();
       source_pitch = columns;
     }
     for (int64_t r = 0; r < rows; ++r, source += source_pitch) {
-      const T* taps = job.taps + p.taps + r * p.columns;
+      const T* coefficients = sum.coefficients + p.coefficients + r * p.columns;
       for (int64_t begin = 0; begin < p.columns; begin += kTermsInFloat) {
         const int64_t end = std::min(begin + kTermsInFloat, p.columns);
-        sum.reserve(end - begin);
+        acc.reserve(end - begin);
         visit_rows<R>(r, p.rows, R, [&](auto first, auto last) __attribute__((always_inline)) {
           for (int64_t k = begin; k < end; ++k) {
             Vec x[V];
 #pragma GCC unroll 16
-            for (int v = 0; v < V; ++v) load(x[v], source + k + v * lanes);
+            for (int v = 0; v < V; ++v) x[v] = load<BYTES>(source + k + v * lanes);
 #pragma GCC unroll 16
             for (int j = 0; j < R; ++j) {
               if (j < first || j > last) continue;
-              const T tap = taps[k - j * p.columns];
+              const T coefficient = coefficients[k - j * p.columns];
 #pragma GCC unroll 16
-              for (int v = 0; v < V; ++v) sum.acc[j][v] += x[v] * tap;
+              for (int v = 0; v < V; ++v) acc.acc[j][v] += x[v] * coefficient;
             }
           }
         });
       }
     }
   }
-  if (sum.spilled) sum.spill();
+  if (acc.spilled) acc.spill();
 #pragma GCC unroll 16
   for (int j = 0; j < R; ++j) {
-    if (sum.spilled) {
-      for (int i = 0; i < V * lanes; ++i) out[j * pitch + i] = static_cast<T>(sum.wide[j][i]);
+    if (acc.spilled) {
+      for (int i = 0; i < V * lanes; ++i) out[j * pitch + i] = static_cast<T>(acc.wide[j][i]);
     } else {
 #pragma GCC unroll 16
-      for (int v = 0; v < V; ++v) std::memcpy(out + j * pitch + v * lanes, &sum.acc[j][v], BYTES);
+      for (int v = 0; v < V; ++v) std::memcpy(out + j * pitch + v * lanes, &acc.acc[j][v], BYTES);
     }
   }
 }
@@ -182,20 +172,20 @@ TORCHCORR_INLINE void correlate_tile(const Job<T>& job, const Axes& at, T* out, 
 // Rows y .. y + kRows of one plane of the output. Tiles that overrun move back over finished ones;
 // other rows may belong to another thread, so those pass through a buffer.
 template <class T, int BYTES, int R, int V>
-TORCHCORR_INLINE void correlate_rows(const Job<T>& job, int64_t z, int64_t y,
+TORCHCORR_INLINE void correlate_rows(const SumOfPlanes<T>& sum, int64_t z, int64_t y,
                                      std::vector<T>& scratch) {
-  constexpr int64_t width = V * Vector<T, BYTES>::lanes;
-  const Axes& size = job.size;
-  const Axes& stride = job.output_stride;
+  constexpr int64_t width = V * static_cast<int>(lanes_of<T, BYTES>);
+  const Axes3& size = sum.size;
+  const Axes3& stride = sum.output_stride;
   const int64_t top = std::min(y, size[1] - R), bottom = std::min(y + R, size[1]);
   const bool whole = top == y && stride[2] == 1 && size[2] >= width;
-  T* plane = job.output + z * stride[0];
+  T* plane = sum.output + z * stride[0];
   for (int64_t begin = 0; begin < size[2]; begin += width) {
     const int64_t end = std::min(begin + width, size[2]);
     const int64_t x = std::max<int64_t>(0, end - width);
     T tile[R * width];
     T* out = whole ? plane + top * stride[1] + x : tile;
-    correlate_tile<T, BYTES, R, V>(job, {z, top, x}, out, whole ? stride[1] : width, scratch);
+    correlate_registers<T, BYTES, R, V>(sum, {z, top, x}, out, whole ? stride[1] : width, scratch);
     if (whole) continue;
     for (int64_t r = y; r < bottom; ++r) {
       const T* row = tile + (r - top) * width - x;
@@ -205,20 +195,21 @@ TORCHCORR_INLINE void correlate_rows(const Job<T>& job, int64_t z, int64_t y,
 }
 
 template <class T, int BYTES, int V>
-TORCHCORR_INLINE void correlate_block(const Job<T>& job, int64_t z, int64_t y,
+TORCHCORR_INLINE void correlate_block(const SumOfPlanes<T>& sum, int64_t z, int64_t y,
                                       std::vector<T>& scratch) {
-  if (job.size[1] >= kRows) return correlate_rows<T, BYTES, kRows, V>(job, z, y, scratch);
-  const bool wide = job.size[2] >= 4 * V * Vector<T, BYTES>::lanes;
-  for (int64_t row = y; row < job.size[1]; ++row) {
+  if (sum.size[1] >= kRows) return correlate_rows<T, BYTES, kRows, V>(sum, z, y, scratch);
+  const bool wide = sum.size[2] >= 4 * V * static_cast<int>(lanes_of<T, BYTES>);
+  for (int64_t row = y; row < sum.size[1]; ++row) {
     if (wide) {
-      correlate_rows<T, BYTES, 1, 4 * V>(job, z, row, scratch);
+      correlate_rows<T, BYTES, 1, 4 * V>(sum, z, row, scratch);
     } else {
-      correlate_rows<T, BYTES, 1, V>(job, z, row, scratch);
+      correlate_rows<T, BYTES, 1, V>(sum, z, row, scratch);
     }
   }
 }
 
-// One block of the template gradient: up to kRows taps by V, over some rows of score and image.
+// One block of the template's gradient: up to kRows rows by V elements, from some rows of score and
+// image.
 template <class T>
 struct Dots {
   const T *score, *image;
@@ -227,48 +218,48 @@ struct Dots {
 
 template <class T, int BYTES, int V>
 TORCHCORR_INLINE void dot_rows(const Dots<T>& d, Accumulator<T, BYTES, kRows, V>& sum) {
-  using Vec = typename Vector<T, BYTES>::type;
-  constexpr int64_t lanes = Vector<T, BYTES>::lanes;
+  using Vec = Vector<T, BYTES>;
+  constexpr int64_t lanes = static_cast<int>(lanes_of<T, BYTES>);
   const int64_t whole = d.columns / lanes * lanes, tail = d.columns - whole;
   for (int64_t r = 0; r < d.rows + d.count - 1; ++r) {
     const T* image = d.image + r * d.image_pitch;
     const T* score = d.score + r * d.score_pitch;
-    visit_rows<kRows>(r, d.rows, d.count, [&](auto first, auto last) __attribute__((always_inline)) {
-      for (int64_t begin = 0; begin < whole; begin += kTermsInFloat / 2 * lanes) {
-        const int64_t end = std::min(begin + kTermsInFloat / 2 * lanes, whole);
-        sum.reserve((end - begin) / lanes);
-        for (int64_t x = begin; x < end; x += lanes) {
-          Vec pixel[V];
+    visit_rows<kRows>(r, d.rows, d.count,
+                      [&](auto first, auto last) __attribute__((always_inline)) {
+                        for (int64_t begin = 0; begin < whole; begin += kTermsInFloat / 2 * lanes) {
+                          const int64_t end = std::min(begin + kTermsInFloat / 2 * lanes, whole);
+                          sum.reserve((end - begin) / lanes);
+                          for (int64_t x = begin; x < end; x += lanes) {
+                            Vec pixel[V];
 #pragma GCC unroll 16
-          for (int v = 0; v < V; ++v) load(pixel[v], image + x + v);
+                            for (int v = 0; v < V; ++v) pixel[v] = load<BYTES>(image + x + v);
 #pragma GCC unroll 16
-          for (int j = 0; j < kRows; ++j) {
-            if (j < first || j > last) continue;
-            Vec weight;
-            load(weight, score + x - j * d.score_pitch);
+                            for (int j = 0; j < kRows; ++j) {
+                              if (j < first || j > last) continue;
+                              const Vec weight = load<BYTES>(score + x - j * d.score_pitch);
 #pragma GCC unroll 16
-            for (int v = 0; v < V; ++v) sum.acc[j][v] += pixel[v] * weight;
-          }
-        }
-      }
-      if (tail == 0) return;
-      sum.reserve(1);
-      for (int j = first; j <= last; ++j) {
-        Vec weight{};
-        std::memcpy(&weight, score + whole - j * d.score_pitch, tail * sizeof(T));
-        for (int v = 0; v < V; ++v) {
-          Vec pixel{};
-          std::memcpy(&pixel, image + whole + v, tail * sizeof(T));
-          sum.acc[j][v] += pixel * weight;
-        }
-      }
-    });
+                              for (int v = 0; v < V; ++v) sum.acc[j][v] += pixel[v] * weight;
+                            }
+                          }
+                        }
+                        if (tail == 0) return;
+                        sum.reserve(1);
+                        for (int j = first; j <= last; ++j) {
+                          Vec weight{};
+                          std::memcpy(&weight, score + whole - j * d.score_pitch, tail * sizeof(T));
+                          for (int v = 0; v < V; ++v) {
+                            Vec pixel{};
+                            std::memcpy(&pixel, image + whole + v, tail * sizeof(T));
+                            sum.acc[j][v] += pixel * weight;
+                          }
+                        }
+                      });
   }
 }
 
 template <class T, int BYTES, int V>
 TORCHCORR_INLINE void dot_block(const std::vector<Dots<T>>& runs, double* out, int64_t pitch) {
-  constexpr int lanes = Vector<T, BYTES>::lanes;
+  constexpr int lanes = static_cast<int>(lanes_of<T, BYTES>);
   Accumulator<T, BYTES, kRows, V> sum;
   for (const Dots<T>& d : runs) dot_rows<T, BYTES, V>(d, sum);
   sum.spill();
@@ -282,27 +273,28 @@ TORCHCORR_INLINE void dot_block(const std::vector<Dots<T>>& runs, double* out, i
 }
 
 template <class T, int BYTES>
-TORCHCORR_INLINE void dot_columns(const std::vector<Dots<T>>& runs, int64_t taps, double* out,
+TORCHCORR_INLINE void dot_columns(const std::vector<Dots<T>>& runs, int64_t elements, double* out,
                                   int64_t pitch) {
-  if (taps == 1) return dot_block<T, BYTES, 1>(runs, out, pitch);
-  if (taps == 2) return dot_block<T, BYTES, 2>(runs, out, pitch);
+  if (elements == 1) return dot_block<T, BYTES, 1>(runs, out, pitch);
+  if (elements == 2) return dot_block<T, BYTES, 2>(runs, out, pitch);
   dot_block<T, BYTES, 3>(runs, out, pitch);
 }
 
 template <class T>
 struct Kernels {
-  void (*correlate)(const Job<T>&, int64_t, int64_t, std::vector<T>&);
+  void (*correlate)(const SumOfPlanes<T>&, int64_t, int64_t, std::vector<T>&);
   void (*dots)(const std::vector<Dots<T>>&, int64_t, double*, int64_t);
 };
 
-#define TORCHCORR_KERNELS(name, target, bytes, vectors)                                         \
-  template <class T>                                                                            \
-  target void correlate_##name(const Job<T>& job, int64_t z, int64_t y, std::vector<T>& s) {    \
-    correlate_block<T, bytes, vectors>(job, z, y, s);                                           \
-  }                                                                                             \
-  template <class T>                                                                            \
+#define TORCHCORR_KERNELS(name, target, bytes, vectors)                                          \
+  template <class T>                                                                             \
+  target void correlate_##name(const SumOfPlanes<T>& sum, int64_t z, int64_t y,                  \
+                               std::vector<T>& s) {                                              \
+    correlate_block<T, bytes, vectors>(sum, z, y, s);                                            \
+  }                                                                                              \
+  template <class T>                                                                             \
   target void dots_##name(const std::vector<Dots<T>>& runs, int64_t n, double* out, int64_t p) { \
-    dot_columns<T, bytes>(runs, n, out, p);                                                     \
+    dot_columns<T, bytes>(runs, n, out, p);                                                      \
   }
 
 TORCHCORR_KERNELS(base, , 16, 2)

@@ -1,10 +1,7 @@
 // The gradient in the template: dot products of score rows with image rows.
 #pragma once
 
-#include <torch/csrc/stable/ops.h>
-
 #include <algorithm>
-#include <cstdint>
 #include <map>
 #include <vector>
 
@@ -13,7 +10,7 @@
 
 namespace torchcorr::direct {
 
-// The sums are cut here whatever the number of threads.
+// The sums are divided here whatever the number of threads.
 constexpr int64_t kChunks = 16;
 constexpr int64_t kChunkRows = 64;
 
@@ -28,8 +25,8 @@ std::vector<T> split_columns(Geometry& g, const T* image) {
   for (const auto& [offset, slot] : slots) {
     for (int64_t i = 0; i < g.channels * g.size[0] * g.size[1]; ++i) {
       const int64_t y = i % g.size[1], z = i / g.size[1] % g.size[0], c = i / g.size[1] / g.size[0];
-      const T* row = image + offset + c * g.image_channel + z * g.image_stride[0] +
-                     y * g.image_stride[1];
+      const T* row =
+          image + offset + c * g.image_channel + z * g.image_stride[0] + y * g.image_stride[1];
       T* to = columns.data() + slot * g.channels * volume + i * step * width;
       for (int64_t x = 0; x < g.size[2]; ++x) {
         to[x % step * width + x / step] = row[x * g.image_stride[2]];
@@ -42,13 +39,14 @@ std::vector<T> split_columns(Geometry& g, const T* image) {
   return columns;
 }
 
-struct TapBlock {
+// Neighbouring elements of the template, and where their image and gradient begin.
+struct TemplateBlock {
   int64_t image, out;
   int64_t rows, columns;
 };
 
-inline std::vector<TapBlock> tap_blocks(const Geometry& g) {
-  std::vector<TapBlock> blocks;
+inline std::vector<TemplateBlock> template_blocks(const Geometry& g) {
+  std::vector<TemplateBlock> blocks;
   const int64_t phase_width = strided_count(g.size[2], 0, g.step[2]);
   for (const Phase& p : split_phases(g)) {
     for (int64_t i = 0; i < g.channels * p.count[0]; ++i) {
@@ -69,14 +67,14 @@ inline std::vector<TapBlock> tap_blocks(const Geometry& g) {
 }
 
 template <class T>
-void template_grad(Geometry g, const T* score, const T* image, T* taps) {
+void template_grad(Geometry g, const T* score, const T* image, T* grad) {
   std::vector<T> columns;
   if (g.step[2] != 1 || g.image_stride[2] != 1) {
     columns = split_columns(g, image);
     image = columns.data();
   }
-  const auto groups = group_leads(g, &Lead::taps);
-  const auto blocks = tap_blocks(g);
+  const auto groups = group_leads(g, &Lead::templ);
+  const auto blocks = template_blocks(g);
   if (groups.empty()) return;
   const int64_t strips = (g.output[1] + kChunkRows - 1) / kChunkRows;
   const int64_t units = static_cast<int64_t>(groups[0].size()) * g.output[0] * strips;
@@ -91,18 +89,18 @@ void template_grad(Geometry g, const T* score, const T* image, T* taps) {
       0, items, std::max<int64_t>(1, kGrainTerms / (work + 1)), [&](int64_t begin, int64_t end) {
         std::vector<Dots<T>> runs;
         for (int64_t item = begin; item < end; ++item) {
-          const TapBlock& block = blocks[item % block_count];
+          const TemplateBlock& block = blocks[item % block_count];
           const int64_t part = item / block_count, chunk = part % chunks;
           runs.clear();
           for (int64_t u = units * chunk / chunks; u < units * (chunk + 1) / chunks; ++u) {
             const int64_t z = u / strips % g.output[0], y = u % strips * kChunkRows;
             const Lead& lead = groups[part / chunks][u / strips / g.output[0]];
             const int64_t pitch = g.image_stride[1] * g.step[1];
-            runs.push_back({score + lead.score + z * g.score_stride[0] + y * g.score_stride[1],
-                            image + lead.image + block.image +
-                                z * g.step[0] * g.image_stride[0] + y * pitch,
-                            g.score_stride[1], pitch, std::min(kChunkRows, g.output[1] - y),
-                            g.output[2], block.rows});
+            runs.push_back(
+                {score + lead.score + z * g.score_stride[0] + y * g.score_stride[1],
+                 image + lead.image + block.image + z * g.step[0] * g.image_stride[0] + y * pitch,
+                 g.score_stride[1], pitch, std::min(kChunkRows, g.output[1] - y), g.output[2],
+                 block.rows});
           }
           double sums[kRows * 3];
           dots(runs, block.columns, sums, 3);
@@ -115,10 +113,10 @@ void template_grad(Geometry g, const T* score, const T* image, T* taps) {
         }
       });
   for (size_t i = 0; i < groups.size(); ++i) {
-    for (int64_t tap = 0; tap < terms; ++tap) {
+    for (int64_t v = 0; v < terms; ++v) {
       double total = 0.0;
-      for (int64_t c = 0; c < chunks; ++c) total += partial[(i * chunks + c) * terms + tap];
-      taps[groups[i].front().taps + tap] = static_cast<T>(total);
+      for (int64_t c = 0; c < chunks; ++c) total += partial[(i * chunks + c) * terms + v];
+      grad[groups[i].front().templ + v] = static_cast<T>(total);
     }
   }
 }

@@ -1,85 +1,86 @@
-// Cuts tiles out of an input: a look at some rows tells level and scale, one pass writes them.
-
-#include "tiles/steps.h"
-#include "common/tiling.h"
-#include "common/vectors.h"
+// Cuts tiles out of an input: some rows determine level and scale, then one pass writes the tile.
 
 #include <algorithm>
 #include <limits>
+
+#include "common/tiling.h"
+#include "common/vectors.h"
+#include "tiles/steps.h"
 
 namespace torchcorr {
 namespace {
 
 constexpr int64_t kChunkElements = 1 << 14;  // elements of a tile that one thread takes at once
-constexpr int64_t kSampled = 8;              // one row in so many tells level and range at first
-constexpr int64_t kRowsToSample = 64;        // a tile of fewer rows is read whole
-constexpr double kMisjudged = 16;            // a mean square that far from one is scaled again
+constexpr int64_t kSampled = 8;        // one row in so many determines level and scale at first
+constexpr int64_t kRowsToSample = 64;  // a tile of fewer rows is read whole
+constexpr double kLargest = 16;        // mean square of a tile that is not scaled again
 
-// What a look at some elements finds: sum, squares about a level, and how many are finite.
-struct Range {
-  double sum[kVector] = {}, squares[kVector] = {}, count[kVector] = {};
+// Of some elements: their sum, their squares about a level, and how many are finite.
+struct Survey {
+  double sum[kDoubles] = {}, squares[kDoubles] = {}, count[kDoubles] = {};
 };
 
-// What writing a tile finds: the sum of squares, and whether all was finite.
+// Of elements that were written: the sum of squares, and whether all were finite.
 struct Written {
-  double power[kVector] = {};
+  double power[kDoubles] = {};
   bool finite = true;
 };
 
 // v - v is NaN for an Inf or a NaN, and zero otherwise.
 template <class T>
-TORCHCORR_INLINE void survey_row(int64_t n, const T* x, double level, double scale, Range& range) {
-  Vector sum = read(range.sum), squares = read(range.squares), count = read(range.count);
-  const auto look = [&](const Vector& v) TORCHCORR_FLAT {
+TORCHCORR_INLINE void survey_row(int64_t n, const T* x, double level, double scale, Survey& sums) {
+  Doubles sum = read(sums.sum), squares = read(sums.squares), count = read(sums.count);
+  const auto add = [&](const Doubles& v) TORCHCORR_FLAT {
     const auto finite = v - v == 0.0;
-    const Vector d = (finite ? v - level : Vector{}) * scale;
+    const Doubles d = (finite ? v - level : Doubles{}) * scale;
     sum += d;
     squares += d * d;
-    count += finite ? Vector{} + 1.0 : Vector{};
+    count += finite ? Doubles{} + 1.0 : Doubles{};
   };
   int64_t i = 0;
-  for (; i + kVector <= n; i += kVector) look(read(x + i));
-  for (; i < n; ++i) look(Vector{} + static_cast<double>(x[i]));
-  write(range.sum, sum);
-  write(range.squares, squares);
-  write(range.count, count);
+  for (; i + kDoubles <= n; i += kDoubles) add(read(x + i));
+  for (; i < n; ++i) add(Doubles{} + static_cast<double>(x[i]));
+  write(sums.sum, sum);
+  write(sums.squares, squares);
+  write(sums.count, count);
 }
 
-TORCHCORR_CLONES void survey(int64_t n, const float* x, double level, double scale, Range& r) {
-  survey_row(n, x, level, scale, r);
+TORCHCORR_CLONES void survey(int64_t n, const float* x, double level, double scale, Survey& sums) {
+  survey_row(n, x, level, scale, sums);
 }
-TORCHCORR_CLONES void survey(int64_t n, const double* x, double level, double scale, Range& r) {
-  survey_row(n, x, level, scale, r);
+TORCHCORR_CLONES void survey(int64_t n, const double* x, double level, double scale, Survey& sums) {
+  survey_row(n, x, level, scale, sums);
 }
 
 // out = (x - level) * scale where x is finite, 0 elsewhere.
 template <class T, class Out>
-TORCHCORR_INLINE void centre_row(int64_t n, const T* x, double level, double scale, Out* out,
+TORCHCORR_INLINE void centre_row(int64_t n, const T* x, const TileStats& stats, Out* out,
                                  Written& w) {
-  Vector power = read(w.power), strange = {};
-  const auto take = [&](const Vector& v) TORCHCORR_FLAT {
-    const Vector nothing = v - v;
-    const Vector d = nothing == 0.0 ? (v - level) * scale : Vector{};
-    strange += nothing;
+  const double level = stats.level, scale = stats.scale;
+  Doubles power = read(w.power), non_finite = {};
+  const auto take = [&](const Doubles& v) TORCHCORR_FLAT {
+    const Doubles nothing = v - v;
+    const Doubles d = nothing == 0.0 ? (v - level) * scale : Doubles{};
+    non_finite += nothing;
     power += d * d;
     return d;
   };
   int64_t i = 0;
-  for (; i + kVector <= n; i += kVector) write(out + i, take(read(x + i)));
+  for (; i + kDoubles <= n; i += kDoubles) write(out + i, take(read(x + i)));
   if (i < n) {
-    // Lanes behind the end hold the level, which is centred to zero.
-    Vector v = Vector{} + level;
+    // Lanes past the end get the level, which is centred to zero.
+    Doubles v = Doubles{} + level;
     for (int64_t l = 0; l < n - i; ++l) v[l] = static_cast<double>(x[i + l]);
     write_part(n - i, out + i, take(v));
   }
   write(w.power, power);
-  w.finite = w.finite && total_of(strange) == 0.0;
+  w.finite = w.finite && total_of(non_finite) == 0.0;
 }
 
-#define TORCHCORR_CENTRE(T, Out)                                                               \
-  TORCHCORR_CLONES void centre(int64_t n, const T* x, double level, double scale, Out* out,    \
-                               Written& w) {                                                   \
-    centre_row(n, x, level, scale, out, w);                                                    \
+#define TORCHCORR_CENTRE(T, Out)                                                        \
+  TORCHCORR_CLONES void centre(int64_t n, const T* x, const TileStats& stats, Out* out, \
+                               Written& w) {                                            \
+    centre_row(n, x, stats, out, w);                                                    \
   }
 TORCHCORR_CENTRE(float, float)
 TORCHCORR_CENTRE(float, double)
@@ -113,12 +114,12 @@ double scale_for(double value) {
 
 // Tiles of `lanes` at a time: one, or two whose elements lie side by side.
 template <class T, class Out>
-class Gather {
+class CutTiles {
  public:
-  Gather(const TileGrid& grid, const Sizes& tiles, const T* input, bool centred, int64_t lanes,
-         Out* out, double* stats)
-      : g_(grid), tiles_(tiles), input_(input), centred_(centred), lanes_(lanes), out_(out),
-        stats_(stats) {
+  CutTiles(const TileBatch& batch, const T* input, bool centred, int64_t lanes, Out* out,
+           TileStats* stats)
+      : g_(batch.tiling), tiles_(batch.tiles), input_(input), centred_(centred), lanes_(lanes),
+        out_(out), stats_(stats) {
     rows_ = g_.channels * g_.length[0] * g_.length[1];
     chunk_ = std::max<int64_t>(1, kChunkElements / (g_.length[2] * lanes));
     chunks_ = ceil_div(rows_, chunk_);
@@ -130,69 +131,71 @@ class Gather {
     std::vector<Written> written(groups * chunks_ * lanes_);
     torch::stable::parallel_for(0, count, ceil_div(kChunkElements, elements),
                                 [&](int64_t begin, int64_t end) {
-                                  for (int64_t t = begin; t < end; ++t) settle(t);
+                                  for (int64_t t = begin; t < end; ++t) choose_level_and_scale(t);
                                 });
-    torch::stable::parallel_for(0, groups * chunks_, 1 + kChunkElements / (chunk_ * g_.length[2] * lanes_ + 1),
+    torch::stable::parallel_for(0, groups * chunks_,
+                                1 + kChunkElements / (chunk_ * g_.length[2] * lanes_ + 1),
                                 [&](int64_t begin, int64_t end) {
                                   for (int64_t u = begin; u < end; ++u) write(u, written);
                                 });
     for (int64_t group = 0; group < groups; ++group) {
-      bool again = false;
-      for (int64_t lane = 0; lane < lanes_; ++lane) again |= !conclude(group, lane, written);
-      if (!again) continue;
-      for (int64_t lane = 0; lane < lanes_; ++lane) correct(group * lanes_ + lane);
+      bool misfit = false;
+      for (int64_t lane = 0; lane < lanes_; ++lane) misfit |= !complete_stats(group, lane, written);
+      if (!misfit) continue;
+      for (int64_t lane = 0; lane < lanes_; ++lane) correct_scale(group * lanes_ + lane);
       for (int64_t c = 0; c < chunks_; ++c) write(group * chunks_ + c, written);
-      for (int64_t lane = 0; lane < lanes_; ++lane) conclude(group, lane, written);
+      for (int64_t lane = 0; lane < lanes_; ++lane) complete_stats(group, lane, written);
     }
   }
 
  private:
   // Level and scale of a tile, from one row in kSampled where there are many.
-  void settle(int64_t tile) const {
+  void choose_level_and_scale(int64_t tile) const {
     const int64_t step = rows_ >= kRowsToSample ? kSampled : 1;
     const TilePlace place(g_, tiles_[tile]);
-    double* own = stats_ + tile * kStats;
-    own[0] = 0, own[1] = 1, own[2] = 0, own[3] = 0;
-    const auto look_again = [&] {
-      Range range;
+    TileStats& own = stats_[tile];
+    own = {0, 1, 0, 0};
+    const auto survey_rows = [&] {
+      Survey sums;
       for (int64_t r = 0; r < rows_; r += step) {
         const TileRow<T> row = row_of(place, r);
         if (row.end > row.begin) {
-          survey(row.end - row.begin, row.data + row.begin, own[0], own[1], range);
+          survey(row.end - row.begin, row.data + row.begin, own.level, own.scale, sums);
         }
       }
-      return range;
+      return sums;
     };
-    Range range = look_again();
-    const double count = total_of_lanes(range.count);
+    Survey sums = survey_rows();
+    const double count = total_of_lanes(sums.count);
     if (count == 0) return;
     if (centred_) {
       // Few digits, so that subtracting it is exact for whatever is not far smaller.
-      const float level = static_cast<float>(total_of_lanes(range.sum) / count);
-      if (std::isfinite(level)) own[0] = static_cast<double>(level);
-      range = look_again();
+      const float level = static_cast<float>(total_of_lanes(sums.sum) / count);
+      if (std::isfinite(level)) own.level = static_cast<double>(level);
+      sums = survey_rows();
     }
-    own[1] = scale_for(std::sqrt(total_of_lanes(range.squares) / count));
+    own.scale = scale_for(std::sqrt(total_of_lanes(sums.squares) / count));
   }
 
-  // After the whole tile was seen: a scale that a sample misjudged, or squares that overflowed.
-  void correct(int64_t tile) const {
-    double* own = stats_ + tile * kStats;
+  // After the whole tile was read: for a scale that does not fit it, or squares that overflowed.
+  void correct_scale(int64_t tile) const {
+    TileStats& own = stats_[tile];
     const TilePlace place(g_, tiles_[tile]);
     double largest = 0;
     for (int64_t r = 0; r < rows_; ++r) {
       const TileRow<T> row = row_of(place, r);
       for (int64_t x = row.begin; x < row.end; ++x) {
-        const double d = std::abs(static_cast<double>(row.data[x]) - own[0]);
+        const double d = std::abs(static_cast<double>(row.data[x]) - own.level);
         if (d <= std::numeric_limits<double>::max()) largest = std::max(largest, d);
       }
     }
-    const double power = own[2], root = std::sqrt(power);
+    const double power = own.mean_square, root = std::sqrt(power);
     const bool fits = power > 1e-200 && power < 1e200;
-    own[1] = fits ? own[1] * scale_for(root) : scale_for(largest);
+    own.scale = fits ? own.scale * scale_for(root) : scale_for(largest);
   }
 
-  bool conclude(int64_t group, int64_t lane, const std::vector<Written>& written) const {
+  // Whether the scale fits the tile.
+  bool complete_stats(int64_t group, int64_t lane, const std::vector<Written>& written) const {
     double power = 0;
     bool finite = true;
     for (int64_t c = 0; c < chunks_; ++c) {
@@ -200,11 +203,11 @@ class Gather {
       power += total_of_lanes(w.power);
       finite = finite && w.finite;
     }
-    double* own = stats_ + (group * lanes_ + lane) * kStats;
-    own[2] = power / static_cast<double>(g_.channels * g_.tile_size());
-    own[3] = finite ? 0.0 : 1.0;
+    TileStats& own = stats_[group * lanes_ + lane];
+    own.mean_square = power / static_cast<double>(g_.channels * g_.tile_size());
+    own.non_finite = finite ? 0.0 : 1.0;
     // A tile that overhangs its input is mostly zeros, which is no reason to scale again.
-    return own[2] == 0 || (own[2] < kMisjudged && own[2] > 1e-12);
+    return own.mean_square == 0 || (own.mean_square < kLargest && own.mean_square > 1e-12);
   }
 
   TileRow<T> row_of(const TilePlace& place, int64_t r) const {
@@ -225,11 +228,11 @@ class Gather {
       Out* target = out_ + (group * rows_ + r) * width * lanes_;
       for (int64_t lane = 0; lane < lanes_; ++lane) {
         Out* to = zipped ? line.data() + lane * width : target;
-        const double* own = stats_ + (group * lanes_ + lane) * kStats;
+        const TileStats& own = stats_[group * lanes_ + lane];
         const TileRow<T> row = row_of(places[lane], r);
         std::fill(to, to + row.begin, Out(0));
         if (row.end > row.begin) {
-          centre(row.end - row.begin, row.data + row.begin, own[0], own[1], to + row.begin,
+          centre(row.end - row.begin, row.data + row.begin, own, to + row.begin,
                  written[unit * lanes_ + lane]);
         }
         std::fill(to + row.end, to + width, Out(0));
@@ -238,34 +241,38 @@ class Gather {
     }
   }
 
-  const TileGrid& g_;
+  const Tiling& g_;
   const Sizes& tiles_;
   const T* input_;
   bool centred_;
   int64_t lanes_;
   Out* out_;
-  double* stats_;
+  TileStats* stats_;
   int64_t rows_, chunk_, chunks_;
 };
 
 }  // namespace
 
-std::tuple<Tensor, Tensor> gather_tiles(const Tensor& input, Sizes tiles, Sizes geometry,
-                                        bool centred, bool wide, bool pairs) {
-  const TileGrid grid(input, geometry);
+std::tuple<Tensor, Tensor> cut_tiles(const Tensor& input, Sizes numbers, bool centred, bool wide,
+                                     bool pairs) {
+  const TileBatch batch(numbers, input);
   const Tensor image = packed(input);
-  const int64_t count = static_cast<int64_t>(tiles.size()), lanes = pairs ? 2 : 1;
+  const int64_t count = batch.count(), lanes = pairs ? 2 : 1;
   STD_TORCH_CHECK(count % lanes == 0, "pairs need an even number of tiles, got ", count);
   const ScalarType type = wide ? ScalarType::Double : image.scalar_type();
-  Tensor out = torch::stable::new_empty(image, grid.tile_shape(count / lanes, pairs), type);
+  Sizes shape{count / lanes, batch.tiling.channels};
+  for (int64_t n : sizes_of(batch.tiling.length, batch.tiling.ndim)) shape.push_back(n);
+  if (pairs) shape.push_back(2);
+  Tensor out = torch::stable::new_empty(image, shape, type);
   Tensor stats = new_float64(image, {count, kStats});
   if (out.numel() == 0) return {out, stats};
   with_real_type(image, "input", [&](auto zero) {
     using T = decltype(zero);
     with_real_type(out, "tiles", [&](auto out_zero) {
       using Out = decltype(out_zero);
-      Gather<T, Out>(grid, tiles, image.const_data_ptr<T>(), centred, lanes,
-                     out.mutable_data_ptr<Out>(), stats.mutable_data_ptr<double>())
+      TileStats* rows = reinterpret_cast<TileStats*>(stats.mutable_data_ptr<double>());
+      CutTiles<T, Out>(batch, image.const_data_ptr<T>(), centred, lanes,
+                       out.mutable_data_ptr<Out>(), rows)
           .run();
     });
   });
@@ -275,5 +282,5 @@ std::tuple<Tensor, Tensor> gather_tiles(const Tensor& input, Sizes tiles, Sizes 
 }  // namespace torchcorr
 
 STABLE_TORCH_LIBRARY_IMPL(torchcorr_cpu, CPU, m) {
-  m.impl("gather_tiles", TORCH_BOX(&torchcorr::gather_tiles));
+  m.impl("cut_tiles", TORCH_BOX(&torchcorr::cut_tiles));
 }

@@ -1,47 +1,53 @@
-// The last step of a correlation through transforms: back to the input's level and units, and the
-// few sums that cancel below what rounding left, from their definition.
+// The last step of a plain correlation through transforms: sums in the input's level and units,
+// and the few that cancel below the rounding of their tile recomputed exactly.
 
 #include <cmath>
-#include <optional>
 
 #include "common/exact_window.h"
+#include "tiles/steps.h"
 #include "windows/flat.h"
-#include "common/tiling.h"
 
 namespace torchcorr {
 namespace {
 
+// value = numerator * unscale + offset; a smaller value than `least` is doubtful.
 struct Restore {
-  double unscale, offset;  // value = numerator * unscale + offset
-  double least;            // below it a value says nothing of its own accuracy
+  double unscale, offset, least;
 };
 
-// Writes values; counts those that are not known to be within the bound. `bound` may hold sums of
-// absolute products, which tell what a value cannot.
-template <class B, class Out>
-TORCHCORR_INLINE int64_t restore_row(int64_t n, const double* numerator, int64_t step,
-                                     const B* bound, double unbound, const Restore& by, Out* out,
-                                     uint8_t* doubtful) {
+// Every `step`th numerator, and its sum of absolute products, if known.
+struct SumRow {
+  const double* numerators;
+  const float* absolute;
+  int64_t step;
+};
+
+// Writes values; counts and marks those whose error is not known to be within the bound.
+template <class Out>
+TORCHCORR_INLINE int64_t restore_row(int64_t n, const SumRow& row, const Restore& by, Out* out,
+                                     uint8_t* states) {
+  const auto [numerators, absolute, step] = row;
+  const auto [unscale, offset, least] = by;
   int64_t count = 0;
   for (int64_t i = 0; i < n; ++i) {
-    const double value = numerator[i * step] * by.unscale + by.offset;
-    const double size = bound ? static_cast<double>(bound[i * step]) * unbound : std::abs(value);
-    const uint8_t doubt = !(size >= by.least);
+    const double value = numerators[i * step] * unscale + offset;
+    const double size =
+        absolute ? static_cast<double>(absolute[i * step]) * unscale : std::abs(value);
+    const bool unknown = !(size >= least);
     out[i] = static_cast<Out>(value);
-    doubtful[i] = doubt;
-    count += doubt;
+    states[i] = unknown ? kUnknown : kGood;
+    count += unknown;
   }
   return count;
 }
 
-#define TORCHCORR_RESTORE(B, Out)                                                              \
-  TORCHCORR_CLONES int64_t restore(int64_t n, const double* numerator, int64_t step,           \
-                                   const B* bound, double unbound, const Restore& by, Out* out, \
-                                   uint8_t* doubtful) {                                        \
-    return restore_row(n, numerator, step, bound, unbound, by, out, doubtful);                 \
+#define TORCHCORR_RESTORE(Out)                                                                \
+  TORCHCORR_CLONES int64_t restore(int64_t n, const SumRow& row, const Restore& by, Out* out, \
+                                   uint8_t* states) {                                         \
+    return restore_row(n, row, by, out, states);                                              \
   }
-TORCHCORR_RESTORE(float, float)
-TORCHCORR_RESTORE(float, double)
+TORCHCORR_RESTORE(float)
+TORCHCORR_RESTORE(double)
 #undef TORCHCORR_RESTORE
 
 TORCHCORR_CLONES double squares_of(int64_t n, const double* x, int64_t step) {
@@ -55,185 +61,171 @@ TORCHCORR_CLONES double squares_of(int64_t n, const double* x, int64_t step) {
          ((lanes[4] + lanes[5]) + (lanes[6] + lanes[7]));
 }
 
-// Sum, norm and sum of absolute values of each template.
-struct TapSums {
+// Sum and norm of a template.
+struct TemplateSums {
   double sum = 0, norm = 0;
 
-  TapSums(int64_t n, const double* w) {
+  TemplateSums(int64_t n, const double* w) {
     for (int64_t i = 0; i < n; ++i) sum += w[i], norm += w[i] * w[i];
     norm = std::sqrt(norm);
   }
 };
 
 template <class Out>
-class Sums {
+class EmitSums {
  public:
-  Sums(const TileGrid& grid, const Sizes& ids, const Tensor& numerators, const Tensor& stats,
-       const std::optional<Tensor>& bound, const std::optional<Tensor>& marked, const Tensor& image,
-       const Tensor& taps, const Sizes& stride, int64_t first_template, double noise,
-       double allowed, const Tensor& out)
-      : g_(grid), ids_(ids), from_(numerators.const_data_ptr<double>()),
-        stats_(stats.const_data_ptr<double>()),
-        bound_(bound ? bound->const_data_ptr<float>() : nullptr),
-        marked_(marked ? marked->const_data_ptr<bool>() : nullptr),
-        image_(image.const_data_ptr<Out>()), taps_(taps.const_data_ptr<double>()),
-        out_(out.mutable_data_ptr<Out>()), templates_(numerators.size(1)), all_(taps.size(1)),
-        items_each_(image.size(0) / taps.size(0)), first_(first_template), noise_(noise),
-        allowed_(allowed), exact_{grid.channels, {1, 1, 1}, 1.0, 0.0, false} {
-    const int64_t ndim = grid.ndim;
-    for (int64_t i = 0; i < ndim; ++i) {
-      const int64_t axis = 3 - ndim + i;
-      step_[axis] = stride[i];
-      size_[axis] = out.size(2 + i);
-      exact_.window[axis] = taps.size(3 + i);
-      own_[axis] = grid.step[axis] / stride[i];
-    }
-    window_ = grid.channels * exact_.window[0] * exact_.window[1] * exact_.window[2];
-    exact_.count = static_cast<double>(window_);
-  }
+  EmitSums(const TileBatch& batch, const SumRule& rule, const Tensor& numerators,
+           const std::optional<Tensor>& absolute, const TileMoments& moments, const Tensor& image,
+           const Tensor& templ, const Tensor& out)
+      : batch_(batch), t_(batch.tiling), rule_(rule),
+        exact_{t_.channels, t_.window, RowStrides(t_.size), false, 0.0},
+        numerators_(numerators.const_data_ptr<double>()),
+        absolute_(absolute ? absolute->const_data_ptr<float>() : nullptr), stats_(moments.rows()),
+        states_(moments.states_or_null()), image_(image.const_data_ptr<Out>()),
+        templ_(templ.const_data_ptr<double>()), out_(out.mutable_data_ptr<Out>()),
+        map_(last_sizes(out, t_.ndim)), here_(numerators.size(1)), templates_(templ.size(1)),
+        items_each_(image.size(0) / templ.size(0)) {}
 
-  // Windows of tile t that stay in doubt: those beyond the budget, which are left as they are.
-  int64_t finish(int64_t t, int64_t budget, std::vector<uint8_t>& doubts) const {
-    const TilePlace place(g_, ids_[t]);
+  // Doubtful windows of tile t that are too many to be recomputed and keep their sums.
+  int64_t run(int64_t t, std::vector<uint8_t>& states) const {
+    const TilePlace place(t_, batch_.tiles[t]);
     if (!place.exists) return 0;
-    const int64_t size = own_[0] * own_[1] * own_[2];
     int64_t left = 0;
-    for (int64_t k = 0; k < templates_; ++k) {
-      doubts.assign(size, 0);
-      int64_t count = write(place, t, k, doubts);
-      if (count > budget && !marked_) count -= clear_zeros(place, t, k, doubts);
-      if (count > budget) {
+    for (int64_t k = 0; k < here_; ++k) {
+      states.assign(t_.positions(), kGood);
+      int64_t count = write(place, t, k, states);
+      const auto too_many = [&] { return static_cast<double>(count) > rule_.budget; };
+      if (too_many() && !states_) count -= write_zeros(place, t, k, states);
+      if (too_many()) {
         left += count;
       } else if (count > 0) {
-        recompute(place, k, doubts);
+        recompute_exactly(place, k, states);
       }
     }
     return left;
   }
 
  private:
+  // Calls f(offset in the tile's positions, place (z, y, x) in the map, positions) for each row of
+  // positions that belongs to the map.
   template <class F>
   void for_rows(const TilePlace& p, const F& f) const {
-    const int64_t x = p.index[2] * own_[2], n = std::min(own_[2], size_[2] - x);
-    for (int64_t i = 0; i < own_[0]; ++i) {
-      for (int64_t j = 0; j < own_[1]; ++j) {
-        const int64_t z = p.index[0] * own_[0] + i, y = p.index[1] * own_[1] + j;
-        if (z < size_[0] && y < size_[1]) f(i, j, z, y, x, n);
-      }
+    const int64_t x = p.first(t_, 2), n = std::min(t_.outputs[2], map_[2] - x);
+    for (int64_t row = 0; row < t_.outputs[0] * t_.outputs[1]; ++row) {
+      const int64_t z = p.first(t_, 0) + row / t_.outputs[1];
+      const int64_t y = p.first(t_, 1) + row % t_.outputs[1];
+      if (z < map_[0] && y < map_[1]) f(row * t_.outputs[2], Axes3{z, y, x}, n);
     }
   }
 
-  Out* row_of(const TilePlace& p, int64_t k, int64_t z, int64_t y, int64_t x) const {
-    return out_ + (((p.item * all_ + first_ + k) * size_[0] + z) * size_[1] + y) * size_[2] + x;
+  Out* row_of(const TilePlace& p, int64_t k, const Axes3& at) const {
+    const int64_t which = p.item * templates_ + batch_.first_template + k;
+    return out_ + ((which * map_[0] + at[0]) * map_[1] + at[1]) * map_[2] + at[2];
   }
 
-  const double* taps_of(const TilePlace& p, int64_t k) const {
-    return taps_ + (p.item / items_each_ * all_ + first_ + k) * window_;
+  const double* template_of(const TilePlace& p, int64_t k) const {
+    const int64_t which = p.item / items_each_ * templates_ + batch_.first_template + k;
+    return templ_ + which * t_.window_size();
   }
 
-  int64_t at(int64_t t, int64_t k, int64_t i, int64_t j) const {
-    return (((t / 2 * templates_ + k) * g_.length[0] + i * step_[0]) * g_.length[1] +
-            j * step_[1]) * g_.length[2] * 2 + t % 2;
+  // Where a row of the tile's numerators begins.
+  int64_t numerators_at(int64_t t, int64_t k, int64_t offset) const {
+    const Axes3 at = unravel(offset, t_.outputs);
+    return (((t / 2 * here_ + k) * t_.length[0] + at[0] * t_.stride[0]) * t_.length[1] +
+            at[1] * t_.stride[1]) *
+               t_.length[2] * 2 +
+           t % 2;
   }
 
-  int64_t write(const TilePlace& p, int64_t t, int64_t k, std::vector<uint8_t>& doubts) const {
-    const TapSums taps(window_, taps_of(p, k));
-    const double* own = stats_ + t * kStats;
-    // What the transform of a pair mixes: both tiles' elements, both tiles' sums.
-    const int64_t partner = t ^ 1, volume = g_.tile_size();
+  int64_t write(const TilePlace& p, int64_t t, int64_t k, std::vector<uint8_t>& states) const {
+    const TemplateSums templ(t_.window_size(), template_of(p, k));
+    const TileStats &own = stats_[t], &partner = stats_[t ^ 1];
+    // A transform mixes the elements and the numerators of both tiles of a pair.
+    const int64_t volume = t_.tile_size();
     double power = 0;
     for (int64_t lane = 0; lane < 2; ++lane) {
-      power += squares_of(volume, from_ + (t / 2 * templates_ + k) * volume * 2 + lane, 2);
+      power += squares_of(volume, numerators_ + (t / 2 * here_ + k) * volume * 2 + lane, 2);
     }
     const double rms = std::sqrt(power / static_cast<double>(volume));
-    const double tile = std::sqrt(own[2] + stats_[partner * kStats + 2]) * taps.norm;
-    const double error = noise_ * std::sqrt(tile * tile + rms * rms) / own[1];
-    const Restore by{1 / own[1], own[0] * taps.sum, error / allowed_};
+    const double tile = std::sqrt(own.mean_square + partner.mean_square) * templ.norm;
+    const double error = rule_.noise * std::sqrt(tile * tile + rms * rms) / own.scale;
+    const Restore by{1 / own.scale, own.level * templ.sum, error / rule_.allowed};
     int64_t count = 0;
-    for_rows(p, [&](int64_t i, int64_t j, int64_t z, int64_t y, int64_t x, int64_t n) {
-      const int64_t source = at(t, k, i, j), place = (i * own_[1] + j) * own_[2];
-      uint8_t* doubt = doubts.data() + place;
-      count += restore(n, from_ + source, 2 * step_[2], bound_ ? bound_ + source : nullptr,
-                       1 / own[1], by, row_of(p, k, z, y, x), doubt);
-      if (marked_) {
-        const bool* mark = marked_ + t * own_[0] * own_[1] * own_[2] + place;
+    for_rows(p, [&](int64_t offset, const Axes3& at, int64_t n) {
+      const int64_t source = numerators_at(t, k, offset);
+      uint8_t* row = states.data() + offset;
+      count += restore(
+          n, {numerators_ + source, absolute_ ? absolute_ + source : nullptr, 2 * t_.stride[2]}, by,
+          row_of(p, k, at), row);
+      if (states_) {
+        const uint8_t* known = states_ + t * t_.positions() + offset;
         for (int64_t v = 0; v < n; ++v) {
-          count += mark[v] && !doubt[v];
-          doubt[v] |= mark[v];
+          if (known[v] != kNonFinite) continue;
+          count += row[v] != kUnknown;
+          row[v] = kUnknown;
         }
       }
     });
     return count;
   }
 
-  // A window of zeros sums to zero.
-  int64_t clear_zeros(const TilePlace& p, int64_t t, int64_t k, std::vector<uint8_t>& doubts) const {
-    const Plan plan(1, g_.channels, Sizes(g_.extent + 3 - g_.ndim, g_.extent + 3),
-                    Sizes(exact_.window + 3 - g_.ndim, exact_.window + 3),
-                    Sizes(step_ + 3 - g_.ndim, step_ + 3), 2);
-    Plan tile = plan;
-    if (plan.lines) {
-      tile.axis[1].count = tile.axis[1].size = 1;
-      tile.axis[2].size = plan.line_size, tile.axis[2].count = plan.line_count;
-    }
-    std::vector<Out> marks(doubts.size());
-    for (size_t i = 0; i < marks.size(); ++i) marks[i] = doubts[i] ? Out(-1) : Out(1);
-    const int64_t found = FlatWindows<Out>(g_, tile, false).clear(ids_[t], image_, marks.data());
-    for_rows(p, [&](int64_t i, int64_t j, int64_t z, int64_t y, int64_t x, int64_t n) {
-      const int64_t place = (i * own_[1] + j) * own_[2];
-      Out* row = row_of(p, k, z, y, x);
+  // A window of zeros sums to zero: returns how many unknown ones there were.
+  int64_t write_zeros(const TilePlace& p, int64_t t, int64_t k,
+                      std::vector<uint8_t>& states) const {
+    const int64_t zeros = FlatWindows<Out>(t_, false).mark(batch_.tiles[t], image_, states.data());
+    for_rows(p, [&](int64_t offset, const Axes3& at, int64_t n) {
+      Out* row = row_of(p, k, at);
       for (int64_t v = 0; v < n; ++v) {
-        if (marks[place + v] == 0) doubts[place + v] = 0, row[v] = 0;
+        if (states[offset + v] == kFlat) row[v] = 0;
       }
     });
-    return found;
+    return zeros;
   }
 
-  void recompute(const TilePlace& p, int64_t k, const std::vector<uint8_t>& doubts) const {
-    const int64_t strides[3] = {g_.item_size, g_.size[1] * g_.size[2], g_.size[2]};
-    const Out* item = image_ + p.item * g_.channels * g_.item_size;
-    for_rows(p, [&](int64_t i, int64_t j, int64_t z, int64_t y, int64_t x, int64_t n) {
-      const uint8_t* doubt = doubts.data() + (i * own_[1] + j) * own_[2];
-      Out* row = row_of(p, k, z, y, x);
-      const Out* start = item + (z * step_[0] * g_.size[1] + y * step_[1]) * g_.size[2] +
-                         x * step_[2];
+  void recompute_exactly(const TilePlace& p, int64_t k, const std::vector<uint8_t>& states) const {
+    const Out* item = image_ + p.item * t_.channels * t_.item_size();
+    for_rows(p, [&](int64_t offset, const Axes3& at, int64_t n) {
+      Out* row = row_of(p, k, at);
+      const Out* start = item + at[0] * t_.stride[0] * exact_.strides.plane +
+                         at[1] * t_.stride[1] * exact_.strides.row + at[2] * t_.stride[2];
       for (int64_t v = 0; v < n; ++v) {
-        if (!doubt[v]) continue;
-        row[v] = static_cast<Out>(
-            sum_of_window(start + v * step_[2], strides, taps_of(p, k), exact_));
+        if (states[offset + v] != kUnknown) continue;
+        row[v] =
+            static_cast<Out>(sum_of_window(start + v * t_.stride[2], template_of(p, k), exact_));
       }
     });
   }
 
-  const TileGrid& g_;
-  const Sizes& ids_;
-  const double *from_, *stats_;
-  const float* bound_;
-  const bool* marked_;
-  const Out* image_;
-  const double* taps_;
-  Out* out_;
-  int64_t templates_, all_, items_each_, first_, window_ = 1;
-  double noise_, allowed_;
+  const TileBatch& batch_;
+  const Tiling& t_;
+  const SumRule& rule_;
   ExactWindow exact_;
-  int64_t step_[3] = {1, 1, 1}, size_[3] = {1, 1, 1}, own_[3] = {1, 1, 1};
+  const double* numerators_;
+  const float* absolute_;
+  const TileStats* stats_;
+  const uint8_t* states_;
+  const Out* image_;
+  const double* templ_;
+  Out* out_;
+  Axes3 map_;  // positions of the result
+  int64_t here_, templates_, items_each_;
 };
 
-Tensor finish_sums(const Tensor& numerators, const Tensor& stats, std::optional<Tensor> bound,
-                   std::optional<Tensor> marked, const Tensor& input, const Tensor& weights,
-                   Sizes ids, Sizes geometry, Sizes stride, int64_t first_template, double noise,
-                   double allowed, int64_t budget, const Tensor& out) {
-  const Tensor image = packed(input), taps = packed(weights);
-  const TileGrid grid(image, geometry);
-  const int64_t tiles = static_cast<int64_t>(ids.size());
-  Tensor left = torch::stable::new_empty(stats, {tiles}, ScalarType::Long);
+Tensor emit_sums(const Tensor& numerators, std::optional<Tensor> absolute, Tensors tensors,
+                 const Tensor& input, const Tensor& given, Sizes numbers, Numbers rule,
+                 const Tensor& out) {
+  const Tensor image = packed(input), templ = packed(given);
+  const TileBatch batch(numbers, image);
+  const TileMoments moments(tensors);
+  const SumRule by(rule);
+  Tensor left = torch::stable::new_empty(moments.stats, {batch.count()}, ScalarType::Long);
   int64_t* counts = left.mutable_data_ptr<int64_t>();
   with_real_type(out, "out", [&](auto zero) {
-    const Sums<decltype(zero)> sums(grid, ids, numerators, stats, bound, marked, image, taps,
-                                    stride, first_template, noise, allowed, out);
-    torch::stable::parallel_for(0, tiles, 1, [&](int64_t begin, int64_t end) {
-      std::vector<uint8_t> doubts;
-      for (int64_t t = begin; t < end; ++t) counts[t] = sums.finish(t, budget, doubts);
+    const EmitSums<decltype(zero)> step(batch, by, numerators, absolute, moments, image, templ,
+                                        out);
+    torch::stable::parallel_for(0, batch.count(), 1, [&](int64_t begin, int64_t end) {
+      std::vector<uint8_t> states;
+      for (int64_t t = begin; t < end; ++t) counts[t] = step.run(t, states);
     });
   });
   return left;
@@ -243,5 +235,5 @@ Tensor finish_sums(const Tensor& numerators, const Tensor& stats, std::optional<
 }  // namespace torchcorr
 
 STABLE_TORCH_LIBRARY_IMPL(torchcorr_cpu, CPU, m) {
-  m.impl("finish_sums", TORCH_BOX(&torchcorr::finish_sums));
+  m.impl("emit_sums", TORCH_BOX(&torchcorr::emit_sums));
 }

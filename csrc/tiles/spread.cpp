@@ -1,4 +1,4 @@
-// Planes, rows and columns of a gradient enter and leave; see spread_sums.h.
+// Planes, rows and columns of a gradient enter and leave; see spread.h.
 
 #include "tiles/spread.h"
 
@@ -13,121 +13,132 @@ template <int SIGN, class T>
 TORCHCORR_INLINE void add_maps(int64_t n, const T* b, const T* c, const Columns& to) {
   for (int64_t i = 0; i < n; ++i) {
     const double first = static_cast<double>(b[i]), second = static_cast<double>(c[i]);
-    to.sum[i] += SIGN > 0 ? first : -first;
-    to.square[i] += SIGN > 0 ? second : -second;
+    to.first[i] += SIGN > 0 ? first : -first;
+    to.second[i] += SIGN > 0 ? second : -second;
   }
 }
 
-// Calls slide(position, +1 or -1) for what enters and leaves between element `from` and `to`.
+// Calls move(position, +1 or -1) for each window that enters or leaves from element `from` to `to`.
 template <class F>
-TORCHCORR_INLINE void slide_to(int64_t from, int64_t to, int64_t window, int64_t stride,
-                               int64_t count, const F& slide) {
+TORCHCORR_INLINE void move_to(int64_t from, int64_t to, int64_t window, int64_t stride,
+                              int64_t count, const F& move) {
   for (int64_t x = from + 1; x <= to; ++x) {
     if (x >= 0 && x % stride == 0 && x / stride < count) {
-      slide(x / stride, std::integral_constant<int, 1>{});
+      move(x / stride, std::integral_constant<int, 1>{});
     }
     const int64_t gone = x - window;
     if (gone >= 0 && gone % stride == 0 && gone / stride < count) {
-      slide(gone / stride, std::integral_constant<int, -1>{});
+      move(gone / stride, std::integral_constant<int, -1>{});
     }
   }
 }
 
-// Sums that begin at `first` without sliding through all that came before.
+// Calls move(position, +1) for the windows that contain element `first`.
 template <class F>
 TORCHCORR_INLINE void begin_at(int64_t first, int64_t window, int64_t stride, int64_t count,
-                               const F& slide) {
+                               const F& move) {
   for (int64_t x = std::max<int64_t>(0, first - window + 1); x <= first; ++x) {
     if (x % stride == 0 && x / stride < count) {
-      slide(x / stride, std::integral_constant<int, 1>{});
+      move(x / stride, std::integral_constant<int, 1>{});
     }
   }
 }
 
-// found = scale (sign found - d B(b) + B(c)) for one row of one channel.
+// See spread_unit: one row of one channel.
 template <class In, class T>
-TORCHCORR_INLINE void combine_row(int64_t n, int64_t window, const In* x, double level,
-                                  double scale, double sign, const Columns& totals, T* found) {
+TORCHCORR_INLINE void combine_row(int64_t n, int64_t window, const In* x,
+                                  const TileGrads<In, T>& grads, const Columns& totals,
+                                  T* products) {
+  const double level = grads.stats.level, scale = grads.stats.scale;
+  const double sign = grads.lane == 0 ? 1.0 : -1.0;
+  const double *squares = totals.first, *means = totals.second;
   for (int64_t i = 0; i < n; ++i) {
     const double d = (static_cast<double>(x[i]) - level) * scale;
-    const double first = totals.sum[i + window] - totals.sum[i];
-    const double second = totals.square[i + window] - totals.square[i];
-    const double through = sign * static_cast<double>(found[2 * i]);
-    found[2 * i] = static_cast<T>(scale * (through - d * first + second));
+    const double to_square = squares[i + window] - squares[i];
+    const double to_mean = means[i + window] - means[i];
+    const double through = sign * static_cast<double>(products[2 * i]);
+    products[2 * i] = static_cast<T>(scale * (through - d * to_square + to_mean));
   }
 }
 
+// The counts and strides of a row of windows.
+struct WindowRow {
+  int64_t count, stride, window;
+};
+
 // Totals of a row dilated by the stride, as far before and behind it as a window reaches.
-TORCHCORR_INLINE void totals_of(int64_t count, int64_t stride, int64_t window, const double* column,
-                                double* dilated, double* to) {
+TORCHCORR_INLINE void totals_of(const WindowRow& row, const double* column, double* dilated,
+                                double* to) {
+  const auto [count, stride, window] = row;
   const int64_t wide = (count - 1) * stride + 1;
-  const double* row = column;
+  const double* values = column;
   if (stride > 1) {
     for (int64_t u = 0; u < count; ++u) dilated[u * stride] = column[u];
-    row = dilated;
+    values = dilated;
   }
   std::fill_n(to, window - 1, 0.0);
-  running::accumulate(wide, row, to + window - 1);
+  running::accumulate(wide, values, to + window - 1);
   const double last = to[window - 1 + wide];
   std::fill_n(to + window + wide, window, last);
 }
 
 template <class In, class T>
-TORCHCORR_INLINE void unit_of(const Job& job, const TileGrid& g, int64_t tile, int64_t lane,
-                              int64_t unit, const In* image, const double* stats, const T* b,
-                              const T* c, T* found) {
-  const TilePlace place(g, tile);
-  const double level = stats[0], scale = stats[1], sign = lane == 0 ? 1.0 : -1.0;
-  const int64_t plane = job.count[1] * job.count[2], n = job.count[2];
-  const int64_t wide = running::whole((n - 1) * job.stride[2] + 1);
+TORCHCORR_INLINE void spread(const Tiling& t, int64_t unit, const TileGrads<In, T>& grads) {
+  const TilePlace place(t, grads.tile);
+  const running::Strips strips = strips_of(t);
+  const int64_t plane = t.outputs[1] * t.outputs[2], n = t.outputs[2];
+  const int64_t wide = running::whole((n - 1) * t.stride[2] + 1);
+  const T *squares = grads.squares, *means = grads.means;
   const auto end = [&](int axis, int64_t most) {
-    return std::min({most, g.extent[axis], g.size[axis] - place.start[axis]});
+    return std::min({most, t.extent[axis], t.size[axis] - place.start[axis]});
   };
-  const int64_t z0 = unit / job.strips[1] * job.strip[0], z1 = end(0, z0 + job.strip[0]);
-  const int64_t y0 = unit % job.strips[1] * job.strip[1], y1 = end(1, y0 + job.strip[1]);
-  const int64_t x1 = end(2, g.extent[2]);
-  const bool deep = job.window[0] > 1 || job.stride[0] > 1;
+  const int64_t z0 = strips.first_plane(unit), z1 = end(0, z0 + strips.planes);
+  const int64_t y0 = strips.first_row(unit), y1 = end(1, y0 + strips.rows);
+  const int64_t x1 = end(2, t.extent[2]);
+  const bool deep = t.window[0] > 1 || t.stride[0] > 1;
   running::Scratch scratch;
   const Columns slab = deep ? scratch.take(plane) : Columns{};
   const Columns columns = scratch.take(running::whole(n)), dilated = scratch.take(wide);
-  const Columns totals = scratch.take(wide + 2 * job.window[2], job.window[2]);
-  const auto slide_plane = [&](int64_t u, auto step) TORCHCORR_FLAT {
-    add_maps<decltype(step)::value>(plane, b + u * plane, c + u * plane, slab);
+  const Columns totals = scratch.take(wide + 2 * t.window[2], t.window[2]);
+  const WindowRow row{n, t.stride[2], t.window[2]};
+  const auto move_plane = [&](int64_t u, auto step) TORCHCORR_FLAT {
+    add_maps<decltype(step)::value>(plane, squares + u * plane, means + u * plane, slab);
   };
   for (int64_t z = z0; z < z1; ++z) {
-    int64_t held = z;  // of the plane that the rows below are taken from
+    int64_t current = z;  // plane that the rows below are taken from
     if (deep) {
       if (z == z0) {
-        begin_at(z, job.window[0], job.stride[0], job.count[0], slide_plane);
+        begin_at(z, t.window[0], t.stride[0], t.outputs[0], move_plane);
       } else {
-        slide_to(z - 1, z, job.window[0], job.stride[0], job.count[0], slide_plane);
+        move_to(z - 1, z, t.window[0], t.stride[0], t.outputs[0], move_plane);
       }
-    } else if (held >= job.count[0]) {
-      held = job.count[0] - 1;
+    } else if (current >= t.outputs[0]) {
+      current = t.outputs[0] - 1;
     }
-    const auto slide_row = [&](int64_t u, auto step) TORCHCORR_FLAT {
+    const auto move_row = [&](int64_t u, auto step) TORCHCORR_FLAT {
+      constexpr int kSign = decltype(step)::value;
       if (deep) {
-        add_maps<decltype(step)::value>(n, slab.sum + u * n, slab.square + u * n, columns);
+        add_maps<kSign>(n, slab.first + u * n, slab.second + u * n, columns);
       } else {
-        add_maps<decltype(step)::value>(n, b + held * plane + u * n, c + held * plane + u * n,
-                                        columns);
+        const int64_t at = current * plane + u * n;
+        add_maps<kSign>(n, squares + at, means + at, columns);
       }
     };
-    std::fill_n(columns.sum, n, 0.0);
-    std::fill_n(columns.square, n, 0.0);
+    std::fill_n(columns.first, n, 0.0);
+    std::fill_n(columns.second, n, 0.0);
     for (int64_t y = y0; y < y1; ++y) {
       if (y == y0) {
-        begin_at(y, job.window[1], job.stride[1], job.count[1], slide_row);
+        begin_at(y, t.window[1], t.stride[1], t.outputs[1], move_row);
       } else {
-        slide_to(y - 1, y, job.window[1], job.stride[1], job.count[1], slide_row);
+        move_to(y - 1, y, t.window[1], t.stride[1], t.outputs[1], move_row);
       }
-      totals_of(n, job.stride[2], job.window[2], columns.sum, dilated.sum, totals.sum);
-      totals_of(n, job.stride[2], job.window[2], columns.square, dilated.square, totals.square);
-      for (int64_t channel = 0; channel < g.channels; ++channel) {
-        const TileRow<In> row(g, place, image, channel, z, y);
-        T* to = found + channel * g.tile_size() * 2 +
-                (z * g.length[1] + y) * g.length[2] * 2 + lane;
-        combine_row(x1, job.window[2], row.data, level, scale, sign, totals, to);
+      totals_of(row, columns.first, dilated.first, totals.first);
+      totals_of(row, columns.second, dilated.second, totals.second);
+      for (int64_t channel = 0; channel < t.channels; ++channel) {
+        const TileRow<In> elements(t, place, grads.image, channel, z, y);
+        T* to = grads.products + channel * t.tile_size() * 2 +
+                (z * t.length[1] + y) * t.length[2] * 2 + grads.lane;
+        combine_row(x1, t.window[2], elements.data, grads, totals, to);
       }
     }
   }
@@ -140,12 +151,11 @@ TORCHCORR_INLINE void add(int64_t n, const T* from, In* to) {
 
 }  // namespace
 
-#define TORCHCORR_SPREAD(In, T)                                                                 \
-  TORCHCORR_CLONES void run_unit(const Job& job, const TileGrid& grid, int64_t tile,            \
-                                 int64_t lane, int64_t unit, const In* image,                   \
-                                 const double* stats, const T* b, const T* c, T* found) {       \
-    unit_of(job, grid, tile, lane, unit, image, stats, b, c, found);                            \
-  }                                                                                             \
+#define TORCHCORR_SPREAD(In, T)                                         \
+  TORCHCORR_CLONES void spread_unit(const Tiling& tiling, int64_t unit, \
+                                    const TileGrads<In, T>& grads) {    \
+    spread(tiling, unit, grads);                                        \
+  }                                                                     \
   TORCHCORR_CLONES void add_row(int64_t n, const T* from, In* to) { add(n, from, to); }
 TORCHCORR_SPREAD(float, float)
 TORCHCORR_SPREAD(float, double)

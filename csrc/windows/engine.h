@@ -1,5 +1,5 @@
-// Runs a sweep along each axis of an image, in units whose scratch stays in cache. How the work is
-// cut follows from shapes alone, so the result does not depend on the number of threads.
+// Marches along each axis of an image, in units whose scratch stays in cache. How the work is
+// divided depends on shapes alone, so the result does not depend on the number of threads.
 #pragma once
 
 #include <cstring>
@@ -12,28 +12,29 @@ namespace torchcorr {
 constexpr int64_t kScratchBytes = 512 << 10;
 constexpr int64_t kUnitElements = 1 << 15;  // elements that are worth another thread
 
-// An image as (lead, channel, axis 0, axis 1, axis 2), short of axes in front.
-struct Plan {
+// How windows lie on an image (lead, channel, axis 0, axis 1, axis 2), and the units of work that
+// they are divided into. Missing axes in front have one element.
+struct WindowLayout {
   int64_t leads = 1, channels = 1, segments = 1;
   bool lines = false;  // one-dimensional: axis 1 counts the segments of all lines
-  Axis axis[3];
+  WindowAxis axis[3];
   int64_t line_size = 0, line_count = 0;
   int64_t strip = 1, strips = 1;  // outputs of one unit along the last axis
   int64_t rows = 1, row_units = 1, depth_units = 1;
 
-  Plan(int64_t lead_count, int64_t channel_count, const Sizes& size, const Sizes& window,
-       const Sizes& step, int planes)
+  WindowLayout(int64_t lead_count, int64_t channel_count, const Sizes& size, const Sizes& window,
+               const Sizes& step, int planes)
       : leads(lead_count), channels(channel_count) {
     const int ndim = static_cast<int>(window.size());
     for (int i = 0; i < ndim; ++i) {
-      Axis& a = axis[3 - ndim + i];
+      WindowAxis& a = axis[3 - ndim + i];
       a.size = size[i], a.window = window[i], a.step = step[i];
       STD_TORCH_CHECK(a.window >= 1 && a.step >= 1, "window and stride must be at least 1");
       STD_TORCH_CHECK(a.size >= a.window, "window is larger than input along axis ", i - ndim,
                       ": got ", a.window, ", input has ", a.size);
       a.count = (a.size - a.window) / a.step + 1;
     }
-    for (Axis& a : axis) set_block(a);
+    for (WindowAxis& a : axis) set_block(a);
     cut(planes * static_cast<int64_t>(sizeof(double)));
     if (ndim == 1) cut_lines();
   }
@@ -42,12 +43,10 @@ struct Plan {
     return lines ? leads * line_count : leads * axis[0].count * axis[1].count * axis[2].count;
   }
   int64_t unit_outputs() const { return ceil_div(outputs(), units()) + 1; }
-  int64_t units() const {
-    return strips * (lines ? 1 : leads) * depth_units * row_units;
-  }
+  int64_t units() const { return strips * (lines ? 1 : leads) * depth_units * row_units; }
 
  private:
-  static void set_block(Axis& a) {
+  static void set_block(WindowAxis& a) {
     const int64_t span = (a.count - 1) * a.step + 1;
     a.block = ceil_div(span, ceil_div(span, a.window));
   }
@@ -66,7 +65,7 @@ struct Plan {
     strip = ceil_div(axis[2].count, strips);
   }
 
-  // The strips of a line become rows of their own, so that lanes are filled.
+  // The strips of a line become rows, so that the lanes are filled.
   void cut_lines() {
     lines = true;
     line_size = axis[2].size, line_count = axis[2].count;
@@ -80,18 +79,18 @@ struct Plan {
   }
 };
 
-// A stretch of one row: where it lies in the image (or map), and how much of it is there.
+// A stretch of one row: where it lies in the image (or map), and how many elements exist.
 struct Stretch {
   int64_t lead, z, y, x, valid;
 };
 
-inline Stretch locate(const Plan& plan, int64_t lead, int64_t z, int64_t y, int64_t x, int64_t n,
-                      bool output) {
-  if (!plan.lines) return {lead, z, y, x, n};
-  const int64_t segment = y % plan.segments;
-  const int64_t at = x + segment * plan.strip * (output ? 1 : plan.axis[2].step);
-  const int64_t left = (output ? plan.line_count : plan.line_size) - at;
-  return {y / plan.segments, 0, 0, at, std::clamp<int64_t>(left, 0, n)};
+inline Stretch locate(const WindowLayout& layout, int64_t lead, int64_t z, int64_t y, int64_t x,
+                      int64_t n, bool output) {
+  if (!layout.lines) return {lead, z, y, x, n};
+  const int64_t segment = y % layout.segments;
+  const int64_t at = x + segment * layout.strip * (output ? 1 : layout.axis[2].step);
+  const int64_t left = (output ? layout.line_count : layout.line_size) - at;
+  return {y / layout.segments, 0, 0, at, std::clamp<int64_t>(left, 0, n)};
 }
 
 class Scratch {
@@ -110,38 +109,38 @@ class Scratch {
 template <class Policy, class Source, class Sink>
 class Worker {
  public:
-  Worker(const Plan& plan, const Source& source, const Sink& sink)
-      : plan_(plan), source_(source), sink_(sink) {
-    const Axis &z = plan.axis[0], &y = plan.axis[1], &x = plan.axis[2];
-    const int64_t wide = (plan.strip - 1) * x.step + x.window;
-    tall_ = plan.lines ? 1 : (plan.rows - 1) * y.step + y.window;
+  Worker(const WindowLayout& layout, const Source& source, const Sink& sink)
+      : layout_(layout), source_(source), sink_(sink) {
+    const WindowAxis &z = layout.axis[0], &y = layout.axis[1], &x = layout.axis[2];
+    const int64_t wide = (layout.strip - 1) * x.step + x.window;
+    tall_ = layout.lines ? 1 : (layout.rows - 1) * y.step + y.window;
     element_ = take(wide);
-    vertical_ = take(y.block * wide);
-    below_ = take(wide);
-    held_ = take(kLanes * wide);
+    suffix_rows_ = take(y.block * wide);
+    prefix_rows_ = take(wide);
+    window_rows_ = take(kLanes * wide);
     if (z.window > 1) {
       plane_ = take(tall_ * wide);
-      depth_ = take(z.block * tall_ * wide);
-      behind_ = take(tall_ * wide);
+      suffix_planes_ = take(z.block * tall_ * wide);
+      prefix_planes_ = take(tall_ * wide);
       slab_ = take(tall_ * wide);
     }
     lanes_ = take(kLanes * wide);
     suffix_ = take(kLanes * x.block);
-    found_ = take(kLanes * plan.strip);
-    result_ = take(kLanes * plan.strip);
-    for (int p = 0; p < Policy::planes; ++p) std::fill_n(held_.plane(p), kLanes * wide, 0.0);
+    windows_ = take(kLanes * layout.strip);
+    result_ = take(kLanes * layout.strip);
+    for (int p = 0; p < Policy::planes; ++p) std::fill_n(window_rows_.plane(p), kLanes * wide, 0.0);
   }
 
   void run(int64_t begin, int64_t end) {
-    const int64_t leads = plan_.lines ? 1 : plan_.leads;
+    const int64_t leads = layout_.lines ? 1 : layout_.leads;
     for (int64_t unit = begin; unit < end; ++unit) {
       int64_t rest = unit;
-      const int64_t rows = rest % plan_.row_units;
-      const int64_t depth = (rest /= plan_.row_units) % plan_.depth_units;
-      const int64_t lead = (rest /= plan_.depth_units) % leads;
+      const int64_t rows = rest % layout_.row_units;
+      const int64_t depth = (rest /= layout_.row_units) % layout_.depth_units;
+      const int64_t lead = (rest /= layout_.depth_units) % leads;
       use_strip(rest / leads);
-      sweep_depth(lead, depth, rows * plan_.rows,
-                  std::min((rows + 1) * plan_.rows, plan_.axis[1].count));
+      march_depth(lead, depth, rows * layout_.rows,
+                  std::min((rows + 1) * layout_.rows, layout_.axis[1].count));
     }
     flush();
   }
@@ -165,68 +164,69 @@ class Worker {
     if (strip == strip_) return;
     flush();
     strip_ = strip;
-    first_ = strip * plan_.strip;
-    count_ = std::min(plan_.strip, plan_.axis[2].count - first_);
-    wide_ = (count_ - 1) * plan_.axis[2].step + plan_.axis[2].window;
+    first_ = strip * layout_.strip;
+    count_ = std::min(layout_.strip, layout_.axis[2].count - first_);
+    wide_ = (count_ - 1) * layout_.axis[2].step + layout_.axis[2].window;
   }
 
   void load(int64_t lead, int64_t z, int64_t y, Rows to) {
-    const int64_t x = first_ * plan_.axis[2].step;
-    source_.load(locate(plan_, lead, z, y, x, wide_, false), wide_, to);
+    const int64_t x = first_ * layout_.axis[2].step;
+    source_.load(locate(layout_, lead, z, y, x, wide_, false), wide_, to);
   }
 
-  void sweep_depth(int64_t lead, int64_t unit, int64_t top, int64_t bottom) {
-    const Axis& a = plan_.axis[0];
+  void march_depth(int64_t lead, int64_t unit, int64_t top, int64_t bottom) {
+    const WindowAxis& a = layout_.axis[0];
     const int64_t per_block = (a.block - 1) / a.step + 1;
     const int64_t first = unit * per_block, last = std::min(first + per_block, a.count);
     if (a.window == 1) {
       for (int64_t z = first; z < last; ++z) {
-        sweep_rows(lead, z, top, bottom, [&](int64_t y) {
+        march_rows(lead, z, top, bottom, [&](int64_t y) {
           load(lead, z * a.step, y, element_);
           return element_;
         });
       }
       return;
     }
-    const int64_t low = top * plan_.axis[1].step;
-    const int64_t n = ((bottom - 1 - top) * plan_.axis[1].step + plan_.axis[1].window) * wide_;
-    const double weight = static_cast<double>(plan_.channels);
+    const int64_t low = top * layout_.axis[1].step;
+    const int64_t n = ((bottom - 1 - top) * layout_.axis[1].step + layout_.axis[1].window) * wide_;
+    const double weight = static_cast<double>(layout_.channels);
     const auto load_plane = [&](int64_t z) {
       for (int64_t at = 0; at < n; at += wide_) load(lead, z, low + at / wide_, plane_.at(at));
     };
-    sweep(
+    window_march(
         a, first, last,
         [&](int64_t z, int64_t slot, int64_t k) {
           load_plane(z);
-          join(n, depth_.at(slot * n), k > 1 ? depth_.at((slot + 1) * n) : plane_, k - 1, plane_, 1,
-               weight);
+          join(n, suffix_planes_.at(slot * n), k > 1 ? suffix_planes_.at((slot + 1) * n) : plane_,
+               k - 1, plane_, 1, weight);
         },
         [&](int64_t z, int64_t k) {
           load_plane(z);
-          join(n, behind_, behind_, k - 1, plane_, 1, weight);
+          join(n, prefix_planes_, prefix_planes_, k - 1, plane_, 1, weight);
         },
         [&](int64_t i, int64_t slot, int64_t na, int64_t nb) {
-          join(n, slab_, depth_.at(slot * n), na, behind_, nb, weight);
-          sweep_rows(lead, i, top, bottom, [&](int64_t y) { return slab_.at((y - low) * wide_); });
+          join(n, slab_, suffix_planes_.at(slot * n), na, prefix_planes_, nb, weight);
+          march_rows(lead, i, top, bottom, [&](int64_t y) { return slab_.at((y - low) * wide_); });
         });
   }
 
   template <class Fetch>
-  void sweep_rows(int64_t lead, int64_t z, int64_t top, int64_t bottom, const Fetch& fetch) {
-    const double weight = static_cast<double>(plan_.channels * plan_.axis[0].window);
-    sweep(
-        plan_.axis[1], top, bottom,
+  void march_rows(int64_t lead, int64_t z, int64_t top, int64_t bottom, const Fetch& fetch) {
+    const double weight = static_cast<double>(layout_.channels * layout_.axis[0].window);
+    window_march(
+        layout_.axis[1], top, bottom,
         [&](int64_t y, int64_t slot, int64_t k) {
           const Rows row = fetch(y);
-          join(wide_, vertical_.at(slot * wide_), vertical_.at((slot + (k > 1)) * wide_), k - 1,
-               row, 1, weight);
+          join(wide_, suffix_rows_.at(slot * wide_), suffix_rows_.at((slot + (k > 1)) * wide_),
+               k - 1, row, 1, weight);
         },
         [&](int64_t y, int64_t k) {
           const Rows row = fetch(y);
-          join(wide_, below_, below_, k - 1, row, 1, weight);
+          join(wide_, prefix_rows_, prefix_rows_, k - 1, row, 1, weight);
         },
         [&](int64_t i, int64_t slot, int64_t na, int64_t nb) {
-          join(wide_, held_.at(rows_ * wide_), vertical_.at(slot * wide_), na, below_, nb, weight);
+          join(wide_, window_rows_.at(rows_ * wide_), suffix_rows_.at(slot * wide_), na,
+               prefix_rows_, nb, weight);
           where_[rows_] = {lead, z, i};
           if (++rows_ == kLanes) flush();
         });
@@ -237,19 +237,19 @@ class Worker {
     const double* from[kLanes];
     double* to[kLanes];
     for (int p = 0; p < Policy::planes; ++p) {
-      for (int64_t r = 0; r < kLanes; ++r) from[r] = held_.plane(p) + r * wide_;
+      for (int64_t r = 0; r < kLanes; ++r) from[r] = window_rows_.plane(p) + r * wide_;
       interleave(wide_, from, lanes_.plane(p));
     }
     const double weight =
-        static_cast<double>(plan_.channels * plan_.axis[0].window * plan_.axis[1].window);
-    Policy::windows(plan_.axis[2], count_, weight, lanes_, suffix_, found_);
+        static_cast<double>(layout_.channels * layout_.axis[0].window * layout_.axis[1].window);
+    Policy::windows(layout_.axis[2], count_, weight, lanes_, suffix_, windows_);
     for (int p = Sink::first_plane; p < Policy::planes; ++p) {
       for (int64_t r = 0; r < kLanes; ++r) to[r] = result_.plane(p) + r * count_;
-      separate(count_, found_.plane(p), to);
+      separate(count_, windows_.plane(p), to);
     }
     for (int64_t r = 0; r < rows_; ++r) {
       const auto [lead, z, y] = where_[r];
-      sink_.store(locate(plan_, lead, z, y, first_, count_, true), result_.at(r * count_));
+      sink_.store(locate(layout_, lead, z, y, first_, count_, true), result_.at(r * count_));
     }
     rows_ = 0;
   }
@@ -258,21 +258,21 @@ class Worker {
     int64_t lead, z, y;
   };
 
-  const Plan& plan_;
+  const WindowLayout& layout_;
   const Source& source_;
   const Sink& sink_;
   Scratch scratch_;
-  Rows element_, plane_, depth_, behind_, slab_, vertical_, below_, held_, lanes_, suffix_, found_,
-      result_;
+  Rows element_, plane_, suffix_planes_, prefix_planes_, slab_, suffix_rows_, prefix_rows_,
+      window_rows_, lanes_, suffix_, windows_, result_;
   int64_t tall_ = 1, strip_ = -1, first_ = 0, count_ = 0, wide_ = 0, rows_ = 0;
   Where where_[kLanes] = {};
 };
 
 template <class Policy, class Source, class Sink>
-void run_windows(const Plan& plan, const Source& source, const Sink& sink) {
-  const int64_t grain = std::max<int64_t>(1, kUnitElements / plan.unit_outputs());
-  torch::stable::parallel_for(0, plan.units(), grain, [&](int64_t begin, int64_t end) {
-    Worker<Policy, Source, Sink>(plan, source, sink).run(begin, end);
+void run_windows(const WindowLayout& layout, const Source& source, const Sink& sink) {
+  const int64_t grain = std::max<int64_t>(1, kUnitElements / layout.unit_outputs());
+  torch::stable::parallel_for(0, layout.units(), grain, [&](int64_t begin, int64_t end) {
+    Worker<Policy, Source, Sink>(layout, source, sink).run(begin, end);
   });
 }
 

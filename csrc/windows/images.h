@@ -1,16 +1,17 @@
 // Rows of contiguous images (lead, channel, axis 0, axis 1, axis 2) as summaries of their channels.
 #pragma once
 
+#include "common/axes.h"
 #include "windows/engine.h"
 
 namespace torchcorr {
 
-// (*lead, C, *S) taken apart.
-struct Shape {
+// The parts of a shape (*lead, C, *size).
+struct ImageShape {
   Sizes lead, size;
   int64_t leads = 1, channels = 1;
 
-  Shape(const Sizes& shape, size_t ndim) {
+  ImageShape(const Sizes& shape, size_t ndim) {
     STD_TORCH_CHECK(ndim >= 1 && ndim <= 3, "window must have 1 to 3 axes, got ", ndim);
     STD_TORCH_CHECK(shape.size() > ndim, "input has too few axes: got ", shape.size(),
                     ", a window of ", ndim, " axes needs ", ndim + 1);
@@ -21,28 +22,30 @@ struct Shape {
     for (int64_t n : lead) leads *= n;
   }
 
-  Sizes output(const Plan& plan) const {
+  int64_t ndim() const { return static_cast<int64_t>(size.size()); }
+
+  Sizes output(const WindowLayout& layout) const {
     Sizes out = lead;
     for (size_t i = 0; i < size.size(); ++i) {
       const size_t axis = 3 - size.size() + i;
-      out.push_back(axis == 2 && plan.lines ? plan.line_count : plan.axis[axis].count);
+      out.push_back(axis == 2 && layout.lines ? layout.line_count : layout.axis[axis].count);
     }
     return out;
   }
 };
 
 // A window's elements, those of all channels.
-inline double window_elements(const Shape& shape, const Sizes& window) {
+inline double window_elements(const ImageShape& shape, const Sizes& window) {
   double count = static_cast<double>(shape.channels);
   for (int64_t k : window) count *= static_cast<double>(k);
   return count;
 }
 
 // Where rows of an image lie.
-struct Layout {
+struct ImageStrides {
   int64_t lead, channel, channels, plane, row;
 
-  explicit Layout(const Shape& shape) : channels(shape.channels) {
+  explicit ImageStrides(const ImageShape& shape) : channels(shape.channels) {
     const size_t ndim = shape.size.size();
     row = ndim > 1 ? shape.size[ndim - 1] : 0;
     plane = ndim > 2 ? shape.size[1] * row : 0;
@@ -58,22 +61,22 @@ struct Layout {
 template <class T, class Policy, int N = 1>
 struct ImageSource {
   const T* images[N];
-  Layout layout;
+  ImageStrides strides;
 
   void load(const Stretch& s, int64_t n, Rows to) const {
-    const int64_t from = layout.at(s);
+    const int64_t from = strides.at(s);
     thread_local std::vector<double> memory;
     if (static_cast<int64_t>(memory.size()) < Policy::planes * n) {
       memory.assign(Policy::planes * n, 0.0);
     }
-    for (int64_t c = 0; c < layout.channels; ++c) {
-      const Rows own = c == 0 ? to : Rows{memory.data(), n};
+    for (int64_t c = 0; c < strides.channels; ++c) {
+      const Rows channel = c == 0 ? to : Rows{memory.data(), n};
       for (int i = 0; i < N; ++i) {
-        widen(s.valid, images[i] + from + c * layout.channel, own.plane(i));
-        std::fill_n(own.plane(i) + s.valid, n - s.valid, 0.0);
+        widen(s.valid, images[i] + from + c * strides.channel, channel.plane(i));
+        std::fill_n(channel.plane(i) + s.valid, n - s.valid, 0.0);
       }
-      for (int p = N; p < Policy::planes; ++p) std::fill_n(own.plane(p), n, 0.0);
-      if (c > 0) Policy::merge(n, to, to, c, own, 1, 1.0);
+      for (int p = N; p < Policy::planes; ++p) std::fill_n(channel.plane(p), n, 0.0);
+      if (c > 0) Policy::merge(n, to, to, c, channel, 1, 1.0);
     }
   }
 };
@@ -83,10 +86,11 @@ inline Sizes sizes_of(const Tensor& x) {
   return Sizes(sizes.begin(), sizes.end());
 }
 
-// Where a stretch of the map begins in a contiguous output of the plan.
-inline int64_t map_offset(const Plan& plan, const Stretch& s) {
-  if (plan.lines) return s.lead * plan.line_count + s.x;
-  return ((s.lead * plan.axis[0].count + s.z) * plan.axis[1].count + s.y) * plan.axis[2].count +
+// Where a stretch of the map begins in a contiguous output of the layout.
+inline int64_t map_offset(const WindowLayout& layout, const Stretch& s) {
+  if (layout.lines) return s.lead * layout.line_count + s.x;
+  return ((s.lead * layout.axis[0].count + s.z) * layout.axis[1].count + s.y) *
+             layout.axis[2].count +
          s.x;
 }
 

@@ -1,37 +1,33 @@
-// The loops of the window sums that want vectors; see window_sweep.h.
+// The loops of the march that need vectors; see march.h.
 
 #include "windows/march.h"
+
+#include "common/vectors.h"
 
 namespace torchcorr {
 namespace {
 
-constexpr int64_t kVector = 8, kVectors = kLanes / kVector;
-typedef double Vector __attribute__((vector_size(kVector * sizeof(double)), aligned(8), may_alias));
+constexpr int64_t kVectors = kLanes / kDoubles;
 
-TORCHCORR_INLINE Vector* vectors(double* plane, int64_t x) {
-  return reinterpret_cast<Vector*>(plane + x * kLanes);
-}
-
-TORCHCORR_INLINE Vector* as_vector(double* p) { return reinterpret_cast<Vector*>(p); }
-
-TORCHCORR_INLINE const Vector* as_vector(const double* p) {
-  return reinterpret_cast<const Vector*>(p);
+// Doubles v of the lanes of column x.
+TORCHCORR_INLINE double* lane_vector(double* plane, int64_t x, int64_t v) {
+  return plane + x * kLanes + v * kDoubles;
 }
 
 // Swaps the off-diagonal halves, then quarters, then eighths of an 8 by 8 block.
-TORCHCORR_INLINE void transpose(Vector (&t)[kVector]) {
+TORCHCORR_INLINE void transpose(Doubles (&t)[kDoubles]) {
   for (int i = 0; i < 4; ++i) {
-    const Vector a = t[i], b = t[i + 4];
+    const Doubles a = t[i], b = t[i + 4];
     t[i] = __builtin_shufflevector(a, b, 0, 1, 2, 3, 8, 9, 10, 11);
     t[i + 4] = __builtin_shufflevector(a, b, 4, 5, 6, 7, 12, 13, 14, 15);
   }
   for (int i : {0, 1, 4, 5}) {
-    const Vector a = t[i], b = t[i + 2];
+    const Doubles a = t[i], b = t[i + 2];
     t[i] = __builtin_shufflevector(a, b, 0, 1, 8, 9, 4, 5, 12, 13);
     t[i + 2] = __builtin_shufflevector(a, b, 2, 3, 10, 11, 6, 7, 14, 15);
   }
   for (int i : {0, 2, 4, 6}) {
-    const Vector a = t[i], b = t[i + 1];
+    const Doubles a = t[i], b = t[i + 1];
     t[i] = __builtin_shufflevector(a, b, 0, 8, 2, 10, 4, 12, 6, 14);
     t[i + 1] = __builtin_shufflevector(a, b, 1, 9, 3, 11, 5, 13, 7, 15);
   }
@@ -46,27 +42,27 @@ TORCHCORR_INLINE T rounded_off(T a, T b, T sum) {
 
 // Pébay (2008), equation 2.1 for two sets: every term of M2 is positive, so nothing cancels.
 struct MomentState {
-  Vector mean[kVectors], m2[kVectors];
+  Doubles mean[kVectors], m2[kVectors];
 
   TORCHCORR_INLINE void load(const Rows& r, int64_t x) {
     for (int v = 0; v < kVectors; ++v) {
-      mean[v] = vectors(r.plane(0), x)[v];
-      m2[v] = vectors(r.plane(1), x)[v];
+      mean[v] = read(lane_vector(r.plane(0), x, v));
+      m2[v] = read(lane_vector(r.plane(1), x, v));
     }
   }
   TORCHCORR_INLINE void store(const Rows& r, int64_t x) const {
     for (int v = 0; v < kVectors; ++v) {
-      vectors(r.plane(0), x)[v] = mean[v];
-      vectors(r.plane(1), x)[v] = m2[v];
+      write(lane_vector(r.plane(0), x, v), mean[v]);
+      write(lane_vector(r.plane(1), x, v), m2[v]);
     }
   }
   // mean - mean is NaN where an element was infinite, and 0 elsewhere.
-  TORCHCORR_INLINE void settle() {
+  TORCHCORR_INLINE void mark_non_finite() {
     for (int v = 0; v < kVectors; ++v) m2[v] += mean[v] - mean[v];
   }
   TORCHCORR_INLINE void add(const MomentState& b, double share, double factor) {
     for (int v = 0; v < kVectors; ++v) {
-      const Vector d = b.mean[v] - mean[v];
+      const Doubles d = b.mean[v] - mean[v];
       mean[v] += d * share;
       m2[v] += b.m2[v] + d * d * factor;
     }
@@ -76,44 +72,44 @@ struct MomentState {
 // The same of two images at once; the error of the products' sum is bounded by the squares'.
 template <bool Fine>
 struct CoMomentState {
-  Vector mean[2][kVectors], m2[2][kVectors], product[kVectors], rest[Fine ? 2 : 1][kVectors];
+  Doubles mean[2][kVectors], m2[2][kVectors], product[kVectors], rest[Fine ? 2 : 1][kVectors];
 
   TORCHCORR_INLINE void load(const Rows& r, int64_t x) {
     for (int v = 0; v < kVectors; ++v) {
       for (int i = 0; i < 2; ++i) {
-        mean[i][v] = vectors(r.plane(i), x)[v];
-        m2[i][v] = vectors(r.plane(2 + i), x)[v];
-        if constexpr (Fine) rest[i][v] = vectors(r.plane(5 + i), x)[v];
+        mean[i][v] = read(lane_vector(r.plane(i), x, v));
+        m2[i][v] = read(lane_vector(r.plane(2 + i), x, v));
+        if constexpr (Fine) rest[i][v] = read(lane_vector(r.plane(5 + i), x, v));
       }
-      product[v] = vectors(r.plane(4), x)[v];
+      product[v] = read(lane_vector(r.plane(4), x, v));
     }
   }
   TORCHCORR_INLINE void store(const Rows& r, int64_t x) const {
     for (int v = 0; v < kVectors; ++v) {
       for (int i = 0; i < 2; ++i) {
-        vectors(r.plane(i), x)[v] = mean[i][v];
-        vectors(r.plane(2 + i), x)[v] = m2[i][v];
-        if constexpr (Fine) vectors(r.plane(5 + i), x)[v] = rest[i][v];
+        write(lane_vector(r.plane(i), x, v), mean[i][v]);
+        write(lane_vector(r.plane(2 + i), x, v), m2[i][v]);
+        if constexpr (Fine) write(lane_vector(r.plane(5 + i), x, v), rest[i][v]);
       }
-      vectors(r.plane(4), x)[v] = product[v];
+      write(lane_vector(r.plane(4), x, v), product[v]);
     }
   }
-  TORCHCORR_INLINE void settle() {
+  TORCHCORR_INLINE void mark_non_finite() {
     for (int v = 0; v < kVectors; ++v) {
       for (int i = 0; i < 2; ++i) {
-        const Vector strange = mean[i][v] - mean[i][v];
-        m2[i][v] += strange;
-        product[v] += strange;
+        const Doubles non_finite = mean[i][v] - mean[i][v];
+        m2[i][v] += non_finite;
+        product[v] += non_finite;
       }
     }
   }
   TORCHCORR_INLINE void add(const CoMomentState& b, double share, double factor) {
     for (int v = 0; v < kVectors; ++v) {
-      Vector d[2];
+      Doubles d[2];
       for (int i = 0; i < 2; ++i) {
         d[i] = b.mean[i][v] - mean[i][v];
         if constexpr (Fine) d[i] += b.rest[i][v] - rest[i][v];
-        const Vector before = mean[i][v], step = d[i] * share;
+        const Doubles before = mean[i][v], step = d[i] * share;
         mean[i][v] += step;
         if constexpr (Fine) rest[i][v] += rounded_off(before, step, mean[i][v]);
         m2[i][v] += b.m2[i][v] + d[i] * d[i] * factor;
@@ -125,19 +121,19 @@ struct CoMomentState {
 
 template <int N>
 struct SumState {
-  Vector sum[N][kVectors];
+  Doubles sum[N][kVectors];
 
   TORCHCORR_INLINE void load(const Rows& r, int64_t x) {
     for (int p = 0; p < N; ++p) {
-      for (int v = 0; v < kVectors; ++v) sum[p][v] = vectors(r.plane(p), x)[v];
+      for (int v = 0; v < kVectors; ++v) sum[p][v] = read(lane_vector(r.plane(p), x, v));
     }
   }
   TORCHCORR_INLINE void store(const Rows& r, int64_t x) const {
     for (int p = 0; p < N; ++p) {
-      for (int v = 0; v < kVectors; ++v) vectors(r.plane(p), x)[v] = sum[p][v];
+      for (int v = 0; v < kVectors; ++v) write(lane_vector(r.plane(p), x, v), sum[p][v]);
     }
   }
-  TORCHCORR_INLINE void settle() {}
+  TORCHCORR_INLINE void mark_non_finite() {}
   TORCHCORR_INLINE void add(const SumState& b, double, double) {
     for (int p = 0; p < N; ++p) {
       for (int v = 0; v < kVectors; ++v) sum[p][v] += b.sum[p][v];
@@ -153,11 +149,12 @@ const double* reciprocals(int64_t n) {
 }
 
 template <class State>
-TORCHCORR_INLINE void lane_windows(const Axis& axis, int64_t count, double weight, const Rows& in,
-                                   const Rows& suffix, const Rows& out, const double* inverse) {
+TORCHCORR_INLINE void lane_windows(const WindowAxis& axis, int64_t count, double weight,
+                                   const Rows& in, const Rows& suffix, const Rows& out,
+                                   const double* inverse) {
   State back{}, front{};
   const double part = inverse[axis.window];
-  sweep(
+  window_march(
       axis, 0, count,
       [&](int64_t x, int64_t slot, int64_t k) {
         if (k == 1) {
@@ -182,30 +179,31 @@ TORCHCORR_INLINE void lane_windows(const Axis& axis, int64_t count, double weigh
         State whole;
         whole.load(suffix, slot);
         if (nb > 0) whole.add(front, nb * part, weight * na * nb * part);
-        whole.settle();
+        whole.mark_non_finite();
         whole.store(out, i);
       });
 }
 
-TORCHCORR_CLONES void moment_windows(const Axis& axis, int64_t count, double weight, const Rows& in,
-                                     const Rows& suffix, const Rows& out, const double* inverse) {
+TORCHCORR_CLONES void moment_windows(const WindowAxis& axis, int64_t count, double weight,
+                                     const Rows& in, const Rows& suffix, const Rows& out,
+                                     const double* inverse) {
   lane_windows<MomentState>(axis, count, weight, in, suffix, out, inverse);
 }
 
-#define TORCHCORR_COMOMENT_WINDOWS(name, FINE)                                                    \
-  TORCHCORR_CLONES void name(const Axis& axis, int64_t count, double weight, const Rows& in,      \
-                             const Rows& suffix, const Rows& out, const double* inverse) {        \
-    lane_windows<CoMomentState<FINE>>(axis, count, weight, in, suffix, out, inverse);             \
+#define TORCHCORR_COMOMENT_WINDOWS(name, FINE)                                                     \
+  TORCHCORR_CLONES void name(const WindowAxis& axis, int64_t count, double weight, const Rows& in, \
+                             const Rows& suffix, const Rows& out, const double* inverse) {         \
+    lane_windows<CoMomentState<FINE>>(axis, count, weight, in, suffix, out, inverse);              \
   }
 TORCHCORR_COMOMENT_WINDOWS(comoment_windows, false)
 TORCHCORR_COMOMENT_WINDOWS(fine_comoment_windows, true)
 #undef TORCHCORR_COMOMENT_WINDOWS
 
-#define TORCHCORR_SUM_WINDOWS(N)                                                                  \
-  TORCHCORR_CLONES void sum_windows_##N(const Axis& axis, int64_t count, const Rows& in,          \
-                                        const Rows& suffix, const Rows& out,                      \
-                                        const double* inverse) {                                  \
-    lane_windows<SumState<N>>(axis, count, 1.0, in, suffix, out, inverse);                        \
+#define TORCHCORR_SUM_WINDOWS(N)                                                               \
+  TORCHCORR_CLONES void sum_windows_##N(const WindowAxis& axis, int64_t count, const Rows& in, \
+                                        const Rows& suffix, const Rows& out,                   \
+                                        const double* inverse) {                               \
+    lane_windows<SumState<N>>(axis, count, 1.0, in, suffix, out, inverse);                     \
   }
 TORCHCORR_SUM_WINDOWS(1)
 TORCHCORR_SUM_WINDOWS(2)
@@ -213,9 +211,10 @@ TORCHCORR_SUM_WINDOWS(3)
 TORCHCORR_SUM_WINDOWS(5)
 #undef TORCHCORR_SUM_WINDOWS
 
-TORCHCORR_CLONES void merge_moments(int64_t n, double* mean, double* m2, const double* mean_a,
-                                    const double* m2_a, const double* mean_b, const double* m2_b,
+TORCHCORR_CLONES void merge_moments(int64_t n, const Rows& out, const Rows& a, const Rows& b,
                                     double share, double factor) {
+  const double *mean_a = a.plane(0), *m2_a = a.plane(1), *mean_b = b.plane(0), *m2_b = b.plane(1);
+  double *mean = out.plane(0), *m2 = out.plane(1);
 #pragma GCC ivdep
   for (int64_t i = 0; i < n; ++i) {
     const double d = mean_b[i] - mean_a[i];
@@ -259,8 +258,8 @@ TORCHCORR_CLONES void merge_comoments(int64_t n, const Rows& out, const Rows& a,
   merge_pairs<false>(n, out, a, b, share, factor);
 }
 
-TORCHCORR_CLONES void merge_fine_comoments(int64_t n, const Rows& out, const Rows& a,
-                                           const Rows& b, double share, double factor) {
+TORCHCORR_CLONES void merge_fine_comoments(int64_t n, const Rows& out, const Rows& a, const Rows& b,
+                                           double share, double factor) {
   merge_pairs<true>(n, out, a, b, share, factor);
 }
 
@@ -272,11 +271,10 @@ TORCHCORR_CLONES void add(int64_t n, double* out, const double* a, const double*
 }  // namespace
 
 void Moments::merge(int64_t n, Rows out, Rows a, double na, Rows b, double nb, double weight) {
-  merge_moments(n, out.plane(0), out.plane(1), a.plane(0), a.plane(1), b.plane(0), b.plane(1),
-                nb / (na + nb), weight * na * nb / (na + nb));
+  merge_moments(n, out, a, b, nb / (na + nb), weight * na * nb / (na + nb));
 }
 
-void Moments::windows(const Axis& axis, int64_t count, double weight, Rows in, Rows suffix,
+void Moments::windows(const WindowAxis& axis, int64_t count, double weight, Rows in, Rows suffix,
                       Rows out) {
   moment_windows(axis, count, weight, in, suffix, out, reciprocals(axis.window));
 }
@@ -293,8 +291,8 @@ void CoMoments<Fine>::merge(int64_t n, Rows out, Rows a, double na, Rows b, doub
 }
 
 template <bool Fine>
-void CoMoments<Fine>::windows(const Axis& axis, int64_t count, double weight, Rows in, Rows suffix,
-                              Rows out) {
+void CoMoments<Fine>::windows(const WindowAxis& axis, int64_t count, double weight, Rows in,
+                              Rows suffix, Rows out) {
   const double* inverse = reciprocals(axis.window);
   if constexpr (Fine) {
     fine_comoment_windows(axis, count, weight, in, suffix, out, inverse);
@@ -312,7 +310,8 @@ void Sums<N>::merge(int64_t n, Rows out, Rows a, double, Rows b, double, double)
 }
 
 template <int N>
-void Sums<N>::windows(const Axis& axis, int64_t count, double, Rows in, Rows suffix, Rows out) {
+void Sums<N>::windows(const WindowAxis& axis, int64_t count, double, Rows in, Rows suffix,
+                      Rows out) {
   const double* inverse = reciprocals(axis.window);
   if constexpr (N == 1) {
     sum_windows_1(axis, count, in, suffix, out, inverse);
@@ -332,12 +331,12 @@ template struct Sums<5>;
 
 TORCHCORR_CLONES void interleave(int64_t n, const double* const rows[kLanes], double* out) {
   int64_t x = 0;
-  for (; x + kVector <= n; x += kVector) {
+  for (; x + kDoubles <= n; x += kDoubles) {
     for (int64_t v = 0; v < kVectors; ++v) {
-      Vector t[kVector];
-      for (int64_t r = 0; r < kVector; ++r) t[r] = *as_vector(rows[v * kVector + r] + x);
+      Doubles t[kDoubles];
+      for (int64_t r = 0; r < kDoubles; ++r) t[r] = read(rows[v * kDoubles + r] + x);
       transpose(t);
-      for (int64_t k = 0; k < kVector; ++k) *as_vector(out + (x + k) * kLanes + v * kVector) = t[k];
+      for (int64_t k = 0; k < kDoubles; ++k) write(lane_vector(out, x + k, v), t[k]);
     }
   }
   for (; x < n; ++x) {
@@ -347,12 +346,12 @@ TORCHCORR_CLONES void interleave(int64_t n, const double* const rows[kLanes], do
 
 TORCHCORR_CLONES void separate(int64_t n, const double* in, double* const rows[kLanes]) {
   int64_t x = 0;
-  for (; x + kVector <= n; x += kVector) {
+  for (; x + kDoubles <= n; x += kDoubles) {
     for (int64_t v = 0; v < kVectors; ++v) {
-      Vector t[kVector];
-      for (int64_t k = 0; k < kVector; ++k) t[k] = *as_vector(in + (x + k) * kLanes + v * kVector);
+      Doubles t[kDoubles];
+      for (int64_t k = 0; k < kDoubles; ++k) t[k] = read(in + (x + k) * kLanes + v * kDoubles);
       transpose(t);
-      for (int64_t r = 0; r < kVector; ++r) *as_vector(rows[v * kVector + r] + x) = t[r];
+      for (int64_t r = 0; r < kDoubles; ++r) write(rows[v * kDoubles + r] + x, t[r]);
     }
   }
   for (; x < n; ++x) {

@@ -1,4 +1,4 @@
-// Maps of windows spread back over their elements, as windows over a dilated map.
+// Maps of windows spread over the windows' elements, as windows over a dilated map.
 #pragma once
 
 #include <algorithm>
@@ -7,13 +7,13 @@
 
 namespace torchcorr {
 
-// A map spread out with zeros between its values and around them: the windows that hold an
-// element are then the window of that size that begins at it.
+// A map with zeros between its values and around them: the windows that contain an element are then
+// the window of that size that begins at it.
 template <class T, int N>
 class SpreadSource {
  public:
-  // `skipped`: elements before the first that is asked for, less windows before the first in the
-  // map, in elements, along the first axis. `pitch` is from one lead of a map to the next.
+  // `skipped`: elements before the first that is asked for, minus elements before the first window
+  // of the map, along the first axis. `pitch` is from one lead of a map to the next.
   SpreadSource(const T* const (&data)[N], const Sizes& count, const Sizes& window,
                const Sizes& step, int64_t skipped = 0, int64_t pitch = 0)
       : pitch_(pitch) {
@@ -48,7 +48,7 @@ class SpreadSource {
   struct Line {
     int64_t count = 1, step = 1, shift = 0;
 
-    // The value that stands at a position; -1 where none does.
+    // Index of the value at a position; -1 where there is none.
     int64_t index(int64_t position) const {
       const int64_t at = position - shift;
       return at < 0 || at % step != 0 || at / step >= count ? -1 : at / step;
@@ -60,11 +60,12 @@ class SpreadSource {
   int64_t pitch_;
 };
 
-// The plan of a spread: stride one over the map dilated and padded by window - 1.
-inline Plan spread_plan(int64_t leads, const Sizes& size, const Sizes& window, int planes) {
+// Windows of a spread: stride one over the map dilated and padded by window - 1.
+inline WindowLayout spread_layout(int64_t leads, const Sizes& size, const Sizes& window,
+                                  int planes) {
   Sizes padded = size;
   for (size_t i = 0; i < window.size(); ++i) padded[i] += window[i] - 1;
-  return Plan(leads, 1, padded, window, Sizes(window.size(), 1), planes);
+  return WindowLayout(leads, 1, padded, window, Sizes(window.size(), 1), planes);
 }
 
 }  // namespace torchcorr
