@@ -54,7 +54,7 @@ struct Tiling {
 };
 
 // Tiles of one tiling that a step works on, and the first of the templates that it works with:
-// `TileBatch` of _cpu/records.py.
+// `TileBatch` of _plan/tiling.py.
 struct TileBatch {
   Tiling tiling;
   int64_t first_template;

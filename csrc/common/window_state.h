@@ -1,4 +1,4 @@
-// What is known of a window, one byte each: `WindowState` of _cpu/records.py.
+// What is known of a window, one byte each: `WindowState` of _plan/tiling.py.
 #pragma once
 
 #include <cstdint>

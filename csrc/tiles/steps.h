@@ -1,5 +1,5 @@
-// Steps that other steps call, and the records that steps take: each is defined a second time in
-// _cpu/records.py, in the form that crosses the dispatcher.
+// Steps that other steps call, and the records that they take, which _cpu/rules.py and
+// _plan/tiling.py define a second time with the form in which they cross the dispatcher.
 #pragma once
 
 #include <optional>

@@ -18,9 +18,9 @@ from .._plan import rounding
 from .._plan.choose import Arrangement, arrange, batches
 from .._plan.dtypes import HALVES, widen
 from .._plan.shapes import Ints
-from .._plan.tiling import Batch, TileStats
+from .._plan.tiling import Batch, TileBatch, TileStats
 from . import steps
-from .records import ScoreRule, SumRule, TileBatch
+from .rules import ScoreRule, SumRule
 from .spectra import TemplateSpectra, numerators, pair_scales
 
 # Multiply-adds of recomputed windows, for each element of a tile, that cost less than a decision

@@ -21,9 +21,8 @@ from .._definition.spectra import forward_fft, inverse_fft
 from .._plan import rounding
 from .._plan.choose import arrange, batches
 from .._plan.dtypes import HALVES
-from .._plan.tiling import Batch, TileStats
+from .._plan.tiling import Batch, TileBatch, TileMoments, TileStats
 from . import steps
-from .records import TileBatch, TileMoments
 from .scores import TiledScores
 
 # Error of the float32 score that a gradient is computed from.

@@ -19,9 +19,9 @@ from .._definition import scores as definition
 from .._plan import rounding
 from .._plan.choose import Arrangement, arrange, batches
 from .._plan.dtypes import HALVES, widen
-from .._plan.tiling import EMPTY, Batch, TileStats
+from .._plan.tiling import EMPTY, Batch, TileBatch, TileMoments, TileStats, WindowState
 from . import steps
-from .records import ScoreRule, TileBatch, TileMoments, WindowState
+from .rules import ScoreRule
 from .spectra import TemplateSpectra, numerators
 
 # What the numerators of a transform usually contain, relative to the deviation of their tile.

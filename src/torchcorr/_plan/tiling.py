@@ -1,10 +1,15 @@
-"""How tiles cover the positions of an input."""
+"""How tiles cover the positions of an input, and what is known of them once they are cut.
+
+The C++ kernels define the records a second time, in csrc/common/tiling.h, csrc/common/window_state.h
+and csrc/tiles/steps.h; `numbers` and `tensors` are the forms in which they cross the dispatcher.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from enum import IntEnum
 from functools import cached_property
 
 from torch import Tensor
@@ -129,6 +134,21 @@ class Batch:
 
 
 @dataclass(frozen=True)
+class TileBatch:
+    """Tiles of one tiling that a step works on, and the first of the templates it works with."""
+
+    tiling: Tiling
+    tiles: list[int]
+    first_template: int = 0
+
+    @property
+    def numbers(self) -> list[int]:
+        """Number of axes, first template, numbers of the tiling, tiles."""
+        tiling = self.tiling
+        return [len(tiling.grid), self.first_template, *tiling.numbers, *self.tiles]
+
+
+@dataclass(frozen=True)
 class TileStats:
     """What is known of each tile once it is cut out: one row of four float64 numbers a tile.
 
@@ -154,3 +174,27 @@ class TileStats:
     def non_finite(self) -> Tensor:
         """How many elements are not finite; an engine may stop counting at 1."""
         return self.rows[:, 3]
+
+
+class WindowState(IntEnum):
+    """What is known of a window; one byte of a map of states."""
+
+    GOOD = 0
+    FLAT = 1  # all elements equal: the score is 0
+    DOUBTFUL = 2  # so small a norm that rounding of the numerator may exceed what is promised
+    UNKNOWN = 3  # doubtful, and the norm is not known either
+    NON_FINITE = 4  # an element is a NaN or an Inf
+
+
+@dataclass(frozen=True)
+class TileMoments:
+    """What is known of tiles and of their windows, each (tiles, *positions)."""
+
+    stats: TileStats
+    norms: Tensor  # 1 / (N deviation); 0 where it is flat or unknown, NaN where it is not finite
+    states: Tensor  # WindowState
+    means: Tensor  # empty unless they are needed
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        return [self.stats.rows, self.norms, self.states, self.means]
