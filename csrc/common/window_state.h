@@ -1,0 +1,19 @@
+// What is known of a window, one byte each: `WindowState` of _plan/tiling.py.
+#pragma once
+
+#include <cstdint>
+
+namespace torchcorr {
+
+enum WindowState : uint8_t {
+  kGood = 0,
+  kFlat = 1,       // all elements equal: the score is 0
+  kDoubtful = 2,   // so small a norm that rounding of the numerator may exceed what is promised
+  kUnknown = 3,    // doubtful, and the norm is not known either
+  kNonFinite = 4,  // an element is a NaN or an Inf
+};
+
+// Whether the window must be recomputed exactly.
+inline bool is_doubtful(uint8_t state) { return (state & 2) != 0; }
+
+}  // namespace torchcorr
