@@ -23,6 +23,9 @@ STABLE_TORCH_LIBRARY(torchcorr_cpu, m) {
       "normalise_tiles(Tensor numerators, Tensor[] moments, Tensor input, Tensor coefficients,"
       " int[] batch, float[] rule, Tensor(a!) out) -> Tensor");
   m.def(
+      "score_tiles(Tensor input, Tensor coefficients, Tensor spectra, int[] batch, int[] block,"
+      " float[] rule, float[] wide_rule, Tensor(a!) out) -> ()");
+  m.def(
       "direct_scores(Tensor input, Tensor coefficients, int[] batch, float[] rule, int at_once,"
       " Tensor(a!) out) -> (Tensor, Tensor, Tensor)");
   m.def(

@@ -75,4 +75,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> tile_moments(const Tensor& input, con
 Tensor normalise_tiles(const Tensor& numerators, Tensors moments, const Tensor& input,
                        const Tensor& coefficients, Sizes batch, Numbers rule, const Tensor& out);
 
+// Mean and uncorrected variance of windows of (*lead, C, *size), in float64.
+std::tuple<Tensor, Tensor> window_moments(const Tensor& input, Sizes window, Sizes stride);
+
 }  // namespace torchcorr

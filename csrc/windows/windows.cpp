@@ -2,6 +2,7 @@
 
 #include <cmath>
 
+#include "tiles/steps.h"
 #include "common/large_pages.h"
 #include "windows/images.h"
 #include "windows/spread.h"
@@ -96,6 +97,8 @@ Tensor window_sum(const Tensor& input, Sizes window, Sizes stride) {
   return out;
 }
 
+}  // namespace
+
 std::tuple<Tensor, Tensor> window_moments(const Tensor& input, Sizes window, Sizes stride) {
   if (is_half(input)) return window_moments(in_float32(input), window, stride);
   const ImageShape shape(sizes_of(input), window.size());
@@ -114,6 +117,8 @@ std::tuple<Tensor, Tensor> window_moments(const Tensor& input, Sizes window, Siz
   });
   return {mean, var};
 }
+
+namespace {
 
 // Checks that a gradient has the shape of the windows' map.
 void check_map(const Tensor& grad, const ImageShape& shape, const Sizes& window,

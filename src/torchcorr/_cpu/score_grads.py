@@ -19,7 +19,7 @@ from .. import _contract
 from .._definition import scores as definition
 from .._definition.spectra import forward_fft, inverse_fft
 from .._plan import rounding
-from .._plan.choose import arrange, batches
+from .._plan.choose import arrange, batches, stepwise
 from .._plan.dtypes import HALVES
 from .._plan.tiling import Batch, TileBatch, TileMoments, TileStats
 from . import steps
@@ -57,6 +57,7 @@ class _Gradients(TiledScores):
         sizes = (input.shape, template.shape, stride)
         call = arrange(*sizes, "fft", normalised=True, dtype=input.dtype, device="cpu")
         super().__init__(input, template, call, zero_mean, eps)
+        self.plan = stepwise(self.problem, self.tiling, "fft")
         leads, ndim = self.problem.leads, len(self.tiling.stride)
         self.grad = leads.output(grad, ndim).contiguous()
         self.score = leads.output(score, ndim).contiguous()

@@ -21,7 +21,7 @@ from .._plan.choose import Arrangement, arrange, batches
 from .._plan.dtypes import HALVES, widen
 from .._plan.tiling import EMPTY, Batch, TileBatch, TileMoments, TileStats, WindowState
 from . import steps
-from .rules import ScoreRule
+from .rules import ScoreBlock, ScoreRule
 from .spectra import TemplateSpectra, numerators
 
 # What the numerators of a transform usually contain, relative to the deviation of their tile.
@@ -72,10 +72,41 @@ class TiledScores:
         leads = self.problem.leads
         shape = (leads.paired * leads.inputs, leads.templates, *self.tiling.positions)
         self.out = steps.new_map(self.input, shape)
-        score = self._score_directly if self.is_direct else self._score
-        for batch in batches(self.problem, self.plan):
-            score(batch)
+        if self.is_direct:
+            for batch in batches(self.problem, self.plan):
+                self._score_directly(batch)
+        else:
+            self._score_by_transforms()
         return leads.restored(self.out, len(self.tiling.stride))
+
+    def _score_by_transforms(self) -> None:
+        """Blocks of templates whose spectra are kept at once; one parallel region for each."""
+        leads, plan, dtype = self.problem.leads, self.plan, self.input.dtype
+        wide_rule = replace(
+            self.rule,
+            least_energy=self._least_energy(torch.float64),
+            noise=rounding.transform_noise(dtype, torch.float64),
+            budget=math.inf,
+        )
+        lines = self.problem.costs.spectra_bytes // (
+            2 * self.problem.channels * math.prod(plan.transform) * self.input.itemsize
+        )
+        at_once = max(1, lines // plan.templates)
+        for pair in range(0, leads.paired, at_once):
+            pairs = slice(pair, min(pair + at_once, leads.paired))
+            for first in range(0, leads.templates, plan.templates):
+                last = min(first + plan.templates, leads.templates)
+                spectra = self.spectra.part(dtype, pairs, first, last).flatten(0, 1)
+                steps.score_tiles(
+                    self.input,
+                    self.coefficients,
+                    spectra.contiguous(),
+                    TileBatch(self.tiling, []).numbers,
+                    ScoreBlock(pairs, slice(first, last), plan.batch).numbers,
+                    self.rule.numbers,
+                    wide_rule.numbers,
+                    self.out,
+                )
 
     def cut(self, tiles: list[int], *, centred: bool, wide: bool) -> tuple[Tensor, TileStats]:
         batch = TileBatch(self.tiling, tiles).numbers

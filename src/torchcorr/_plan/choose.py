@@ -117,6 +117,13 @@ def _bytes(problem: Problem, tiling: Tiling, method: str) -> tuple[int, int]:
 
 
 def _batched(problem: Problem, tiling: Tiling, method: str) -> Plan:
+    if _in_passes(problem, method):
+        return _passed(problem, tiling)
+    return stepwise(problem, tiling, method)
+
+
+def stepwise(problem: Problem, tiling: Tiling, method: str) -> Plan:
+    """A plan whose steps each go over a batch of tiles with all workers."""
     leads = problem.leads
     fixed, each = _bytes(problem, tiling, method)
     costs = problem.costs
@@ -132,13 +139,47 @@ def _batched(problem: Problem, tiling: Tiling, method: str) -> Plan:
     return Plan(method, tiling.outputs, tiling.length, tiling.tiles, batch, templates, size, cost)
 
 
+def _in_passes(problem: Problem, method: str) -> bool:
+    """Whether each worker carries a unit of tiles through all steps of a score."""
+    return problem.normalised and method == "fft" and problem.costs.pairs
+
+
+def _passed(problem: Problem, tiling: Tiling) -> Plan:
+    leads, costs = problem.leads, problem.costs
+    n, m = math.prod(tiling.length), math.prod(tiling.outputs)
+    shared = 1 if leads.templates == problem.channels == 1 else 2
+    # A tile, its spectrum, products and their inverse, and the norms of its windows.
+    tile = ((1 + shared) * problem.channels * n + n + m) * problem.itemsize
+    each = max(1, leads.inputs * tiling.tiles)
+    batch = min(max(2, costs.unit_bytes // tile // 2 * 2), each + each % 2)
+    spectra = 2 * problem.channels * n * problem.itemsize
+    templates = max(1, min(leads.templates, costs.spectra_bytes // spectra))
+    cost = _cost(problem, tiling, "fft", batch, templates) * 1e-6
+    size = costs.workers * batch * tile + templates * spectra
+    return Plan("fft", tiling.outputs, tiling.length, tiling.tiles, batch, templates, size, cost)
+
+
+def _idle(units: int) -> float:
+    """Time on several workers relative to that of work which divides evenly among them.
+
+    The mean of two and four workers: a plan must not depend on the number of threads.
+    """
+    if units == 1:
+        return 1.5  # its steps are divided among workers
+    return sum(w * -(-units // w) / units for w in (2, 4)) / 2
+
+
 def _cost(problem: Problem, tiling: Tiling, method: str, batch: int, templates: int) -> float:
     leads = problem.leads
     costs, n, width = problem.costs, math.prod(tiling.length), problem.itemsize / 4
     each = leads.inputs * tiling.tiles
     tiles = leads.paired * (each + each % 2 if method == "fft" and costs.pairs else each)
-    steps = -(-tiles // batch) * -(-leads.templates // templates)
-    cost = steps * costs.batch
+    blocks = -(-leads.templates // templates)
+    cost = -(-tiles // batch) * blocks * costs.batch
+    idle = 1.0
+    if _in_passes(problem, method):
+        units = max(1, leads.paired * -(-each // batch))
+        cost, idle = units * blocks * costs.unit, _idle(units)
     if method == "fft":
         width = _transformed_size(problem) / 4
     element = costs.tile_element if method == "fft" else costs.score_element
@@ -157,7 +198,7 @@ def _cost(problem: Problem, tiling: Tiling, method: str, batch: int, templates: 
     ndim, size = len(tiling.length), 8 * width * n
     strain = costs.strain[ndim - 1] * size / (1 << 20)
     transform = costs.transform * math.log2(max(n, 2)) * n * width * (1 + min(2.0, strain))
-    return cost + 2 * planes * transform
+    return (cost + 2 * planes * transform) * idle
 
 
 def tiling_of(problem: Problem, plan: Plan) -> Tiling:

@@ -22,10 +22,14 @@ class Costs:
     scored: float  # its factor where moments are summed in the same loop
     shape: tuple[float, float, float]  # its factor for lines, planes and volumes
     batch: float  # a batch of tiles, whatever its size
+    unit: float  # a unit of tiles that one worker carries through all steps, whatever its size
     strain: tuple[float, float, float]  # of a transform: added share for each MiB of a tile
     cache: int  # bytes of scratch that a batch should take, for one template
     near_cache: int  # the same for several templates, which reread the tiles
     scratch: int  # bytes that it may take
+    workers: int  # units that are worked on at once, for the scratch that is planned
+    unit_bytes: int  # scratch of a unit, which should stay in the cache of one core
+    spectra_bytes: int  # spectra of templates that are kept at once
     direct_tile: int  # elements of a tile of the direct loop
     pairs: bool  # two tiles are transformed as one complex one
     lengths: Ints  # of tiles that are tried, for inputs that are longer
@@ -45,10 +49,14 @@ _COSTS = {
         scored=1.0,
         shape=(1.7, 1.0, 2.0),
         batch=1.2e5,
+        unit=2e4,
         strain=(1.0, 0.25 / 12, 0.5 / 12),
         cache=8 << 20,
         near_cache=4 << 20,
         scratch=48 << 20,
+        workers=2,
+        unit_bytes=1 << 20,
+        spectra_bytes=16 << 20,
         direct_tile=1 << 16,
         pairs=True,
         lengths=(
@@ -82,10 +90,14 @@ _COSTS = {
         scored=2.5,
         shape=(1.0, 1.0, 1.0),
         batch=5e4,
+        unit=5e4,
         strain=(0.0, 0.0, 0.0),
         cache=256 << 20,
         near_cache=256 << 20,
         scratch=512 << 20,
+        workers=1,
+        unit_bytes=256 << 20,
+        spectra_bytes=256 << 20,
         direct_tile=1 << 31,
         pairs=False,
         lengths=(64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048),

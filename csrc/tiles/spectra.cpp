@@ -1,0 +1,100 @@
+#include "tiles/spectra.h"
+
+namespace torchcorr {
+namespace {
+
+template <class... Args>
+Tensor call_operator(const char* name, const Args&... args) {
+  StableIValue stack[] = {torch::stable::detail::from(args)...};
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(name, "", stack, TORCH_ABI_VERSION));
+  return torch::stable::detail::to<Tensor>(stack[0]);
+}
+
+// out = a * b, or out += a * b, of n complex numbers.
+template <bool ADD, class T>
+TORCHCORR_INLINE void multiply_row(int64_t n, const T* a, const T* b, T* out) {
+#pragma GCC ivdep
+  for (int64_t i = 0; i < 2 * n; i += 2) {
+    const T re = a[i] * b[i] - a[i + 1] * b[i + 1], im = a[i] * b[i + 1] + a[i + 1] * b[i];
+    out[i] = ADD ? out[i] + re : re;
+    out[i + 1] = ADD ? out[i + 1] + im : im;
+  }
+}
+
+#define TORCHCORR_MULTIPLY(T)                                                            \
+  TORCHCORR_CLONES void multiply(int64_t n, bool add, const T* a, const T* b, T* out) {  \
+    add ? multiply_row<true>(n, a, b, out) : multiply_row<false>(n, a, b, out);          \
+  }
+TORCHCORR_MULTIPLY(float)
+TORCHCORR_MULTIPLY(double)
+#undef TORCHCORR_MULTIPLY
+
+template <class T>
+void multiply_tiles(int64_t tiles, int64_t channels, int64_t size, const T* spectrum,
+                    const T* other, T* out) {
+  for (int64_t i = 0; i < tiles * channels; ++i) {
+    const int64_t c = i % channels;
+    multiply(size, c > 0, spectrum + 2 * i * size, other + 2 * c * size,
+             out + 2 * (i / channels) * size);
+  }
+}
+
+}  // namespace
+
+Tensor transform(const Tensor& x, bool forward) {
+  Sizes axes;
+  for (int64_t axis = 1; axis < x.dim(); ++axis) axes.push_back(axis);
+  return call_operator("aten::_fft_c2c", x, axes, int64_t{0}, forward);
+}
+
+Tensor lines_of_tiles(const Tensor& tiles) {
+  return torch::stable::flatten(call_operator("aten::view_as_complex", tiles), 0, 1);
+}
+
+Tensor tiles_of_lines(const Tensor& lines) {
+  return torch::stable::unsqueeze(call_operator("aten::view_as_real", lines), 1);
+}
+
+void multiply_spectra(int64_t tiles, int64_t channels, int64_t size, const float* spectrum,
+                      const float* other, float* out) {
+  multiply_tiles(tiles, channels, size, spectrum, other, out);
+}
+void multiply_spectra(int64_t tiles, int64_t channels, int64_t size, const double* spectrum,
+                      const double* other, double* out) {
+  multiply_tiles(tiles, channels, size, spectrum, other, out);
+}
+
+TemplateSpectra::TemplateSpectra(const Tiling& tiling, const Tensor& coefficients,
+                                 const Tensor& given)
+    : tiling_(tiling), coefficients_(coefficients), given_(given), wide_(given.size(0)),
+      ready_(new std::once_flag[given.size(0)]) {}
+
+const void* TemplateSpectra::numbers(int64_t line, bool wide) {
+  const bool given_is_wide = given_.scalar_type() == ScalarType::ComplexDouble;
+  if (wide == given_is_wide) {
+    const int64_t numbers = 2 * line * tiling_.channels * tiling_.tile_size();
+    const char* first = static_cast<const char*>(given_.const_data_ptr());
+    return first + numbers * static_cast<int64_t>(wide ? sizeof(double) : sizeof(float));
+  }
+  STD_TORCH_CHECK(wide, "float64 spectra are not rounded to float32");
+  std::call_once(ready_[line], [&] { wide_[line] = transformed(line); });
+  return wide_[line].const_data_ptr();
+}
+
+Tensor TemplateSpectra::transformed(int64_t line) const {
+  const Axes3 &length = tiling_.length, &window = tiling_.window;
+  Sizes shape{tiling_.channels};
+  for (int64_t n : sizes_of(length, tiling_.ndim)) shape.push_back(n);
+  const Tensor padded = torch::stable::new_zeros(coefficients_, shape, ScalarType::ComplexDouble);
+  double* to = static_cast<double*>(padded.mutable_data_ptr());
+  const double* from = coefficients_.const_data_ptr<double>() + line * tiling_.window_size();
+  const double share = 1 / static_cast<double>(tiling_.tile_size());
+  for (int64_t row = 0; row < tiling_.channels * window[0] * window[1]; ++row) {
+    const Axes3 place = unravel(row, {tiling_.channels, window[0], window[1]});
+    const int64_t at = ((place[0] * length[0] + place[1]) * length[1] + place[2]) * length[2];
+    for (int64_t x = 0; x < window[2]; ++x) to[2 * (at + x)] = *from++ * share;
+  }
+  return transform(padded, false);
+}
+
+}  // namespace torchcorr

@@ -1,0 +1,46 @@
+// Transforms of tiles by PyTorch's FFT, and the spectra of templates that they are multiplied by.
+#pragma once
+
+#include <memory>
+#include <mutex>
+
+#include "common/tiling.h"
+
+namespace torchcorr {
+
+// The unscaled transform of a complex tensor over all axes from the second one on.
+Tensor transform(const Tensor& x, bool forward);
+
+// (tiles, C, *length, 2) real numbers as (tiles * C, *length) complex ones, and the reverse for
+// one template: (tiles, *length) as (tiles, 1, *length, 2).
+Tensor lines_of_tiles(const Tensor& tiles);
+Tensor tiles_of_lines(const Tensor& lines);
+
+// out = sum_c spectrum[i, c] * other[c] for each tile i of `size` complex elements a channel.
+void multiply_spectra(int64_t tiles, int64_t channels, int64_t size, const float* spectrum,
+                      const float* other, float* out);
+void multiply_spectra(int64_t tiles, int64_t channels, int64_t size, const double* spectrum,
+                      const double* other, double* out);
+
+// Conjugate spectra of templates (lines, C, *window), divided by the number of a tile's elements:
+// those that are given, (lines, C, *length), and float64 ones, made when a tile first needs them.
+class TemplateSpectra {
+ public:
+  TemplateSpectra(const Tiling& tiling, const Tensor& coefficients, const Tensor& given);
+
+  template <class T>
+  const T* of(int64_t line) {
+    return static_cast<const T*>(numbers(line, sizeof(T) == sizeof(double)));
+  }
+
+ private:
+  const void* numbers(int64_t line, bool wide);
+  Tensor transformed(int64_t line) const;
+
+  const Tiling tiling_;
+  const Tensor coefficients_, given_;
+  std::vector<Tensor> wide_;
+  std::unique_ptr<std::once_flag[]> ready_;
+};
+
+}  // namespace torchcorr
