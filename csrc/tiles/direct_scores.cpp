@@ -44,7 +44,7 @@ std::tuple<Tensor, Tensor, Tensor> direct_scores(const Tensor& input, const Tens
         direct::correlate_direct(grouped, part, sizes_of(batch.tiling.stride, batch.tiling.ndim));
     Sizes flat{tiles, some};
     for (int64_t axis = 3; axis < numerators.dim(); ++axis) flat.push_back(numerators.size(axis));
-    numbers[1] = first;
+    set_first_template(numbers, first);
     const Tensor more =
         normalise_tiles(torch::stable::view(numerators, flat), {stats, norms, states, means}, input,
                         coefficients, numbers, rule, out);

@@ -1,5 +1,5 @@
-// The steps of the CPU engine, as `_cpu/steps.py` calls them: schemas in a library of their own,
-// since they are no operators that users or compilers see. `batch` is a `TileBatch`, `rule` a
+// The steps of the CPU engine, as `_cpu/steps.py` calls them: schemas in a separate library, since
+// they are no operators that users or compilers see. `batch` is a `TileBatch`, `rule` a
 // `ScoreRule` or a `SumRule`, `moments` a `TileMoments` (steps.h).
 
 #include <torch/csrc/stable/library.h>

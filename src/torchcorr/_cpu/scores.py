@@ -1,8 +1,8 @@
 """Normalised scores, tile by tile.
 
 Each tile is centred on a level, so that float32 carries its contrast. Windows whose deviation is
-small relative to the rounding of their tile are doubtful; a tile that has many is computed again
-in float64, and the few that remain are recomputed exactly, from their definition.
+small relative to the rounding of their tile are doubtful; a tile that has many is computed in
+float64 instead, and the few that remain are recomputed exactly, from their definition.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from .spectra import TemplateSpectra, numerators
 
 # What the numerators of a transform usually contain, relative to the deviation of their tile.
 _USUAL_CONTENT = 0.4
-# Rounding errors of the direct loop, relative to the window's own root mean square about the level.
+# Rounding errors of the direct loop, relative to the root mean square of a window about the level.
 _DIRECT_NOISE = 4.0
 # Smallest variance, relative to the mean square, that a difference of the two gives exactly enough.
 _LEAST_VARIANCE = {torch.float32: 1e-8, torch.float64: 3e-5}
@@ -36,7 +36,7 @@ _RECOMPUTED = 128
 
 
 class TiledScores:
-    """One call: normal forms, their tiles and what all batches share."""
+    """What scores and their gradients share: normal forms, tiles, and moments of windows."""
 
     def __init__(
         self,
@@ -67,15 +67,6 @@ class TiledScores:
             self._noise(input.dtype),
             budget,
         )
-
-    def run(self) -> Tensor:
-        leads = self.problem.leads
-        shape = (leads.paired * leads.inputs, leads.templates, *self.tiling.positions)
-        self.out = steps.new_map(self.input, shape)
-        score = self._score_directly if self.is_direct else self._score
-        for batch in batches(self.problem, self.plan):
-            score(batch)
-        return leads.restored(self.out, len(self.tiling.stride))
 
     def cut(self, tiles: list[int], *, centred: bool, wide: bool) -> tuple[Tensor, TileStats]:
         batch = TileBatch(self.tiling, tiles).numbers
@@ -108,12 +99,50 @@ class TiledScores:
     def _noise(self, working: torch.dtype) -> float:
         return 0.0 if self.is_direct else rounding.transform_noise(self.input.dtype, working)
 
+    def wide_moments(self, tiles: list[int], stats: TileStats) -> TileMoments:
+        """Moments in float64 that are merged from parts, so that nothing cancels."""
+        raw, raw_stats = self.cut(tiles, centred=False, wide=True)
+        zero_mean, eps = self.rule.zero_mean, self.rule.eps
+        power, column = stats.mean_square, (slice(None), *(None,) * len(self.tiling.stride))
+        if not self.is_direct:
+            raw = raw.movedim(-1, 1).flatten(0, 1)
+            power = power.unflatten(0, (-1, 2)).sum(1).repeat_interleave(2)
+        inside = (..., *(slice(0, n) for n in self.tiling.extent))
+        mean, var = _contract.window_moments.kernel(
+            raw[inside], self.tiling.window, self.tiling.stride
+        )
+        # Both in the units of the centred tiles.
+        unit, scale = raw_stats.scale[column], stats.scale[column]
+        energy = (var if zero_mean else var + mean.square()) * (scale / unit).square()
+        mean = (mean / unit - stats.level[column]) * scale
+        softened = energy + eps * scale.square()
+        flat = energy == 0
+        norms = torch.where(flat, 0.0, 1 / (self.count * softened.sqrt()))
+        limit = self._least_energy(torch.float64) * power[column]
+        states = torch.zeros_like(norms, dtype=torch.uint8)
+        states.masked_fill_(softened < limit, WindowState.DOUBTFUL)
+        states.masked_fill_(flat, WindowState.FLAT)
+        return TileMoments(stats, norms, states, mean if zero_mean else torch.zeros_like(mean))
+
+
+class _Scores(TiledScores):
+    """The scores of one call."""
+
+    def run(self) -> Tensor:
+        leads = self.problem.leads
+        shape = (leads.paired * leads.inputs, leads.templates, *self.tiling.positions)
+        self.out = steps.new_map(self.input, shape)
+        score = self._score_directly if self.is_direct else self._score
+        for batch in batches(self.problem, self.plan):
+            score(batch)
+        return leads.restored(self.out, len(self.tiling.stride))
+
     def _even(self, tiles: list[int]) -> list[int]:
         """Tiles as transforms take them: an even number, filled up with an empty one."""
         return tiles if self.is_direct or len(tiles) % 2 == 0 else [*tiles, EMPTY]
 
     def _score_directly(self, batch: Batch) -> None:
-        """A batch by the direct sum; tiles with too many doubtful windows again, in float64."""
+        """A batch by the direct sum; tiles with too many doubtful windows in float64."""
         counts, norms, states = steps.direct_scores(
             self.input,
             self.coefficients,
@@ -196,31 +225,6 @@ class TiledScores:
         for first, sums in numerators(tiles, self.spectra, batch.pairs, at_once, start, stop):
             self._normalise(sums, moments, batch.tiles, first, rule)
 
-    def wide_moments(self, tiles: list[int], stats: TileStats) -> TileMoments:
-        """Moments in float64 that are merged from parts, so that nothing cancels."""
-        raw, raw_stats = self.cut(tiles, centred=False, wide=True)
-        zero_mean, eps = self.rule.zero_mean, self.rule.eps
-        power, column = stats.mean_square, (slice(None), *(None,) * len(self.tiling.stride))
-        if not self.is_direct:
-            raw = raw.movedim(-1, 1).flatten(0, 1)
-            power = power.unflatten(0, (-1, 2)).sum(1).repeat_interleave(2)
-        inside = (..., *(slice(0, n) for n in self.tiling.extent))
-        mean, var = _contract.window_moments.kernel(
-            raw[inside], self.tiling.window, self.tiling.stride
-        )
-        # Both in the units of the centred tiles.
-        unit, scale = raw_stats.scale[column], stats.scale[column]
-        energy = (var if zero_mean else var + mean.square()) * (scale / unit).square()
-        mean = (mean / unit - stats.level[column]) * scale
-        softened = energy + eps * scale.square()
-        flat = energy == 0
-        norms = torch.where(flat, 0.0, 1 / (self.count * softened.sqrt()))
-        limit = self._least_energy(torch.float64) * power[column]
-        states = torch.zeros_like(norms, dtype=torch.uint8)
-        states.masked_fill_(softened < limit, WindowState.DOUBTFUL)
-        states.masked_fill_(flat, WindowState.FLAT)
-        return TileMoments(stats, norms, states, mean if zero_mean else torch.zeros_like(mean))
-
 
 def ncc(
     input: Tensor,
@@ -245,7 +249,7 @@ def ncc(
         dtype=input.dtype,
         device="cpu",
     )
-    return TiledScores(input, template, call, zero_mean, eps, spectra).run()
+    return _Scores(input, template, call, zero_mean, eps, spectra).run()
 
 
 def register() -> None:
