@@ -1,5 +1,4 @@
-// Triples (z, y, x): sizes, steps and places along the last three axes. Fewer axes are the last
-// ones.
+// Triples (z, y, x): sizes, steps or places along three axes. Missing axes are those in front.
 #pragma once
 
 #include <array>
@@ -12,7 +11,7 @@ using Axes3 = std::array<int64_t, 3>;
 
 TORCHCORR_INLINE int64_t product(const Axes3& a) { return a[0] * a[1] * a[2]; }
 
-// Some numbers, one an axis, with ones for the axes in front that are missing.
+// One number for each axis, preceded by ones for the axes that are missing.
 inline Axes3 last_axes(const int64_t* numbers, int64_t ndim) {
   Axes3 axes{1, 1, 1};
   for (int64_t i = 0; i < ndim; ++i) axes[3 - ndim + i] = numbers[i];
@@ -33,7 +32,12 @@ inline Axes3 last_sizes(const Tensor& x, int64_t ndim) {
 // The last `ndim` of three numbers.
 inline Sizes sizes_of(const Axes3& a, int64_t ndim) { return Sizes(a.end() - ndim, a.end()); }
 
-// Place of element i of an array of this size.
+inline Sizes sizes_of(const Tensor& x) {
+  const auto sizes = x.sizes();
+  return Sizes(sizes.begin(), sizes.end());
+}
+
+// Indices of element i of an array of this size.
 TORCHCORR_INLINE Axes3 unravel(int64_t i, const Axes3& size) {
   return {i / size[2] / size[1], i / size[2] % size[1], i % size[2]};
 }

@@ -73,7 +73,7 @@ TORCHCORR_INLINE WindowMoments moments(const T* x, const ExactWindow& by, double
   };
   double level = 0;
   if (by.zero_mean) {
-    // The first element stands for the offset, so that the mean is that of the contrast.
+    // Relative to the first element, so that a large offset costs no digits.
     level = static_cast<double>(*x) * scale;
     level += mean_from(level);
     level += mean_from(level);

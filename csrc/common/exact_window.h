@@ -13,8 +13,8 @@ struct RowStrides {
       : channel(product(size)), plane(size[1] * size[2]), row(size[2]) {}
 };
 
-// What windows have in common that are computed from their definition. A window is given by its
-// first element, coefficients as (channel, *window) without gaps.
+// The shape and options of windows that are computed from their definition. A window is given by
+// its first element; coefficients are contiguous, (channel, *window).
 struct ExactWindow {
   int64_t channels;
   Axes3 window;

@@ -13,7 +13,7 @@ void take_large_pages(const Tensor& x) {
   const uintptr_t bytes =
       static_cast<uintptr_t>(x.numel()) * static_cast<uintptr_t>(x.element_size());
   const uintptr_t begin = (start + kPage - 1) & ~(kPage - 1), end = (start + bytes) & ~(kPage - 1);
-  // Advice only: a system that does not take it gives small pages as before.
+  // Only advice: a system may ignore it.
   if (end > begin) (void)madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
 #else
   (void)x;

@@ -1,4 +1,4 @@
-// Memory of results: large ones on large pages, where the system offers them.
+// Large results are placed on large pages, where the system offers them.
 #pragma once
 
 #include "common/tensors.h"

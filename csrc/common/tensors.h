@@ -1,4 +1,5 @@
-// What every kernel file needs of the stable ABI, and how a function is compiled for several CPUs.
+// The parts of the stable ABI that every kernel uses, and how a function is compiled for several
+// CPUs.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -10,7 +11,7 @@
 
 // Clones are chosen when the library is loaded, which needs the GNU loader's ifunc.
 #if defined(TORCHCORR_CLONES)
-// Named on the command line, as a build with sanitizers does, which takes none.
+// Defined on the command line: a build with sanitizers has no clones.
 #elif defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && defined(__linux__)
 #define TORCHCORR_CLONES \
   __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))

@@ -1,4 +1,4 @@
-// Tiles of an input, and what the steps on them pass on. A tile is cut out, centred on a level and
+// Tiles of an input, and the records that describe them. A tile is cut out, centred on a level and
 // scaled by a power of two to a mean square of about one. Two tiles make one complex tile, which
 // takes a single complex transform.
 #pragma once
@@ -78,6 +78,8 @@ struct TileBatch {
 
   int64_t count() const { return static_cast<int64_t>(tiles.size()); }
 };
+
+inline void set_first_template(Sizes& batch, int64_t first) { batch.at(1) = first; }
 
 // What is known of a tile once it is cut: a row of `TileStats` of _plan/tiling.py.
 struct TileStats {

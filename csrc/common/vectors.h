@@ -1,5 +1,4 @@
-// Vectors of one number of bytes or another, and eight doubles that float32 or float64 is read
-// into.
+// Vectors of any element type and size, and vectors of eight doubles read from float32 or float64.
 #pragma once
 
 #include "common/tensors.h"
@@ -24,7 +23,7 @@ TORCHCORR_INLINE Vector<T, BYTES> load(const T* p) {
   return *reinterpret_cast<const typename VectorOf<T, BYTES>::stored*>(p);
 }
 
-// Stores a vector of In as as many elements of type Out.
+// Stores the elements of a vector of In, converted to Out.
 template <class In, class Out>
 TORCHCORR_INLINE void store(Out* p, const Vector<In>& v) {
   typedef typename VectorOf<Out, lanes_of<In>* static_cast<int64_t>(sizeof(Out))>::stored Stored;
@@ -39,7 +38,7 @@ TORCHCORR_INLINE Doubles read(const float* p) {
   return __builtin_convertvector(load<kDoubles * sizeof(float)>(p), Doubles);
 }
 
-// The first n of eight elements, zeros behind them.
+// The first n of eight elements, followed by zeros.
 template <class T>
 TORCHCORR_INLINE Doubles read_part(int64_t n, const T* p) {
   Doubles v = {};

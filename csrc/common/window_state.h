@@ -8,7 +8,7 @@ namespace torchcorr {
 enum WindowState : uint8_t {
   kGood = 0,
   kFlat = 1,       // all elements equal: the score is 0
-  kDoubtful = 2,   // so small a norm that rounding of the numerator may exceed what is promised
+  kDoubtful = 2,   // so small a deviation that rounding may exceed what is promised
   kUnknown = 3,    // doubtful, and the norm is not known either
   kNonFinite = 4,  // an element is a NaN or an Inf
 };

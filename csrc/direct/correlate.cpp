@@ -108,7 +108,7 @@ void correlate(const Geometry& g, const T* image, const T* templ, T* score) {
   run_sums(sums, g.terms());
 }
 
-// False, and nothing written, where a template is not finite: zero padding would spread NaN.
+// Returns false and writes nothing if a template is not finite: zero padding would spread NaN.
 template <class T>
 bool input_grad(const Geometry& g, const T* score, const T* templ, T* image) {
   const std::vector<Phase> phases = split_phases(g);
@@ -187,7 +187,7 @@ void by_definition(const Geometry& g, T* score, T* image, T* templ, int64_t nume
   for (int64_t i = 0; i < numel; ++i) out[i] = static_cast<T>(sums[i]);
 }
 
-// Complex views are not resolved here: the dispatcher clears conjugation before this key.
+// Conjugate views do not arrive here: the dispatcher resolves them first.
 template <Target target, class T>
 void run(const Tensor& score, const Tensor& image, const Tensor& templ, const Sizes& stride,
          int64_t numel) {
@@ -236,7 +236,7 @@ Tensor unit_rows(const Tensor& x) {
   return x.dim() > 0 && x.stride(x.dim() - 1) != 1 ? torch::stable::contiguous(x) : x;
 }
 
-// Expanded axes stay as they are: staging single tiles costs less than a copy of every lead.
+// Expanded axes stay as they are: copying single blocks costs less than copying every lead.
 Tensor unit_rows_unless_expanded(const Tensor& x) {
   for (int64_t axis = 0; axis < x.dim(); ++axis) {
     if (x.stride(axis) == 0) return x;
@@ -268,7 +268,7 @@ Tensor correlate_direct(const Tensor& input, const Tensor& templ, Sizes stride) 
 
 namespace {
 
-// An empty batch leaves the gradient zero: nothing below would write it.
+// Zeros for an empty batch, since nothing would write the gradient.
 Tensor new_gradient(const Tensor& like, const Sizes& shape) {
   return like.numel() == 0 ? torch::stable::new_zeros(like, shape) : new_map(like, shape);
 }

@@ -13,7 +13,7 @@
 namespace torchcorr::direct {
 
 constexpr int64_t kRows = 4;
-// A float32 register adds this many products before it is moved to float64.
+// A float32 register adds this many products before it is added to a float64 sum.
 constexpr int64_t kTermsInFloat = 64;
 
 // output(i) += sum_v source(i + origin + v) coefficient(v); outside of it the source is zero.
@@ -169,8 +169,9 @@ TORCHCORR_INLINE void correlate_registers(const SumOfPlanes<T>& sum, const Axes3
   }
 }
 
-// Rows y .. y + kRows of one plane of the output. Tiles that overrun move back over finished ones;
-// other rows may belong to another thread, so those pass through a buffer.
+// Rows y .. y + R of one plane of the output. A block that would pass the end of its rows begins
+// earlier and writes some values again. Rows above y may belong to another thread, so a block that
+// begins above y is computed in a buffer.
 template <class T, int BYTES, int R, int V>
 TORCHCORR_INLINE void correlate_rows(const SumOfPlanes<T>& sum, int64_t z, int64_t y,
                                      std::vector<T>& scratch) {

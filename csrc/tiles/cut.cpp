@@ -11,9 +11,9 @@ namespace torchcorr {
 namespace {
 
 constexpr int64_t kChunkElements = 1 << 14;  // elements of a tile that one thread takes at once
-constexpr int64_t kSampled = 8;        // one row in so many determines level and scale at first
-constexpr int64_t kRowsToSample = 64;  // a tile of fewer rows is read whole
-constexpr double kLargest = 16;        // mean square of a tile that is not scaled again
+constexpr int64_t kSampled = 8;              // one row in so many is read to choose level and scale
+constexpr int64_t kRowsToSample = 64;        // a tile of fewer rows is read whole
+constexpr double kLargest = 16;              // mean square of a tile whose scale fits
 
 // Of some elements: their sum, their squares about a level, and how many are finite.
 struct Survey {
@@ -112,29 +112,29 @@ double scale_for(double value) {
   return std::ldexp(1.0, -std::clamp(exponent, -1000, 1000));
 }
 
-// Tiles of `lanes` at a time: one, or two whose elements lie side by side.
+// Cuts one tile at a time, or two (`lanes`) whose elements alternate.
 template <class T, class Out>
 class CutTiles {
  public:
   CutTiles(const TileBatch& batch, const T* input, bool centred, int64_t lanes, Out* out,
            TileStats* stats)
-      : g_(batch.tiling), tiles_(batch.tiles), input_(input), centred_(centred), lanes_(lanes),
+      : t_(batch.tiling), tiles_(batch.tiles), input_(input), centred_(centred), lanes_(lanes),
         out_(out), stats_(stats) {
-    rows_ = g_.channels * g_.length[0] * g_.length[1];
-    chunk_ = std::max<int64_t>(1, kChunkElements / (g_.length[2] * lanes));
+    rows_ = t_.channels * t_.length[0] * t_.length[1];
+    chunk_ = std::max<int64_t>(1, kChunkElements / (t_.length[2] * lanes));
     chunks_ = ceil_div(rows_, chunk_);
   }
 
   void run() {
     const int64_t count = static_cast<int64_t>(tiles_.size()), groups = count / lanes_;
-    const int64_t elements = g_.channels * g_.tile_size();
+    const int64_t elements = t_.channels * t_.tile_size();
     std::vector<Written> written(groups * chunks_ * lanes_);
     torch::stable::parallel_for(0, count, ceil_div(kChunkElements, elements),
                                 [&](int64_t begin, int64_t end) {
                                   for (int64_t t = begin; t < end; ++t) choose_level_and_scale(t);
                                 });
     torch::stable::parallel_for(0, groups * chunks_,
-                                1 + kChunkElements / (chunk_ * g_.length[2] * lanes_ + 1),
+                                1 + kChunkElements / (chunk_ * t_.length[2] * lanes_ + 1),
                                 [&](int64_t begin, int64_t end) {
                                   for (int64_t u = begin; u < end; ++u) write(u, written);
                                 });
@@ -152,15 +152,15 @@ class CutTiles {
   // Level and scale of a tile, from one row in kSampled where there are many.
   void choose_level_and_scale(int64_t tile) const {
     const int64_t step = rows_ >= kRowsToSample ? kSampled : 1;
-    const TilePlace place(g_, tiles_[tile]);
-    TileStats& own = stats_[tile];
-    own = {0, 1, 0, 0};
+    const TilePlace place(t_, tiles_[tile]);
+    TileStats& stats = stats_[tile];
+    stats = {0, 1, 0, 0};
     const auto survey_rows = [&] {
       Survey sums;
       for (int64_t r = 0; r < rows_; r += step) {
         const TileRow<T> row = row_of(place, r);
         if (row.end > row.begin) {
-          survey(row.end - row.begin, row.data + row.begin, own.level, own.scale, sums);
+          survey(row.end - row.begin, row.data + row.begin, stats.level, stats.scale, sums);
         }
       }
       return sums;
@@ -169,29 +169,29 @@ class CutTiles {
     const double count = total_of_lanes(sums.count);
     if (count == 0) return;
     if (centred_) {
-      // Few digits, so that subtracting it is exact for whatever is not far smaller.
+      // Rounded to float32, so that subtracting it is exact for elements of a similar size.
       const float level = static_cast<float>(total_of_lanes(sums.sum) / count);
-      if (std::isfinite(level)) own.level = static_cast<double>(level);
+      if (std::isfinite(level)) stats.level = static_cast<double>(level);
       sums = survey_rows();
     }
-    own.scale = scale_for(std::sqrt(total_of_lanes(sums.squares) / count));
+    stats.scale = scale_for(std::sqrt(total_of_lanes(sums.squares) / count));
   }
 
   // After the whole tile was read: for a scale that does not fit it, or squares that overflowed.
   void correct_scale(int64_t tile) const {
-    TileStats& own = stats_[tile];
-    const TilePlace place(g_, tiles_[tile]);
+    TileStats& stats = stats_[tile];
+    const TilePlace place(t_, tiles_[tile]);
     double largest = 0;
     for (int64_t r = 0; r < rows_; ++r) {
       const TileRow<T> row = row_of(place, r);
       for (int64_t x = row.begin; x < row.end; ++x) {
-        const double d = std::abs(static_cast<double>(row.data[x]) - own.level);
+        const double d = std::abs(static_cast<double>(row.data[x]) - stats.level);
         if (d <= std::numeric_limits<double>::max()) largest = std::max(largest, d);
       }
     }
-    const double power = own.mean_square, root = std::sqrt(power);
+    const double power = stats.mean_square, root = std::sqrt(power);
     const bool fits = power > 1e-200 && power < 1e200;
-    own.scale = fits ? own.scale * scale_for(root) : scale_for(largest);
+    stats.scale = fits ? stats.scale * scale_for(root) : scale_for(largest);
   }
 
   // Whether the scale fits the tile.
@@ -203,36 +203,36 @@ class CutTiles {
       power += total_of_lanes(w.power);
       finite = finite && w.finite;
     }
-    TileStats& own = stats_[group * lanes_ + lane];
-    own.mean_square = power / static_cast<double>(g_.channels * g_.tile_size());
-    own.non_finite = finite ? 0.0 : 1.0;
-    // A tile that overhangs its input is mostly zeros, which is no reason to scale again.
-    return own.mean_square == 0 || (own.mean_square < kLargest && own.mean_square > 1e-12);
+    TileStats& stats = stats_[group * lanes_ + lane];
+    stats.mean_square = power / static_cast<double>(t_.channels * t_.tile_size());
+    stats.non_finite = finite ? 0.0 : 1.0;
+    // A tile that overhangs its input is mostly zeros, which is no reason for another scale.
+    return stats.mean_square == 0 || (stats.mean_square < kLargest && stats.mean_square > 1e-12);
   }
 
   TileRow<T> row_of(const TilePlace& place, int64_t r) const {
-    const int64_t y = r % g_.length[1], z = r / g_.length[1] % g_.length[0];
-    if (y >= g_.extent[1] || z >= g_.extent[0]) return {};
-    return TileRow<T>(g_, place, input_, r / g_.length[1] / g_.length[0], z, y);
+    const int64_t y = r % t_.length[1], z = r / t_.length[1] % t_.length[0];
+    if (y >= t_.extent[1] || z >= t_.extent[0]) return {};
+    return TileRow<T>(t_, place, input_, r / t_.length[1] / t_.length[0], z, y);
   }
 
   void write(int64_t unit, std::vector<Written>& written) const {
-    const int64_t group = unit / chunks_, width = g_.length[2];
+    const int64_t group = unit / chunks_, width = t_.length[2];
     const int64_t first = unit % chunks_ * chunk_, last = std::min(first + chunk_, rows_);
     const bool zipped = lanes_ == 2;
-    const TilePlace places[2] = {TilePlace(g_, tiles_[group * lanes_]),
-                                 TilePlace(g_, tiles_[group * lanes_ + lanes_ - 1])};
+    const TilePlace places[2] = {TilePlace(t_, tiles_[group * lanes_]),
+                                 TilePlace(t_, tiles_[group * lanes_ + lanes_ - 1])};
     for (int64_t lane = 0; lane < lanes_; ++lane) written[unit * lanes_ + lane] = {};
     std::vector<Out> line(zipped ? 2 * width : 0);
     for (int64_t r = first; r < last; ++r) {
       Out* target = out_ + (group * rows_ + r) * width * lanes_;
       for (int64_t lane = 0; lane < lanes_; ++lane) {
         Out* to = zipped ? line.data() + lane * width : target;
-        const TileStats& own = stats_[group * lanes_ + lane];
+        const TileStats& stats = stats_[group * lanes_ + lane];
         const TileRow<T> row = row_of(places[lane], r);
         std::fill(to, to + row.begin, Out(0));
         if (row.end > row.begin) {
-          centre(row.end - row.begin, row.data + row.begin, own, to + row.begin,
+          centre(row.end - row.begin, row.data + row.begin, stats, to + row.begin,
                  written[unit * lanes_ + lane]);
         }
         std::fill(to + row.end, to + width, Out(0));
@@ -241,7 +241,7 @@ class CutTiles {
     }
   }
 
-  const Tiling& g_;
+  const Tiling& t_;
   const Sizes& tiles_;
   const T* input_;
   bool centred_;

@@ -1,5 +1,4 @@
-// The last step of the input's gradient: what the transforms and the windows return, added to the
-// gradient.
+// The last step of the input's gradient: adds the contributions of transforms and of windows.
 
 #include <type_traits>
 

@@ -16,7 +16,7 @@ struct Restore {
 };
 
 // Every `step`th numerator, and its sum of absolute products, if known.
-struct SumRow {
+struct BoundedRow {
   const double* numerators;
   const float* absolute;
   int64_t step;
@@ -24,7 +24,7 @@ struct SumRow {
 
 // Writes values; counts and marks those whose error is not known to be within the bound.
 template <class Out>
-TORCHCORR_INLINE int64_t restore_row(int64_t n, const SumRow& row, const Restore& by, Out* out,
+TORCHCORR_INLINE int64_t restore_row(int64_t n, const BoundedRow& row, const Restore& by, Out* out,
                                      uint8_t* states) {
   const auto [numerators, absolute, step] = row;
   const auto [unscale, offset, least] = by;
@@ -41,10 +41,10 @@ TORCHCORR_INLINE int64_t restore_row(int64_t n, const SumRow& row, const Restore
   return count;
 }
 
-#define TORCHCORR_RESTORE(Out)                                                                \
-  TORCHCORR_CLONES int64_t restore(int64_t n, const SumRow& row, const Restore& by, Out* out, \
-                                   uint8_t* states) {                                         \
-    return restore_row(n, row, by, out, states);                                              \
+#define TORCHCORR_RESTORE(Out)                                                                    \
+  TORCHCORR_CLONES int64_t restore(int64_t n, const BoundedRow& row, const Restore& by, Out* out, \
+                                   uint8_t* states) {                                             \
+    return restore_row(n, row, by, out, states);                                                  \
   }
 TORCHCORR_RESTORE(float)
 TORCHCORR_RESTORE(double)
@@ -139,7 +139,7 @@ class EmitSums {
 
   int64_t write(const TilePlace& p, int64_t t, int64_t k, std::vector<uint8_t>& states) const {
     const TemplateSums templ(t_.window_size(), template_of(p, k));
-    const TileStats &own = stats_[t], &partner = stats_[t ^ 1];
+    const TileStats &stats = stats_[t], &partner = stats_[t ^ 1];
     // A transform mixes the elements and the numerators of both tiles of a pair.
     const int64_t volume = t_.tile_size();
     double power = 0;
@@ -147,9 +147,9 @@ class EmitSums {
       power += squares_of(volume, numerators_ + (t / 2 * here_ + k) * volume * 2 + lane, 2);
     }
     const double rms = std::sqrt(power / static_cast<double>(volume));
-    const double tile = std::sqrt(own.mean_square + partner.mean_square) * templ.norm;
-    const double error = rule_.noise * std::sqrt(tile * tile + rms * rms) / own.scale;
-    const Restore by{1 / own.scale, own.level * templ.sum, error / rule_.allowed};
+    const double tile = std::sqrt(stats.mean_square + partner.mean_square) * templ.norm;
+    const double error = rule_.noise * std::sqrt(tile * tile + rms * rms) / stats.scale;
+    const Restore by{1 / stats.scale, stats.level * templ.sum, error / rule_.allowed};
     int64_t count = 0;
     for_rows(p, [&](int64_t offset, const Axes3& at, int64_t n) {
       const int64_t source = numerators_at(t, k, offset);

@@ -1,5 +1,5 @@
-// The step `moments`: what the numerators of a tile are multiplied by, and which windows are so
-// faint that the product is doubtful.
+// The step `moments`: the norms that numerators are multiplied by, and which windows have so small
+// a deviation that the product is doubtful.
 
 #include <atomic>
 #include <cmath>
@@ -72,7 +72,7 @@ struct SumRow {
 template <class T>
 TORCHCORR_INLINE void norm_row(int64_t n, const SumRow& row, const MomentRule& by,
                                const MomentMaps<T>& to, WindowCounts& counts) {
-  // Copies, since a byte that is stored might otherwise be part of any of them.
+  // Local copies: the compiler must assume that storing a byte may change any of the originals.
   const auto [sum, square, count] = row;
   const auto [norms, states, means] = to;
   const double share = 1 / count, mean_share = by.zero_mean ? share : 0.0, eps = by.eps;
@@ -133,18 +133,18 @@ struct NormSink {
     if (n <= 0 || s.z >= valid_positions(t, place, 0) || s.y >= valid_positions(t, place, 1))
       return;
     // In the units of the scaled tile.
-    const TileStats& own = stats[s.lead];
+    const TileStats& of_tile = stats[s.lead];
     MomentRule by = rule;
-    by.eps *= own.scale * own.scale;
-    by.least_of_tile *= own.mean_square;
-    WindowCounts found;
+    by.eps *= of_tile.scale * of_tile.scale;
+    by.least_of_tile *= of_tile.mean_square;
+    WindowCounts counted;
     norms_of(n, {r.plane(0), r.plane(1), static_cast<double>(t.window_size())}, by,
-             maps.at(map_offset(layout, s)), found);
-    counts[s.lead].add(found);
+             maps.at(map_offset(layout, s)), counted);
+    counts[s.lead].add(counted);
   }
 };
 
-// Looks at the windows of a batch of tiles.
+// One call of the step.
 template <class T>
 class TileMomentsStep {
  public:
@@ -182,12 +182,12 @@ class TileMomentsStep {
     torch::stable::parallel_for(0, batch_.count() * units, grain, [&](int64_t begin, int64_t end) {
       for (int64_t u = begin; u < end; ++u) {
         const int64_t i = u / units;
-        WindowCounts found;
+        WindowCounts counted;
         if constexpr (std::is_same_v<T, float>) {
           running::moments_of_unit(call, batch_.tiles[i], u % units, stats_[i],
-                                   maps_.at(i * positions), found);
+                                   maps_.at(i * positions), counted);
         }
-        counts_[i].add(found);
+        counts_[i].add(counted);
       }
     });
   }
@@ -251,7 +251,7 @@ namespace {
 
 // --- norms that sums do not determine ---
 
-// The norms of unknown windows and, in any case, good states.
+// Computes the norms of unknown windows; no window stays doubtful.
 template <class In, class T>
 class RecomputeNorms {
  public:

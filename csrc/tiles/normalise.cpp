@@ -81,8 +81,8 @@ TORCHCORR_INLINE RowContent normalise(const NumeratorRow<In>& row, const In* nor
     return even(load(numerator + 2 * i), load(numerator + 2 * i + kLanes));
   };
   if constexpr (STEP == 1 || STEP == 2) {
-    // A vector of every second number ends with one of the other tile's: the last is left to
-    // single steps, as it may end the memory.
+    // A vector of every second number reads one number further, which may lie past the end of the
+    // memory: the last numbers are taken one by one.
     const Vector<In> one = Vector<In>{} + 1, none = {};
     for (; i + kLanes <= n && i + kLanes < all + (STEP == 1); i += kLanes) {
       const Vector<In> value = block(), by_norm = load(norm + i);
@@ -184,7 +184,7 @@ struct PositionRow {
   int64_t offset;  // of the tile's norms and states
 };
 
-// One call: tiles of numerators to scores.
+// One call of the step.
 template <class In, class Out>
 class Normalise {
  public:
@@ -359,7 +359,7 @@ class Normalise {
       for (int64_t v = 0; v < r.n; ++v) {
         if (!doubtful(r.offset + v, limit)) continue;
         const Out* window = start + v * t_.stride[2];
-        // An element of the window stands for its offset.
+        // Relative to an element of the window, so that a large offset costs no digits.
         const double level = exact_.zero_mean ? static_cast<double>(*window) : 0.0;
         if (states_[r.offset + v] == kUnknown) {
           put(v, score_of_window(window, coefficients, exact_, scale));

@@ -96,7 +96,7 @@ TORCHCORR_INLINE void spread(const Tiling& t, int64_t unit, const TileGrads<In, 
   const int64_t y0 = strips.first_row(unit), y1 = end(1, y0 + strips.rows);
   const int64_t x1 = end(2, t.extent[2]);
   const bool deep = t.window[0] > 1 || t.stride[0] > 1;
-  running::Scratch scratch;
+  running::ColumnsScratch scratch;
   const Columns slab = deep ? scratch.take(plane) : Columns{};
   const Columns columns = scratch.take(running::whole(n)), dilated = scratch.take(wide);
   const Columns totals = scratch.take(wide + 2 * t.window[2], t.window[2]);

@@ -1,4 +1,4 @@
-// Templates as a score takes them: centred, and with a mean square of one.
+// Templates in the form that scores multiply with: centred, with a mean square of one.
 
 #include <algorithm>
 #include <cmath>
@@ -8,7 +8,7 @@
 namespace torchcorr {
 namespace {
 
-// Twice centred: the first mean is rounded in units of the offset, the second of the contrast.
+// Centred twice: the first mean is rounded in units of the offset, the second of the contrast.
 // Dividing by the peak before squaring keeps the range.
 template <class T>
 TORCHCORR_INLINE void standardise_one(int64_t n, const T* x, bool zero_mean, double* out) {
@@ -20,9 +20,9 @@ TORCHCORR_INLINE void standardise_one(int64_t n, const T* x, bool zero_mean, dou
     const double mean = sum / static_cast<double>(n);
     for (int64_t i = 0; i < n; ++i) out[i] -= mean;
   }
-  double peak = 0, strange = 0;
-  for (int64_t i = 0; i < n; ++i) strange += out[i] - out[i];
-  if (strange != 0) {
+  double peak = 0, non_finite = 0;
+  for (int64_t i = 0; i < n; ++i) non_finite += out[i] - out[i];
+  if (non_finite != 0) {
     std::fill_n(out, n, std::nan(""));
     return;
   }

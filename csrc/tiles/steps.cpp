@@ -1,5 +1,5 @@
-// The steps of the CPU engine, as `_cpu/steps.py` calls them: schemas in a library of their own,
-// since they are no operators that users or compilers see. `batch` is a `TileBatch`, `rule` a
+// The steps of the CPU engine, as `_cpu/steps.py` calls them: schemas in a separate library, since
+// they are no operators that users or compilers see. `batch` is a `TileBatch`, `rule` a
 // `ScoreRule` or a `SumRule`, `moments` a `TileMoments` (steps.h).
 
 #include <torch/csrc/stable/library.h>
@@ -23,11 +23,8 @@ STABLE_TORCH_LIBRARY(torchcorr_cpu, m) {
       "normalise_tiles(Tensor numerators, Tensor[] moments, Tensor input, Tensor coefficients,"
       " int[] batch, float[] rule, Tensor(a!) out) -> Tensor");
   m.def(
-      "score_tiles(Tensor input, Tensor coefficients, Tensor spectra, int[] batch, int[] block,"
+      "score_tiles(Tensor input, Tensor coefficients, Tensor? spectra, int[] batch, int[] block,"
       " float[] rule, float[] wide_rule, Tensor(a!) out) -> ()");
-  m.def(
-      "direct_scores(Tensor input, Tensor coefficients, int[] batch, float[] rule, int at_once,"
-      " Tensor(a!) out) -> (Tensor, Tensor, Tensor)");
   m.def(
       "emit_sums(Tensor numerators, Tensor? absolute, Tensor[] moments, Tensor input,"
       " Tensor template, int[] batch, float[] rule, Tensor(a!) out) -> Tensor");

@@ -42,8 +42,8 @@ struct SumRule {
   }
 };
 
-// What is known of tiles, and of their windows (tiles, *positions) once the step `moments` has
-// looked at them: norms 1 / (N deviation), 0 if flat or unknown; states; means, which may be empty.
+// What is known of tiles, and after the step `moments` of their windows, (tiles, *positions) each:
+// norms 1 / (N deviation), 0 if flat or unknown; states; means, which may be empty.
 struct TileMoments {
   Tensor stats;
   std::optional<Tensor> norms, states, means;

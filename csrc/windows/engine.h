@@ -93,7 +93,7 @@ inline Stretch locate(const WindowLayout& layout, int64_t lead, int64_t z, int64
   return {y / layout.segments, 0, 0, at, std::clamp<int64_t>(left, 0, n)};
 }
 
-class Scratch {
+class RowsScratch {
  public:
   Rows take(int64_t n, int planes) {
     memory_.emplace_back(new double[n * planes]);
@@ -107,9 +107,9 @@ class Scratch {
 // Source: void load(const Stretch&, Rows) writes doubles. Sink: void store(const Stretch&, Rows)
 // reads the window summaries of a stretch of the map, from its first_plane on.
 template <class Policy, class Source, class Sink>
-class Worker {
+class WindowWorker {
  public:
-  Worker(const WindowLayout& layout, const Source& source, const Sink& sink)
+  WindowWorker(const WindowLayout& layout, const Source& source, const Sink& sink)
       : layout_(layout), source_(source), sink_(sink) {
     const WindowAxis &z = layout.axis[0], &y = layout.axis[1], &x = layout.axis[2];
     const int64_t wide = (layout.strip - 1) * x.step + x.window;
@@ -254,25 +254,25 @@ class Worker {
     rows_ = 0;
   }
 
-  struct Where {
+  struct RowPlace {
     int64_t lead, z, y;
   };
 
   const WindowLayout& layout_;
   const Source& source_;
   const Sink& sink_;
-  Scratch scratch_;
+  RowsScratch scratch_;
   Rows element_, plane_, suffix_planes_, prefix_planes_, slab_, suffix_rows_, prefix_rows_,
       window_rows_, lanes_, suffix_, windows_, result_;
   int64_t tall_ = 1, strip_ = -1, first_ = 0, count_ = 0, wide_ = 0, rows_ = 0;
-  Where where_[kLanes] = {};
+  RowPlace where_[kLanes] = {};
 };
 
 template <class Policy, class Source, class Sink>
 void run_windows(const WindowLayout& layout, const Source& source, const Sink& sink) {
   const int64_t grain = std::max<int64_t>(1, kUnitElements / layout.unit_outputs());
   torch::stable::parallel_for(0, layout.units(), grain, [&](int64_t begin, int64_t end) {
-    Worker<Policy, Source, Sink>(layout, source, sink).run(begin, end);
+    WindowWorker<Policy, Source, Sink>(layout, source, sink).run(begin, end);
   });
 }
 

@@ -1,4 +1,4 @@
-// Windows of equal elements, found by counting equal neighbours: exact, whatever the sums are.
+// Windows of equal elements, from counts of equal neighbours: exact, whatever the sums are.
 #pragma once
 
 #include <algorithm>
@@ -12,7 +12,8 @@ namespace torchcorr {
 
 namespace flat {
 
-// 0 where an element belongs to no run, 2 where the run goes on to the next element, 1 at its end.
+// 0 where an element belongs to no run, 2 where the run continues with the next element, 1 at its
+// end.
 template <class T>
 TORCHCORR_INLINE void links(int64_t n, const T* v, bool any_value, int32_t* to) {
   for (int64_t x = 0; x < n; ++x) {
@@ -43,8 +44,8 @@ struct Next {
   const int32_t* counts;
 };
 
-// How many lines go on from here whose counts are enough, each of the same value. `to` may be the
-// counts of the next line.
+// How many lines from here on have enough counts, all of the same value. `to` may be the counts of
+// the next line.
 template <class T>
 TORCHCORR_INLINE void stack(int64_t n, const Enough& enough, const T* v, const Next<T>& next,
                             int32_t* to) {

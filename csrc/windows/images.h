@@ -81,11 +81,6 @@ struct ImageSource {
   }
 };
 
-inline Sizes sizes_of(const Tensor& x) {
-  const auto sizes = x.sizes();
-  return Sizes(sizes.begin(), sizes.end());
-}
-
 // Where a stretch of the map begins in a contiguous output of the layout.
 inline int64_t map_offset(const WindowLayout& layout, const Stretch& s) {
   if (layout.lines) return s.lead * layout.line_count + s.x;

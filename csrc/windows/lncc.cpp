@@ -14,7 +14,7 @@ namespace torchcorr {
 namespace {
 
 constexpr int64_t kMapBytes = 8 << 20;  // of the maps of a slab
-// How windows are summarised: float64 needs the digits that its means lose.
+// How windows are summarised: float64 also needs the digits that rounding takes from its means.
 template <class T>
 using Policy = CoMoments<sizeof(T) == sizeof(double)>;
 
@@ -24,7 +24,7 @@ using PairSource = ImageSource<T, Policy<T>, 2>;
 constexpr int kPlanes = CoMoments<true>::planes;
 constexpr int kMaps = 5;  // see window_grads_of
 
-struct ScoreRule {
+struct LnccRule {
   double share, eps;  // one over a window's elements; what is added to a variance
 };
 
@@ -34,7 +34,7 @@ struct Roots {
   double a, b;
   bool flat;
 
-  TORCHCORR_INLINE Roots(double square_a, double square_b, const ScoreRule& by) {
+  TORCHCORR_INLINE Roots(double square_a, double square_b, const LnccRule& by) {
     flat = (square_a == 0) | (square_b == 0);
     a = std::sqrt(flat ? 1.0 : square_a * by.share + by.eps);
     b = std::sqrt(flat ? 1.0 : square_b * by.share + by.eps);
@@ -42,7 +42,7 @@ struct Roots {
 };
 
 template <class T>
-TORCHCORR_INLINE void scores_of(int64_t n, const Rows& r, const ScoreRule& by, T* out) {
+TORCHCORR_INLINE void scores_of(int64_t n, const Rows& r, const LnccRule& by, T* out) {
   const double *square_a = r.plane(2), *square_b = r.plane(3), *product = r.plane(4);
   for (int64_t i = 0; i < n; ++i) {
     const Roots root(square_a[i], square_b[i], by);
@@ -55,7 +55,7 @@ TORCHCORR_INLINE void scores_of(int64_t n, const Rows& r, const ScoreRule& by, T
 // offset_a, y being the element of b. Maps: through, factor_a, offset_a; and of both gradients
 // factor_b, offset_b.
 template <int N, class T>
-TORCHCORR_INLINE void window_grads_of(int64_t n, const Rows& r, const T* grad, const ScoreRule& by,
+TORCHCORR_INLINE void window_grads_of(int64_t n, const Rows& r, const T* grad, const LnccRule& by,
                                       double* const (&maps)[kMaps]) {
   const double *mean_a = r.plane(0), *mean_b = r.plane(1);
   const double *square_a = r.plane(2), *square_b = r.plane(3), *product = r.plane(4);
@@ -89,15 +89,15 @@ TORCHCORR_INLINE void combined(int64_t n, const Rows& r, int map, const T* self,
 }
 
 #define TORCHCORR_LNCC(T)                                                                         \
-  TORCHCORR_CLONES void scores(int64_t n, const Rows& r, const ScoreRule& by, T* out) {           \
+  TORCHCORR_CLONES void scores(int64_t n, const Rows& r, const LnccRule& by, T* out) {            \
     scores_of(n, r, by, out);                                                                     \
   }                                                                                               \
   TORCHCORR_CLONES void window_grads_of_one(int64_t n, const Rows& r, const T* grad,              \
-                                            const ScoreRule& by, double* const(&maps)[kMaps]) {   \
+                                            const LnccRule& by, double* const(&maps)[kMaps]) {    \
     window_grads_of<3>(n, r, grad, by, maps);                                                     \
   }                                                                                               \
   TORCHCORR_CLONES void window_grads_of_both(int64_t n, const Rows& r, const T* grad,             \
-                                             const ScoreRule& by, double* const(&maps)[kMaps]) {  \
+                                             const LnccRule& by, double* const(&maps)[kMaps]) {   \
     window_grads_of<kMaps>(n, r, grad, by, maps);                                                 \
   }                                                                                               \
   TORCHCORR_CLONES void combine(int64_t n, const Rows& r, int map, const T* self, const T* other, \
@@ -113,7 +113,7 @@ struct ScoreSink {
   static constexpr int first_plane = 2;
 
   const WindowLayout& layout;
-  ScoreRule by;
+  LnccRule by;
   T* out;
 
   void store(const Stretch& s, Rows r) const {
@@ -132,7 +132,7 @@ struct WindowGradSink {
   static constexpr int first_plane = 0;
 
   const WindowLayout& layout;
-  ScoreRule by;
+  LnccRule by;
   const T* grad;
   int64_t grad_pitch;
   double* maps[kMaps];
@@ -182,7 +182,7 @@ Tensor lncc(const Tensor& a, const Tensor& b, Sizes window, Sizes stride, double
   Tensor out = new_map(a, shape.output(layout));
   if (out.numel() == 0) return out;
   const Tensor first = packed(a), second = packed(b);
-  const ScoreRule by{1 / window_elements(shape, window), eps};
+  const LnccRule by{1 / window_elements(shape, window), eps};
   with_real_type(first, "a", [&](auto zero) {
     using T = decltype(zero);
     const PairSource<T> source{{first.const_data_ptr<T>(), second.const_data_ptr<T>()},
@@ -291,7 +291,7 @@ class Gradients {
   ImageStrides strides_;
   const T *grad_, *a_, *b_;
   T *for_a_, *for_b_;
-  ScoreRule by_;
+  LnccRule by_;
   Sizes count_;
   int64_t map_ = 1, row_ = 1, map_row_ = 1, capacity_ = 0, pitch_ = 0;
   std::unique_ptr<double[]> memory_;

@@ -1,4 +1,4 @@
-// The local deviation: moments fused to the map, and the gradients of its window sums.
+// The local deviation, written while its moments are in registers, and the gradients of its sums.
 
 #include <atomic>
 #include <cmath>
@@ -56,7 +56,8 @@ struct DeviationSink {
 // --- float32: running sums, where they determine enough ---
 
 constexpr double kLeastVariance = 1e-7;  // relative to the mean square about the level
-constexpr int64_t kRecomputed = 16;      // multiply-adds of recomputed windows an element that pay
+constexpr int64_t kRecomputed =
+    16;  // multiply-adds of recomputed windows, for each element, that pay
 constexpr int64_t kLevelSamples = 1024;
 
 // A level near the elements of each item.
@@ -72,8 +73,8 @@ std::vector<TileStats> sampled_levels(int64_t items, int64_t item, const float* 
   return stats;
 }
 
-// False where the whole must be computed otherwise: too many windows are unknown, or a level is not
-// finite. All elements must be finite.
+// Returns false if the result must be computed another way: too many windows are unknown, or a
+// level is not finite. All elements must be finite.
 bool write_by_running_sums(const Tensor& image, const Tiling& tiling, double correction, double eps,
                            float* out) {
   const float* x = image.const_data_ptr<float>();
@@ -121,7 +122,7 @@ bool write_by_running_sums(const Tensor& image, const Tiling& tiling, double cor
   return true;
 }
 
-// Running sums do not keep a NaN or an Inf in its windows.
+// A NaN or an Inf would stay in a running sum after it has left the window.
 bool all_finite(int64_t n, const float* x) {
   std::atomic<bool> finite{true};
   torch::stable::parallel_for(0, n, 1 << 18, [&](int64_t begin, int64_t end) {

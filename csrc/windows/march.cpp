@@ -9,7 +9,7 @@ namespace {
 
 constexpr int64_t kVectors = kLanes / kDoubles;
 
-// Doubles v of the lanes of column x.
+// Vector v of the lanes of column x.
 TORCHCORR_INLINE double* lane_vector(double* plane, int64_t x, int64_t v) {
   return plane + x * kLanes + v * kDoubles;
 }
@@ -33,7 +33,7 @@ TORCHCORR_INLINE void transpose(Doubles (&t)[kDoubles]) {
   }
 }
 
-// What the sum of two numbers lacks (Knuth's two-sum).
+// The rounding error of the sum of two numbers (Knuth's two-sum).
 template <class T>
 TORCHCORR_INLINE T rounded_off(T a, T b, T sum) {
   const T other = sum - a;

@@ -8,7 +8,7 @@
 namespace torchcorr::running {
 namespace {
 
-// Rounding that running sums gather, relative to the largest sum on the way.
+// Rounding that running sums accumulate, relative to their largest value.
 constexpr double kGathered = 16.0 / (1LL << 53);
 
 template <int SIGN>
@@ -27,7 +27,7 @@ TORCHCORR_INLINE void add_values(int64_t n, const float* x, const TileStats& sta
 TORCHCORR_INLINE void moments_of_row(int64_t n, const Tiling& t, const Columns& totals,
                                      const MomentRule& by, double drift,
                                      const MomentMaps<float>& to, WindowCounts& counts) {
-  // Copies, since a byte that is stored might otherwise be part of any of them.
+  // Local copies: the compiler must assume that storing a byte may change any of the originals.
   const int64_t step = t.stride[2], window = t.window[2];
   const double count = static_cast<double>(t.window_size()), eps = by.eps;
   const double share = 1 / count, mean_share = by.zero_mean ? share : 0.0;
@@ -83,12 +83,12 @@ TORCHCORR_CLONES void moments_of_unit(const Call& call, int64_t tile, int64_t un
   const int64_t top = y0 * t.stride[1], tall = (y1 - 1 - y0) * t.stride[1] + t.window[1];
   const bool deep = t.window[0] > 1;
   double gathered = 0;
-  Scratch scratch;
+  ColumnsScratch scratch;
   const Columns slab = deep ? scratch.take(tall * padded) : Columns{};
   const Columns columns = scratch.take(padded), totals = scratch.take(padded + 1, 1);
   std::vector<uint8_t> state_row(to.states ? 0 : n);
-  // Only windows inside the input count, so elements that follow a row may be read in place of its
-  // end, and only where memory ends are there fewer.
+  // Windows that leave the input do not count, so numbers that follow a row may be read past its
+  // end, except at the end of the input's memory, where the row is copied.
   std::vector<float> line(padded);
   const auto row_of = [&](int64_t c, int64_t z, int64_t y) TORCHCORR_FLAT {
     const TileRow<float> row(t, place, call.input, c, z, y);

@@ -1,6 +1,6 @@
-// Moments of float32 windows by running sums: one element enters, one leaves. In float64 the
-// rounding that they gather stays far below that of float32 transforms; tiles that are not finite,
-// or float64, take the march of engine.h, which merges sums.
+// Moments of float32 windows by running sums: one element enters, one leaves. The sums are float64,
+// so the rounding that they accumulate stays far below that of float32 transforms. Tiles that are
+// float64 or not finite use engine.h instead, which merges sums.
 #pragma once
 
 #include "common/tiling.h"
@@ -9,7 +9,7 @@
 
 namespace torchcorr::running {
 
-// What is computed of a window from its sums, and which windows that is not enough for.
+// How moments follow from sums, and for which windows that is too inexact.
 struct MomentRule {
   bool zero_mean;
   double eps;

@@ -30,7 +30,7 @@ struct Strips {
   static int64_t even_part(int64_t n, int64_t least) { return ceil_div(n, ceil_div(n, least)); }
 };
 
-// Rows are padded to whole vectors; what lies behind their end is never used.
+// Rows are padded to whole vectors; numbers past their end are never used.
 inline int64_t whole(int64_t n) { return ceil_div(n, kDoubles) * kDoubles; }
 
 // Sums of two quantities, one number of each a column.
@@ -64,7 +64,7 @@ TORCHCORR_INLINE void accumulate(int64_t n, const double* x, double* to) {
   }
 }
 
-class Scratch {
+class ColumnsScratch {
  public:
   // Zeros; the element at `aligned` begins a cache line.
   Columns take(int64_t n, int64_t aligned = 0) {

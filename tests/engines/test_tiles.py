@@ -381,10 +381,10 @@ def test_any_tiling_scores_the_same(
 ) -> None:
     size, window, stride, grid = GEOMETRIES[name]
     image = image_of(name, torch.float32, 1)
-    taps = draw((3, *window), torch.float32, seed=4)
+    template = draw((3, *window), torch.float32, seed=4)
     score = torchcorr.zncc if zero_mean else torchcorr.ncc
     args = {"ndim": len(size), "stride": stride, "method": method}
-    whole = score(image, taps, **args)
+    whole = score(image, template, **args)
 
     def cut(problem: choose.Problem, method: str) -> choose.Plan:
         tiling = Tiling.cut(size, window, stride, grid, fast=method == "fft")
@@ -393,7 +393,7 @@ def test_any_tiling_scores_the_same(
     choose._arranged.cache_clear()
     monkeypatch.setattr(choose, "make_plan", cut)
     request.addfinalizer(choose._arranged.cache_clear)
-    torch.testing.assert_close(score(image, taps, **args), whole, rtol=0, atol=2e-6)
+    torch.testing.assert_close(score(image, template, **args), whole, rtol=0, atol=2e-6)
 
 
 @pytest.mark.parametrize("method", ("direct", "fft"))
@@ -407,7 +407,7 @@ def test_hard_tiles_among_easy_ones(
     image[1, 60:, 70:] = 0.5 + 1e-6 * image[1, 60:, 70:]
     image[1, :40, :40] = 0.25
     image[0, 100, 100] = np.nan
-    taps = rng.random((2, 9, 9)).astype(np.float32)
+    template = rng.random((2, 9, 9)).astype(np.float32)
 
     def cut(problem: choose.Problem, method: str) -> choose.Plan:
         tiling = Tiling.cut(problem.size, (9, 9), (1, 1), (3, 3), fast=method == "fft")
@@ -416,9 +416,9 @@ def test_hard_tiles_among_easy_ones(
     choose._arranged.cache_clear()
     monkeypatch.setattr(choose, "make_plan", cut)
     request.addfinalizer(choose._arranged.cache_clear)
-    got = torchcorr.zncc(torch.from_numpy(image), torch.from_numpy(taps), method=method).numpy()
+    got = torchcorr.zncc(torch.from_numpy(image), torch.from_numpy(template), method=method).numpy()
     for i in range(2):
-        want = oracle.zncc(image[i], taps[i])
+        want = oracle.zncc(image[i], template[i])
         assert np.array_equal(np.isnan(got[i]), np.isnan(want))
         assert np.nanmax(np.abs(got[i] - want)) <= SCORE[torch.float32]
 
@@ -444,9 +444,9 @@ def test_leads_are_sorted_and_restored(a: tuple[int, ...], b: tuple[int, ...]) -
     paired = xs.reshape(leads.paired, leads.inputs, 1, 2) + ws.reshape(
         leads.paired, 1, leads.templates, 2
     )
-    found = leads.restored(paired.reshape(-1, leads.templates, 2), 1)
-    assert torch.equal(found, x + w)
-    assert torch.equal(leads.output(found, 1), paired.reshape(-1, leads.templates, 2))
+    restored = leads.restored(paired.reshape(-1, leads.templates, 2), 1)
+    assert torch.equal(restored, x + w)
+    assert torch.equal(leads.output(restored, 1), paired.reshape(-1, leads.templates, 2))
 
 
 @pytest.mark.parametrize("name", GEOMETRIES)

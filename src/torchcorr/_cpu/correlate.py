@@ -67,7 +67,7 @@ def correlate_input_grad(
     upstream, weights, tiling = call.upstream, call.other, call.tiling
     spectra = TemplateSpectra(weights, tiling)
     out = steps.new_map(upstream, (upstream.shape[0], weights.shape[1], *shape[-len(stride) :]))
-    # Nothing is doubtful, so neither the input nor the template is read again.
+    # Nothing is doubtful, so neither the input nor the template is read.
     rule = SumRule(0.0, 1.0, 0.0).numbers
     for batch in batches(call.problem, call.plan):
         numbers = TileBatch(tiling, batch.tiles).numbers
@@ -127,7 +127,7 @@ def _spectra_of(x: Tensor, batch: TileBatch, ndim: int) -> Tensor:
 
 
 class TiledSums:
-    """One correlation in tiles, in float64, each value within a few roundings of its own terms.
+    """One correlation in tiles, in float64, each value within a few roundings of its terms.
 
     A value that is large relative to the rounding of its tile is known to be right. For tiles that
     have many others, the sums of absolute products decide; windows that stay doubtful are

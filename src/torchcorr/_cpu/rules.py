@@ -36,20 +36,6 @@ class ScoreRule:
 
 
 @dataclass(frozen=True)
-class ScoreBlock:
-    """Leading indices and templates that share spectra, and how many tiles make a unit."""
-
-    pairs: slice
-    templates: slice
-    tiles_of_unit: int
-
-    @property
-    def numbers(self) -> list[int]:
-        pairs, templates = self.pairs, self.templates
-        return [pairs.start, pairs.stop, templates.start, templates.stop, self.tiles_of_unit]
-
-
-@dataclass(frozen=True)
 class SumRule:
     """Which plain sums are recomputed exactly."""
 

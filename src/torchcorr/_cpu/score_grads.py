@@ -2,7 +2,7 @@
 
 One transform of the upstream gradient serves both. They are computed in the input's precision
 where an estimate of the rounding, relative to the largest element of the gradient, is below what is
-promised; otherwise both are computed again in float64. Tensors that are not finite take the
+promised; otherwise both are computed in float64. Tensors that are not finite take the
 gradient composed of operators, which confines them to their windows where the method does.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from enum import Enum, auto
 
 import torch
@@ -37,30 +38,33 @@ class Outcome(Enum):
     NOT_FINITE = auto()
 
 
-class _Gradients(TiledScores):
-    """One call in one precision."""
+@dataclass(frozen=True)
+class _ScoreGradCall:
+    """Scores that are differentiated, and which of their gradients are needed."""
 
-    def __init__(
-        self,
-        grad: Tensor,
-        input: Tensor,
-        template: Tensor,
-        score: Tensor,
-        stride: Sequence[int],
-        zero_mean: bool,
-        eps: float,
-        need_input: bool,
-        need_template: bool,
-        *,
-        wide: bool,
-    ) -> None:
-        sizes = (input.shape, template.shape, stride)
+    grad: Tensor
+    input: Tensor
+    template: Tensor
+    score: Tensor
+    stride: Sequence[int]
+    zero_mean: bool
+    eps: float
+    need_input: bool
+    need_template: bool
+
+
+class _Gradients(TiledScores):
+    """The gradients of one call in one precision."""
+
+    def __init__(self, of: _ScoreGradCall, *, wide: bool) -> None:
+        input = of.input
+        sizes = (input.shape, of.template.shape, of.stride)
         call = arrange(*sizes, "fft", normalised=True, dtype=input.dtype, device="cpu")
-        super().__init__(input, template, call, zero_mean, eps)
+        super().__init__(input, of.template, call, of.zero_mean, of.eps)
         self.plan = stepwise(self.problem, self.tiling, "fft")
         leads, ndim = self.problem.leads, len(self.tiling.stride)
-        self.grad = leads.output(grad, ndim).contiguous()
-        self.score = leads.output(score, ndim).contiguous()
+        self.grad = leads.output(of.grad, ndim).contiguous()
+        self.score = leads.output(of.score, ndim).contiguous()
         self.wide = wide
         self.working = torch.float64 if wide else input.dtype
         # A float32 score is rounded too much for terms that nearly cancel in float64.
@@ -69,13 +73,10 @@ class _Gradients(TiledScores):
         self.spectrum = self.coefficients.new_zeros(shape, dtype=self.working.to_complex())
         self.offset = self.coefficients.new_zeros(self.coefficients.shape[:2])
         self.for_input = None
-        if need_input:
+        if of.need_input:
             self.for_input = steps.new_map(self.input, self.input.shape).zero_()
-        self.need_template = need_template
+        self.need_template = of.need_template
         self.noise_input, self.noise_template = 0.0, 0.0
-
-    def run(self) -> Tensor:
-        raise NotImplementedError("gradients come from `both`")
 
     def both(self) -> Outcome:
         """Computes both gradients."""
@@ -186,10 +187,10 @@ class _Gradients(TiledScores):
     def template_grad(self) -> Tensor:
         """(pairs, templates, C, *window) in float64, before the standardisation."""
         ndim = len(self.tiling.stride)
-        wanted = (..., *(slice(0, k) for k in self.tiling.window))
+        window = (..., *(slice(0, k) for k in self.tiling.window))
         lead = self.spectrum.shape[:3]
         lines = inverse_fft(self.spectrum.flatten(0, 2), ndim).unflatten(0, lead)
-        gradient = lines.real[wanted].to(torch.float64) / math.prod(self.tiling.length)
+        gradient = lines.real[window].to(torch.float64) / math.prod(self.tiling.length)
         return gradient - self.offset[(..., *(None,) * (ndim + 1))]
 
     def _is_quiet(self) -> bool:
@@ -234,11 +235,11 @@ def ncc_grads(
     place, needs = (stride, zero_mean, eps), (need_input, need_template)
     if grad.numel() == 0 or input.numel() == 0 or template.numel() == 0:
         return definition.ncc_grads(grad, input, template, score, *place, "direct", *needs)
-    args = (grad, input, template, score, *place, *needs)
-    call = _Gradients(*args, wide=input.dtype == torch.float64)
+    scores = _ScoreGradCall(grad, input, template, score, *place, *needs)
+    call = _Gradients(scores, wide=input.dtype == torch.float64)
     outcome = call.both()
     if outcome is Outcome.TOO_NOISY:
-        call = _Gradients(*args, wide=True)
+        call = _Gradients(scores, wide=True)
         outcome = call.both()
     if outcome is Outcome.NOT_FINITE:
         composed = definition.score_gradients(

@@ -1,14 +1,14 @@
 """Normalised scores, tile by tile.
 
 Each tile is centred on a level, so that float32 carries its contrast. Windows whose deviation is
-small relative to the rounding of their tile are doubtful; a tile that has many is computed again
-in float64, and the few that remain are recomputed exactly, from their definition.
+small relative to the rounding of their tile are doubtful; a tile that has many is computed in
+float64 instead, and the few that remain are recomputed exactly, from their definition.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -17,16 +17,16 @@ from torch import Tensor
 from .. import _contract
 from .._definition import scores as definition
 from .._plan import rounding
-from .._plan.choose import Arrangement, arrange, batches
+from .._plan.choose import Arrangement, arrange, blocks
 from .._plan.dtypes import HALVES, widen
-from .._plan.tiling import EMPTY, Batch, TileBatch, TileMoments, TileStats, WindowState
+from .._plan.tiling import TileBatch, TileMoments, TileStats, WindowState
 from . import steps
-from .rules import ScoreBlock, ScoreRule
-from .spectra import TemplateSpectra, numerators
+from .rules import ScoreRule
+from .spectra import TemplateSpectra
 
 # What the numerators of a transform usually contain, relative to the deviation of their tile.
 _USUAL_CONTENT = 0.4
-# Rounding errors of the direct loop, relative to the window's own root mean square about the level.
+# Rounding errors of the direct loop, relative to the root mean square of a window about the level.
 _DIRECT_NOISE = 4.0
 # Smallest variance, relative to the mean square, that a difference of the two gives exactly enough.
 _LEAST_VARIANCE = {torch.float32: 1e-8, torch.float64: 3e-5}
@@ -36,7 +36,7 @@ _RECOMPUTED = 128
 
 
 class TiledScores:
-    """One call: normal forms, their tiles and what all batches share."""
+    """What scores and their gradients share: normal forms, tiles, and moments of windows."""
 
     def __init__(
         self,
@@ -53,9 +53,7 @@ class TiledScores:
         self.coefficients = leads.template(widen(coefficients), core).contiguous()
         self.count = self.problem.channels * math.prod(self.tiling.window)
         self.is_direct = self.plan.method == "direct"
-        self.spectra = TemplateSpectra(
-            self.coefficients, self.tiling, transformed=not self.is_direct, prepared=prepared
-        )
+        self.spectra = TemplateSpectra(self.coefficients, self.tiling, prepared=prepared)
         budget = max(1, _RECOMPUTED * math.prod(self.tiling.length) // self.count)
         least_variance = _LEAST_VARIANCE[input.dtype]
         self.rule = ScoreRule(
@@ -67,46 +65,6 @@ class TiledScores:
             self._noise(input.dtype),
             budget,
         )
-
-    def run(self) -> Tensor:
-        leads = self.problem.leads
-        shape = (leads.paired * leads.inputs, leads.templates, *self.tiling.positions)
-        self.out = steps.new_map(self.input, shape)
-        if self.is_direct:
-            for batch in batches(self.problem, self.plan):
-                self._score_directly(batch)
-        else:
-            self._score_by_transforms()
-        return leads.restored(self.out, len(self.tiling.stride))
-
-    def _score_by_transforms(self) -> None:
-        """Blocks of templates whose spectra are kept at once; one parallel region for each."""
-        leads, plan, dtype = self.problem.leads, self.plan, self.input.dtype
-        wide_rule = replace(
-            self.rule,
-            least_energy=self._least_energy(torch.float64),
-            noise=rounding.transform_noise(dtype, torch.float64),
-            budget=math.inf,
-        )
-        lines = self.problem.costs.spectra_bytes // (
-            2 * self.problem.channels * math.prod(plan.transform) * self.input.itemsize
-        )
-        at_once = max(1, lines // plan.templates)
-        for pair in range(0, leads.paired, at_once):
-            pairs = slice(pair, min(pair + at_once, leads.paired))
-            for first in range(0, leads.templates, plan.templates):
-                last = min(first + plan.templates, leads.templates)
-                spectra = self.spectra.part(dtype, pairs, first, last).flatten(0, 1)
-                steps.score_tiles(
-                    self.input,
-                    self.coefficients,
-                    spectra.contiguous(),
-                    TileBatch(self.tiling, []).numbers,
-                    ScoreBlock(pairs, slice(first, last), plan.batch).numbers,
-                    self.rule.numbers,
-                    wide_rule.numbers,
-                    self.out,
-                )
 
     def cut(self, tiles: list[int], *, centred: bool, wide: bool) -> tuple[Tensor, TileStats]:
         batch = TileBatch(self.tiling, tiles).numbers
@@ -139,94 +97,6 @@ class TiledScores:
     def _noise(self, working: torch.dtype) -> float:
         return 0.0 if self.is_direct else rounding.transform_noise(self.input.dtype, working)
 
-    def _even(self, tiles: list[int]) -> list[int]:
-        """Tiles as transforms take them: an even number, filled up with an empty one."""
-        return tiles if self.is_direct or len(tiles) % 2 == 0 else [*tiles, EMPTY]
-
-    def _score_directly(self, batch: Batch) -> None:
-        """A batch by the direct sum; tiles with too many doubtful windows again, in float64."""
-        counts, norms, states = steps.direct_scores(
-            self.input,
-            self.coefficients,
-            TileBatch(self.tiling, batch.tiles).numbers,
-            self.rule.numbers,
-            self.plan.templates,
-            self.out,
-        )
-        self._rescore(batch, (norms, states), counts, slice(None))
-
-    def _score(self, batch: Batch) -> None:
-        """A batch by transforms in the input's precision; hard tiles apart."""
-        tiles, stats = self.cut(batch.tiles, centred=self.rule.zero_mean, wide=False)
-        moments, hard = self.moments(batch.tiles, stats, means=False)
-        known = (moments.norms, moments.states)
-        if hard:
-            del tiles
-            self._score_wide_at(batch, known, hard, slice(None))
-            each = len(batch.tiles) // batch.groups
-            for k, one in enumerate(batch.by_pair()):
-                easy = [t for i, t in enumerate(one.tiles, k * each) if i not in hard and t >= 0]
-                if easy:
-                    self._score(Batch(one.pairs, self._even(easy)))
-            return
-        for first, sums in numerators(tiles, self.spectra, batch.pairs, self.plan.templates):
-            counts = self._normalise(sums, moments, batch.tiles, first, self.rule)
-            self._rescore(batch, known, counts, slice(first, first + sums.shape[1]))
-
-    def _normalise(
-        self, sums: Tensor, moments: TileMoments, tiles: list[int], first: int, rule: ScoreRule
-    ) -> Tensor:
-        """Writes scores; how many doubtful windows each tile has left."""
-        batch = TileBatch(self.tiling, tiles, first).numbers
-        operands = (self.input, self.coefficients, batch, rule.numbers, self.out)
-        counts: Tensor = steps.normalise_tiles(sums, moments.tensors, *operands)
-        return counts
-
-    def _rescore(
-        self, batch: Batch, known: tuple[Tensor, Tensor], counts: Tensor, templates: slice
-    ) -> None:
-        """The tiles that have doubtful windows left, in float64."""
-        places = [i for i, n in enumerate(counts.tolist()) if n > 0]
-        if places:
-            self._score_wide_at(batch, known, places, templates)
-
-    def _score_wide_at(
-        self, batch: Batch, known: tuple[Tensor, Tensor], places: Iterable[int], templates: slice
-    ) -> None:
-        """The tiles at these places in float64; norms and states of all are known."""
-        each = len(batch.tiles) // batch.groups
-        for k, one in enumerate(batch.by_pair()):
-            of_pair = [i for i in places if i // each == k]
-            if of_pair:
-                tiles = self._even([batch.tiles[i] for i in of_pair])
-                norms, states = (x[of_pair] for x in known)
-                self._score_wide(Batch(one.pairs, tiles), norms, states, templates)
-
-    def _score_wide(self, batch: Batch, norms: Tensor, states: Tensor, templates: slice) -> None:
-        """A batch in float64, with the norms that are known, or better ones if many are not."""
-        tiles, stats = self.cut(batch.tiles, centred=self.rule.zero_mean, wide=True)
-        unknown = int((states == WindowState.UNKNOWN).flatten(1).sum(1).amax())
-        if unknown <= self.rule.budget and self.input.dtype != torch.float64:
-            # Doubtful relative to the rounding of float32 transforms, but not of float64 ones.
-            states = states.masked_fill(states == WindowState.DOUBTFUL, WindowState.GOOD)
-            shape = (len(batch.tiles), *norms.shape[1:])
-            moments = TileMoments(
-                stats, tiles.new_zeros(shape), states.new_zeros(shape), tiles.new_empty(0)
-            )
-            moments.norms[: len(norms)] = norms
-            moments.states[: len(states)] = states
-        else:
-            moments = self.wide_moments(batch.tiles, stats)
-            # Cut tiles have zeros where an element is not finite.
-            non_finite = states == WindowState.NON_FINITE
-            moments.norms[: len(norms)].masked_fill_(non_finite, torch.nan)
-            moments.states[: len(states)].masked_fill_(non_finite, WindowState.NON_FINITE)
-        rule = replace(self.rule, noise=self._noise(torch.float64), budget=math.inf)
-        start, stop, _ = templates.indices(self.coefficients.shape[1])
-        at_once = self.plan.templates
-        for first, sums in numerators(tiles, self.spectra, batch.pairs, at_once, start, stop):
-            self._normalise(sums, moments, batch.tiles, first, rule)
-
     def wide_moments(self, tiles: list[int], stats: TileStats) -> TileMoments:
         """Moments in float64 that are merged from parts, so that nothing cancels."""
         raw, raw_stats = self.cut(tiles, centred=False, wide=True)
@@ -253,6 +123,39 @@ class TiledScores:
         return TileMoments(stats, norms, states, mean if zero_mean else torch.zeros_like(mean))
 
 
+class _Scores(TiledScores):
+    """The scores of one call."""
+
+    def run(self) -> Tensor:
+        leads, plan = self.problem.leads, self.plan
+        shape = (leads.paired * leads.inputs, leads.templates, *self.tiling.positions)
+        out = steps.new_map(self.input, shape)
+        batch = TileBatch(self.tiling, []).numbers
+        wide_rule = replace(
+            self.rule,
+            least_energy=self._least_energy(torch.float64),
+            noise=self._noise(torch.float64),
+            budget=math.inf,
+        )
+        for block in blocks(self.problem, plan):
+            spectra = None
+            if not self.is_direct:
+                ends = (block.templates.start, block.templates.stop)
+                spectra = self.spectra.part(self.input.dtype, block.pairs, *ends)
+                spectra = spectra.flatten(0, 1).contiguous()
+            steps.score_tiles(
+                self.input,
+                self.coefficients,
+                spectra,
+                batch,
+                block.numbers,
+                self.rule.numbers,
+                wide_rule.numbers,
+                out,
+            )
+        return leads.restored(out, len(self.tiling.stride))
+
+
 def ncc(
     input: Tensor,
     template: Tensor,
@@ -276,7 +179,7 @@ def ncc(
         dtype=input.dtype,
         device="cpu",
     )
-    return TiledScores(input, template, call, zero_mean, eps, spectra).run()
+    return _Scores(input, template, call, zero_mean, eps, spectra).run()
 
 
 def register() -> None:

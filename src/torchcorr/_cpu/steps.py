@@ -19,7 +19,6 @@ cut_tiles = torch.ops.torchcorr_cpu.cut_tiles.default
 tile_moments = torch.ops.torchcorr_cpu.tile_moments.default
 normalise_tiles = torch.ops.torchcorr_cpu.normalise_tiles.default
 score_tiles = torch.ops.torchcorr_cpu.score_tiles.default
-direct_scores = torch.ops.torchcorr_cpu.direct_scores.default
 emit_sums = torch.ops.torchcorr_cpu.emit_sums.default
 recompute_norms = torch.ops.torchcorr_cpu.recompute_norms.default
 cut_upstream = torch.ops.torchcorr_cpu.cut_upstream.default

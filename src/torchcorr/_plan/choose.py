@@ -12,7 +12,7 @@ import torch
 from .costs import Costs, costs_of
 from .leads import Leads
 from .shapes import Ints, output_size
-from .tiling import EMPTY, Batch, Tiling
+from .tiling import EMPTY, Batch, Block, Tiling
 
 _MOST = 2**31 - 2**12  # elements of a tile that a GPU's kernels number
 
@@ -117,8 +117,8 @@ def _bytes(problem: Problem, tiling: Tiling, method: str) -> tuple[int, int]:
 
 
 def _batched(problem: Problem, tiling: Tiling, method: str) -> Plan:
-    if _in_passes(problem, method):
-        return _passed(problem, tiling)
+    if _in_passes(problem):
+        return _passed(problem, tiling, method)
     return stepwise(problem, tiling, method)
 
 
@@ -139,24 +139,32 @@ def stepwise(problem: Problem, tiling: Tiling, method: str) -> Plan:
     return Plan(method, tiling.outputs, tiling.length, tiling.tiles, batch, templates, size, cost)
 
 
-def _in_passes(problem: Problem, method: str) -> bool:
+def _in_passes(problem: Problem) -> bool:
     """Whether each worker carries a unit of tiles through all steps of a score."""
-    return problem.normalised and method == "fft" and problem.costs.pairs
+    return problem.normalised and problem.costs.pairs
 
 
-def _passed(problem: Problem, tiling: Tiling) -> Plan:
-    leads, costs = problem.leads, problem.costs
-    n, m = math.prod(tiling.length), math.prod(tiling.outputs)
-    shared = 1 if leads.templates == problem.channels == 1 else 2
-    # A tile, its spectrum, products and their inverse, and the norms of its windows.
-    tile = ((1 + shared) * problem.channels * n + n + m) * problem.itemsize
+def _passed(problem: Problem, tiling: Tiling, method: str) -> Plan:
+    """Units of tiles that stay in the cache of a core, and templates whose spectra are kept."""
+    leads, costs, width = problem.leads, problem.costs, problem.itemsize
+    n, m, channels = math.prod(tiling.length), math.prod(tiling.outputs), problem.channels
     each = max(1, leads.inputs * tiling.tiles)
-    batch = min(max(2, costs.unit_bytes // tile // 2 * 2), each + each % 2)
-    spectra = 2 * problem.channels * n * problem.itemsize
-    templates = max(1, min(leads.templates, costs.spectra_bytes // spectra))
-    cost = _cost(problem, tiling, "fft", batch, templates) * 1e-6
+    if method == "fft":
+        spectra = 2 * channels * n * width
+        templates = max(1, min(leads.templates, costs.spectra_bytes // spectra))
+        shared = templates == channels == 1
+        # The tile and its spectrum, products and their inverse, and the norms of its windows.
+        tile = (2 * channels * n + (n if shared else 2 * n) + m) * width
+        batch = min(max(2, costs.unit_bytes // tile // 2 * 2), each + each % 2)
+    else:
+        spectra = channels * math.prod(problem.window) * width
+        tile = (channels * n + m) * width
+        templates = max(1, min(leads.templates, (costs.unit_bytes - tile) // (m * width)))
+        tile += templates * m * width
+        batch = min(max(1, costs.unit_bytes // tile), each)
+    cost = _cost(problem, tiling, method, batch, templates) * 1e-6
     size = costs.workers * batch * tile + templates * spectra
-    return Plan("fft", tiling.outputs, tiling.length, tiling.tiles, batch, templates, size, cost)
+    return Plan(method, tiling.outputs, tiling.length, tiling.tiles, batch, templates, size, cost)
 
 
 def _idle(units: int) -> float:
@@ -177,7 +185,7 @@ def _cost(problem: Problem, tiling: Tiling, method: str, batch: int, templates: 
     blocks = -(-leads.templates // templates)
     cost = -(-tiles // batch) * blocks * costs.batch
     idle = 1.0
-    if _in_passes(problem, method):
+    if _in_passes(problem):
         units = max(1, leads.paired * -(-each // batch))
         cost, idle = units * blocks * costs.unit, _idle(units)
     if method == "fft":
@@ -308,6 +316,20 @@ def _arranged(
     )
     plan = make_plan(problem, method)
     return Arrangement(problem, plan, tiling_of(problem, plan))
+
+
+def blocks(problem: Problem, plan: Plan) -> Iterator[Block]:
+    """Leading indices and templates that share one parallel region, as many as have room."""
+    leads = problem.leads
+    spectra = 2 * problem.channels * math.prod(plan.transform) * problem.itemsize
+    at_once = max(1, problem.costs.spectra_bytes // (spectra * plan.templates))
+    if plan.method == "direct":
+        at_once = max(1, leads.paired)
+    for pair in range(0, leads.paired, at_once):
+        pairs = slice(pair, min(pair + at_once, leads.paired))
+        for first in range(0, leads.templates, plan.templates):
+            templates = slice(first, min(first + plan.templates, leads.templates))
+            yield Block(pairs, templates, plan.batch)
 
 
 def batches(problem: Problem, plan: Plan) -> Iterator[Batch]:

@@ -1,7 +1,7 @@
 """How tiles cover the positions of an input, and what is known of them once they are cut.
 
-The C++ kernels define the records a second time, in csrc/common/tiling.h, csrc/common/window_state.h
-and csrc/tiles/steps.h; `numbers` and `tensors` are the forms in which they cross the dispatcher.
+csrc/common/tiling.h, csrc/common/window_state.h and csrc/tiles/steps.h define the records a second
+time, in C++; `numbers` and `tensors` are the forms in which they cross the dispatcher.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def tile_length(n: int, ndim: int, powers: bool = False) -> int:
     """Smallest length of at least n whose transforms are quick relative to those near it.
 
     Many factors of two and one small odd factor. In a CPU's cache a power of two from 256 on puts
-    the rows of a tile on the same lines, so unless `powers` are wanted it is left to single rows.
+    the rows of a tile on the same lines, so unless `powers` is set only single rows have one.
     """
     if n <= 64:
         return 8 * -(-n // 8) if n > 24 else 2 * fast_length(-(-n // 2))
@@ -75,15 +75,15 @@ class Tiling:
         extent = tuple((m - 1) * s + k for m, s, k in zip(outputs, stride, window, strict=True))
         length = tuple(tile_length(n, len(total), powers) for n in extent) if fast else extent
         return cls(
-            tuple(size),
-            tuple(window),
-            tuple(stride),
-            total,
-            needed,
-            outputs,
-            tuple(pad) if pad else (0,) * len(total),
-            extent,
-            length,
+            size=tuple(size),
+            window=tuple(window),
+            stride=tuple(stride),
+            positions=total,
+            grid=needed,
+            outputs=outputs,
+            pad=tuple(pad) if pad else (0,) * len(total),
+            extent=extent,
+            length=length,
         )
 
     @property
@@ -149,6 +149,21 @@ class TileBatch:
 
 
 @dataclass(frozen=True)
+class Block:
+    """Leading indices and templates that are computed at once, and how many tiles make a unit."""
+
+    pairs: slice
+    templates: slice
+    tiles_of_unit: int
+
+    @property
+    def numbers(self) -> list[int]:
+        """`Block` of csrc/tiles/score_pass.cpp is read from them."""
+        pairs, templates = self.pairs, self.templates
+        return [pairs.start, pairs.stop, templates.start, templates.stop, self.tiles_of_unit]
+
+
+@dataclass(frozen=True)
 class TileStats:
     """What is known of each tile once it is cut out: one row of four float64 numbers a tile.
 
@@ -181,7 +196,7 @@ class WindowState(IntEnum):
 
     GOOD = 0
     FLAT = 1  # all elements equal: the score is 0
-    DOUBTFUL = 2  # so small a norm that rounding of the numerator may exceed what is promised
+    DOUBTFUL = 2  # so small a deviation that rounding may exceed what is promised
     UNKNOWN = 3  # doubtful, and the norm is not known either
     NON_FINITE = 4  # an element is a NaN or an Inf
 
