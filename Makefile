@@ -91,7 +91,7 @@ endif
 	$(PY) -m pip install --quiet --no-build-isolation -e '.[cli,plot,dev,docs]'
 	@touch $@
 
-$(KERNELS): $(wildcard csrc/*) setup.py | $(READY)
+$(KERNELS): $(wildcard csrc/*/*) setup.py | $(READY)
 	$(PY) setup.py --quiet build_ext --inplace
 
 clean:

@@ -24,7 +24,7 @@ def rand(*shape: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> Tens
 def oracle(
     input: np.ndarray, template: np.ndarray, stride: tuple[int, ...]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The correlation by its definition in float64, and the sum of |input| |template| beside it."""
+    """The correlation by its definition in float64, and its sum of |input| |template|."""
     ndim = len(stride)
     wide = np.complex128 if np.iscomplexobj(input) else np.float64
     input, template = input.astype(wide), template.astype(wide)
@@ -38,8 +38,8 @@ def oracle(
             slice(first, first + (o - 1) * d + 1, d)
             for first, o, d in zip(v, output, stride, strict=True)
         )
-        taps = template[(..., *v)].reshape(template.shape[:-ndim] + (1,) * ndim)
-        products = input[(..., *cut)] * taps
+        coefficients = template[(..., *v)].reshape(template.shape[:-ndim] + (1,) * ndim)
+        products = input[(..., *cut)] * coefficients
         total += products.sum(axis=-ndim - 1)
         weight += np.abs(products).sum(axis=-ndim - 1)
     return total, weight
@@ -60,13 +60,13 @@ def check_adjoint(input: Tensor, template: Tensor, stride: tuple[int, ...]) -> N
     grad = torch.randn(score.shape, dtype=score.dtype, generator=torch.Generator().manual_seed(9))
     left = (score.conj() * grad).sum()
     image = ops.correlate_direct_input_grad(grad, template, list(input.shape), list(stride))
-    taps = ops.correlate_direct_template_grad(grad, input, list(template.shape), list(stride))
+    gradient = ops.correlate_direct_template_grad(grad, input, list(template.shape), list(stride))
     assert image.shape == input.shape and image.dtype == input.dtype
-    assert taps.shape == template.shape and taps.dtype == template.dtype
+    assert gradient.shape == template.shape and gradient.dtype == template.dtype
     size = oracle(input.abs().numpy(), template.abs().numpy(), stride)[0]
     bound = 16 * EPS[input.abs().dtype] * (size * grad.abs().numpy()).sum()
     assert abs(complex((input.conj() * image).sum() - left)) <= bound
-    assert abs(complex((template.conj() * taps).sum() - left)) <= bound
+    assert abs(complex((template.conj() * gradient).sum() - left)) <= bound
 
 
 def autograd(input: Tensor, template: Tensor, grad: Tensor, stride: list[int]) -> list[Tensor]:
@@ -184,8 +184,8 @@ def test_empty_batch() -> None:
     assert score.shape == (0, 7, 7)
     image = ops.correlate_direct_input_grad(score, rand(1, 3, 3), [0, 1, 9, 9], [1, 1])
     assert image.shape == (0, 1, 9, 9)
-    taps = ops.correlate_direct_template_grad(score, rand(0, 1, 9, 9), [1, 3, 3], [1, 1])
-    assert torch.equal(taps, torch.zeros(1, 3, 3, dtype=torch.float64))
+    gradient = ops.correlate_direct_template_grad(score, rand(0, 1, 9, 9), [1, 3, 3], [1, 1])
+    assert torch.equal(gradient, torch.zeros(1, 3, 3, dtype=torch.float64))
 
 
 def bad_places(shape: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
@@ -204,7 +204,7 @@ def bad_places(shape: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
         ((9, 8, 20), (2, 3, 2), (1, 1, 1)),
     ],
 )
-def test_a_bad_element_reaches_only_what_holds_it(
+def test_a_bad_element_reaches_only_windows_that_contain_it(
     shape: tuple[int, ...], window: tuple[int, ...], stride: tuple[int, ...], value: float
 ) -> None:
     steps, template = list(stride), torch.ones(1, *window)
@@ -212,22 +212,22 @@ def test_a_bad_element_reaches_only_what_holds_it(
     for place in bad_places(shape):
         bad = torch.zeros(1, *shape)
         bad[(0, *place)] = 1.0
-        holds = ops.correlate_direct(bad, template, steps) > 0
-        taps = ops.correlate_direct_template_grad(ones, bad, [1, *window], steps) > 0
+        covered = ops.correlate_direct(bad, template, steps) > 0
+        reached = ops.correlate_direct_template_grad(ones, bad, [1, *window], steps) > 0
         bad[(0, *place)] = value
-        assert torch.equal(~ops.correlate_direct(bad, template, steps).isfinite(), holds)
+        assert torch.equal(~ops.correlate_direct(bad, template, steps).isfinite(), covered)
         got = ops.correlate_direct_template_grad(ones, bad, [1, *window], steps)
-        assert torch.equal(~got.isfinite(), taps)
+        assert torch.equal(~got.isfinite(), reached)
     for place in bad_places(tuple(ones.shape)):
         bad = torch.zeros(ones.shape)
         bad[place] = 1.0
-        holds = ops.correlate_direct_input_grad(bad, template, [1, *shape], steps) > 0
+        covered = ops.correlate_direct_input_grad(bad, template, [1, *shape], steps) > 0
         bad[place] = value
         got = ops.correlate_direct_input_grad(bad, template, [1, *shape], steps)
-        assert torch.equal(~got.isfinite(), holds)
+        assert torch.equal(~got.isfinite(), covered)
 
 
-def test_a_bad_tap_reaches_only_what_it_met() -> None:
+def test_a_bad_coefficient_reaches_only_elements_that_it_multiplies() -> None:
     template = torch.zeros(1, 3, 3)
     template[0, 1, 1] = float("nan")
     got = ops.correlate_direct_input_grad(torch.ones(10, 60), template, [1, 12, 62], [1, 1])
@@ -249,8 +249,10 @@ def test_threads_do_not_change_a_bit(
             torch.set_num_threads(threads)
             score = ops.correlate_direct(input, template, list(stride))
             image = ops.correlate_direct_input_grad(score, template, input.shape, list(stride))
-            taps = ops.correlate_direct_template_grad(score, input, template.shape, list(stride))
-            results.append((score, image, taps))
+            gradient = ops.correlate_direct_template_grad(
+                score, input, template.shape, list(stride)
+            )
+            results.append((score, image, gradient))
     finally:
         torch.set_num_threads(before)
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))

@@ -93,7 +93,7 @@ def close(got: Tensor, want: np.ndarray, bound: float | np.ndarray) -> None:
 
 
 def check_moments(x: Tensor, window: tuple[int, ...], stride: tuple[int, ...]) -> None:
-    """Errors are those of the elements' own deviation, plus the rounding of their mean."""
+    """Errors are those of the elements' deviation, plus the rounding of their mean."""
     mean, var = ops.window_moments(x, window, stride)
     want_mean, want_var = moments(x, window, stride)
     assert mean.dtype == var.dtype == torch.float64
@@ -235,14 +235,14 @@ def test_bad_elements_stay_in_their_windows(dtype: torch.dtype, bad: float, name
     x = rand(shape, dtype)
     clean = ops.window_moments(x, window, stride)
     x.flatten()[x.numel() // 2 + 3] = bad
-    holds = torch.from_numpy(~np.isfinite(windows(x, window, stride)).all(-1))
+    covered = torch.from_numpy(~np.isfinite(windows(x, window, stride)).all(-1))
     mean, var = ops.window_moments(x, window, stride)
     std, total = ops.local_std(x, window, stride, 0.0, 0.0), ops.window_sum(x, window, stride)
-    assert holds.any()
-    assert (~torch.isfinite(mean) == holds).all() and (var.isnan() == holds).all()
-    assert (std.isnan() == holds).all() and (~torch.isfinite(total) == holds).all()
-    assert torch.equal(mean[~holds], clean[0][~holds]) and torch.equal(
-        var[~holds], clean[1][~holds]
+    assert covered.any()
+    assert (~torch.isfinite(mean) == covered).all() and (var.isnan() == covered).all()
+    assert (std.isnan() == covered).all() and (~torch.isfinite(total) == covered).all()
+    assert torch.equal(mean[~covered], clean[0][~covered]) and torch.equal(
+        var[~covered], clean[1][~covered]
     )
 
 

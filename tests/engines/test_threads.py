@@ -1,4 +1,4 @@
-"""Threads and processes change when a result comes, never what it is."""
+"""Results do not depend on the number of threads or on the process."""
 
 from __future__ import annotations
 
@@ -60,10 +60,10 @@ def same(one: list[Tensor], other: list[Tensor]) -> bool:
 
 def seconds_of_other_threads(name: str, method: str | None, size: str) -> tuple[float, float]:
     """CPU time of one call: of all other threads, and of this one."""
-    process, own = time.process_time(), time.thread_time()
+    process, thread = time.process_time(), time.thread_time()
     results(name, method, LARGE[size])
-    own = time.thread_time() - own
-    return time.process_time() - process - own, own
+    this = time.thread_time() - thread
+    return time.process_time() - process - this, this
 
 
 @pytest.mark.parametrize("size", LARGE)
@@ -79,22 +79,22 @@ def test_runs_and_numbers_of_threads_agree_bit_for_bit(
 
 
 @pytest.mark.parametrize(("name", "method"), CALLS)
-def test_one_thread_is_one(name: str, method: str | None) -> None:
+def test_one_thread_does_all_the_work_of_one(name: str, method: str | None) -> None:
     torch.set_num_threads(1)
-    # Threads of an earlier call may still look for work.
+    # Threads of an earlier call may still poll for work.
     time.sleep(0.02)
-    others, own = seconds_of_other_threads(name, method, "2d")
-    assert others <= 0.05 * own + 1e-3
+    others, this = seconds_of_other_threads(name, method, "2d")
+    assert others <= 0.05 * this + 1e-3
 
 
-def test_two_threads_are_two() -> None:
-    """Without this the test above would pass by looking at the wrong clock."""
+def test_two_threads_share_the_work() -> None:
+    """Otherwise the test above could pass because it reads the wrong clock."""
     torch.set_num_threads(2)
-    others, own = seconds_of_other_threads("zncc", "direct", "2d")
-    assert others >= 0.2 * own
+    others, this = seconds_of_other_threads("zncc", "direct", "2d")
+    assert others >= 0.2 * this
 
 
-def test_callers_on_many_threads_get_what_one_gets() -> None:
+def test_concurrent_callers_get_the_results_of_one() -> None:
     jobs = [
         (name, method, shapes, seed)
         for seed in range(3)
@@ -110,20 +110,20 @@ def test_callers_on_many_threads_get_what_one_gets() -> None:
 
 
 class Scored(Dataset):
-    """What a training set does in its workers: one call of each kind for an item."""
+    """A data set whose workers make one call of each kind for an item."""
 
     def __len__(self) -> int:
         return 4
 
     def __getitem__(self, item: int) -> list[Tensor]:
-        found = []
+        tensors = []
         for name, method in CALLS:
-            found += results(name, method, ((150, 160), (17, 15)), item)
-        return found
+            tensors += results(name, method, ((150, 160), (17, 15)), item)
+        return tensors
 
 
 @pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
-def test_forked_workers_get_what_their_parent_gets() -> None:
+def test_forked_workers_get_the_results_of_their_parent() -> None:
     """The parent's threads do not exist in a forked child; a kernel that waits for them hangs."""
     torch.set_num_threads(2)
     results("zncc", "fft", LARGE["2d"])

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import oracle
@@ -13,11 +16,20 @@ from inputs import draw
 from tolerances import SCORE
 
 import torchcorr
+from torchcorr._cpu.rules import ScoreRule, SumRule
 from torchcorr._definition import scores as definition
 from torchcorr._plan import choose
 from torchcorr._plan.leads import Leads
 from torchcorr._plan.shapes import output_size
-from torchcorr._plan.tiling import EMPTY, Tiling, tile_length
+from torchcorr._plan.tiling import (
+    EMPTY,
+    TileBatch,
+    TileMoments,
+    TileStats,
+    Tiling,
+    WindowState,
+    tile_length,
+)
 
 ops = torch.ops.torchcorr_cpu
 # size, window, stride, tiles along each axis
@@ -38,11 +50,24 @@ every_dtype = pytest.mark.parametrize("dtype", (torch.float32, torch.float64), i
 LIMITS = {torch.float32: (5.5e-3, 1e-8), torch.float64: (2e-10, 3e-5)}
 
 
-def tilings(name: str, pairs: bool) -> tuple[Tiling, list[int]]:
+def batch_of(name: str, pairs: bool, first_template: int = 0) -> TileBatch:
+    """All tiles of two items."""
     size, window, stride, grid = GEOMETRIES[name]
     tiling = Tiling.cut(size, window, stride, grid, fast=pairs)
-    ids = list(range(2 * tiling.tiles))
-    return tiling, ids + [EMPTY] * (len(ids) % 2)
+    tiles = list(range(2 * tiling.tiles))
+    return TileBatch(tiling, tiles + [EMPTY] * (pairs and len(tiles) % 2), first_template)
+
+
+def rule_of(
+    dtype: torch.dtype,
+    pairs: bool,
+    *,
+    zero_mean: bool = True,
+    noise: float = 0.0,
+    budget: float = 0,
+) -> ScoreRule:
+    least_energy, least_variance = LIMITS[dtype]
+    return ScoreRule(zero_mean, 0.0, least_energy, not pairs, least_variance, noise, budget)
 
 
 def image_of(name: str, dtype: torch.dtype, channels: int = 2) -> torch.Tensor:
@@ -54,32 +79,52 @@ def image_of(name: str, dtype: torch.dtype, channels: int = 2) -> torch.Tensor:
     return (image + 5).to(dtype)
 
 
+def cut_stats(image: torch.Tensor, batch: TileBatch, centred: bool, pairs: bool) -> TileStats:
+    return TileStats(ops.cut_tiles(image, batch.numbers, centred, False, pairs)[1])
+
+
+def moments_of(
+    image: torch.Tensor, stats: TileStats, batch: TileBatch, rule: ScoreRule, means: bool
+) -> tuple[TileMoments, torch.Tensor]:
+    *windows, doubtful = ops.tile_moments(image, stats.rows, batch.numbers, rule.numbers, means)
+    return TileMoments(stats, *windows), doubtful
+
+
+def copied(moments: TileMoments) -> TileMoments:
+    return TileMoments(moments.stats, *(x.clone() for x in moments.tensors[1:]))
+
+
 def same(got: torch.Tensor, want: torch.Tensor, rtol: float, atol: float = 0.0) -> None:
     torch.testing.assert_close(got, want, rtol=rtol, atol=atol, equal_nan=True)
+
+
+def test_states_have_the_values_of_the_kernels() -> None:
+    header = (Path(__file__).parents[2] / "csrc" / "common" / "window_state.h").read_text()
+    values = {name: int(value) for name, value in re.findall(r"k(\w+) = (\d+),", header)}
+    names = {state.name.title().replace("_", ""): int(state) for state in WindowState}
+    assert values == names
 
 
 @every_geometry
 @every_dtype
 @pytest.mark.parametrize("pairs", (True, False))
 @pytest.mark.parametrize("wide", (True, False))
-def test_gather(name: str, dtype: torch.dtype, pairs: bool, wide: bool) -> None:
-    tiling, ids = tilings(name, pairs)
-    image = image_of(name, dtype)
+def test_cut(name: str, dtype: torch.dtype, pairs: bool, wide: bool) -> None:
+    batch, image = batch_of(name, pairs), image_of(name, dtype)
     image[1, 0].view(-1)[3] = math.inf
-    args = (image, ids, tiling.numbers, True, wide, pairs)
-    tiles, stats = ops.gather_tiles(*args)
-    _, want = tile_definitions.gather_tiles(*args)
-    same(stats[:, 3], want[:, 3], 0)
-    assert torch.equal(stats[:, 1].log2().frac(), torch.zeros(len(ids), dtype=torch.float64))
-    # Level and scale may come from a sample; what they stand for must hold.
-    level, scale = (stats[:, i].view(-1, *(1,) * (image.dim() - 1)) for i in (0, 1))
-    raw, there = tile_definitions._cut(image, ids, tiling.numbers)
+    tiles, rows = ops.cut_tiles(image, batch.numbers, True, wide, pairs)
+    _, want = tile_definitions.cut_tiles(image, batch, True, wide, pairs)
+    same(rows[:, 3], want[:, 3], 0)
+    assert torch.equal(rows[:, 1].log2().frac(), torch.zeros(len(batch.tiles), dtype=torch.float64))
+    # Level and scale may come from a sample; tiles must be cut by them.
+    level, scale = (rows[:, i].view(-1, *(1,) * (image.dim() - 1)) for i in (0, 1))
+    raw, there = tile_definitions.raw_tiles(image, batch)
     exact = torch.where(there & raw.isfinite(), (raw.double() - level) * scale, 0.0)
     if pairs:
         tiles = tiles.movedim(-1, 1).flatten(0, 1)
     same(tiles.double(), exact.to(tiles.dtype).double(), 2e-7 if tiles.dtype != exact.dtype else 0)
     power = exact.square().flatten(1).mean(1)
-    same(stats[:, 2], power, 1e-12)
+    same(rows[:, 2], power, 1e-12)
     assert (power < 16).all()
 
 
@@ -88,27 +133,32 @@ def test_gather(name: str, dtype: torch.dtype, pairs: bool, wide: bool) -> None:
 @pytest.mark.parametrize("pairs", (True, False))
 @pytest.mark.parametrize("zero_mean", (True, False))
 @pytest.mark.parametrize("bad", (0.0, math.nan))
-def test_norms(name: str, dtype: torch.dtype, pairs: bool, zero_mean: bool, bad: float) -> None:
-    tiling, ids = tilings(name, pairs)
-    image = image_of(name, dtype)
+def test_moments(name: str, dtype: torch.dtype, pairs: bool, zero_mean: bool, bad: float) -> None:
+    batch, image = batch_of(name, pairs), image_of(name, dtype)
     image[0, 1].view(-1)[image[0, 1].numel() * 2 // 3] += bad
-    _, stats = ops.gather_tiles(image, ids, tiling.numbers, zero_mean, False, pairs)
-    args = (stats, image, ids, tiling.numbers, list(tiling.window), list(tiling.stride))
-    rest = (zero_mean, not pairs, 0.0, *LIMITS[dtype], True)
-    norms, faint, means = ops.tile_norms(*args, *rest)
-    want, _, want_means = tile_definitions.tile_norms(*args, *rest)
-    for row, i in enumerate(ids):
-        inside = _valid(tiling, i)
-        got, exact = norms[row][inside], want[row][inside]
-        # A window at the limit may fall on either side of it.
-        agree = (got < 0) == (exact < 0)
+    stats = cut_stats(image, batch, zero_mean, pairs)
+    rule = rule_of(dtype, pairs, zero_mean=zero_mean)
+    moments, doubtful = moments_of(image, stats, batch, rule, True)
+    want, _ = tile_definitions.tile_moments(image, stats, batch, rule, True)
+    assert moments.states.dtype == torch.uint8
+    for row, i in enumerate(batch.tiles):
+        inside = _valid(batch.tiling, i)
+        got, exact = moments.states[row][inside], want.states[row][inside]
+        # A window at a limit may fall on either side of it.
+        agree = got == exact
         assert agree.float().mean() > 0.99 if agree.numel() else True
-        same(got[agree], exact[agree], 2e-5 if dtype == torch.float32 else 1e-9)
-        live = ~exact.isnan()
-        same(means[row][inside][live], want_means[row][inside][live], 0, 1e-6)
-        assert int((got < 0).sum()) == int(faint[row])
+        assert torch.equal(got == WindowState.NON_FINITE, exact == WindowState.NON_FINITE)
+        assert torch.equal(got == WindowState.FLAT, exact == WindowState.FLAT)
+        norms, exact_norms = moments.norms[row][inside], want.norms[row][inside]
+        same(norms[agree], exact_norms[agree], 2e-5 if dtype == torch.float32 else 1e-9)
+        assert (norms[(got == WindowState.UNKNOWN) | (got == WindowState.FLAT)] == 0).all()
+        assert torch.equal(norms.isnan(), got == WindowState.NON_FINITE)
+        live = ~exact_norms.isnan()
+        same(moments.means[row][inside][live], want.means[row][inside][live], 0, 1e-6)
+        assert int(tile_definitions.is_doubtful(got).sum()) == int(doubtful[row])
+        assert not moments.states[row].count_nonzero() > got.count_nonzero()
     if math.isnan(bad):
-        assert norms.isnan().any()
+        assert (moments.states == WindowState.NON_FINITE).any()
 
 
 def _valid(tiling: Tiling, tile: int) -> tuple[slice, ...]:
@@ -125,31 +175,30 @@ def _valid(tiling: Tiling, tile: int) -> tuple[slice, ...]:
 @every_geometry
 @every_dtype
 @pytest.mark.parametrize("pairs", (True, False))
-@pytest.mark.parametrize("noise, budget", ((0.0, 10**6), (0.3, 10**6), (0.3, 3)))
-def test_finish(name: str, dtype: torch.dtype, pairs: bool, noise: float, budget: int) -> None:
-    tiling, ids = tilings(name, pairs)
-    image, templates = image_of(name, dtype), 3
+@pytest.mark.parametrize("noise, budget", ((0.0, math.inf), (0.3, 10**6), (0.3, 3)))
+def test_normalise(name: str, dtype: torch.dtype, pairs: bool, noise: float, budget: float) -> None:
+    batch, image, templates = batch_of(name, pairs, 1), image_of(name, dtype), 3
+    tiling = batch.tiling
     count = 2 * math.prod(tiling.window)
-    taps = draw((1, templates, 2, *tiling.window), seed=1)
+    coefficients = draw((1, templates, 2, *tiling.window), seed=1)
     # A standardised template sums to zero.
-    taps -= taps.mean(tuple(range(2, taps.dim())), keepdim=True)
-    _, stats = ops.gather_tiles(image, ids, tiling.numbers, True, False, pairs)
-    stride = list(tiling.stride)
-    norms, _, _ = ops.tile_norms(
-        stats, image, ids, tiling.numbers, list(tiling.window), stride, True, not pairs, 0.0,
-        *LIMITS[dtype], False,
-    )  # fmt: skip
-    shape = (len(ids), templates, *norms.shape[1:])
+    axes = tuple(range(2, coefficients.dim()))
+    coefficients -= coefficients.mean(axes, keepdim=True)
+    coefficients = torch.cat((coefficients, coefficients[:, :1]), 1)
+    rule = rule_of(dtype, pairs, noise=noise, budget=budget)
+    stats = cut_stats(image, batch, True, pairs)
+    moments, _ = moments_of(image, stats, batch, rule, False)
+    shape = (len(batch.tiles), templates, *tiling.outputs)
     if pairs:
-        shape = (len(ids) // 2, templates, *tiling.length, 2)
+        shape = (len(batch.tiles) // 2, templates, *tiling.length, 2)
     numerators = (draw(shape, dtype, seed=2) - 0.5) * count
-    rest = (norms, stats, image, taps, ids, tiling.numbers, stride, 1, True, 0.0, noise, budget)
     out = torch.full((2, templates + 1, *tiling.positions), math.nan, dtype=dtype)
     want = out.clone()
-    more = torch.cat((taps, taps[:, :1]), 1)
-    rest = (*rest[:3], more, *rest[4:])
-    left = ops.finish_tiles(numerators, *rest, out)
-    want_left = tile_definitions.finish_tiles(numerators, *rest, want)
+    operands = (image, coefficients, batch.numbers, rule.numbers)
+    left = ops.normalise_tiles(numerators, moments.tensors, *operands, out)
+    want_left = tile_definitions.normalise_tiles(
+        numerators, moments, image, coefficients, batch, rule, want
+    )
     assert torch.equal(left, want_left)
     assert out[:, 0].isnan().all() and not out[:, 1:].isnan().any()
     same(out[:, 1:], want[:, 1:], 1e-6, 1e-7 if dtype == torch.float32 else 1e-11)
@@ -159,119 +208,165 @@ def test_finish(name: str, dtype: torch.dtype, pairs: bool, noise: float, budget
 @every_dtype
 @pytest.mark.parametrize("at_once", (1, 3))
 def test_direct_scores(name: str, dtype: torch.dtype, at_once: int) -> None:
-    tiling, _ = tilings(name, False)
-    ids, image = list(range(2 * tiling.tiles)), image_of(name, dtype)
-    taps = definition.standardise(draw((2, 3, 2, *tiling.window), seed=1), len(tiling.window), True)
-    place = (ids, tiling.numbers, list(tiling.window), list(tiling.stride), at_once, True, 0.0)
+    batch, image = batch_of(name, False), image_of(name, dtype)
+    tiling = batch.tiling
+    coefficients = definition.standardise(
+        draw((2, 3, 2, *tiling.window), seed=1), len(tiling.window), True
+    )
+    rule = rule_of(dtype, False, budget=10**6)
     out = torch.full((2, 3, *tiling.positions), math.nan, dtype=dtype)
     want = out.clone()
-    args = (image, taps, taps.to(dtype).unsqueeze(1), *place, *LIMITS[dtype], 10**6)
-    left, _ = ops.direct_scores(*args, out)
-    want_left, _ = tile_definitions.direct_scores(*args, want)
+    operands = (image, coefficients, batch.numbers)
+    left, norms, states = ops.direct_scores(*operands, rule.numbers, at_once, out)
+    want_left, moments = tile_definitions.direct_scores(image, coefficients, batch, rule, want)
     assert torch.equal(left, want_left) and not left.any()
+    assert norms.shape == states.shape == moments.norms.shape
     same(out, want, 0, 2e-6 if dtype == torch.float32 else 1e-10)
-    left, _ = ops.direct_scores(*args[:-1], 0, out)
-    assert int(left.sum()) == int(tile_definitions.direct_scores(*args[:-1], 0, want)[0].sum())
+    none = replace(rule, budget=0)
+    left, *_ = ops.direct_scores(*operands, none.numbers, at_once, out)
+    want_left, _ = tile_definitions.direct_scores(image, coefficients, batch, none, want)
+    assert int(left.sum()) == int(want_left.sum())
+
+
+@every_dtype
+def test_direct_scores_of_some_pairs(dtype: torch.dtype) -> None:
+    """Templates are those of the pairs that the tiles belong to."""
+    whole, image = batch_of("2d", False), image_of("2d", dtype)
+    tiling = whole.tiling
+    coefficients = definition.standardise(draw((2, 3, 2, *tiling.window), seed=1), 2, True)
+    batch = TileBatch(tiling, whole.tiles[tiling.tiles :])
+    rule = rule_of(dtype, False, budget=math.inf)
+    out = torch.full((2, 3, *tiling.positions), math.nan, dtype=dtype)
+    want = out.clone()
+    ops.direct_scores(image, coefficients, batch.numbers, rule.numbers, 3, out)
+    ops.direct_scores(image, coefficients, whole.numbers, rule.numbers, 3, want)
+    assert out[0].isnan().all() and torch.equal(out[1], want[1])
 
 
 @every_geometry
 @every_dtype
 @pytest.mark.parametrize("budget", (0, 5, 10**6))
-@pytest.mark.parametrize("bounded", (True, False))
-def test_sums(name: str, dtype: torch.dtype, budget: int, bounded: bool) -> None:
-    tiling, ids = tilings(name, True)
-    image, templates = image_of(name, dtype) - 5, 3
+@pytest.mark.parametrize("bounded, bad", ((True, False), (False, False), (False, True)))
+def test_sums(name: str, dtype: torch.dtype, budget: int, bounded: bool, bad: bool) -> None:
+    batch, templates = batch_of(name, True, 1), 3
+    tiling = batch.tiling
+    image = image_of(name, dtype) - 5
     image[1, :, : image.shape[2] // 3] = 0
-    taps = draw((1, templates + 1, 2, *tiling.window), seed=1)
-    _, stats = ops.gather_tiles(image, ids, tiling.numbers, True, True, True)
-    shape = (len(ids) // 2, templates, *tiling.length, 2)
+    weights = draw((1, templates + 1, 2, *tiling.window), seed=1)
+    _, rows = ops.cut_tiles(image, batch.numbers, True, True, True)
+    moments = [rows]
+    if bad:
+        image[1, 1].view(-1)[-3] = math.nan
+        _, rows = ops.cut_tiles(image, batch.numbers, True, True, True)
+        rule = ScoreRule(False, 0.0, 0.0, False, 0.0, 0.0, 0.0).numbers
+        *windows, _ = ops.tile_moments(image, rows, batch.numbers, rule, False)
+        moments = [rows, *windows]
+    shape = (len(batch.tiles) // 2, templates, *tiling.length, 2)
     numerators = draw(shape, seed=2) - 0.5
-    bound = draw(shape, torch.float32, 3) if bounded else None
-    rest = (stats, bound, None, image, taps, ids, tiling.numbers, list(tiling.stride), 1)
-    limits = (10.0, 1.0, budget)
+    absolute = draw(shape, torch.float32, 3) if bounded else None
+    rule = SumRule(10.0, 1.0, budget)
     out = torch.full((2, templates + 1, *tiling.positions), math.nan, dtype=dtype)
     want = out.clone()
-    left = ops.finish_sums(numerators, *rest, *limits, out)
-    want_left = tile_definitions.finish_sums(numerators, *rest, *limits, want)
+    operands = (image, weights, batch.numbers, rule.numbers)
+    left = ops.emit_sums(numerators, absolute, moments, *operands, out)
+    want_left = tile_definitions.emit_sums(
+        numerators, absolute, moments, image, weights, batch, rule, want
+    )
     assert torch.equal(left, want_left)
     assert (left > 0).any() or budget > 0 or name != "2d"
     assert budget < 10**6 or not (left > 0).any()
     same(out, want, 1e-6 if dtype == torch.float32 else 1e-12, 1e-12)
 
 
-def _normed(name: str, dtype: torch.dtype, wide: bool):
-    """Tiles of pairs with norms and means, in their own or in double precision."""
-    tiling, ids = tilings(name, True)
-    image = image_of(name, dtype)
-    _, stats = ops.gather_tiles(image, ids, tiling.numbers, True, False, True)
-    place = (image, ids, tiling.numbers, list(tiling.window), list(tiling.stride))
-    norms, _, means = tile_definitions.tile_norms(
-        stats, *place, True, False, 0.0, *LIMITS[dtype], True
-    )
+def _measured(
+    name: str, dtype: torch.dtype, wide: bool, first_template: int = 0
+) -> tuple[TileBatch, torch.Tensor, ScoreRule, TileMoments]:
+    """Pairs of tiles with their moments, in their dtype or in double precision."""
+    batch, image = batch_of(name, True, first_template), image_of(name, dtype)
+    rule = rule_of(dtype, True)
+    stats = cut_stats(image, batch, True, True)
+    moments, _ = tile_definitions.tile_moments(image, stats, batch, rule, True)
     if wide:
-        norms, means = norms.double(), means.double()
-    return tiling, ids, stats, place, norms, means
+        windows = (moments.norms.double(), moments.states, moments.means.double())
+        moments = TileMoments(stats, *windows)
+    return batch, image, rule, moments
 
 
 @every_geometry
 @every_dtype
 @pytest.mark.parametrize("wide", (True, False))
-def test_repair(name: str, dtype: torch.dtype, wide: bool) -> None:
-    tiling, ids, stats, place, norms, means = _normed(name, dtype, wide)
-    norms.view(-1)[::3] *= -1
-    norms.view(-1)[1::3] = -math.inf
-    want = norms.clone(), means.clone()
-    ops.repair_norms(norms, means, stats, *place, True, 0.0)
-    tile_definitions.repair_norms(*want, stats, *place, True, 0.0)
-    rtol = 1e-6 if norms.dtype == torch.float32 else 1e-9
-    for row, i in enumerate(ids):
-        inside = _valid(tiling, i)
-        same(norms[row][inside], want[0][row][inside], rtol)
-        same(means[row][inside], want[1][row][inside], 0, 1e-6)
-        assert not (norms[row][inside] < 0).any()
+def test_recomputed_norms(name: str, dtype: torch.dtype, wide: bool) -> None:
+    batch, image, rule, moments = _measured(name, dtype, wide)
+    moments.states.view(-1)[::3] = WindowState.DOUBTFUL
+    moments.states.view(-1)[1::3] = WindowState.UNKNOWN
+    want = copied(moments)
+    ops.recompute_norms(moments.tensors, image, batch.numbers, rule.numbers)
+    tile_definitions.recompute_norms(want, image, batch, rule)
+    rtol = 1e-6 if moments.norms.dtype == torch.float32 else 1e-9
+    for row, i in enumerate(batch.tiles):
+        inside = (row, *_valid(batch.tiling, i))
+        same(moments.norms[inside], want.norms[inside], rtol)
+        same(moments.means[inside], want.means[inside], 0, 1e-6)
+        assert torch.equal(moments.states[inside], want.states[inside])
+        assert not tile_definitions.is_doubtful(moments.states[inside]).any()
 
 
 @every_geometry
 @every_dtype
 @pytest.mark.parametrize("of_tiles", (True, False))
 def test_upstream(name: str, dtype: torch.dtype, of_tiles: bool) -> None:
-    tiling, ids, stats, place, norms, means = _normed(name, dtype, of_tiles)
-    grad = draw((2, 4, *tiling.positions), dtype, 1)
+    batch, _, _, moments = _measured(name, dtype, of_tiles, 1)
+    norms = moments.norms
+    grad = draw((2, 4, *batch.tiling.positions), dtype, 1)
     score = draw(grad.shape, dtype, 2)
     if of_tiles:
-        score = draw((len(ids), 2, *norms.shape[1:]), seed=2)
-    args = (grad, score, norms, means, ids, tiling.numbers, list(tiling.stride), 9.0, 1, 2)
-    maps = [draw(norms.shape, norms.dtype, 3), draw(norms.shape, norms.dtype, 4)]
-    want_maps = [m.clone() for m in maps]
-    alpha, sums = ops.tile_upstream(*args, of_tiles, *maps)
-    want, want_sums = tile_definitions.tile_upstream(*args, of_tiles, *want_maps)
+        score = draw((len(batch.tiles), 2, *norms.shape[1:]), seed=2)
+    maps = torch.stack([draw(norms.shape, norms.dtype, 3), draw(norms.shape, norms.dtype, 4)])
+    want_maps = maps.clone()
+    alpha, sums = ops.cut_upstream(
+        grad, score, of_tiles, moments.tensors, batch.numbers, 2, 9, maps
+    )
+    want, want_sums = tile_definitions.cut_upstream(
+        grad, score, of_tiles, moments, batch, 2, 9, want_maps
+    )
     tight = 1e-6 if norms.dtype == torch.float32 else 1e-13
     same(alpha, want, tight)
     same(sums, want_sums, 1e-9, 1e-9 * float(want_sums.abs().max()))
-    for got, exact in zip(maps, want_maps, strict=True):
-        same(got, exact, tight, tight)
+    same(maps, want_maps, tight, tight)
 
 
 @every_geometry
 @every_dtype
 @pytest.mark.parametrize("wide", (True, False))
-def test_back_to_the_input(name: str, dtype: torch.dtype, wide: bool) -> None:
-    tiling, ids, stats, place, norms, _ = _normed(name, dtype, wide)
-    found = draw((len(ids) // 2, 2, *tiling.length, 2), norms.dtype, 1)
-    maps = draw(norms.shape, norms.dtype, 2), draw(norms.shape, norms.dtype, 3)
-    for row, i in enumerate(ids):
-        # Nothing goes to positions that are not there.
-        inside = _valid(tiling, i)
+def test_input_grad(name: str, dtype: torch.dtype, wide: bool) -> None:
+    batch, image, _, moments = _measured(name, dtype, wide)
+    norms, stats = moments.norms, moments.stats
+    products = draw((len(batch.tiles) // 2, 2, *batch.tiling.length, 2), norms.dtype, 1)
+    maps = torch.stack([draw(norms.shape, norms.dtype, 2), draw(norms.shape, norms.dtype, 3)])
+    for row, i in enumerate(batch.tiles):
+        # Positions outside the map have no gradient.
+        inside = _valid(batch.tiling, i)
         for m in maps:
             kept = m[row][inside].clone()
             m[row] = 0
             m[row][inside] = kept
-    out = draw(place[0].shape, dtype, 4)
+    out = draw(image.shape, dtype, 4)
     want = out.double()
-    ops.tile_input_grad(found.clone(), *maps, stats, *place, out)
-    tile_definitions.tile_input_grad(found, *maps, stats, *place, want)
+    ops.emit_input_grad(products.clone(), maps, stats.rows, image, batch.numbers, out)
+    tile_definitions.emit_input_grad(products, maps, stats, image, batch, want)
     tight = 1e-5 if dtype == torch.float32 else 1e-12
     same(out.double(), want, tight, tight * float(want.abs().max()))
+
+
+def test_geometry_is_checked() -> None:
+    batch = batch_of("2d", False)
+    image = image_of("2d", torch.float32)
+    for numbers in ([], [0, 0], [4, 0], batch.numbers[:10]):
+        with pytest.raises(RuntimeError, match="batch of tiles|seven numbers"):
+            ops.cut_tiles(image, numbers, True, False, False)
+    with pytest.raises(RuntimeError, match="cover its extent|lie in its tile"):
+        wrong = replace(batch.tiling, extent=(0, 0))
+        ops.cut_tiles(image, TileBatch(wrong, [0]).numbers, True, False, False)
 
 
 @pytest.mark.parametrize("method", ("direct", "fft"))
@@ -286,10 +381,10 @@ def test_any_tiling_scores_the_same(
 ) -> None:
     size, window, stride, grid = GEOMETRIES[name]
     image = image_of(name, torch.float32, 1)
-    taps = draw((3, *window), torch.float32, seed=4)
+    template = draw((3, *window), torch.float32, seed=4)
     score = torchcorr.zncc if zero_mean else torchcorr.ncc
     args = {"ndim": len(size), "stride": stride, "method": method}
-    whole = score(image, taps, **args)
+    whole = score(image, template, **args)
 
     def cut(problem: choose.Problem, method: str) -> choose.Plan:
         tiling = Tiling.cut(size, window, stride, grid, fast=method == "fft")
@@ -298,21 +393,21 @@ def test_any_tiling_scores_the_same(
     choose._arranged.cache_clear()
     monkeypatch.setattr(choose, "make_plan", cut)
     request.addfinalizer(choose._arranged.cache_clear)
-    torch.testing.assert_close(score(image, taps, **args), whole, rtol=0, atol=2e-6)
+    torch.testing.assert_close(score(image, template, **args), whole, rtol=0, atol=2e-6)
 
 
 @pytest.mark.parametrize("method", ("direct", "fft"))
 def test_hard_tiles_among_easy_ones(
     monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest, method: str
 ) -> None:
-    """Tiles that need float64, pairs that lose a partner, windows computed again: all at once."""
+    """Tiles that need float64, pairs that lose a partner, recomputed windows: all at once."""
     rng = np.random.default_rng(5)
     image = rng.random((2, 120, 130)).astype(np.float32)
     image[0, 5, 6] = 1e6
     image[1, 60:, 70:] = 0.5 + 1e-6 * image[1, 60:, 70:]
     image[1, :40, :40] = 0.25
     image[0, 100, 100] = np.nan
-    taps = rng.random((2, 9, 9)).astype(np.float32)
+    template = rng.random((2, 9, 9)).astype(np.float32)
 
     def cut(problem: choose.Problem, method: str) -> choose.Plan:
         tiling = Tiling.cut(problem.size, (9, 9), (1, 1), (3, 3), fast=method == "fft")
@@ -321,9 +416,9 @@ def test_hard_tiles_among_easy_ones(
     choose._arranged.cache_clear()
     monkeypatch.setattr(choose, "make_plan", cut)
     request.addfinalizer(choose._arranged.cache_clear)
-    got = torchcorr.zncc(torch.from_numpy(image), torch.from_numpy(taps), method=method).numpy()
+    got = torchcorr.zncc(torch.from_numpy(image), torch.from_numpy(template), method=method).numpy()
     for i in range(2):
-        want = oracle.zncc(image[i], taps[i])
+        want = oracle.zncc(image[i], template[i])
         assert np.array_equal(np.isnan(got[i]), np.isnan(want))
         assert np.nanmax(np.abs(got[i] - want)) <= SCORE[torch.float32]
 
@@ -349,9 +444,9 @@ def test_leads_are_sorted_and_restored(a: tuple[int, ...], b: tuple[int, ...]) -
     paired = xs.reshape(leads.paired, leads.inputs, 1, 2) + ws.reshape(
         leads.paired, 1, leads.templates, 2
     )
-    found = leads.restored(paired.reshape(-1, leads.templates, 2), 1)
-    assert torch.equal(found, x + w)
-    assert torch.equal(leads.output(found, 1), paired.reshape(-1, leads.templates, 2))
+    restored = leads.restored(paired.reshape(-1, leads.templates, 2), 1)
+    assert torch.equal(restored, x + w)
+    assert torch.equal(leads.output(restored, 1), paired.reshape(-1, leads.templates, 2))
 
 
 @pytest.mark.parametrize("name", GEOMETRIES)

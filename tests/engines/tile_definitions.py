@@ -1,10 +1,13 @@
-"""The steps of the CPU engine (`_cpu/steps.py`) from their definitions in plain torch."""
+"""The steps of the CPU engine (`_cpu/steps.py`) from their definitions in plain torch.
+
+They take records where the C++ steps take the records' numbers or tensors.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -13,54 +16,85 @@ from torchcorr._definition import correlate as correlation
 from torchcorr._definition import scores
 from torchcorr._definition.windows import window_spread, windows
 from torchcorr._plan.dtypes import widen
+from torchcorr._plan.tiling import TileBatch, TileMoments, TileStats, WindowState
+
+if TYPE_CHECKING:
+    from torchcorr._cpu.rules import ScoreRule, SumRule
 
 
 def correlate(input: Tensor, template: Tensor, stride: Sequence[int]) -> Tensor:
     return correlation.correlate(input, template, stride, "direct")
 
 
-def _tile_slices(numbers: Sequence[int], tile: int, size: Sequence[int]) -> list[tuple[Any, Any]]:
+def is_doubtful(states: Tensor) -> Tensor:
+    return (states == WindowState.DOUBTFUL) | (states == WindowState.UNKNOWN)
+
+
+def _column(x: Tensor, axes: int) -> Tensor:
+    """One number a tile (or template), shaped to multiply arrays of `axes` more axes."""
+    return x[(..., *(None,) * axes)]
+
+
+def _tile_slices(batch: TileBatch, tile: int) -> list[tuple[Any, Any]]:
     """For each axis where a tile's elements lie: slice of the tile, slice of the input."""
-    ndim = len(size)
-    grid, step, pad, extent, _ = (numbers[i * ndim : (i + 1) * ndim] for i in range(5))
-    slices = []
-    for axis in reversed(range(ndim)):
-        start = tile % grid[axis] * step[axis] - pad[axis]
-        tile //= grid[axis]
-        begin = min(max(-start, 0), extent[axis])
-        end = max(min(size[axis] - start, extent[axis]), begin)
+    tiling, slices = batch.tiling, []
+    for axis in reversed(range(len(tiling.grid))):
+        step, extent, size = (
+            tiling.outputs[axis] * tiling.stride[axis],
+            tiling.extent[axis],
+            tiling.size[axis],
+        )
+        start = tile % tiling.grid[axis] * step - tiling.pad[axis]
+        tile //= tiling.grid[axis]
+        begin = min(max(-start, 0), extent)
+        end = max(min(size - start, extent), begin)
         slices.append((slice(begin, end), slice(start + begin, start + end)))
     return slices[::-1]
 
 
-def _cut(input: Tensor, ids: Sequence[int], numbers: Sequence[int]) -> tuple[Tensor, Tensor]:
+def raw_tiles(input: Tensor, batch: TileBatch) -> tuple[Tensor, Tensor]:
     """The tiles of items (I, C, *size) as they are, and a mask of what lies in the input."""
-    ndim = input.dim() - 2
-    per_item = math.prod(numbers[:ndim])
-    tiles = input.new_zeros((len(ids), input.shape[1], *numbers[4 * ndim :]))
+    tiling = batch.tiling
+    tiles = input.new_zeros((len(batch.tiles), input.shape[1], *tiling.length))
     there = torch.zeros_like(tiles, dtype=torch.bool)
-    for row, i in enumerate(ids):
+    for row, i in enumerate(batch.tiles):
         if i < 0:
             continue
-        to, source = zip(*_tile_slices(numbers, i % per_item, input.shape[2:]), strict=True)
-        tiles[(row, slice(None), *to)] = input[(i // per_item, slice(None), *source)]
+        item, tile = divmod(i, tiling.tiles)
+        to, source = zip(*_tile_slices(batch, tile), strict=True)
+        tiles[(row, slice(None), *to)] = input[(item, slice(None), *source)]
         there[(row, slice(None), *to)] = True
     return tiles, there
 
 
-def gather_tiles(
-    input: Tensor,
-    ids: Sequence[int],
-    geometry: Sequence[int],
-    centred: bool,
-    wide: bool,
-    pairs: bool,
+def _places(
+    batch: TileBatch, size: Sequence[int]
+) -> Iterator[tuple[int, int, tuple[slice, ...], tuple[slice, ...]]]:
+    """Row, item, positions of the map and positions of the tile, for each tile there is."""
+    tiling = batch.tiling
+    for row, i in enumerate(batch.tiles):
+        if i < 0:
+            continue
+        item, tile = divmod(i, tiling.tiles)
+        to: list[slice] = []
+        source: list[slice] = []
+        for axis in reversed(range(len(tiling.grid))):
+            first = tile % tiling.grid[axis] * tiling.outputs[axis]
+            tile //= tiling.grid[axis]
+            n = min(tiling.outputs[axis], size[axis] - first)
+            to.insert(0, slice(first, first + n))
+            source.insert(0, slice(0, n))
+        yield row, item, tuple(to), tuple(source)
+
+
+def cut_tiles(
+    input: Tensor, batch: TileBatch, centred: bool, wide: bool, pairs: bool
 ) -> tuple[Tensor, Tensor]:
     """Tiles minus a level each, times a power of two each, 0 where not finite; and for each tile
     (level, scale, mean square, 1 if something is not finite). Tile -1 is zero. As pairs, two tiles
     are one with an axis of 2 at the end.
     """
-    raw, there = _cut(input, ids, geometry)
+    raw, there = raw_tiles(input, batch)
     x = widen(raw)
     finite = torch.isfinite(x) & there
     axes = tuple(range(1, x.dim()))
@@ -85,228 +119,165 @@ def gather_tiles(
     return tiles, torch.stack(columns, 1)
 
 
-def tile_norms(
-    stats: Tensor,
-    input: Tensor,
-    ids: Sequence[int],
-    geometry: Sequence[int],
-    window: Sequence[int],
-    stride: Sequence[int],
-    zero_mean: bool,
-    local: bool,
-    eps: float,
-    faint: float,
-    exact: float,
-    means: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """1 / (N deviation) of each window of each scaled tile: 0 where it is flat, negative where it
-    is fainter than the limits, minus infinity where the sums do not tell, NaN where it holds a NaN
-    or an Inf. How many are below zero. And the mean of each window, if asked for.
+def tile_moments(
+    input: Tensor, stats: TileStats, batch: TileBatch, rule: ScoreRule, means: bool
+) -> tuple[TileMoments, Tensor]:
+    """The moments of each window of each scaled tile, with means if asked for, and how many
+    windows of each tile are doubtful or unknown. A flat window is flat if it would be unknown.
     """
-    ndim = len(window)
+    tiling = batch.tiling
+    ndim, window, stride = len(tiling.window), tiling.window, tiling.stride
     count = input.shape[1] * math.prod(window)
-    raw, there = _cut(input, ids, geometry)
-    inside = (..., *(slice(0, n) for n in geometry[3 * ndim : 4 * ndim]))
+    raw, there = raw_tiles(input, batch)
+    inside = (..., *(slice(0, n) for n in tiling.extent))
     raw, there = raw[inside], there[inside]
     inner = windows(there, window, stride).all(-1).flatten(-ndim).all(-1)
-    level, scale, power = (s[(slice(None), *(None,) * (ndim + 1))] for s in stats.unbind(1)[:3])
+    level, scale, power = (
+        _column(s, ndim + 1) for s in (stats.level, stats.scale, stats.mean_square)
+    )
     x = torch.where(there, (widen(raw) - level) * scale, 0.0)
     x = torch.where(torch.isfinite(raw) | ~there, x, torch.nan)
     axes = tuple(range(-ndim - 1, 0))
     seen, seen_raw = windows(x, window, stride), windows(raw, window, stride)
     total = seen.square().mean(axes)
-    mean = seen.mean(axes) if zero_mean else torch.zeros_like(total)
+    mean = seen.mean(axes) if rule.zero_mean else torch.zeros_like(total)
     energy = total - mean.square()
-    softened = energy + eps * scale.squeeze(1).square()
-    if local:
-        limit = total * faint
+    softened = energy + rule.eps * scale.squeeze(1).square()
+    if rule.of_window:
+        limit = total * rule.least_energy
     else:
         # The noise of a transform is that of both tiles of a pair.
         both = power.unflatten(0, (-1, 2)).sum(1).repeat_interleave(2, 0)
-        limit = faint * both.squeeze(1)
-    unknown = energy <= exact * total
-    is_faint = unknown | (softened < limit)
+        limit = rule.least_energy * both.squeeze(1)
+    unknown = energy <= rule.least_variance * total
     lowest, highest = seen_raw.amin(axes), seen_raw.amax(axes)
-    flat = is_faint & (lowest == highest) & (zero_mean | (lowest == 0))
-    is_faint = is_faint & inner
+    flat = unknown & (lowest == highest) & (rule.zero_mean | (lowest == 0))
+    states = torch.zeros_like(energy, dtype=torch.uint8)
+    states[softened < limit] = WindowState.DOUBTFUL
+    states[unknown] = WindowState.UNKNOWN
+    states[flat] = WindowState.FLAT
+    states[energy.isnan()] = WindowState.NON_FINITE
+    states[~inner] = WindowState.GOOD
     norm = 1 / (count * torch.sqrt(torch.where(unknown, 1.0, softened)))
-    norm = torch.where(unknown, -torch.inf, torch.where(is_faint, -norm, norm))
-    norm = torch.where(flat, 0.0, norm)
+    norm = torch.where(unknown, 0.0, norm).to(input.dtype)
     mean = mean.to(input.dtype)
-    return norm.to(input.dtype), (is_faint & ~flat).flatten(1).sum(1), mean if means else mean[:0]
+    moments = TileMoments(stats, norm, states, mean if means else mean[:0])
+    return moments, is_doubtful(states).flatten(1).sum(1)
 
 
-def finish_tiles(
+def normalise_tiles(
     numerators: Tensor,
-    norms: Tensor,
-    stats: Tensor,
+    moments: TileMoments,
     input: Tensor,
-    template: Tensor,
-    ids: Sequence[int],
-    geometry: Sequence[int],
-    stride: Sequence[int],
-    first_template: int,
-    zero_mean: bool,
-    eps: float,
-    noise: float,
-    budget: int,
+    coefficients: Tensor,
+    batch: TileBatch,
+    rule: ScoreRule,
     out: Tensor,
 ) -> Tensor:
-    """Writes scores: numerator * norm, or the definition where the norm is negative, or times
-    `noise` and what rounding left in the pair's sums beyond 1. A tile and template with more than
-    `budget` of these keeps its scores; they are counted.
+    """Writes scores: numerator * norm, or the definition where the window is doubtful, or the norm
+    times `noise` and what rounding left in the pair's numerators exceeds 1. A tile and template
+    with more than `budget` of these keeps its scores; they are counted.
     """
-    ndim = len(stride)
-    own = norms.shape[1:]
-    left = torch.zeros(len(ids), dtype=torch.int64, device=stats.device)
-    error = widen(stats.new_zeros((len(ids), numerators.shape[1])))
+    tiling, ndim, stats = batch.tiling, len(batch.tiling.stride), moments.stats
+    left = torch.zeros(len(batch.tiles), dtype=torch.int64, device=stats.rows.device)
+    error = widen(stats.rows.new_zeros((len(batch.tiles), numerators.shape[1])))
     if numerators.dim() == ndim + 3:
-        elements = math.prod(template.shape[2:])
+        elements = math.prod(coefficients.shape[2:])
         sums = widen(numerators).flatten(2)
-        power = elements * stats[:, 2].unflatten(0, (-1, 2)).sum(1)[:, None]
+        power = elements * stats.mean_square.unflatten(0, (-1, 2)).sum(1)[:, None]
         spread = (power + 2 * sums.square().mean(2)).sqrt() + sums.abs().amax(2) / 2
-        error = noise * spread.repeat_interleave(2, 0)
+        error = rule.noise * spread.repeat_interleave(2, 0)
         numerators = numerators.movedim(-1, 1).flatten(0, 1)
-    if numerators.shape[2:] != own:
-        numerators = numerators[
-            (..., *(slice(0, (n - 1) * s + 1, s) for n, s in zip(own, stride, strict=True)))
-        ]
-    templates = range(first_template, first_template + numerators.shape[1])
-    for row, item, to, source in _places(ids, geometry, own, out.shape[2:]):
-        norm = norms[(row, *source)]
+    if tuple(numerators.shape[2:]) != tiling.outputs:
+        step = zip(tiling.outputs, tiling.stride, strict=True)
+        numerators = numerators[(..., *(slice(0, (n - 1) * s + 1, s) for n, s in step))]
+    first = batch.first_template
+    templates = slice(first, first + numerators.shape[1])
+    for row, item, to, source in _places(batch, out.shape[2:]):
+        norm, states = moments.norms[(row, *source)], moments.states[(row, *source)]
         score = (numerators[(row, slice(None), *source)] * norm).clamp(-1, 1)
         score = torch.where(norm == 0, torch.zeros_like(score), score).to(out.dtype)
-        column = (slice(None), *(None,) * ndim)
-        doubt = (norm < 0) | (widen(norm) * error[row][column] > 1)
-        found = doubt.flatten(1).sum(1)
-        left[row] = torch.where(found > budget, found, 0).sum()
-        paired = template[item // (input.shape[0] // template.shape[0])]
+        doubtful = is_doubtful(states) | (widen(norm) * _column(error[row], ndim) > 1)
+        counts = doubtful.flatten(1).sum(1)
+        left[row] = torch.where(counts > rule.budget, counts, 0).sum()
+        paired = coefficients[item // (input.shape[0] // coefficients.shape[0])]
         exact = scores.ncc(
-            input[item], paired[templates.start : templates.stop], stride, zero_mean, eps, "direct"
+            input[item], paired[templates], tiling.stride, rule.zero_mean, rule.eps, "direct"
         )
-        again = doubt & (found <= budget)[column]
-        score = torch.where(again, exact[(slice(None), *to)], score)
-        out[(item, slice(templates.start, templates.stop), *to)] = score
+        recomputed = doubtful & _column(counts <= rule.budget, ndim)
+        score = torch.where(recomputed, exact[(slice(None), *to)], score)
+        out[(item, templates, *to)] = score
     return left
 
 
 def direct_scores(
-    input: Tensor,
-    template: Tensor,
-    taps: Tensor,
-    ids: Sequence[int],
-    geometry: Sequence[int],
-    window: Sequence[int],
-    stride: Sequence[int],
-    at_once: int,
-    zero_mean: bool,
-    eps: float,
-    faint: float,
-    exact: float,
-    budget: int,
-    out: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """Scores of tiles by the direct sum: `finish_tiles` of all templates, `at_once` at a time, and
-    the norms. `taps` are the templates (groups, 1, templates, C, *window) in the input's type.
-    """
-    tiles, stats = gather_tiles(input, ids, geometry, zero_mean, False, False)
-    norms, _, _ = tile_norms(
-        stats, input, ids, geometry, window, stride, zero_mean, True, eps, faint, exact, False
-    )
-    found = correlate(tiles.unflatten(0, (taps.shape[0], -1)).unsqueeze(2), taps, stride)
-    rest = (template, ids, geometry, stride, 0, zero_mean, eps, 0.0, budget, out)
-    return finish_tiles(found.flatten(0, 1), norms, stats, input, *rest), norms
+    input: Tensor, coefficients: Tensor, batch: TileBatch, rule: ScoreRule, out: Tensor
+) -> tuple[Tensor, TileMoments]:
+    """Scores of tiles by the direct sum, in the input's type: what is left, and the moments."""
+    tiles, rows = cut_tiles(input, batch, rule.zero_mean, False, False)
+    moments, _ = tile_moments(input, TileStats(rows), batch, rule, False)
+    rounded = coefficients.to(input.dtype).unsqueeze(1)
+    grouped = tiles.unflatten(0, (rounded.shape[0], -1)).unsqueeze(2)
+    numerators = correlate(grouped, rounded, batch.tiling.stride).flatten(0, 1)
+    return normalise_tiles(numerators, moments, input, coefficients, batch, rule, out), moments
 
 
-def _places(
-    ids: Sequence[int], geometry: Sequence[int], own: Sequence[int], size: Sequence[int]
-) -> Iterator[tuple[int, int, tuple[slice, ...], tuple[slice, ...]]]:
-    """Row, item, positions of the map and positions of the tile, for each tile there is."""
-    ndim = len(own)
-    per_item = math.prod(geometry[:ndim])
-    for row, i in enumerate(ids):
-        if i < 0:
-            continue
-        item, tile = divmod(i, per_item)
-        to: list[slice] = []
-        source: list[slice] = []
-        for axis in reversed(range(ndim)):
-            first = tile % geometry[axis] * own[axis]
-            tile //= geometry[axis]
-            n = min(own[axis], size[axis] - first)
-            to.insert(0, slice(first, first + n))
-            source.insert(0, slice(0, n))
-        yield row, item, tuple(to), tuple(source)
-
-
-def repair_norms(
-    norms: Tensor,
-    means: Tensor,
-    stats: Tensor,
-    input: Tensor,
-    ids: Sequence[int],
-    geometry: Sequence[int],
-    window: Sequence[int],
-    stride: Sequence[int],
-    zero_mean: bool,
-    eps: float,
-) -> None:
-    """Norms without their sign; where one is minus infinity, norm and mean from the definition."""
-    ndim = len(window)
+def recompute_norms(moments: TileMoments, input: Tensor, batch: TileBatch, rule: ScoreRule) -> None:
+    """Norm and mean of unknown windows from the definition; no window stays doubtful."""
+    tiling = batch.tiling
+    ndim, window = len(tiling.window), tiling.window
     count = input.shape[1] * math.prod(window)
-    raw, _ = _cut(input, ids, geometry)
-    raw = raw[(..., *(slice(0, n) for n in geometry[3 * ndim : 4 * ndim]))]
-    level, scale = (s[(slice(None), *(None,) * (ndim + 1))] for s in stats.unbind(1)[:2])
-    seen = windows(widen(raw) * scale, window, stride)
+    raw, _ = raw_tiles(input, batch)
+    raw = raw[(..., *(slice(0, n) for n in tiling.extent))]
+    level, scale = (_column(s, ndim + 1) for s in (moments.stats.level, moments.stats.scale))
+    seen = windows(widen(raw) * scale, window, tiling.stride)
     axes = tuple(range(-ndim - 1, 0))
     mean = seen.mean(axes, keepdim=True)
     mean = mean + (seen - mean).mean(axes, keepdim=True)
-    if not zero_mean:
+    if not rule.zero_mean:
         mean = torch.zeros_like(mean)
     energy = (seen - mean).square().mean(axes)
-    norm = 1 / (count * torch.sqrt(energy + eps * scale.squeeze(1).square()))
+    norm = 1 / (count * torch.sqrt(energy + rule.eps * scale.squeeze(1).square()))
     norm = torch.where(energy == 0, 0.0, norm)
-    column = mean[(..., *(0,) * (ndim + 1))] - (level * scale).squeeze(1) * zero_mean
-    unknown = norms == -torch.inf
-    norms.copy_(torch.where(unknown, norm.to(norms.dtype), norms.abs()))
+    column = mean[(..., *(0,) * (ndim + 1))] - (level * scale).squeeze(1) * rule.zero_mean
+    norms, states, means = moments.norms, moments.states, moments.means
+    unknown = states == WindowState.UNKNOWN
+    norms.copy_(torch.where(unknown, norm.to(norms.dtype), norms))
     means.copy_(torch.where(unknown, column.to(norms.dtype), means))
+    states[states == WindowState.DOUBTFUL] = WindowState.GOOD
+    states[unknown & (energy == 0)] = WindowState.FLAT
+    states[unknown & (energy != 0)] = WindowState.GOOD
 
 
-def tile_upstream(
+def cut_upstream(
     grad: Tensor,
     score: Tensor,
-    norms: Tensor,
-    means: Tensor,
-    ids: Sequence[int],
-    geometry: Sequence[int],
-    stride: Sequence[int],
-    count: float,
-    first_template: int,
-    templates: int,
     of_tiles: bool,
-    grad_square: Tensor,
-    grad_mean: Tensor,
+    moments: TileMoments,
+    batch: TileBatch,
+    templates: int,
+    count: int,
+    window_grads: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """Upstream gradients times norms as pairs of tiles (first, minus second), at the positions'
     places in zeros; sums of their squares, of their products with the means, and their largest.
 
-    What goes to a window's square and to its mean is added to `grad_square` and `grad_mean`.
-    `score` is a map as grad is, or (tiles, templates, *positions).
+    What goes to a window's square and to its mean is added to `window_grads`. `score` is a map as
+    grad is, or (tiles, templates, *positions).
     """
-    ndim = len(stride)
-    own = norms.shape[1:]
-    alpha = norms.new_zeros((len(ids), templates, *geometry[4 * ndim :]))
-    sums = widen(norms.new_zeros((len(ids), templates, 3)))
-    part = slice(first_template, first_template + templates)
-    for row, item, to, source in _places(ids, geometry, own, grad.shape[2:]):
+    tiling, norms, means = batch.tiling, moments.norms, moments.means
+    alpha = norms.new_zeros((len(batch.tiles), templates, *tiling.length))
+    sums = widen(norms.new_zeros((len(batch.tiles), templates, 3)))
+    part = slice(batch.first_template, batch.first_template + templates)
+    for row, item, to, source in _places(batch, grad.shape[2:]):
         norm, mean = widen(norms[(row, *source)]), widen(means[(row, *source)])
         a = widen(grad[(item, part, *to)]) * norm
         a = torch.where(norm == 0, torch.zeros_like(a), a)
-        found = score[(row, slice(None), *source)] if of_tiles else score[(item, part, *to)]
-        share = (a * widen(found) * count * norm).sum(0)
-        grad_square[(row, *source)] += share.to(norms.dtype)
-        grad_mean[(row, *source)] += (share * mean).to(norms.dtype)
-        at = tuple(slice(0, s.stop * k, k) for s, k in zip(source, stride, strict=True))
+        scored = score[(row, slice(None), *source)] if of_tiles else score[(item, part, *to)]
+        share = (a * widen(scored) * count * norm).sum(0)
+        window_grads[(0, row, *source)] += share.to(norms.dtype)
+        window_grads[(1, row, *source)] += (share * mean).to(norms.dtype)
+        at = tuple(slice(0, s.stop * k, k) for s, k in zip(source, tiling.stride, strict=True))
         alpha[(row, slice(None), *at)] = a.to(norms.dtype)
         flat = a.flatten(1)
         sums[row] = torch.stack(
@@ -315,95 +286,86 @@ def tile_upstream(
     return torch.stack((alpha[0::2], -alpha[1::2]), -1), sums
 
 
-def tile_input_grad(
-    found: Tensor,
-    grad_square: Tensor,
-    grad_mean: Tensor,
-    stats: Tensor,
+def emit_input_grad(
+    products: Tensor,
+    window_grads: Tensor,
+    stats: TileStats,
     input: Tensor,
-    ids: Sequence[int],
-    geometry: Sequence[int],
-    window: Sequence[int],
-    stride: Sequence[int],
+    batch: TileBatch,
     out: Tensor,
 ) -> None:
-    """Adds to `out` what came through the transforms, pairs of (first, minus second) tiles, and
-    through the windows; `found` may be overwritten.
+    """Adds to `out` what the transforms return, pairs of (first, minus second) tiles, and what the
+    windows do; `products` may be overwritten.
     """
-    ndim = len(window)
-    per_item, extent = math.prod(geometry[:ndim]), geometry[3 * ndim : 4 * ndim]
-    for row, i in enumerate(ids):
+    tiling = batch.tiling
+    for row, i in enumerate(batch.tiles):
         if i < 0:
             continue
-        level, scale = stats[row, 0], stats[row, 1]
-        shape = (1, *extent)
-        first, second = (
-            window_spread(widen(x[row]), window, shape, stride) for x in (grad_square, grad_mean)
+        item, tile = divmod(i, tiling.tiles)
+        level, scale = stats.level[row], stats.scale[row]
+        to_square, to_mean = (
+            window_spread(widen(x[row]), tiling.window, (1, *tiling.extent), tiling.stride)
+            for x in window_grads
         )
-        through = widen(found[row // 2, ..., row % 2]) * (1 - 2 * (row % 2))
-        slices = _tile_slices(geometry, i % per_item, input.shape[2:])
-        to, at = (tuple(s) for s in zip(*slices, strict=True))
-        target = (i // per_item, slice(None), *at)
+        through = widen(products[row // 2, ..., row % 2]) * (1 - 2 * (row % 2))
+        to, at = (tuple(s) for s in zip(*_tile_slices(batch, tile), strict=True))
+        target = (item, slice(None), *at)
         inside = (slice(None), *to)
         deviation = (widen(input[target]) - level) * scale
-        value = through[inside] - deviation * first[inside] + second[inside]
+        value = through[inside] - deviation * to_square[inside] + to_mean[inside]
         out[target] += (scale * value).to(out.dtype)
 
 
-def finish_sums(
+def emit_sums(
     numerators: Tensor,
-    stats: Tensor,
-    bound: Tensor | None,
-    marked: Tensor | None,
+    absolute: Tensor | None,
+    moments: Sequence[Tensor],
     input: Tensor,
     template: Tensor,
-    ids: Sequence[int],
-    geometry: Sequence[int],
-    stride: Sequence[int],
-    first_template: int,
-    noise: float,
-    allowed: float,
-    budget: int,
+    batch: TileBatch,
+    rule: SumRule,
     out: Tensor,
 ) -> Tensor:
-    """Writes sums in the input's units and level, the definition where rounding may show.
+    """Writes sums in the input's units and level, the definition where they are doubtful.
 
-    A value is trusted if it, or its sum of absolute products in `bound`, is 1 / `allowed` times
-    what rounding left, `noise` times the larger of both sides of the tile's sums; not if
-    `marked`. A tile and template with more than `budget` others keeps them; they are counted.
+    A value is good if it, or its sum of products in `absolute`, is at least 1 / `allowed` times
+    what rounding left, `noise` times the larger of both sides of the tile's sums, and if its window
+    is finite where `moments` say so. A tile and template with more than `budget` others keeps
+    them; they are counted. `moments` are stats only, or those of windows too.
     """
-    ndim = len(stride)
-    templates = numerators.shape[1]
-    axes = tuple(range(-ndim, 0))
-    pairs = numerators.square().sum(-1).mean(axes)
-    left = torch.zeros(len(ids), dtype=torch.int64, device=stats.device)
-    own = [geometry[ndim + i] // s for i, s in enumerate(stride)]
-    for row, item, to, source in _places(ids, geometry, own, out.shape[2:]):
-        paired = template[item // (input.shape[0] // template.shape[0])]
-        part = paired[first_template : first_template + templates]
-        level, scale = stats[row, 0], stats[row, 1]
-        norm = part.flatten(1).norm(dim=1)
-        both = stats[row // 2 * 2 : row // 2 * 2 + 2, 2].sum()
-        error = noise * (both * norm.square() + pairs[row // 2]).sqrt() / scale
-        at = tuple(slice(0, (s.stop - 1) * k + 1, k) for s, k in zip(source, stride, strict=True))
-        column = (slice(None), *(None,) * ndim)
+    tiling, stats = batch.tiling, TileStats(moments[0])
+    states = moments[2] if len(moments) > 1 else None
+    ndim, templates = len(tiling.stride), numerators.shape[1]
+    part = slice(batch.first_template, batch.first_template + templates)
+    pairs = numerators.square().sum(-1).mean(tuple(range(-ndim, 0)))
+    left = torch.zeros(len(batch.tiles), dtype=torch.int64, device=stats.rows.device)
+    for row, item, to, source in _places(batch, out.shape[2:]):
+        weights = template[item // (input.shape[0] // template.shape[0])][part]
+        level, scale = stats.level[row], stats.scale[row]
+        norm = weights.flatten(1).norm(dim=1)
+        both = stats.mean_square[row // 2 * 2 : row // 2 * 2 + 2].sum()
+        error = rule.noise * (both * norm.square() + pairs[row // 2]).sqrt() / scale
+        at = tuple(
+            slice(0, (s.stop - 1) * k + 1, k) for s, k in zip(source, tiling.stride, strict=True)
+        )
         value = numerators[(row // 2, slice(None), *at, row % 2)] / scale
-        value = value + level * part.flatten(1).sum(1)[column]
+        value = value + level * _column(weights.flatten(1).sum(1), ndim)
         size = value.abs()
-        if bound is not None:
-            size = widen(bound[(row // 2, slice(None), *at, row % 2)]) / scale
-        doubt = ~(size >= (error / allowed)[column])
-        if marked is not None:
-            doubt = doubt | marked[(row, *source)]
-        exact = correlate(widen(input[item]), part, stride)[(slice(None), *to)]
-        empty = correlate((input[item] != 0).to(part.dtype), torch.ones_like(part), stride)
-        zero = doubt & (empty[(slice(None), *to)] == 0)
-        count = doubt.flatten(1).sum(1)
-        if marked is None:
-            value = torch.where(zero & (count > budget)[column], 0.0, value)
-            count = torch.where(count > budget, count - zero.flatten(1).sum(1), count)
-        again = (count <= budget)[column] & doubt
-        value = torch.where(again, exact, value)
-        left[row] = torch.where(count > budget, count, 0).sum()
-        out[(item, slice(first_template, first_template + templates), *to)] = value.to(out.dtype)
+        if absolute is not None:
+            size = widen(absolute[(row // 2, slice(None), *at, row % 2)]) / scale
+        doubtful = ~(size >= _column(error / rule.allowed, ndim))
+        if states is not None:
+            doubtful = doubtful | (states[(row, *source)] == WindowState.NON_FINITE)
+        exact = correlate(widen(input[item]), weights, tiling.stride)[(slice(None), *to)]
+        occupied = (input[item] != 0).to(weights.dtype)
+        empty = correlate(occupied, torch.ones_like(weights), tiling.stride)
+        zero = doubtful & (empty[(slice(None), *to)] == 0)
+        count = doubtful.flatten(1).sum(1)
+        if states is None:
+            value = torch.where(zero & _column(count > rule.budget, ndim), 0.0, value)
+            count = torch.where(count > rule.budget, count - zero.flatten(1).sum(1), count)
+        recomputed = _column(count <= rule.budget, ndim) & doubtful
+        value = torch.where(recomputed, exact, value)
+        left[row] = torch.where(count > rule.budget, count, 0).sum()
+        out[(item, part, *to)] = value.to(out.dtype)
     return left

@@ -1,15 +1,16 @@
 """Both gradients of a score through transforms, tile by tile.
 
-One transform of the upstream gradient serves both. They are computed in the input's own precision
+One transform of the upstream gradient serves both. They are computed in the input's precision
 where an estimate of the rounding, relative to the largest element of the gradient, is below what is
-promised; otherwise all is computed again in float64. What is not finite takes the composed
-gradient, which keeps it in its windows where the method does.
+promised; otherwise both are computed in float64. Tensors that are not finite take the
+gradient composed of operators, which confines them to their windows where the method does.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from enum import Enum, auto
 
 import torch
@@ -21,7 +22,7 @@ from .._definition.spectra import forward_fft, inverse_fft
 from .._plan import rounding
 from .._plan.choose import arrange, batches
 from .._plan.dtypes import HALVES
-from .._plan.tiling import Batch, TileStats
+from .._plan.tiling import Batch, TileBatch, TileMoments, TileStats
 from . import steps
 from .scores import TiledScores
 
@@ -30,54 +31,54 @@ _SCORE_ERROR = rounding.ALLOWED_SCORE_ERROR[torch.float32]
 
 
 class Outcome(Enum):
-    """What became of gradients in one precision."""
+    """Whether gradients in one precision can be returned."""
 
     EXACT = auto()
     TOO_NOISY = auto()
     NOT_FINITE = auto()
 
 
-class _Gradients(TiledScores):
-    """One call in one precision."""
+@dataclass(frozen=True)
+class _ScoreGradCall:
+    """Scores that are differentiated, and which of their gradients are needed."""
 
-    def __init__(
-        self,
-        grad: Tensor,
-        input: Tensor,
-        template: Tensor,
-        score: Tensor,
-        stride: Sequence[int],
-        zero_mean: bool,
-        eps: float,
-        need_input: bool,
-        need_template: bool,
-        *,
-        wide: bool,
-    ) -> None:
-        sizes = (input.shape, template.shape, stride)
+    grad: Tensor
+    input: Tensor
+    template: Tensor
+    score: Tensor
+    stride: Sequence[int]
+    zero_mean: bool
+    eps: float
+    need_input: bool
+    need_template: bool
+
+
+class _Gradients(TiledScores):
+    """The gradients of one call in one precision."""
+
+    def __init__(self, of: _ScoreGradCall, *, wide: bool) -> None:
+        input = of.input
+        sizes = (input.shape, of.template.shape, of.stride)
         call = arrange(*sizes, "fft", normalised=True, dtype=input.dtype, device="cpu")
-        super().__init__(input, template, call, zero_mean, eps)
-        leads, ndim = self.problem.leads, len(self.stride)
-        self.grad = leads.output(grad, ndim).contiguous()
-        self.score = leads.output(score, ndim).contiguous()
+        super().__init__(input, of.template, call, of.zero_mean, of.eps)
+        leads, ndim = self.problem.leads, len(self.tiling.stride)
+        self.grad = leads.output(of.grad, ndim).contiguous()
+        self.score = leads.output(of.score, ndim).contiguous()
         self.wide = wide
         self.working = torch.float64 if wide else input.dtype
         # A float32 score is rounded too much for terms that nearly cancel in float64.
         self.rescored = wide and input.dtype != torch.float64
-        shape = (*self.template.shape[:3], *self.tiling.length)
-        self.spectrum = self.template.new_zeros(shape, dtype=self.working.to_complex())
-        self.offset = self.template.new_zeros(self.template.shape[:2])
+        shape = (*self.coefficients.shape[:3], *self.tiling.length)
+        self.spectrum = self.coefficients.new_zeros(shape, dtype=self.working.to_complex())
+        self.offset = self.coefficients.new_zeros(self.coefficients.shape[:2])
         self.for_input = None
-        if need_input:
+        if of.need_input:
             self.for_input = steps.new_map(self.input, self.input.shape).zero_()
-        self.need_template = need_template
+        self.need_template = of.need_template
         self.noise_input, self.noise_template = 0.0, 0.0
 
-    def run(self) -> Tensor:
-        raise NotImplementedError("gradients come from `both`")
-
     def both(self) -> Outcome:
-        """Computes both."""
+        """Computes both gradients."""
         for batch in batches(self.problem, self.plan):
             for one in batch.by_pair():
                 outcome = self._tiles_of(one)
@@ -89,45 +90,41 @@ class _Gradients(TiledScores):
 
     def _tiles_of(self, batch: Batch) -> Outcome:
         """Adds what the tiles of one pair contribute."""
-        tiles, stats = self.cut(batch.tiles, centred=self.zero_mean, wide=self.wide)
-        if bool((stats.not_finite > 0).any()):
+        tiles, stats = self.cut(batch.tiles, centred=self.rule.zero_mean, wide=self.wide)
+        if bool((stats.non_finite > 0).any()):
             return Outcome.NOT_FINITE
         if self.wide:
-            norms, means = self.wide_norms(batch.tiles, stats)
+            moments = self.wide_moments(batch.tiles, stats)
         else:
-            norms, hard, means = self.norms(batch.tiles, stats, means=True)
+            moments, hard = self.moments(batch.tiles, stats, means=True)
             if hard:
                 return Outcome.TOO_NOISY
-        place = (self.input, batch.tiles, self.geometry, self.window, self.stride)
-        steps.repair_norms(norms, means, stats.rows, *place, self.zero_mean, self.eps)
-        ndim = len(self.stride)
+        numbers = TileBatch(self.tiling, batch.tiles).numbers
+        steps.recompute_norms(moments.tensors, self.input, numbers, self.rule.numbers)
+        ndim = len(self.tiling.stride)
         spectrum = None
         if self.need_template or self.rescored:
             lines = torch.view_as_complex(tiles)
             spectrum = forward_fft(lines.flatten(0, 1), ndim).unflatten(0, lines.shape[:2])
         del tiles
-        grad_square, grad_mean = torch.zeros_like(norms), torch.zeros_like(norms)
+        # What goes to the squares and to the means of windows.
+        window_grads = moments.norms.new_zeros((2, *moments.norms.shape))
         through: Tensor | None = None
-        for first in range(0, self.template.shape[1], self.plan.templates):
-            last = min(first + self.plan.templates, self.template.shape[1])
+        for first in range(0, self.coefficients.shape[1], self.plan.templates):
+            last = min(first + self.plan.templates, self.coefficients.shape[1])
             weights = self.spectra.part(self.working, batch.pairs, first, last)[0]
             score = self.score
             if self.rescored and spectrum is not None:
-                score = self._scores(spectrum, weights, norms)
-            upstream, sums = steps.tile_upstream(
+                score = self._scores(spectrum, weights, moments)
+            upstream, sums = steps.cut_upstream(
                 self.grad,
                 score,
-                norms,
-                means,
-                batch.tiles,
-                self.geometry,
-                self.stride,
-                float(self.count),
-                first,
-                last - first,
                 self.rescored,
-                grad_square,
-                grad_mean,
+                moments.tensors,
+                TileBatch(self.tiling, batch.tiles, first).numbers,
+                last - first,
+                self.count,
+                window_grads,
             )
             # The upstream's conjugate spectrum: with the input's spectrum it gives the
             # template's gradient, with the template's conjugate one that of the input, conjugate.
@@ -145,9 +142,9 @@ class _Gradients(TiledScores):
         if self.for_input is not None and through is not None:
             lead = through.shape[:2]
             lines = forward_fft(through.flatten(0, 1), ndim).unflatten(0, lead)
-            result = torch.view_as_real(lines)
-            maps = (grad_square, grad_mean, stats.rows)
-            steps.tile_input_grad(result, *maps, *place, self.for_input)
+            products = torch.view_as_real(lines)
+            operands = (window_grads, stats.rows, self.input, numbers, self.for_input)
+            steps.emit_input_grad(products, *operands)
         return Outcome.EXACT
 
     def _through(self, given: Tensor, weights: Tensor, total: Tensor | None) -> Tensor:
@@ -161,17 +158,17 @@ class _Gradients(TiledScores):
             torch.addcmul(total, given[:, k : k + 1], weights[k], out=total)
         return total
 
-    def _scores(self, spectrum: Tensor, weights: Tensor, norms: Tensor) -> Tensor:
-        """Scores of these tiles again, in float64."""
+    def _scores(self, spectrum: Tensor, weights: Tensor, moments: TileMoments) -> Tensor:
+        """Scores of these tiles in float64."""
         product = (spectrum.unsqueeze(1) * weights).sum(2)
-        lines = inverse_fft(product.flatten(0, 1), len(self.stride))
+        lines = inverse_fft(product.flatten(0, 1), len(self.tiling.stride))
         lines = lines.unflatten(0, product.shape[:2])
         sums = torch.view_as_real(lines).movedim(-1, 1).flatten(0, 1)
         at = tuple(
             slice(0, (m - 1) * s + 1, s)
-            for m, s in zip(self.tiling.outputs, self.stride, strict=True)
+            for m, s in zip(self.tiling.outputs, self.tiling.stride, strict=True)
         )
-        return (sums[(..., *at)] * norms.unsqueeze(1)).clamp(-1, 1).contiguous()
+        return (sums[(..., *at)] * moments.norms.unsqueeze(1)).clamp(-1, 1).contiguous()
 
     def _add_noise(self, sums: Tensor, stats: TileStats) -> None:
         """Adds up how much rounding these tiles contribute (math.md, eq. noise)."""
@@ -188,12 +185,12 @@ class _Gradients(TiledScores):
 
     def template_grad(self) -> Tensor:
         """(pairs, templates, C, *window) in float64, before the standardisation."""
-        ndim = len(self.stride)
-        wanted = (..., *(slice(0, k) for k in self.window))
+        ndim = len(self.tiling.stride)
+        window = (..., *(slice(0, k) for k in self.tiling.window))
         lead = self.spectrum.shape[:3]
         lines = inverse_fft(self.spectrum.flatten(0, 2), ndim).unflatten(0, lead)
-        found = lines.real[wanted].to(torch.float64) / math.prod(self.tiling.length)
-        return found - self.offset[(..., *(None,) * (ndim + 1))]
+        gradient = lines.real[window].to(torch.float64) / math.prod(self.tiling.length)
+        return gradient - self.offset[(..., *(None,) * (ndim + 1))]
 
     def _is_quiet(self) -> bool:
         """Whether the rounding is below what is allowed."""
@@ -202,16 +199,16 @@ class _Gradients(TiledScores):
             if not self.noise_input <= rounding.ALLOWED_GRADIENT_ERROR * most:
                 return False
         if self.need_template:
-            axes = tuple(range(-len(self.stride) - 1, 0))
-            found, weights = self.template_grad(), self.template
-            largest = float(found.abs().amax())
-            # What the standardisation leaves of it is what is promised.
-            if self.zero_mean:
-                found = found - found.mean(axes, keepdim=True)
-            found = found - weights * (found * weights).mean(axes, keepdim=True)
+            axes = tuple(range(-len(self.tiling.stride) - 1, 0))
+            gradient, weights = self.template_grad(), self.coefficients
+            largest = float(gradient.abs().amax())
+            # The promise is on the gradient behind the standardisation.
+            if self.rule.zero_mean:
+                gradient = gradient - gradient.mean(axes, keepdim=True)
+            gradient = gradient - weights * (gradient * weights).mean(axes, keepdim=True)
             unit = rounding.unit(self.working)
             noise = rounding.TRANSFORM * unit * (3 * math.sqrt(self.noise_template) + largest)
-            if not noise <= rounding.ALLOWED_GRADIENT_ERROR * float(found.abs().amax()):
+            if not noise <= rounding.ALLOWED_GRADIENT_ERROR * float(gradient.abs().amax()):
                 return False
         return True
 
@@ -237,11 +234,11 @@ def ncc_grads(
     place, needs = (stride, zero_mean, eps), (need_input, need_template)
     if grad.numel() == 0 or input.numel() == 0 or template.numel() == 0:
         return definition.ncc_grads(grad, input, template, score, *place, "direct", *needs)
-    args = (grad, input, template, score, *place, *needs)
-    call = _Gradients(*args, wide=input.dtype == torch.float64)
+    scores = _ScoreGradCall(grad, input, template, score, *place, *needs)
+    call = _Gradients(scores, wide=input.dtype == torch.float64)
     outcome = call.both()
     if outcome is Outcome.TOO_NOISY:
-        call = _Gradients(*args, wide=True)
+        call = _Gradients(scores, wide=True)
         outcome = call.both()
     if outcome is Outcome.NOT_FINITE:
         composed = definition.score_gradients(
@@ -256,8 +253,8 @@ def ncc_grads(
     if call.for_input is not None:
         for_input = leads.input_restored(call.for_input, tuple(input.shape), core)
     if need_template:
-        found = call.template_grad().to(template.dtype)
-        for_template = leads.template_restored(found, tuple(template.shape), core)
+        gradient = call.template_grad().to(template.dtype)
+        for_template = leads.template_restored(gradient, tuple(template.shape), core)
     return for_input, for_template
 
 

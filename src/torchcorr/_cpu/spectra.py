@@ -1,4 +1,4 @@
-"""Spectra of templates, and sums of products of tiles with them."""
+"""Spectra of templates, and the step `correlate`: numerators of tiles and templates."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _ROOM = 32 << 20
 
 
 class TemplateSpectra:
-    """Templates (pairs, templates, C, *window) as the tiles of one tiling need them."""
+    """Templates (pairs, templates, C, *window) in the form that the tiles of a tiling multiply."""
 
     def __init__(
         self,
@@ -57,10 +57,10 @@ def numerators(
     start: int = 0,
     stop: int | None = None,
 ) -> Iterator[tuple[int, Tensor]]:
-    """(first template, sums of products) of tiles that come from `pairs` in equal parts, for
-    templates `start` to `stop`.
+    """(first template, numerators) for templates `start` to `stop`; each of the `pairs` has equally
+    many of the tiles.
 
-    Through transforms two tiles are one complex one, as they are given and as they are returned:
+    Through transforms two tiles are one complex tile, as they are given and as they are returned:
     a template is real, so real and imaginary parts do not mix (math.md, eq. pair).
     """
     ndim = len(spectra.tiling.length)

@@ -1,8 +1,8 @@
 """The steps of the C++ library that calls in tiles are made of; they are no operators.
 
-Inputs are (items, C, *size), templates (pairs, templates, C, *window), maps (items, templates,
-*positions). Tile t of an item lies where its `Tiling` says; tile -1 is empty and fills up a pair.
-`tests/engines/tile_definitions.py` defines each step in plain torch.
+Inputs are (items, C, *size), templates and their coefficients (pairs, templates, C, *window), maps
+(items, templates, *positions). Tile t of an item lies where its `Tiling` says; tile -1 is empty
+and fills up a pair. `tests/engines/tile_definitions.py` defines each step in plain torch.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from torch import Tensor
 correlate_direct = torch.ops.torchcorr_cpu.correlate_direct.default
 correlate_direct_input_grad = torch.ops.torchcorr_cpu.correlate_direct_input_grad.default
 correlate_direct_template_grad = torch.ops.torchcorr_cpu.correlate_direct_template_grad.default
-gather_tiles = torch.ops.torchcorr_cpu.gather_tiles.default
-tile_norms = torch.ops.torchcorr_cpu.tile_norms.default
-repair_norms = torch.ops.torchcorr_cpu.repair_norms.default
-tile_upstream = torch.ops.torchcorr_cpu.tile_upstream.default
-tile_input_grad = torch.ops.torchcorr_cpu.tile_input_grad.default
-finish_sums = torch.ops.torchcorr_cpu.finish_sums.default
+cut_tiles = torch.ops.torchcorr_cpu.cut_tiles.default
+tile_moments = torch.ops.torchcorr_cpu.tile_moments.default
+normalise_tiles = torch.ops.torchcorr_cpu.normalise_tiles.default
 direct_scores = torch.ops.torchcorr_cpu.direct_scores.default
-finish_tiles = torch.ops.torchcorr_cpu.finish_tiles.default
+emit_sums = torch.ops.torchcorr_cpu.emit_sums.default
+recompute_norms = torch.ops.torchcorr_cpu.recompute_norms.default
+cut_upstream = torch.ops.torchcorr_cpu.cut_upstream.default
+emit_input_grad = torch.ops.torchcorr_cpu.emit_input_grad.default
 take_large_pages = torch.ops.torchcorr_cpu.take_large_pages.default
 
 # Bytes from which on the first touch of a result's pages shows in the time of a call.

@@ -1,10 +1,16 @@
-"""How tiles cover the positions of an input."""
+"""How tiles cover the positions of an input, and what is known of them once they are cut.
+
+csrc/common/tiling.h, csrc/common/window_state.h and csrc/tiles/steps.h define the records a second
+time, in C++; `numbers` and `tensors` are the forms in which they cross the dispatcher.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from enum import IntEnum
+from functools import cached_property
 
 from torch import Tensor
 
@@ -15,10 +21,10 @@ EMPTY = -1
 
 
 def tile_length(n: int, ndim: int, powers: bool = False) -> int:
-    """Smallest length of at least n whose transforms are quick beside those of its neighbours.
+    """Smallest length of at least n whose transforms are quick relative to those near it.
 
     Many factors of two and one small odd factor. In a CPU's cache a power of two from 256 on puts
-    the rows of a tile on the same lines, so unless `powers` are wanted it is left to single rows.
+    the rows of a tile on the same lines, so unless `powers` is set only single rows have one.
     """
     if n <= 64:
         return 8 * -(-n // 8) if n > 24 else 2 * fast_length(-(-n // 2))
@@ -35,7 +41,7 @@ def tile_length(n: int, ndim: int, powers: bool = False) -> int:
 class Tiling:
     """How tiles cover the valid positions of an input: sizes an axis, arithmetic only.
 
-    Tile t of an axis holds the windows of positions [t * outputs, (t + 1) * outputs): `extent`
+    Tile t of an axis covers the windows of positions [t * outputs, (t + 1) * outputs): `extent`
     elements from t * outputs * stride - pad on, in an array of `length` elements.
     """
 
@@ -69,15 +75,15 @@ class Tiling:
         extent = tuple((m - 1) * s + k for m, s, k in zip(outputs, stride, window, strict=True))
         length = tuple(tile_length(n, len(total), powers) for n in extent) if fast else extent
         return cls(
-            tuple(size),
-            tuple(window),
-            tuple(stride),
-            total,
-            needed,
-            outputs,
-            tuple(pad) if pad else (0,) * len(total),
-            extent,
-            length,
+            size=tuple(size),
+            window=tuple(window),
+            stride=tuple(stride),
+            positions=total,
+            grid=needed,
+            outputs=outputs,
+            pad=tuple(pad) if pad else (0,) * len(total),
+            extent=extent,
+            length=length,
         )
 
     @property
@@ -86,7 +92,7 @@ class Tiling:
         return math.prod(self.grid)
 
     def slices(self, tile: int) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
-        """The elements of the input that a tile's windows hold, and its positions."""
+        """The elements of the input that a tile's windows cover, and its positions."""
         seen, to = [], []
         for axis in reversed(range(len(self.grid))):
             index, tile = tile % self.grid[axis], tile // self.grid[axis]
@@ -97,11 +103,15 @@ class Tiling:
             seen.append(slice(first * step, (last - 1) * step + k))
         return tuple(seen[::-1]), tuple(to[::-1])
 
-    @property
+    @cached_property
     def numbers(self) -> list[int]:
-        """What the tile operators take: grid, step, pad, extent and length, one after another."""
+        """Grid, step, pad, extent, length, window and stride, one after another.
+
+        `Tiling` of csrc/common/tiling.h is read from them.
+        """
         step = [m * s for m, s in zip(self.outputs, self.stride, strict=True)]
-        return [*self.grid, *step, *self.pad, *self.extent, *self.length]
+        sizes = (self.grid, step, self.pad, self.extent, self.length, self.window, self.stride)
+        return [n for size in sizes for n in size]
 
 
 @dataclass(frozen=True)
@@ -124,10 +134,25 @@ class Batch:
 
 
 @dataclass(frozen=True)
+class TileBatch:
+    """Tiles of one tiling that a step works on, and the first of the templates it works with."""
+
+    tiling: Tiling
+    tiles: list[int]
+    first_template: int = 0
+
+    @property
+    def numbers(self) -> list[int]:
+        """Number of axes, first template, numbers of the tiling, tiles."""
+        tiling = self.tiling
+        return [len(tiling.grid), self.first_template, *tiling.numbers, *self.tiles]
+
+
+@dataclass(frozen=True)
 class TileStats:
     """What is known of each tile once it is cut out: one row of four float64 numbers a tile.
 
-    A tile holds (element - level) * scale, and 0 for an element that is not finite.
+    A tile contains (element - level) * scale, and 0 for an element that is not finite.
     """
 
     rows: Tensor  # (tiles, 4)
@@ -146,6 +171,30 @@ class TileStats:
         return self.rows[:, 2]
 
     @property
-    def not_finite(self) -> Tensor:
+    def non_finite(self) -> Tensor:
         """How many elements are not finite; an engine may stop counting at 1."""
         return self.rows[:, 3]
+
+
+class WindowState(IntEnum):
+    """What is known of a window; one byte of a map of states."""
+
+    GOOD = 0
+    FLAT = 1  # all elements equal: the score is 0
+    DOUBTFUL = 2  # so small a deviation that rounding may exceed what is promised
+    UNKNOWN = 3  # doubtful, and the norm is not known either
+    NON_FINITE = 4  # an element is a NaN or an Inf
+
+
+@dataclass(frozen=True)
+class TileMoments:
+    """What is known of tiles and of their windows, each (tiles, *positions)."""
+
+    stats: TileStats
+    norms: Tensor  # 1 / (N deviation); 0 where it is flat or unknown, NaN where it is not finite
+    states: Tensor  # WindowState
+    means: Tensor  # empty unless they are needed
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        return [self.stats.rows, self.norms, self.states, self.means]

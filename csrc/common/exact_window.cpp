@@ -1,0 +1,178 @@
+// Means are taken twice: the second removes what rounding left of the first.
+
+#include "common/exact_window.h"
+
+#include <cmath>
+
+#include "common/vectors.h"
+
+namespace torchcorr {
+namespace {
+
+// Sum of f(lane vector of elements, index) over n elements, in eight lanes.
+template <class T, class F>
+TORCHCORR_INLINE double lane_sum(int64_t n, const T* x, const F& f) {
+  Doubles acc = {};
+  int64_t i = 0;
+  for (; i + kDoubles <= n; i += kDoubles) acc += f(read(x + i), i, kDoubles);
+  if (i < n) {
+    Doubles last = f(read_part(n - i, x + i), i, n - i);
+    for (int64_t l = n - i; l < kDoubles; ++l) last[l] = 0;
+    acc += last;
+  }
+  return total_of(acc);
+}
+
+template <class T>
+TORCHCORR_INLINE double row_sum(int64_t n, const T* x, double scale, double level) {
+  return lane_sum(
+      n, x, [&](const Doubles& v, int64_t, int64_t) TORCHCORR_FLAT { return v * scale - level; });
+}
+
+template <class T>
+TORCHCORR_INLINE double row_squares(int64_t n, const T* x, double scale, double level) {
+  return lane_sum(n, x, [&](const Doubles& v, int64_t, int64_t) TORCHCORR_FLAT {
+    const Doubles d = v * scale - level;
+    return d * d;
+  });
+}
+
+template <class T>
+TORCHCORR_INLINE double row_products(int64_t n, const T* x, double scale, double level,
+                                     const double* w) {
+  return lane_sum(n, x, [&](const Doubles& v, int64_t i, int64_t part) TORCHCORR_FLAT {
+    return (v * scale - level) * (part == kDoubles ? read(w + i) : read_part(part, w + i));
+  });
+}
+
+// Sum of of_row(row, coefficients of the row) over the rows of a window.
+template <class T, class F>
+TORCHCORR_INLINE double over_rows(const T* x, const double* coefficients, const ExactWindow& by,
+                                  const F& of_row) {
+  double sum = 0;
+  for (int64_t c = 0; c < by.channels; ++c) {
+    for (int64_t z = 0; z < by.window[0]; ++z) {
+      for (int64_t y = 0; y < by.window[1]; ++y) {
+        const int64_t row = (c * by.window[0] + z) * by.window[1] + y;
+        sum += of_row(x + c * by.strides.channel + z * by.strides.plane + y * by.strides.row,
+                      coefficients + row * by.window[2]);
+      }
+    }
+  }
+  return sum;
+}
+
+template <class T>
+TORCHCORR_INLINE WindowMoments moments(const T* x, const ExactWindow& by, double scale) {
+  const int64_t n = by.window[2];
+  const auto mean_from = [&](double level) TORCHCORR_FLAT {
+    return over_rows(x, nullptr, by,
+                     [&](const T* r, const double*)
+                         TORCHCORR_FLAT { return row_sum(n, r, scale, level); }) /
+           by.count;
+  };
+  double level = 0;
+  if (by.zero_mean) {
+    // Relative to the first element, so that a large offset costs no digits.
+    level = static_cast<double>(*x) * scale;
+    level += mean_from(level);
+    level += mean_from(level);
+  }
+  return {level, over_rows(x, nullptr, by, [&](const T* r, const double*) TORCHCORR_FLAT {
+            return row_squares(n, r, scale, level);
+          })};
+}
+
+template <class T>
+TORCHCORR_INLINE double score(const T* x, const double* coefficients, const ExactWindow& by,
+                              double scale) {
+  const auto [level, squares] = moments(x, by, scale);
+  if (squares == 0) return 0;
+  const double mean = level;
+  const double products =
+      over_rows(x, coefficients, by, [&](const T* r, const double* w) TORCHCORR_FLAT {
+        return row_products(by.window[2], r, scale, mean, w);
+      });
+  const double energy = squares / by.count + by.eps * scale * scale;
+  return products / (by.count * std::sqrt(energy));
+}
+
+// Four accumulators: an addition need not wait for the one before.
+template <class T>
+TORCHCORR_INLINE double numerator(const T* x, const double* coefficients, const ExactWindow& by,
+                                  double level) {
+  constexpr int64_t kStep = 4 * kDoubles;
+  Doubles acc[4] = {};
+  over_rows(x, coefficients, by, [&](const T* r, const double* w) TORCHCORR_FLAT {
+    const int64_t n = by.window[2];
+    int64_t i = 0;
+    for (; i + kStep <= n; i += kStep) {
+      for (int64_t k = 0; k < 4; ++k) {
+        const int64_t at = i + k * kDoubles;
+        acc[k] += (read(r + at) - level) * read(w + at);
+      }
+    }
+    for (; i + kDoubles <= n; i += kDoubles) acc[0] += (read(r + i) - level) * read(w + i);
+    // The coefficients past the row's end are zeros, so what is read there adds nothing.
+    if (i < n) acc[1] += (read_part(n - i, r + i) - level) * read_part(n - i, w + i);
+    return 0.0;
+  });
+  return total_of((acc[0] + acc[1]) + (acc[2] + acc[3]));
+}
+
+// One accumulator a position: neighbours read the same elements and the same coefficient.
+template <class T>
+TORCHCORR_INLINE void numerators(const T* x, const double* coefficients, const ExactWindow& by,
+                                 double level, double* out) {
+  constexpr int64_t kVectors = kNeighbours / kDoubles;
+  Doubles acc[kVectors] = {};
+  over_rows(x, coefficients, by, [&](const T* r, const double* w) TORCHCORR_FLAT {
+    for (int64_t i = 0; i < by.window[2]; ++i) {
+      for (int64_t k = 0; k < kVectors; ++k) {
+        acc[k] += (read(r + i + k * kDoubles) - level) * w[i];
+      }
+    }
+    return 0.0;
+  });
+  for (int64_t k = 0; k < kVectors; ++k) write(out + k * kDoubles, acc[k]);
+}
+
+template <class T>
+TORCHCORR_INLINE double plain_sum(const T* x, const double* coefficients, const ExactWindow& by) {
+  double sum = 0;
+  over_rows(x, coefficients, by, [&](const T* r, const double* w) TORCHCORR_FLAT {
+    // A NaN stays one: the rest need not be read.
+    if (sum == sum) sum += row_products(by.window[2], r, 1.0, 0.0, w);
+    return 0.0;
+  });
+  return sum;
+}
+
+}  // namespace
+
+#define TORCHCORR_WINDOW(T)                                                                       \
+  TORCHCORR_CLONES WindowMoments moments_of_window(const T* x, const ExactWindow& by,             \
+                                                   double scale) {                                \
+    return moments(x, by, scale);                                                                 \
+  }                                                                                               \
+  TORCHCORR_CLONES double score_of_window(const T* x, const double* coefficients,                 \
+                                          const ExactWindow& by, double scale) {                  \
+    return score(x, coefficients, by, scale);                                                     \
+  }                                                                                               \
+  TORCHCORR_CLONES double numerator_of_window(const T* x, const double* coefficients,             \
+                                              const ExactWindow& by, double level) {              \
+    return numerator(x, coefficients, by, level);                                                 \
+  }                                                                                               \
+  TORCHCORR_CLONES void numerators_of_windows(const T* x, const double* coefficients,             \
+                                              const ExactWindow& by, double level, double* out) { \
+    numerators(x, coefficients, by, level, out);                                                  \
+  }                                                                                               \
+  TORCHCORR_CLONES double sum_of_window(const T* x, const double* coefficients,                   \
+                                        const ExactWindow& by) {                                  \
+    return plain_sum(x, coefficients, by);                                                        \
+  }
+TORCHCORR_WINDOW(float)
+TORCHCORR_WINDOW(double)
+#undef TORCHCORR_WINDOW
+
+}  // namespace torchcorr

@@ -1,0 +1,72 @@
+// The parts of the stable ABI that every kernel uses, and how a function is compiled for several
+// CPUs.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <cstdint>
+#include <vector>
+
+// Clones are chosen when the library is loaded, which needs the GNU loader's ifunc.
+#if defined(TORCHCORR_CLONES)
+// Defined on the command line: a build with sanitizers has no clones.
+#elif defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && defined(__linux__)
+#define TORCHCORR_CLONES \
+  __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#else
+#define TORCHCORR_CLONES
+#endif
+
+#if !defined(TORCHCORR_INLINE)
+#define TORCHCORR_INLINE inline __attribute__((always_inline))
+#endif
+
+// A lambda that is compiled for the CPU of the function around it.
+#if defined(__GNUC__)
+#define TORCHCORR_FLAT __attribute__((always_inline))
+#else
+#define TORCHCORR_FLAT
+#endif
+
+namespace torchcorr {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using Sizes = std::vector<int64_t>;
+
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+inline Tensor packed(const Tensor& x) {
+  return x.is_contiguous() ? x : torch::stable::contiguous(x);
+}
+
+inline Tensor new_float64(const Tensor& like, const Sizes& shape) {
+  return torch::stable::new_empty(like, shape, ScalarType::Double);
+}
+
+inline bool is_half(const Tensor& x) {
+  return x.scalar_type() == ScalarType::Half || x.scalar_type() == ScalarType::BFloat16;
+}
+
+inline Tensor in_float32(const Tensor& x) { return torch::stable::to(x, ScalarType::Float); }
+
+inline Tensor in_type_of(const Tensor& like, const Tensor& x) {
+  return torch::stable::to(x, like.scalar_type());
+}
+
+// Calls f with a zero of the tensor's element type.
+template <class F>
+void with_real_type(const Tensor& x, const char* name, const F& f) {
+  const ScalarType type = x.scalar_type();
+  STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::Double, name,
+                  " must be float32 or float64");
+  if (type == ScalarType::Float) {
+    f(float{});
+  } else {
+    f(double{});
+  }
+}
+
+}  // namespace torchcorr

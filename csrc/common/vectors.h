@@ -1,0 +1,65 @@
+// Vectors of any element type and size, and vectors of eight doubles read from float32 or float64.
+#pragma once
+
+#include "common/tensors.h"
+
+namespace torchcorr {
+
+template <class T, int BYTES>
+struct VectorOf {
+  typedef T type __attribute__((vector_size(BYTES)));
+  // The same in memory, where only its elements are aligned.
+  typedef T stored __attribute__((vector_size(BYTES), aligned(sizeof(T)), may_alias));
+};
+
+template <class T, int BYTES = 64>
+using Vector = typename VectorOf<T, BYTES>::type;
+
+template <class T, int BYTES = 64>
+constexpr int64_t lanes_of = BYTES / static_cast<int64_t>(sizeof(T));
+
+template <int BYTES = 64, class T>
+TORCHCORR_INLINE Vector<T, BYTES> load(const T* p) {
+  return *reinterpret_cast<const typename VectorOf<T, BYTES>::stored*>(p);
+}
+
+// Stores the elements of a vector of In, converted to Out.
+template <class In, class Out>
+TORCHCORR_INLINE void store(Out* p, const Vector<In>& v) {
+  typedef typename VectorOf<Out, lanes_of<In>* static_cast<int64_t>(sizeof(Out))>::stored Stored;
+  *reinterpret_cast<Stored*>(p) = __builtin_convertvector(v, Stored);
+}
+
+using Doubles = Vector<double>;
+constexpr int64_t kDoubles = lanes_of<double>;
+
+TORCHCORR_INLINE Doubles read(const double* p) { return load(p); }
+TORCHCORR_INLINE Doubles read(const float* p) {
+  return __builtin_convertvector(load<kDoubles * sizeof(float)>(p), Doubles);
+}
+
+// The first n of eight elements, followed by zeros.
+template <class T>
+TORCHCORR_INLINE Doubles read_part(int64_t n, const T* p) {
+  Doubles v = {};
+  for (int64_t l = 0; l < n; ++l) v[l] = static_cast<double>(p[l]);
+  return v;
+}
+
+template <class T>
+TORCHCORR_INLINE void write(T* p, const Doubles& v) {
+  store<double>(p, v);
+}
+
+template <class T>
+TORCHCORR_INLINE void write_part(int64_t n, T* p, const Doubles& v) {
+  for (int64_t l = 0; l < n; ++l) p[l] = static_cast<T>(v[l]);
+}
+
+TORCHCORR_INLINE double total_of(const Doubles& v) {
+  return ((v[0] + v[1]) + (v[2] + v[3])) + ((v[4] + v[5]) + (v[6] + v[7]));
+}
+
+TORCHCORR_INLINE double total_of_lanes(const double* lanes) { return total_of(read(lanes)); }
+
+}  // namespace torchcorr

@@ -1,0 +1,286 @@
+// Cuts tiles out of an input: some rows determine level and scale, then one pass writes the tile.
+
+#include <algorithm>
+#include <limits>
+
+#include "common/tiling.h"
+#include "common/vectors.h"
+#include "tiles/steps.h"
+
+namespace torchcorr {
+namespace {
+
+constexpr int64_t kChunkElements = 1 << 14;  // elements of a tile that one thread takes at once
+constexpr int64_t kSampled = 8;              // one row in so many is read to choose level and scale
+constexpr int64_t kRowsToSample = 64;        // a tile of fewer rows is read whole
+constexpr double kLargest = 16;              // mean square of a tile whose scale fits
+
+// Of some elements: their sum, their squares about a level, and how many are finite.
+struct Survey {
+  double sum[kDoubles] = {}, squares[kDoubles] = {}, count[kDoubles] = {};
+};
+
+// Of elements that were written: the sum of squares, and whether all were finite.
+struct Written {
+  double power[kDoubles] = {};
+  bool finite = true;
+};
+
+// v - v is NaN for an Inf or a NaN, and zero otherwise.
+template <class T>
+TORCHCORR_INLINE void survey_row(int64_t n, const T* x, double level, double scale, Survey& sums) {
+  Doubles sum = read(sums.sum), squares = read(sums.squares), count = read(sums.count);
+  const auto add = [&](const Doubles& v) TORCHCORR_FLAT {
+    const auto finite = v - v == 0.0;
+    const Doubles d = (finite ? v - level : Doubles{}) * scale;
+    sum += d;
+    squares += d * d;
+    count += finite ? Doubles{} + 1.0 : Doubles{};
+  };
+  int64_t i = 0;
+  for (; i + kDoubles <= n; i += kDoubles) add(read(x + i));
+  for (; i < n; ++i) add(Doubles{} + static_cast<double>(x[i]));
+  write(sums.sum, sum);
+  write(sums.squares, squares);
+  write(sums.count, count);
+}
+
+TORCHCORR_CLONES void survey(int64_t n, const float* x, double level, double scale, Survey& sums) {
+  survey_row(n, x, level, scale, sums);
+}
+TORCHCORR_CLONES void survey(int64_t n, const double* x, double level, double scale, Survey& sums) {
+  survey_row(n, x, level, scale, sums);
+}
+
+// out = (x - level) * scale where x is finite, 0 elsewhere.
+template <class T, class Out>
+TORCHCORR_INLINE void centre_row(int64_t n, const T* x, const TileStats& stats, Out* out,
+                                 Written& w) {
+  const double level = stats.level, scale = stats.scale;
+  Doubles power = read(w.power), non_finite = {};
+  const auto take = [&](const Doubles& v) TORCHCORR_FLAT {
+    const Doubles nothing = v - v;
+    const Doubles d = nothing == 0.0 ? (v - level) * scale : Doubles{};
+    non_finite += nothing;
+    power += d * d;
+    return d;
+  };
+  int64_t i = 0;
+  for (; i + kDoubles <= n; i += kDoubles) write(out + i, take(read(x + i)));
+  if (i < n) {
+    // Lanes past the end get the level, which is centred to zero.
+    Doubles v = Doubles{} + level;
+    for (int64_t l = 0; l < n - i; ++l) v[l] = static_cast<double>(x[i + l]);
+    write_part(n - i, out + i, take(v));
+  }
+  write(w.power, power);
+  w.finite = w.finite && total_of(non_finite) == 0.0;
+}
+
+#define TORCHCORR_CENTRE(T, Out)                                                        \
+  TORCHCORR_CLONES void centre(int64_t n, const T* x, const TileStats& stats, Out* out, \
+                               Written& w) {                                            \
+    centre_row(n, x, stats, out, w);                                                    \
+  }
+TORCHCORR_CENTRE(float, float)
+TORCHCORR_CENTRE(float, double)
+TORCHCORR_CENTRE(double, double)
+TORCHCORR_CENTRE(double, float)
+#undef TORCHCORR_CENTRE
+
+template <class Out>
+TORCHCORR_INLINE void zip_rows(int64_t n, const Out* a, const Out* b, Out* out) {
+#pragma GCC ivdep
+  for (int64_t i = 0; i < n; ++i) {
+    out[2 * i] = a[i];
+    out[2 * i + 1] = b[i];
+  }
+}
+
+TORCHCORR_CLONES void zip(int64_t n, const float* a, const float* b, float* out) {
+  zip_rows(n, a, b, out);
+}
+TORCHCORR_CLONES void zip(int64_t n, const double* a, const double* b, double* out) {
+  zip_rows(n, a, b, out);
+}
+
+// The power of two that brings `value` into [1/2, 1); 1 for zero.
+double scale_for(double value) {
+  if (!(value > 0 && value <= std::numeric_limits<double>::max())) return 1;
+  int exponent = 0;
+  std::frexp(value, &exponent);
+  return std::ldexp(1.0, -std::clamp(exponent, -1000, 1000));
+}
+
+// Cuts one tile at a time, or two (`lanes`) whose elements alternate.
+template <class T, class Out>
+class CutTiles {
+ public:
+  CutTiles(const TileBatch& batch, const T* input, bool centred, int64_t lanes, Out* out,
+           TileStats* stats)
+      : t_(batch.tiling), tiles_(batch.tiles), input_(input), centred_(centred), lanes_(lanes),
+        out_(out), stats_(stats) {
+    rows_ = t_.channels * t_.length[0] * t_.length[1];
+    chunk_ = std::max<int64_t>(1, kChunkElements / (t_.length[2] * lanes));
+    chunks_ = ceil_div(rows_, chunk_);
+  }
+
+  void run() {
+    const int64_t count = static_cast<int64_t>(tiles_.size()), groups = count / lanes_;
+    const int64_t elements = t_.channels * t_.tile_size();
+    std::vector<Written> written(groups * chunks_ * lanes_);
+    torch::stable::parallel_for(0, count, ceil_div(kChunkElements, elements),
+                                [&](int64_t begin, int64_t end) {
+                                  for (int64_t t = begin; t < end; ++t) choose_level_and_scale(t);
+                                });
+    torch::stable::parallel_for(0, groups * chunks_,
+                                1 + kChunkElements / (chunk_ * t_.length[2] * lanes_ + 1),
+                                [&](int64_t begin, int64_t end) {
+                                  for (int64_t u = begin; u < end; ++u) write(u, written);
+                                });
+    for (int64_t group = 0; group < groups; ++group) {
+      bool misfit = false;
+      for (int64_t lane = 0; lane < lanes_; ++lane) misfit |= !complete_stats(group, lane, written);
+      if (!misfit) continue;
+      for (int64_t lane = 0; lane < lanes_; ++lane) correct_scale(group * lanes_ + lane);
+      for (int64_t c = 0; c < chunks_; ++c) write(group * chunks_ + c, written);
+      for (int64_t lane = 0; lane < lanes_; ++lane) complete_stats(group, lane, written);
+    }
+  }
+
+ private:
+  // Level and scale of a tile, from one row in kSampled where there are many.
+  void choose_level_and_scale(int64_t tile) const {
+    const int64_t step = rows_ >= kRowsToSample ? kSampled : 1;
+    const TilePlace place(t_, tiles_[tile]);
+    TileStats& stats = stats_[tile];
+    stats = {0, 1, 0, 0};
+    const auto survey_rows = [&] {
+      Survey sums;
+      for (int64_t r = 0; r < rows_; r += step) {
+        const TileRow<T> row = row_of(place, r);
+        if (row.end > row.begin) {
+          survey(row.end - row.begin, row.data + row.begin, stats.level, stats.scale, sums);
+        }
+      }
+      return sums;
+    };
+    Survey sums = survey_rows();
+    const double count = total_of_lanes(sums.count);
+    if (count == 0) return;
+    if (centred_) {
+      // Rounded to float32, so that subtracting it is exact for elements of a similar size.
+      const float level = static_cast<float>(total_of_lanes(sums.sum) / count);
+      if (std::isfinite(level)) stats.level = static_cast<double>(level);
+      sums = survey_rows();
+    }
+    stats.scale = scale_for(std::sqrt(total_of_lanes(sums.squares) / count));
+  }
+
+  // After the whole tile was read: for a scale that does not fit it, or squares that overflowed.
+  void correct_scale(int64_t tile) const {
+    TileStats& stats = stats_[tile];
+    const TilePlace place(t_, tiles_[tile]);
+    double largest = 0;
+    for (int64_t r = 0; r < rows_; ++r) {
+      const TileRow<T> row = row_of(place, r);
+      for (int64_t x = row.begin; x < row.end; ++x) {
+        const double d = std::abs(static_cast<double>(row.data[x]) - stats.level);
+        if (d <= std::numeric_limits<double>::max()) largest = std::max(largest, d);
+      }
+    }
+    const double power = stats.mean_square, root = std::sqrt(power);
+    const bool fits = power > 1e-200 && power < 1e200;
+    stats.scale = fits ? stats.scale * scale_for(root) : scale_for(largest);
+  }
+
+  // Whether the scale fits the tile.
+  bool complete_stats(int64_t group, int64_t lane, const std::vector<Written>& written) const {
+    double power = 0;
+    bool finite = true;
+    for (int64_t c = 0; c < chunks_; ++c) {
+      const Written& w = written[(group * chunks_ + c) * lanes_ + lane];
+      power += total_of_lanes(w.power);
+      finite = finite && w.finite;
+    }
+    TileStats& stats = stats_[group * lanes_ + lane];
+    stats.mean_square = power / static_cast<double>(t_.channels * t_.tile_size());
+    stats.non_finite = finite ? 0.0 : 1.0;
+    // A tile that overhangs its input is mostly zeros, which is no reason for another scale.
+    return stats.mean_square == 0 || (stats.mean_square < kLargest && stats.mean_square > 1e-12);
+  }
+
+  TileRow<T> row_of(const TilePlace& place, int64_t r) const {
+    const int64_t y = r % t_.length[1], z = r / t_.length[1] % t_.length[0];
+    if (y >= t_.extent[1] || z >= t_.extent[0]) return {};
+    return TileRow<T>(t_, place, input_, r / t_.length[1] / t_.length[0], z, y);
+  }
+
+  void write(int64_t unit, std::vector<Written>& written) const {
+    const int64_t group = unit / chunks_, width = t_.length[2];
+    const int64_t first = unit % chunks_ * chunk_, last = std::min(first + chunk_, rows_);
+    const bool zipped = lanes_ == 2;
+    const TilePlace places[2] = {TilePlace(t_, tiles_[group * lanes_]),
+                                 TilePlace(t_, tiles_[group * lanes_ + lanes_ - 1])};
+    for (int64_t lane = 0; lane < lanes_; ++lane) written[unit * lanes_ + lane] = {};
+    std::vector<Out> line(zipped ? 2 * width : 0);
+    for (int64_t r = first; r < last; ++r) {
+      Out* target = out_ + (group * rows_ + r) * width * lanes_;
+      for (int64_t lane = 0; lane < lanes_; ++lane) {
+        Out* to = zipped ? line.data() + lane * width : target;
+        const TileStats& stats = stats_[group * lanes_ + lane];
+        const TileRow<T> row = row_of(places[lane], r);
+        std::fill(to, to + row.begin, Out(0));
+        if (row.end > row.begin) {
+          centre(row.end - row.begin, row.data + row.begin, stats, to + row.begin,
+                 written[unit * lanes_ + lane]);
+        }
+        std::fill(to + row.end, to + width, Out(0));
+      }
+      if (zipped) zip(width, line.data(), line.data() + width, target);
+    }
+  }
+
+  const Tiling& t_;
+  const Sizes& tiles_;
+  const T* input_;
+  bool centred_;
+  int64_t lanes_;
+  Out* out_;
+  TileStats* stats_;
+  int64_t rows_, chunk_, chunks_;
+};
+
+}  // namespace
+
+std::tuple<Tensor, Tensor> cut_tiles(const Tensor& input, Sizes numbers, bool centred, bool wide,
+                                     bool pairs) {
+  const TileBatch batch(numbers, input);
+  const Tensor image = packed(input);
+  const int64_t count = batch.count(), lanes = pairs ? 2 : 1;
+  STD_TORCH_CHECK(count % lanes == 0, "pairs need an even number of tiles, got ", count);
+  const ScalarType type = wide ? ScalarType::Double : image.scalar_type();
+  Sizes shape{count / lanes, batch.tiling.channels};
+  for (int64_t n : sizes_of(batch.tiling.length, batch.tiling.ndim)) shape.push_back(n);
+  if (pairs) shape.push_back(2);
+  Tensor out = torch::stable::new_empty(image, shape, type);
+  Tensor stats = new_float64(image, {count, kStats});
+  if (out.numel() == 0) return {out, stats};
+  with_real_type(image, "input", [&](auto zero) {
+    using T = decltype(zero);
+    with_real_type(out, "tiles", [&](auto out_zero) {
+      using Out = decltype(out_zero);
+      TileStats* rows = reinterpret_cast<TileStats*>(stats.mutable_data_ptr<double>());
+      CutTiles<T, Out>(batch, image.const_data_ptr<T>(), centred, lanes,
+                       out.mutable_data_ptr<Out>(), rows)
+          .run();
+    });
+  });
+  return {out, stats};
+}
+
+}  // namespace torchcorr
+
+STABLE_TORCH_LIBRARY_IMPL(torchcorr_cpu, CPU, m) {
+  m.impl("cut_tiles", TORCH_BOX(&torchcorr::cut_tiles));
+}

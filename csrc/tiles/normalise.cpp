@@ -1,0 +1,424 @@
+// The step `normalise` of a score, which also emits it: numerator times norm, recomputed exactly
+// where that is doubtful.
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <type_traits>
+#include <utility>
+
+#include "common/exact_window.h"
+#include "common/vectors.h"
+#include "tiles/steps.h"
+
+namespace torchcorr {
+namespace {
+
+// Of a row of numerators: the sum of their squares, the largest size; and of its windows the
+// largest norm, and how many are doubtful.
+struct RowContent {
+  double square = 0, peak = 0, norm = 0;
+  int64_t doubtful = 0;
+
+  void add(const RowContent& other) {
+    square += other.square;
+    peak = std::max(peak, other.peak);
+    norm = std::max(norm, other.norm);
+    doubtful += other.doubtful;
+  }
+  void add_numerator(double value) {
+    square += value * value;
+    peak = std::max(peak, std::abs(value));
+  }
+};
+
+// Every second of two vectors.
+TORCHCORR_INLINE Vector<float> even(const Vector<float>& a, const Vector<float>& b) {
+  return __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+}
+TORCHCORR_INLINE Vector<double> even(const Vector<double>& a, const Vector<double>& b) {
+  return __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14);
+}
+
+// Sums of squares and largest sizes, one a lane.
+template <class T>
+struct LaneContent {
+  Vector<T> square = {}, peak = {};
+
+  TORCHCORR_INLINE void add(const Vector<T>& v) {
+    const Vector<T> size = v < 0 ? -v : v;
+    square += v * v;
+    peak = size > peak ? size : peak;
+  }
+  TORCHCORR_INLINE void add_to(RowContent& content) const {
+    for (int64_t l = 0; l < lanes_of<T>; ++l) {
+      content.square += static_cast<double>(square[l]);
+      content.peak = std::max(content.peak, static_cast<double>(peak[l]));
+    }
+  }
+};
+
+// A row of numerators: every `step`th number, n of them with norms and `tail` more that count only
+// for what the row contains.
+template <class T>
+struct NumeratorRow {
+  int64_t n, tail;
+  const T* first;
+  int64_t step;
+};
+
+// out = numerator * norm within [-1, 1], 0 where the norm is.
+template <int STEP, class In, class Out>
+TORCHCORR_INLINE RowContent normalise(const NumeratorRow<In>& row, const In* norm, Out* out) {
+  constexpr int64_t kLanes = lanes_of<In>;
+  const int64_t n = row.n, by = STEP > 0 ? STEP : row.step, all = n + row.tail;
+  const In* numerator = row.first;
+  LaneContent<In> lanes;
+  Vector<In> largest = {};
+  int64_t i = 0;
+  const auto block = [&]() TORCHCORR_FLAT {
+    if constexpr (STEP == 1) return load(numerator + i);
+    return even(load(numerator + 2 * i), load(numerator + 2 * i + kLanes));
+  };
+  if constexpr (STEP == 1 || STEP == 2) {
+    // A vector of every second number reads one number further, which may lie past the end of the
+    // memory: the last numbers are taken one by one.
+    const Vector<In> one = Vector<In>{} + 1, none = {};
+    for (; i + kLanes <= n && i + kLanes < all + (STEP == 1); i += kLanes) {
+      const Vector<In> value = block(), by_norm = load(norm + i);
+      const Vector<In> score = value * by_norm;
+      const Vector<In> high = score > one ? one : score, clamped = high < -one ? -one : high;
+      store<In>(out + i, by_norm == 0 ? none : clamped);
+      largest = by_norm > largest ? by_norm : largest;
+      lanes.add(value);
+    }
+  }
+  RowContent content;
+  for (; i < n; ++i) {
+    const In value = numerator[i * by], by_norm = norm[i], score = value * by_norm;
+    const In high = score > 1 ? In(1) : score, clamped = high < -1 ? In(-1) : high;
+    out[i] = static_cast<Out>(by_norm == 0 ? In(0) : clamped);
+    if (by_norm > content.norm) content.norm = static_cast<double>(by_norm);
+    content.add_numerator(static_cast<double>(value));
+  }
+  if constexpr (STEP == 1 || STEP == 2) {
+    for (; i + kLanes < all; i += kLanes) lanes.add(block());
+  }
+  for (; i < all; ++i) content.add_numerator(static_cast<double>(numerator[i * by]));
+  lanes.add_to(content);
+  for (int64_t l = 0; l < kLanes; ++l) {
+    content.norm = std::max(content.norm, static_cast<double>(largest[l]));
+  }
+  return content;
+}
+
+template <class T>
+TORCHCORR_INLINE RowContent content(int64_t n, const T* x) {
+  LaneContent<T> lanes;
+  int64_t i = 0;
+  for (; i + lanes_of<T> <= n; i += lanes_of<T>) lanes.add(load(x + i));
+  RowContent content;
+  for (; i < n; ++i) content.add_numerator(static_cast<double>(x[i]));
+  lanes.add_to(content);
+  return content;
+}
+
+#define TORCHCORR_NORMALISE(In, Out)                                                     \
+  TORCHCORR_CLONES RowContent normalise_row(const NumeratorRow<In>& row, const In* norm, \
+                                            Out* out) {                                  \
+    return row.step == 1   ? normalise<1>(row, norm, out)                                \
+           : row.step == 2 ? normalise<2>(row, norm, out)                                \
+                           : normalise<0>(row, norm, out);                               \
+  }
+TORCHCORR_NORMALISE(float, float)
+TORCHCORR_NORMALISE(double, float)
+TORCHCORR_NORMALISE(double, double)
+TORCHCORR_NORMALISE(float, double)
+#undef TORCHCORR_NORMALISE
+
+#define TORCHCORR_CONTENT(T) \
+  TORCHCORR_CLONES RowContent content_of(int64_t n, const T* x) { return content(n, x); }
+TORCHCORR_CONTENT(float)
+TORCHCORR_CONTENT(double)
+#undef TORCHCORR_CONTENT
+
+TORCHCORR_CLONES int64_t count_doubtful(int64_t n, const uint8_t* states) {
+  int64_t count = 0;
+  for (int64_t i = 0; i < n; ++i) count += is_doubtful(states[i]);
+  return count;
+}
+
+// Where the numerators of a tile and a template lie: (tile, template, *positions), or pairs of
+// tiles with their elements side by side.
+struct NumeratorLayout {
+  int64_t lanes, templates;
+  Axes3 full, skip;  // numerators along each axis, and how many from position to position
+
+  NumeratorLayout(const Tensor& x, const Tiling& t)
+      : lanes(x.dim() - t.ndim - 1), templates(x.size(1)), full{1, 1, 1}, skip{1, 1, 1} {
+    STD_TORCH_CHECK(lanes == 1 || lanes == 2, "numerators have too many axes");
+    for (int64_t i = 0; i < t.ndim; ++i) {
+      const int64_t axis = 3 - t.ndim + i;
+      full[axis] = x.size(2 + i);
+      // Those of every position, or only of the positions of the stride.
+      skip[axis] = full[axis] == t.outputs[axis] ? 1 : t.stride[axis];
+    }
+  }
+
+  int64_t row(int64_t tile, int64_t k, int64_t z, int64_t y) const {
+    const int64_t at =
+        (((tile / lanes * templates + k) * full[0] + z * skip[0]) * full[1] + y * skip[1]) *
+        full[2];
+    return at * lanes + tile % lanes;
+  }
+  int64_t step() const { return skip[2] * lanes; }
+  // Whether scores need every position.
+  bool dense() const { return product(skip) == 1; }
+};
+
+// A row of positions of one tile that belongs to the map.
+struct PositionRow {
+  TilePlace place;
+  int64_t n;       // positions
+  Axes3 first;     // in the map
+  int64_t offset;  // of the tile's norms and states
+};
+
+// One call of the step.
+template <class In, class Out>
+class Normalise {
+ public:
+  Normalise(const TileBatch& batch, const ScoreRule& rule, const Tensor& numerators,
+            const TileMoments& moments, const Tensor& image, const Tensor& coefficients,
+            const Tensor& out)
+      : batch_(batch), t_(batch.tiling), layout_(numerators, batch.tiling), rule_(rule),
+        exact_{t_.channels, t_.window, RowStrides(t_.size), rule.zero_mean, rule.eps},
+        numerators_(numerators.const_data_ptr<In>()),
+        norms_(moments.known_norms().const_data_ptr<In>()), states_(moments.states_or_null()),
+        stats_(moments.rows()), coefficients_(coefficients.const_data_ptr<double>()),
+        image_(image.const_data_ptr<Out>()), out_(out.mutable_data_ptr<Out>()),
+        map_(last_sizes(out, t_.ndim)), templates_(coefficients.size(1)),
+        items_each_(image.size(0) / coefficients.size(0)) {}
+
+  // All tiles; `left` gets the number of doubtful windows that are too many to be recomputed.
+  void run(int64_t* left) const {
+    const int64_t tiles = batch_.count(), templates = layout_.templates;
+    std::vector<RowContent> contents(tiles * rows() * templates);
+    const int64_t grain = std::max<int64_t>(1, (1 << 14) / (t_.outputs[2] * templates));
+    torch::stable::parallel_for(0, tiles * rows(), grain, [&](int64_t begin, int64_t end) {
+      for (int64_t u = begin; u < end; ++u) write(u / rows(), u % rows(), &contents[u * templates]);
+    });
+    std::vector<double> most;
+    if (rule_.noise > 0 && layout_.lanes == 2) most = largest_norms(contents);
+    for (int64_t t = 0; t < tiles; ++t) {
+      left[t] = 0;
+      for (int64_t k = 0; k < templates; ++k) {
+        const double limit =
+            most.empty() ? std::numeric_limits<double>::infinity() : most[t / 2 * templates + k];
+        left[t] += recompute_or_count(t, k, limit, contents.data());
+      }
+    }
+  }
+
+ private:
+  int64_t rows() const { return t_.outputs[0] * t_.outputs[1]; }
+
+  // Calls f(row) for row `row` of tile t, if it belongs to the map.
+  template <class F>
+  void in_row(int64_t t, int64_t row, const F& f) const {
+    const TilePlace place(t_, batch_.tiles[t]);
+    const int64_t z = place.first(t_, 0) + row / t_.outputs[1];
+    const int64_t y = place.first(t_, 1) + row % t_.outputs[1];
+    const int64_t x = place.first(t_, 2), n = std::min(t_.outputs[2], map_[2] - x);
+    if (!place.exists || z >= map_[0] || y >= map_[1] || n <= 0) return;
+    f(PositionRow{place, n, {z, y, x}, (t * rows() + row) * t_.outputs[2]});
+  }
+
+  Out* target(const PositionRow& r, int64_t k) const {
+    const int64_t which = r.place.item * templates_ + batch_.first_template + k;
+    return out_ + ((which * map_[0] + r.first[0]) * map_[1] + r.first[1]) * map_[2] + r.first[2];
+  }
+
+  // Writes the scores of a row, and what it contains for each template.
+  void write(int64_t t, int64_t row, RowContent* contents) const {
+    in_row(t, row, [&](const PositionRow& r) {
+      const int64_t tail = layout_.dense() && layout_.lanes == 2 ? layout_.full[2] - r.n : 0;
+      const int64_t doubtful = count_doubtful(r.n, states_ + r.offset);
+      for (int64_t k = 0; k < layout_.templates; ++k) {
+        const In* from = numerators_ + layout_.row(t, k, row / t_.outputs[1], row % t_.outputs[1]);
+        contents[k] = normalise_row(NumeratorRow<In>{r.n, tail, from, layout_.step()},
+                                    norms_ + r.offset, target(r, k));
+        contents[k].doubtful = doubtful;
+      }
+    });
+  }
+
+  // Planes and rows of a tile's numerators that `write` reads.
+  std::pair<int64_t, int64_t> read_by_write(int64_t t) const {
+    const TilePlace place(t_, batch_.tiles[t]);
+    if (!place.exists || !layout_.dense()) return {0, 0};
+    return {std::min(t_.outputs[0], map_[0] - place.first(t_, 0)),
+            std::min(t_.outputs[1], map_[1] - place.first(t_, 1))};
+  }
+
+  // Content of rows [begin, end) of a pair's numerators that `write` does not read. A row that it
+  // reads for only one of the two tiles counts twice.
+  RowContent unread_content(int64_t pair, int64_t k, int64_t begin, int64_t end) const {
+    const auto one = read_by_write(2 * pair), other = read_by_write(2 * pair + 1);
+    const int64_t planes = std::min(one.first, other.first);
+    const int64_t rows = std::min(one.second, other.second);
+    const int64_t height = layout_.full[1], width = 2 * layout_.full[2];
+    const In* first = numerators_ + layout_.row(2 * pair, k, 0, 0);
+    RowContent content;
+    for (int64_t row = begin; row < end; ++row) {
+      if (row / height < planes && row % height < rows) continue;
+      content.add(content_of(width, first + row * width));
+    }
+    return content;
+  }
+
+  // The largest norm of each pair and template whose scores the numerators determine: both tiles'
+  // elements and all their numerators contribute rounding (math.md, noise).
+  std::vector<double> largest_norms(const std::vector<RowContent>& contents) const {
+    constexpr int64_t kRows = 16;
+    const int64_t templates = layout_.templates, full_rows = layout_.full[0] * layout_.full[1];
+    const int64_t pairs = batch_.count() / 2, lines = pairs * templates;
+    const int64_t parts = ceil_div(full_rows, kRows);
+    std::vector<RowContent> unread(lines * parts);
+    torch::stable::parallel_for(0, lines * parts, 4, [&](int64_t begin, int64_t end) {
+      for (int64_t u = begin; u < end; ++u) {
+        const int64_t line = u / parts, first = u % parts * kRows;
+        const int64_t last = std::min(first + kRows, full_rows);
+        unread[u] = unread_content(line / templates, line % templates, first, last);
+      }
+    });
+    std::vector<double> most(lines);
+    for (int64_t line = 0; line < lines; ++line) {
+      RowContent all;
+      for (int64_t i = 0; i < parts; ++i) all.add(unread[line * parts + i]);
+      const int64_t pair = line / templates;
+      if (layout_.dense()) {
+        for (int64_t row = 2 * pair * rows(); row < 2 * (pair + 1) * rows(); ++row) {
+          all.add(contents[row * templates + line % templates]);
+        }
+      }
+      const double volume = static_cast<double>(product(layout_.full));
+      const TileStats* both = stats_ + 2 * pair;
+      const double power = (both[0].mean_square + both[1].mean_square) * exact_.count;
+      most[line] = 1 / (rule_.noise * (std::sqrt(power + all.square / volume) + all.peak / 2));
+    }
+    return most;
+  }
+
+  bool doubtful(int64_t at, In limit) const {
+    return is_doubtful(states_[at]) || norms_[at] > limit;
+  }
+
+  // Recomputes the doubtful windows of a tile and template, or returns how many there are.
+  int64_t recompute_or_count(int64_t t, int64_t k, double limit, const RowContent* contents) const {
+    const In most = static_cast<In>(limit);
+    RowContent all;
+    for (int64_t row = t * rows(); row < (t + 1) * rows(); ++row) {
+      all.add(contents[row * layout_.templates + k]);
+    }
+    if (all.doubtful == 0 && !(all.norm > most)) return 0;
+    std::vector<int64_t> counts(rows());
+    torch::stable::parallel_for(0, rows(), 16, [&](int64_t begin, int64_t end) {
+      for (int64_t row = begin; row < end; ++row) {
+        in_row(t, row, [&](const PositionRow& r) {
+          for (int64_t v = 0; v < r.n; ++v) counts[row] += doubtful(r.offset + v, most);
+        });
+      }
+    });
+    int64_t sum = 0;
+    for (int64_t n : counts) sum += n;
+    if (static_cast<double>(sum) > rule_.budget) return sum;
+    torch::stable::parallel_for(0, rows(), 1, [&](int64_t begin, int64_t end) {
+      for (int64_t row = begin; row < end; ++row) {
+        if (counts[row] > 0) recompute_exactly(t, row, k, most);
+      }
+    });
+    return 0;
+  }
+
+  // The doubtful windows of a row from their definition.
+  void recompute_exactly(int64_t t, int64_t row, int64_t k, In limit) const {
+    in_row(t, row, [&](const PositionRow& r) {
+      const Out* start = image_ + r.place.item * t_.channels * t_.item_size() +
+                         r.first[0] * t_.stride[0] * exact_.strides.plane +
+                         r.first[1] * t_.stride[1] * exact_.strides.row + r.first[2] * t_.stride[2];
+      const int64_t which = r.place.item / items_each_ * templates_ + batch_.first_template + k;
+      const double* coefficients = coefficients_ + which * t_.window_size();
+      Out* to = target(r, k);
+      const double scale = stats_[t].scale;
+      const auto put = [&](int64_t v, double score) {
+        to[v] = static_cast<Out>(score > 1 ? 1.0 : score < -1 ? -1.0 : score);
+      };
+      int64_t ready = 0, first = 0;  // `sums` are those of the windows from first to ready
+      double sums[kNeighbours];
+      for (int64_t v = 0; v < r.n; ++v) {
+        if (!doubtful(r.offset + v, limit)) continue;
+        const Out* window = start + v * t_.stride[2];
+        // Relative to an element of the window, so that a large offset costs no digits.
+        const double level = exact_.zero_mean ? static_cast<double>(*window) : 0.0;
+        if (states_[r.offset + v] == kUnknown) {
+          put(v, score_of_window(window, coefficients, exact_, scale));
+          continue;
+        }
+        if (std::is_same_v<Out, float> && v >= ready && t_.stride[2] == 1 && r.n >= kNeighbours) {
+          const int64_t begin = std::min(v, r.n - kNeighbours);
+          int64_t many = 0;
+          for (int64_t i = v; i < begin + kNeighbours; ++i) many += doubtful(r.offset + i, limit);
+          if (many > kNeighbours / 8) {
+            first = begin, ready = begin + kNeighbours;
+            numerators_of_windows(start + first, coefficients, exact_, level, sums);
+          }
+        }
+        const double sum =
+            v < ready ? sums[v - first] : numerator_of_window(window, coefficients, exact_, level);
+        put(v, sum * scale * static_cast<double>(norms_[r.offset + v]));
+      }
+    });
+  }
+
+  const TileBatch& batch_;
+  const Tiling& t_;
+  NumeratorLayout layout_;
+  const ScoreRule& rule_;
+  ExactWindow exact_;
+  const In *numerators_, *norms_;
+  const uint8_t* states_;
+  const TileStats* stats_;
+  const double* coefficients_;
+  const Out* image_;
+  Out* out_;
+  Axes3 map_;  // positions of the score map
+  int64_t templates_, items_each_;
+};
+
+}  // namespace
+
+Tensor normalise_tiles(const Tensor& given, Tensors tensors, const Tensor& input,
+                       const Tensor& templates, Sizes numbers, Numbers rule, const Tensor& out) {
+  const Tensor numerators = packed(given), image = packed(input), coefficients = packed(templates);
+  const TileBatch batch(numbers, image);
+  const TileMoments moments(tensors);
+  Tensor left = torch::stable::new_zeros(moments.stats, {batch.count()}, ScalarType::Long);
+  if (out.numel() == 0 || numerators.numel() == 0) return left;
+  const ScoreRule by(rule);
+  with_real_type(numerators, "numerators", [&](auto in_zero) {
+    using In = decltype(in_zero);
+    with_real_type(out, "out", [&](auto out_zero) {
+      using Out = decltype(out_zero);
+      Normalise<In, Out>(batch, by, numerators, moments, image, coefficients, out)
+          .run(left.mutable_data_ptr<int64_t>());
+    });
+  });
+  return left;
+}
+
+}  // namespace torchcorr
+
+STABLE_TORCH_LIBRARY_IMPL(torchcorr_cpu, CPU, m) {
+  m.impl("normalise_tiles", TORCH_BOX(&torchcorr::normalise_tiles));
+}

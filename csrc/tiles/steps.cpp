@@ -1,0 +1,38 @@
+// The steps of the CPU engine, as `_cpu/steps.py` calls them: schemas in a separate library, since
+// they are no operators that users or compilers see. `batch` is a `TileBatch`, `rule` a
+// `ScoreRule` or a `SumRule`, `moments` a `TileMoments` (steps.h).
+
+#include <torch/csrc/stable/library.h>
+
+STABLE_TORCH_LIBRARY(torchcorr_cpu, m) {
+  m.def("correlate_direct(Tensor input, Tensor template, int[] stride) -> Tensor");
+  m.def(
+      "correlate_direct_input_grad(Tensor grad, Tensor template, int[] input_shape, int[] stride)"
+      " -> Tensor");
+  m.def(
+      "correlate_direct_template_grad(Tensor grad, Tensor input, int[] template_shape,"
+      " int[] stride) -> Tensor");
+  m.def("take_large_pages(Tensor(a!) x) -> ()");
+  m.def(
+      "cut_tiles(Tensor input, int[] batch, bool centred, bool wide, bool pairs)"
+      " -> (Tensor, Tensor)");
+  m.def(
+      "tile_moments(Tensor input, Tensor stats, int[] batch, float[] rule, bool means)"
+      " -> (Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "normalise_tiles(Tensor numerators, Tensor[] moments, Tensor input, Tensor coefficients,"
+      " int[] batch, float[] rule, Tensor(a!) out) -> Tensor");
+  m.def(
+      "direct_scores(Tensor input, Tensor coefficients, int[] batch, float[] rule, int at_once,"
+      " Tensor(a!) out) -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "emit_sums(Tensor numerators, Tensor? absolute, Tensor[] moments, Tensor input,"
+      " Tensor template, int[] batch, float[] rule, Tensor(a!) out) -> Tensor");
+  m.def("recompute_norms(Tensor(a!)[] moments, Tensor input, int[] batch, float[] rule) -> ()");
+  m.def(
+      "cut_upstream(Tensor grad, Tensor score, bool of_tiles, Tensor[] moments, int[] batch,"
+      " int templates, int count, Tensor(a!) window_grads) -> (Tensor, Tensor)");
+  m.def(
+      "emit_input_grad(Tensor(a!) products, Tensor window_grads, Tensor stats, Tensor input,"
+      " int[] batch, Tensor(b!) out) -> ()");
+}

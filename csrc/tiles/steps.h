@@ -1,0 +1,78 @@
+// Steps that other steps call, and the records that they take, which _cpu/rules.py and
+// _plan/tiling.py define a second time with the form in which they cross the dispatcher.
+#pragma once
+
+#include <optional>
+#include <tuple>
+
+#include "common/tiling.h"
+#include "common/window_state.h"
+
+namespace torchcorr {
+
+using Numbers = std::vector<double>;
+using Tensors = std::vector<Tensor>;
+
+// How scores are computed and which of them are recomputed exactly.
+struct ScoreRule {
+  bool zero_mean;
+  double eps;             // added to a window's energy, in squared units of the input
+  double least_energy;    // of a window that is not doubtful, relative to a mean square:
+  bool of_window;         // that of the window itself, or of the tiles that are transformed with it
+  double least_variance;  // that a difference of sums determines, relative to the mean square
+  double noise;           // of a transform, relative to the error that is allowed
+  double budget;          // doubtful windows of a tile and template that are recomputed
+
+  explicit ScoreRule(const Numbers& n) {
+    STD_TORCH_CHECK(n.size() == 7, "a rule of scores has seven numbers");
+    zero_mean = n[0] != 0, eps = n[1], least_energy = n[2], of_window = n[3] != 0;
+    least_variance = n[4], noise = n[5], budget = n[6];
+  }
+};
+
+// Which plain sums are recomputed exactly.
+struct SumRule {
+  double noise;    // of a transform, relative to what it contains
+  double allowed;  // error of a sum, relative to its sum of absolute products
+  double budget;   // doubtful windows of a tile and template that are recomputed
+
+  explicit SumRule(const Numbers& n) {
+    STD_TORCH_CHECK(n.size() == 3, "a rule of sums has three numbers");
+    noise = n[0], allowed = n[1], budget = n[2];
+  }
+};
+
+// What is known of tiles, and after the step `moments` of their windows, (tiles, *positions) each:
+// norms 1 / (N deviation), 0 if flat or unknown; states; means, which may be empty.
+struct TileMoments {
+  Tensor stats;
+  std::optional<Tensor> norms, states, means;
+
+  explicit TileMoments(const Tensors& t) : stats(t.at(0)) {
+    STD_TORCH_CHECK(t.size() == 1 || t.size() == 4, "moments are stats, norms, states and means");
+    if (t.size() == 4) norms = t[1], states = t[2], means = t[3];
+  }
+
+  const TileStats* rows() const { return rows_of_stats(stats); }
+  const uint8_t* states_or_null() const {
+    return states ? states->const_data_ptr<uint8_t>() : nullptr;
+  }
+  const Tensor& known_norms() const {
+    STD_TORCH_CHECK(norms.has_value(), "this step needs the moments of windows");
+    return *norms;
+  }
+};
+
+// Tiles minus a level each, times a power of two each, 0 where not finite; and their stats.
+std::tuple<Tensor, Tensor> cut_tiles(const Tensor& input, Sizes batch, bool centred, bool wide,
+                                     bool pairs);
+
+// Norms, states and means of the windows of tiles, and how many of each tile are doubtful.
+std::tuple<Tensor, Tensor, Tensor, Tensor> tile_moments(const Tensor& input, const Tensor& stats,
+                                                        Sizes batch, Numbers rule, bool with_means);
+
+// Writes scores; how many doubtful windows of each tile are too many to be recomputed.
+Tensor normalise_tiles(const Tensor& numerators, Tensors moments, const Tensor& input,
+                       const Tensor& coefficients, Sizes batch, Numbers rule, const Tensor& out);
+
+}  // namespace torchcorr

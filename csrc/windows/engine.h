@@ -1,0 +1,279 @@
+// Marches along each axis of an image, in units whose scratch stays in cache. How the work is
+// divided depends on shapes alone, so the result does not depend on the number of threads.
+#pragma once
+
+#include <cstring>
+#include <memory>
+
+#include "windows/march.h"
+
+namespace torchcorr {
+
+constexpr int64_t kScratchBytes = 512 << 10;
+constexpr int64_t kUnitElements = 1 << 15;  // elements that are worth another thread
+
+// How windows lie on an image (lead, channel, axis 0, axis 1, axis 2), and the units of work that
+// they are divided into. Missing axes in front have one element.
+struct WindowLayout {
+  int64_t leads = 1, channels = 1, segments = 1;
+  bool lines = false;  // one-dimensional: axis 1 counts the segments of all lines
+  WindowAxis axis[3];
+  int64_t line_size = 0, line_count = 0;
+  int64_t strip = 1, strips = 1;  // outputs of one unit along the last axis
+  int64_t rows = 1, row_units = 1, depth_units = 1;
+
+  WindowLayout(int64_t lead_count, int64_t channel_count, const Sizes& size, const Sizes& window,
+               const Sizes& step, int planes)
+      : leads(lead_count), channels(channel_count) {
+    const int ndim = static_cast<int>(window.size());
+    for (int i = 0; i < ndim; ++i) {
+      WindowAxis& a = axis[3 - ndim + i];
+      a.size = size[i], a.window = window[i], a.step = step[i];
+      STD_TORCH_CHECK(a.window >= 1 && a.step >= 1, "window and stride must be at least 1");
+      STD_TORCH_CHECK(a.size >= a.window, "window is larger than input along axis ", i - ndim,
+                      ": got ", a.window, ", input has ", a.size);
+      a.count = (a.size - a.window) / a.step + 1;
+    }
+    for (WindowAxis& a : axis) set_block(a);
+    cut(planes * static_cast<int64_t>(sizeof(double)));
+    if (ndim == 1) cut_lines();
+  }
+
+  int64_t outputs() const {
+    return lines ? leads * line_count : leads * axis[0].count * axis[1].count * axis[2].count;
+  }
+  int64_t unit_outputs() const { return ceil_div(outputs(), units()) + 1; }
+  int64_t units() const { return strips * (lines ? 1 : leads) * depth_units * row_units; }
+
+ private:
+  static void set_block(WindowAxis& a) {
+    const int64_t span = (a.count - 1) * a.step + 1;
+    a.block = ceil_div(span, ceil_div(span, a.window));
+  }
+
+  void cut(int64_t bytes) {
+    const int64_t per_block = (axis[1].block - 1) / axis[1].step + 1;
+    rows = std::min(per_block * ceil_div(kLanes, per_block), axis[1].count);
+    row_units = ceil_div(axis[1].count, rows);
+    depth_units = ceil_div(axis[0].count, (axis[0].block - 1) / axis[0].step + 1);
+    const int64_t tall = (rows - 1) * axis[1].step + axis[1].window;
+    const int64_t deep = axis[0].window > 1 ? (axis[0].block + 3) * tall : 0;
+    const int64_t fit = kScratchBytes / bytes / (deep + axis[1].block + 2 * kLanes);
+    const int64_t wide = std::max({fit, 4 * axis[2].window, int64_t{64}});
+    const int64_t most = std::max<int64_t>(1, (wide - axis[2].window) / axis[2].step + 1);
+    strips = ceil_div(axis[2].count, most);
+    strip = ceil_div(axis[2].count, strips);
+  }
+
+  // The strips of a line become rows, so that the lanes are filled.
+  void cut_lines() {
+    lines = true;
+    line_size = axis[2].size, line_count = axis[2].count;
+    segments = ceil_div(line_count, strip);
+    axis[1].count = axis[1].size = leads * segments;
+    axis[2].count = strip;
+    axis[2].size = (strip - 1) * axis[2].step + axis[2].window;
+    strips = 1;
+    rows = kLanes;
+    row_units = ceil_div(axis[1].count, rows);
+  }
+};
+
+// A stretch of one row: where it lies in the image (or map), and how many elements exist.
+struct Stretch {
+  int64_t lead, z, y, x, valid;
+};
+
+inline Stretch locate(const WindowLayout& layout, int64_t lead, int64_t z, int64_t y, int64_t x,
+                      int64_t n, bool output) {
+  if (!layout.lines) return {lead, z, y, x, n};
+  const int64_t segment = y % layout.segments;
+  const int64_t at = x + segment * layout.strip * (output ? 1 : layout.axis[2].step);
+  const int64_t left = (output ? layout.line_count : layout.line_size) - at;
+  return {y / layout.segments, 0, 0, at, std::clamp<int64_t>(left, 0, n)};
+}
+
+class RowsScratch {
+ public:
+  Rows take(int64_t n, int planes) {
+    memory_.emplace_back(new double[n * planes]);
+    return {memory_.back().get(), n};
+  }
+
+ private:
+  std::vector<std::unique_ptr<double[]>> memory_;
+};
+
+// Source: void load(const Stretch&, Rows) writes doubles. Sink: void store(const Stretch&, Rows)
+// reads the window summaries of a stretch of the map, from its first_plane on.
+template <class Policy, class Source, class Sink>
+class WindowWorker {
+ public:
+  WindowWorker(const WindowLayout& layout, const Source& source, const Sink& sink)
+      : layout_(layout), source_(source), sink_(sink) {
+    const WindowAxis &z = layout.axis[0], &y = layout.axis[1], &x = layout.axis[2];
+    const int64_t wide = (layout.strip - 1) * x.step + x.window;
+    tall_ = layout.lines ? 1 : (layout.rows - 1) * y.step + y.window;
+    element_ = take(wide);
+    suffix_rows_ = take(y.block * wide);
+    prefix_rows_ = take(wide);
+    window_rows_ = take(kLanes * wide);
+    if (z.window > 1) {
+      plane_ = take(tall_ * wide);
+      suffix_planes_ = take(z.block * tall_ * wide);
+      prefix_planes_ = take(tall_ * wide);
+      slab_ = take(tall_ * wide);
+    }
+    lanes_ = take(kLanes * wide);
+    suffix_ = take(kLanes * x.block);
+    windows_ = take(kLanes * layout.strip);
+    result_ = take(kLanes * layout.strip);
+    for (int p = 0; p < Policy::planes; ++p) std::fill_n(window_rows_.plane(p), kLanes * wide, 0.0);
+  }
+
+  void run(int64_t begin, int64_t end) {
+    const int64_t leads = layout_.lines ? 1 : layout_.leads;
+    for (int64_t unit = begin; unit < end; ++unit) {
+      int64_t rest = unit;
+      const int64_t rows = rest % layout_.row_units;
+      const int64_t depth = (rest /= layout_.row_units) % layout_.depth_units;
+      const int64_t lead = (rest /= layout_.depth_units) % leads;
+      use_strip(rest / leads);
+      march_depth(lead, depth, rows * layout_.rows,
+                  std::min((rows + 1) * layout_.rows, layout_.axis[1].count));
+    }
+    flush();
+  }
+
+ private:
+  Rows take(int64_t n) { return scratch_.take(n, Policy::planes); }
+
+  static void copy(int64_t n, Rows to, Rows from) {
+    for (int p = 0; p < Policy::planes; ++p) std::memcpy(to.plane(p), from.plane(p), n * 8);
+  }
+
+  static void join(int64_t n, Rows out, Rows a, int64_t na, Rows b, int64_t nb, double weight) {
+    if (na == 0 || nb == 0) {
+      copy(n, out, na == 0 ? b : a);
+    } else {
+      Policy::merge(n, out, a, na, b, nb, weight);
+    }
+  }
+
+  void use_strip(int64_t strip) {
+    if (strip == strip_) return;
+    flush();
+    strip_ = strip;
+    first_ = strip * layout_.strip;
+    count_ = std::min(layout_.strip, layout_.axis[2].count - first_);
+    wide_ = (count_ - 1) * layout_.axis[2].step + layout_.axis[2].window;
+  }
+
+  void load(int64_t lead, int64_t z, int64_t y, Rows to) {
+    const int64_t x = first_ * layout_.axis[2].step;
+    source_.load(locate(layout_, lead, z, y, x, wide_, false), wide_, to);
+  }
+
+  void march_depth(int64_t lead, int64_t unit, int64_t top, int64_t bottom) {
+    const WindowAxis& a = layout_.axis[0];
+    const int64_t per_block = (a.block - 1) / a.step + 1;
+    const int64_t first = unit * per_block, last = std::min(first + per_block, a.count);
+    if (a.window == 1) {
+      for (int64_t z = first; z < last; ++z) {
+        march_rows(lead, z, top, bottom, [&](int64_t y) {
+          load(lead, z * a.step, y, element_);
+          return element_;
+        });
+      }
+      return;
+    }
+    const int64_t low = top * layout_.axis[1].step;
+    const int64_t n = ((bottom - 1 - top) * layout_.axis[1].step + layout_.axis[1].window) * wide_;
+    const double weight = static_cast<double>(layout_.channels);
+    const auto load_plane = [&](int64_t z) {
+      for (int64_t at = 0; at < n; at += wide_) load(lead, z, low + at / wide_, plane_.at(at));
+    };
+    window_march(
+        a, first, last,
+        [&](int64_t z, int64_t slot, int64_t k) {
+          load_plane(z);
+          join(n, suffix_planes_.at(slot * n), k > 1 ? suffix_planes_.at((slot + 1) * n) : plane_,
+               k - 1, plane_, 1, weight);
+        },
+        [&](int64_t z, int64_t k) {
+          load_plane(z);
+          join(n, prefix_planes_, prefix_planes_, k - 1, plane_, 1, weight);
+        },
+        [&](int64_t i, int64_t slot, int64_t na, int64_t nb) {
+          join(n, slab_, suffix_planes_.at(slot * n), na, prefix_planes_, nb, weight);
+          march_rows(lead, i, top, bottom, [&](int64_t y) { return slab_.at((y - low) * wide_); });
+        });
+  }
+
+  template <class Fetch>
+  void march_rows(int64_t lead, int64_t z, int64_t top, int64_t bottom, const Fetch& fetch) {
+    const double weight = static_cast<double>(layout_.channels * layout_.axis[0].window);
+    window_march(
+        layout_.axis[1], top, bottom,
+        [&](int64_t y, int64_t slot, int64_t k) {
+          const Rows row = fetch(y);
+          join(wide_, suffix_rows_.at(slot * wide_), suffix_rows_.at((slot + (k > 1)) * wide_),
+               k - 1, row, 1, weight);
+        },
+        [&](int64_t y, int64_t k) {
+          const Rows row = fetch(y);
+          join(wide_, prefix_rows_, prefix_rows_, k - 1, row, 1, weight);
+        },
+        [&](int64_t i, int64_t slot, int64_t na, int64_t nb) {
+          join(wide_, window_rows_.at(rows_ * wide_), suffix_rows_.at(slot * wide_), na,
+               prefix_rows_, nb, weight);
+          where_[rows_] = {lead, z, i};
+          if (++rows_ == kLanes) flush();
+        });
+  }
+
+  void flush() {
+    if (rows_ == 0) return;
+    const double* from[kLanes];
+    double* to[kLanes];
+    for (int p = 0; p < Policy::planes; ++p) {
+      for (int64_t r = 0; r < kLanes; ++r) from[r] = window_rows_.plane(p) + r * wide_;
+      interleave(wide_, from, lanes_.plane(p));
+    }
+    const double weight =
+        static_cast<double>(layout_.channels * layout_.axis[0].window * layout_.axis[1].window);
+    Policy::windows(layout_.axis[2], count_, weight, lanes_, suffix_, windows_);
+    for (int p = Sink::first_plane; p < Policy::planes; ++p) {
+      for (int64_t r = 0; r < kLanes; ++r) to[r] = result_.plane(p) + r * count_;
+      separate(count_, windows_.plane(p), to);
+    }
+    for (int64_t r = 0; r < rows_; ++r) {
+      const auto [lead, z, y] = where_[r];
+      sink_.store(locate(layout_, lead, z, y, first_, count_, true), result_.at(r * count_));
+    }
+    rows_ = 0;
+  }
+
+  struct RowPlace {
+    int64_t lead, z, y;
+  };
+
+  const WindowLayout& layout_;
+  const Source& source_;
+  const Sink& sink_;
+  RowsScratch scratch_;
+  Rows element_, plane_, suffix_planes_, prefix_planes_, slab_, suffix_rows_, prefix_rows_,
+      window_rows_, lanes_, suffix_, windows_, result_;
+  int64_t tall_ = 1, strip_ = -1, first_ = 0, count_ = 0, wide_ = 0, rows_ = 0;
+  RowPlace where_[kLanes] = {};
+};
+
+template <class Policy, class Source, class Sink>
+void run_windows(const WindowLayout& layout, const Source& source, const Sink& sink) {
+  const int64_t grain = std::max<int64_t>(1, kUnitElements / layout.unit_outputs());
+  torch::stable::parallel_for(0, layout.units(), grain, [&](int64_t begin, int64_t end) {
+    WindowWorker<Policy, Source, Sink>(layout, source, sink).run(begin, end);
+  });
+}
+
+}  // namespace torchcorr

@@ -1,0 +1,341 @@
+// The coefficient of two images in each window, and its gradients: co-moments of windows merged
+// from parts, and maps of each window's contributions spread over its elements, in slabs of the
+// first axis whose maps stay small.
+
+#include <cmath>
+#include <cstring>
+#include <memory>
+
+#include "common/large_pages.h"
+#include "windows/images.h"
+#include "windows/spread.h"
+
+namespace torchcorr {
+namespace {
+
+constexpr int64_t kMapBytes = 8 << 20;  // of the maps of a slab
+// How windows are summarised: float64 also needs the digits that rounding takes from its means.
+template <class T>
+using Policy = CoMoments<sizeof(T) == sizeof(double)>;
+
+template <class T>
+using PairSource = ImageSource<T, Policy<T>, 2>;
+
+constexpr int kPlanes = CoMoments<true>::planes;
+constexpr int kMaps = 5;  // see window_grads_of
+
+struct LnccRule {
+  double share, eps;  // one over a window's elements; what is added to a variance
+};
+
+// The roots of both energies: 1 where either window is flat. Then the product is 0, or NaN if the
+// other window contains a NaN.
+struct Roots {
+  double a, b;
+  bool flat;
+
+  TORCHCORR_INLINE Roots(double square_a, double square_b, const LnccRule& by) {
+    flat = (square_a == 0) | (square_b == 0);
+    a = std::sqrt(flat ? 1.0 : square_a * by.share + by.eps);
+    b = std::sqrt(flat ? 1.0 : square_b * by.share + by.eps);
+  }
+};
+
+template <class T>
+TORCHCORR_INLINE void scores_of(int64_t n, const Rows& r, const LnccRule& by, T* out) {
+  const double *square_a = r.plane(2), *square_b = r.plane(3), *product = r.plane(4);
+  for (int64_t i = 0; i < n; ++i) {
+    const Roots root(square_a[i], square_b[i], by);
+    const double score = product[i] * by.share / (root.a * root.b);
+    out[i] = static_cast<T>(score > 1 ? 1.0 : score < -1 ? -1.0 : score);
+  }
+}
+
+// The gradient of an element x of a is the sum over its windows of through * y - factor_a * x +
+// offset_a, y being the element of b. Maps: through, factor_a, offset_a; and of both gradients
+// factor_b, offset_b.
+template <int N, class T>
+TORCHCORR_INLINE void window_grads_of(int64_t n, const Rows& r, const T* grad, const LnccRule& by,
+                                      double* const (&maps)[kMaps]) {
+  const double *mean_a = r.plane(0), *mean_b = r.plane(1);
+  const double *square_a = r.plane(2), *square_b = r.plane(3), *product = r.plane(4);
+  double *through = maps[0], *factor_a = maps[1], *offset_a = maps[2];
+  double *factor_b = maps[3], *offset_b = maps[4];
+#pragma GCC ivdep
+  for (int64_t i = 0; i < n; ++i) {
+    const Roots root(square_a[i], square_b[i], by);
+    const double both = root.a * root.b;
+    const double g = root.flat ? 0.0 : static_cast<double>(grad[i]) * by.share;
+    const double scored = root.flat ? 0.0 : g * (product[i] * by.share / both);
+    const double t = g / both, a = scored / (root.a * root.a), b = scored / (root.b * root.b);
+    through[i] = t;
+    factor_a[i] = a;
+    offset_a[i] = a * mean_a[i] - t * mean_b[i];
+    if (N == kMaps) {
+      factor_b[i] = b;
+      offset_b[i] = b * mean_b[i] - t * mean_a[i];
+    }
+  }
+}
+
+template <class T>
+TORCHCORR_INLINE void combined(int64_t n, const Rows& r, int map, const T* self, const T* other,
+                               T* out) {
+  const double *through = r.plane(0), *factor = r.plane(map), *offset = r.plane(map + 1);
+  for (int64_t i = 0; i < n; ++i) {
+    const double x = static_cast<double>(self[i]), y = static_cast<double>(other[i]);
+    out[i] = static_cast<T>(y * through[i] - x * factor[i] + offset[i]);
+  }
+}
+
+#define TORCHCORR_LNCC(T)                                                                         \
+  TORCHCORR_CLONES void scores(int64_t n, const Rows& r, const LnccRule& by, T* out) {            \
+    scores_of(n, r, by, out);                                                                     \
+  }                                                                                               \
+  TORCHCORR_CLONES void window_grads_of_one(int64_t n, const Rows& r, const T* grad,              \
+                                            const LnccRule& by, double* const(&maps)[kMaps]) {    \
+    window_grads_of<3>(n, r, grad, by, maps);                                                     \
+  }                                                                                               \
+  TORCHCORR_CLONES void window_grads_of_both(int64_t n, const Rows& r, const T* grad,             \
+                                             const LnccRule& by, double* const(&maps)[kMaps]) {   \
+    window_grads_of<kMaps>(n, r, grad, by, maps);                                                 \
+  }                                                                                               \
+  TORCHCORR_CLONES void combine(int64_t n, const Rows& r, int map, const T* self, const T* other, \
+                                T* out) {                                                         \
+    combined(n, r, map, self, other, out);                                                        \
+  }
+TORCHCORR_LNCC(float)
+TORCHCORR_LNCC(double)
+#undef TORCHCORR_LNCC
+
+template <class T>
+struct ScoreSink {
+  static constexpr int first_plane = 2;
+
+  const WindowLayout& layout;
+  LnccRule by;
+  T* out;
+
+  void store(const Stretch& s, Rows r) const {
+    scores(s.valid, r, by, out + map_offset(layout, s));
+  }
+};
+
+// Where a stretch begins in its item of a map.
+int64_t offset_in_item(const WindowLayout& layout, Stretch s) {
+  s.lead = 0;
+  return map_offset(layout, s);
+}
+
+template <class T, int N>
+struct WindowGradSink {
+  static constexpr int first_plane = 0;
+
+  const WindowLayout& layout;
+  LnccRule by;
+  const T* grad;
+  int64_t grad_pitch;
+  double* maps[kMaps];
+  int64_t map_pitch;
+
+  void store(const Stretch& s, Rows r) const {
+    const int64_t at = offset_in_item(layout, s);
+    double* to[kMaps];
+    for (int p = 0; p < kMaps; ++p) to[p] = maps[p] + s.lead * map_pitch + at;
+    const T* from = grad + s.lead * grad_pitch + at;
+    if constexpr (N == kMaps) {
+      window_grads_of_both(s.valid, r, from, by, to);
+    } else {
+      window_grads_of_one(s.valid, r, from, by, to);
+    }
+  }
+};
+
+template <class T, int N>
+struct CombineSink {
+  static constexpr int first_plane = 0;
+
+  const WindowLayout& layout;
+  ImageStrides strides;
+  const T *a, *b;
+  T *for_a, *for_b;
+
+  void store(const Stretch& s, Rows r) const {
+    for (int64_t c = 0; c < strides.channels; ++c) {
+      const int64_t at = strides.at(s) + c * strides.channel;
+      combine(s.valid, r, 1, a + at, b + at, for_a + at);
+      if constexpr (N == kMaps) combine(s.valid, r, 3, b + at, a + at, for_b + at);
+    }
+  }
+};
+
+void check_pair(const Tensor& a, const Tensor& b) {
+  STD_TORCH_CHECK(sizes_of(a) == sizes_of(b), "a and b must have one shape");
+  STD_TORCH_CHECK(a.scalar_type() == b.scalar_type(), "a and b must have one dtype");
+}
+
+Tensor lncc(const Tensor& a, const Tensor& b, Sizes window, Sizes stride, double eps) {
+  if (is_half(a)) return in_type_of(a, lncc(in_float32(a), in_float32(b), window, stride, eps));
+  check_pair(a, b);
+  const ImageShape shape(sizes_of(a), window.size());
+  const WindowLayout layout(shape.leads, shape.channels, shape.size, window, stride, kPlanes);
+  Tensor out = new_map(a, shape.output(layout));
+  if (out.numel() == 0) return out;
+  const Tensor first = packed(a), second = packed(b);
+  const LnccRule by{1 / window_elements(shape, window), eps};
+  with_real_type(first, "a", [&](auto zero) {
+    using T = decltype(zero);
+    const PairSource<T> source{{first.const_data_ptr<T>(), second.const_data_ptr<T>()},
+                               ImageStrides(shape)};
+    run_windows<Policy<T>>(layout, source, ScoreSink<T>{layout, by, out.mutable_data_ptr<T>()});
+  });
+  return out;
+}
+
+// The upstream gradient, both images and their gradients; `for_b` may be null.
+template <class T>
+struct Images {
+  const T *grad, *a, *b;
+  T *for_a, *for_b;
+};
+
+// One call of the gradients: which slabs there are, and the maps of one.
+template <class T, int N>
+class Gradients {
+ public:
+  Gradients(const ImageShape& shape, const Sizes& window, const Sizes& stride, double eps,
+            const Images<T>& of)
+      : shape_(shape), window_(window), stride_(stride), strides_(shape), grad_(of.grad), a_(of.a),
+        b_(of.b), for_a_(of.for_a), for_b_(of.for_b), by_{1 / window_elements(shape, window), eps} {
+    for (size_t i = 0; i < window.size(); ++i) {
+      count_.push_back((shape.size[i] - window[i]) / stride[i] + 1);
+      map_ *= count_[i];
+    }
+    row_ = strides_.channel / shape.size[0];
+    map_row_ = map_ / count_[0];
+  }
+
+  void run() {
+    const int64_t fitting = kMapBytes / (N * 8 * map_);
+    if (fitting >= 1) {
+      memory_.reset(new double[N * map_ * std::min(fitting, shape_.leads)]);
+      for (int64_t lead = 0; lead < shape_.leads; lead += fitting) {
+        const int64_t leads = std::min(fitting, shape_.leads - lead);
+        capacity_ = count_[0];
+        windows_of(lead, leads, 0, count_[0], 0);
+        elements_of(lead, leads, 0, shape_.size[0], 0, count_[0]);
+      }
+      return;
+    }
+    const int64_t k = window_[0], s = stride_[0];
+    const int64_t kept = ceil_div(k - 1, s), most = kMapBytes / (N * 8 * map_row_);
+    const int64_t slab = std::max({(most - kept) * s, k / 2, int64_t{4}});
+    capacity_ = kept + ceil_div(slab, s) + 1;
+    memory_.reset(new double[N * map_row_ * capacity_]);
+    for (int64_t lead = 0; lead < shape_.leads; ++lead) slabs_of(lead, slab);
+  }
+
+ private:
+  void slabs_of(int64_t lead, int64_t slab) {
+    const int64_t k = window_[0], s = stride_[0];
+    int64_t begin = 0, end = 0;  // windows whose maps are in memory
+    for (int64_t z = 0; z < shape_.size[0]; z += slab) {
+      const int64_t last = std::min(z + slab, shape_.size[0]);
+      const int64_t from = std::max<int64_t>(0, ceil_div(z - k + 1, s));
+      const int64_t to = std::min(count_[0], (last - 1) / s + 1);
+      const int64_t kept = std::max<int64_t>(0, end - from);
+      for (int p = 0; p < N && kept > 0; ++p) {
+        std::memmove(map(p), map(p) + (from - begin) * map_row_, kept * map_row_ * 8);
+      }
+      begin = from;
+      if (to > from + kept) windows_of(lead, 1, from + kept, to, kept);
+      end = std::max(to, end);
+      elements_of(lead, 1, z, last, from, to);
+    }
+  }
+
+  double* map(int p) const { return memory_.get() + p * pitch_; }
+
+  // Maps of windows [from, to) along the first axis, behind `kept` others.
+  void windows_of(int64_t lead, int64_t leads, int64_t from, int64_t to, int64_t kept) {
+    pitch_ = leads * capacity_ * map_row_;
+    Sizes size = shape_.size;
+    size[0] = (to - from - 1) * stride_[0] + window_[0];
+    const WindowLayout layout(leads, shape_.channels, size, window_, stride_, Policy<T>::planes);
+    const int64_t skip = lead * strides_.lead + from * stride_[0] * row_;
+    const PairSource<T> source{{a_ + skip, b_ + skip}, strides_};
+    WindowGradSink<T, N> sink{layout, by_, grad_ + lead * map_ + from * map_row_,
+                              map_,   {},  capacity_ * map_row_};
+    for (int p = 0; p < kMaps; ++p) sink.maps[p] = map(std::min(p, N - 1)) + kept * map_row_;
+    run_windows<Policy<T>>(layout, source, sink);
+  }
+
+  // Gradients of elements [z, last) along the first axis, from the maps of windows [from, to).
+  void elements_of(int64_t lead, int64_t leads, int64_t z, int64_t last, int64_t from, int64_t to) {
+    Sizes size = shape_.size, count = count_;
+    size[0] = last - z;
+    count[0] = std::max<int64_t>(0, to - from);
+    const WindowLayout layout = spread_layout(leads, size, window_, N);
+    const double* maps[N];
+    for (int p = 0; p < N; ++p) maps[p] = map(p);
+    const SpreadSource<double, N> source(maps, count, window_, stride_, z - from * stride_[0],
+                                         capacity_ * map_row_);
+    const int64_t skip = lead * strides_.lead + z * row_;
+    run_windows<Sums<N>>(
+        layout, source,
+        CombineSink<T, N>{layout, strides_, a_ + skip, b_ + skip, for_a_ + skip, for_b_ + skip});
+  }
+
+  const ImageShape& shape_;
+  const Sizes &window_, &stride_;
+  ImageStrides strides_;
+  const T *grad_, *a_, *b_;
+  T *for_a_, *for_b_;
+  LnccRule by_;
+  Sizes count_;
+  int64_t map_ = 1, row_ = 1, map_row_ = 1, capacity_ = 0, pitch_ = 0;
+  std::unique_ptr<double[]> memory_;
+};
+
+std::tuple<Tensor, Tensor> lncc_grads(const Tensor& grad, const Tensor& a, const Tensor& b,
+                                      Sizes window, Sizes stride, double eps, bool need_a,
+                                      bool need_b) {
+  if (is_half(a)) {
+    const auto [for_a, for_b] = lncc_grads(in_float32(grad), in_float32(a), in_float32(b), window,
+                                           stride, eps, need_a, need_b);
+    return {in_type_of(a, for_a), in_type_of(b, for_b)};
+  }
+  check_pair(a, b);
+  STD_TORCH_CHECK(grad.scalar_type() == a.scalar_type(), "grad and a must have one dtype");
+  const ImageShape shape(sizes_of(a), window.size());
+  const WindowLayout layout(shape.leads, shape.channels, shape.size, window, stride, kPlanes);
+  STD_TORCH_CHECK(sizes_of(grad) == shape.output(layout),
+                  "grad must have the shape of the windows' map");
+  const Sizes none{0};
+  Tensor for_a = need_a ? new_map(a, sizes_of(a)) : torch::stable::new_empty(a, none);
+  Tensor for_b = need_b ? new_map(b, sizes_of(b)) : torch::stable::new_empty(b, none);
+  if (a.numel() == 0 || !(need_a || need_b)) return {for_a, for_b};
+  const Tensor upstream = packed(grad), first = packed(a), second = packed(b);
+  with_real_type(first, "a", [&](auto zero) {
+    using T = decltype(zero);
+    const T *g = upstream.const_data_ptr<T>(), *x = first.const_data_ptr<T>(),
+            *y = second.const_data_ptr<T>();
+    T *to_a = for_a.mutable_data_ptr<T>(), *to_b = for_b.mutable_data_ptr<T>();
+    if (need_a && need_b) {
+      Gradients<T, kMaps>(shape, window, stride, eps, {g, x, y, to_a, to_b}).run();
+    } else if (need_a) {
+      Gradients<T, 3>(shape, window, stride, eps, {g, x, y, to_a, nullptr}).run();
+    } else {
+      Gradients<T, 3>(shape, window, stride, eps, {g, y, x, to_b, nullptr}).run();
+    }
+  });
+  return {for_a, for_b};
+}
+
+}  // namespace
+}  // namespace torchcorr
+
+STABLE_TORCH_LIBRARY_IMPL(torchcorr, CPU, m) {
+  m.impl("lncc", TORCH_BOX(&torchcorr::lncc));
+  m.impl("lncc_grads", TORCH_BOX(&torchcorr::lncc_grads));
+}

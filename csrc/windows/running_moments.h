@@ -1,0 +1,61 @@
+// Moments of float32 windows by running sums: one element enters, one leaves. The sums are float64,
+// so the rounding that they accumulate stays far below that of float32 transforms. Tiles that are
+// float64 or not finite use engine.h instead, which merges sums.
+#pragma once
+
+#include "common/tiling.h"
+#include "common/window_state.h"
+#include "windows/running_sums.h"
+
+namespace torchcorr::running {
+
+// How moments follow from sums, and for which windows that is too inexact.
+struct MomentRule {
+  bool zero_mean;
+  double eps;
+  // Least energy of a window that is not doubtful, relative to the mean square of the window and
+  // to that of its tile; least energy that its sums determine, relative to the window's mean
+  // square.
+  double least_of_window, least_of_tile, least_variance;
+  double error = 1e-6;   // what running sums may add to an energy, relative to it
+  double deviation = 0;  // if not 0: sqrt(deviation * energy + eps) instead of norms
+};
+
+// Maps of the windows of one tile, or pointers to a row of them. A norm is 1 / (N deviation), 0 if
+// unknown. Means may be null; states may be null where deviations are written.
+template <class T>
+struct MomentMaps {
+  T* norms;
+  uint8_t* states;
+  T* means;
+
+  MomentMaps at(int64_t offset) const {
+    return {norms + offset, states ? states + offset : nullptr, means ? means + offset : nullptr};
+  }
+};
+
+struct WindowCounts {
+  int64_t doubtful = 0, unknown = 0;  // the unknown are doubtful too
+};
+
+// All tiles of a call.
+struct MomentsCall {
+  const Tiling& tiling;
+  const float *input, *input_end;
+  MomentRule rule;
+  Strips strips;
+
+  // A unit begins with the sums of a whole window, so it covers at least half of one.
+  MomentsCall(const Tiling& t, const float* x, int64_t elements, const MomentRule& by)
+      : tiling(t), input(x), input_end(x + elements), rule(by),
+        strips(t.outputs, std::max<int64_t>(4, t.window[0] / 2) / t.stride[0] + 1,
+               std::max<int64_t>(32, t.window[1] / 2) / t.stride[1] + 1) {}
+};
+
+// The windows of one unit of one tile. Without a map of states, places of unknown windows are
+// appended to `unknown`.
+void moments_of_unit(const MomentsCall& call, int64_t tile, int64_t unit, const TileStats& stats,
+                     const MomentMaps<float>& to, WindowCounts& counts,
+                     std::vector<int64_t>* unknown = nullptr);
+
+}  // namespace torchcorr::running

@@ -1,0 +1,49 @@
+"""Which scores and sums are recomputed exactly, and the form in which steps take these rules.
+
+csrc/tiles/steps.h defines them a second time, in C++.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+
+@dataclass(frozen=True)
+class ScoreRule:
+    """How scores are computed and which of them are recomputed exactly."""
+
+    zero_mean: bool
+    eps: float  # added to a window's energy, in squared units of the input
+    # Of a window that is not doubtful, relative to a mean square: that of the window itself, or of
+    # the tiles that are transformed with it.
+    least_energy: float
+    of_window: bool
+    least_variance: float  # that a difference of sums determines, relative to the mean square
+    noise: float  # of a transform, relative to the error that is allowed; 0 without one
+    budget: float  # doubtful windows of a tile and template that are recomputed
+
+    @cached_property
+    def numbers(self) -> list[float]:
+        return [
+            self.zero_mean,
+            self.eps,
+            self.least_energy,
+            self.of_window,
+            self.least_variance,
+            self.noise,
+            self.budget,
+        ]
+
+
+@dataclass(frozen=True)
+class SumRule:
+    """Which plain sums are recomputed exactly."""
+
+    noise: float  # of a transform, relative to what it contains
+    allowed: float  # error of a sum, relative to its sum of absolute products
+    budget: float  # doubtful windows of a tile and template that are recomputed
+
+    @cached_property
+    def numbers(self) -> list[float]:
+        return [self.noise, self.allowed, self.budget]
