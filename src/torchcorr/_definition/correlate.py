@@ -12,7 +12,7 @@ from .._plan import rounding
 from .._plan.dtypes import widen
 from .._plan.shapes import offsets, output_size, positions
 from . import transforms
-from .windows import chosen_windows, window_sum
+from .windows import chosen_windows, non_finite_windows
 
 # Elements of a window from which on transforms take less time than the loop.
 _CROSSOVER = 16
@@ -43,45 +43,79 @@ def correlate(
 ) -> Tensor:
     """sum_v I(u s + v) T(v), summed over channels (math.md, eq. correlate)."""
     ndim = len(stride)
-    window = template.shape[-ndim:]
     sizes = template.shape[-ndim - 1 :]
     if by_transforms(method, sizes, input, template) and all_finite(template):
         return _through_transforms(input, template, stride)
+    return _by_loop(widen(input), widen(template), stride).to(input.dtype)
+
+
+def _by_loop(input: Tensor, template: Tensor, stride: Sequence[int]) -> Tensor:
+    """The sum of shifted inputs, each times one element of the template."""
+    ndim = len(stride)
+    window = template.shape[-ndim:]
     output = output_size(input.shape[-ndim:], window, stride)
-    wide, weights = widen(input), widen(template)
     lead = torch.broadcast_shapes(input.shape[: -ndim - 1], template.shape[: -ndim - 1])
-    total = wide.new_zeros((*lead, *output))
+    total = input.new_zeros((*lead, *output))
     for v in offsets(window):
-        seen = wide[(..., *positions(v, output, stride))]
-        total += (seen * template_axes(weights[(..., *v)], ndim)).sum(-ndim - 1)
-    return total.to(input.dtype)
+        seen = input[(..., *positions(v, output, stride))]
+        total += (seen * template_axes(template[(..., *v)], ndim)).sum(-ndim - 1)
+    return total
 
 
 def _through_transforms(input: Tensor, template: Tensor, stride: Sequence[int]) -> Tensor:
-    """The same through float64 transforms; values that rounding may show in are recomputed."""
+    """The same through float64 transforms; values whose rounding may show are recomputed."""
     window = template.shape[-len(stride) :]
+    raw, weights = widen(input), widen(template)
     finite = torch.isfinite(input)
-    wide, weights = torch.where(finite, widen(input), 0.0), widen(template)
-    found = transforms.correlate(wide, weights, stride)
-    doubtful = _count(~finite, window, stride) > 0
+    non_finite = non_finite_windows(finite, window, stride)
+    wide = raw if non_finite is None else torch.where(finite, raw, 0.0)
+    numerators = transforms.correlate(wide, weights, stride)
+    doubtful = torch.zeros_like(numerators, dtype=torch.bool)
     if not input.is_complex():
-        if input.dtype != torch.float64:
-            # |found| is at most the sum of absolute products, which the promise is relative to.
-            allowed = rounding.ALLOWED_ROUNDINGS * rounding.unit(input.dtype)
-            noise = transforms.noise(wide, weights, found, len(stride))
-            doubtful = doubtful | (found.abs() * allowed < noise)
-        empty = _count((input != 0) | ~finite, window, stride) == 0
-        found = torch.where(empty, 0.0, found)
-        doubtful = doubtful & ~empty
-    doubtful = doubtful.expand_as(found)
-    for place, seen, taps in chosen_windows(doubtful, widen(input), weights, stride):
-        found[place] = (seen * taps).flatten(1).sum(1)
-    return found.to(input.dtype)
+        doubtful = _rounding_may_show(numerators, wide, weights, stride, input.dtype)
+    if non_finite is not None:
+        doubtful = doubtful | non_finite
+    return recompute_exactly(numerators, doubtful, raw, weights, stride).to(input.dtype)
 
 
-def _count(flags: Tensor, window: Sequence[int], stride: Sequence[int]) -> Tensor:
-    """How many elements of each window are true."""
-    return window_sum(flags.to(torch.float32), window, stride)
+def _rounding_may_show(
+    numerators: Tensor, input: Tensor, template: Tensor, stride: Sequence[int], result: torch.dtype
+) -> Tensor:
+    """Which sums may differ by more than the promise, relative to their sums of absolute products.
+
+    A sum is at most that of absolute products, which is computed if the sum itself is too small.
+    """
+    ndim, allowed = len(stride), rounding.unit(result)
+    if result == torch.float64:
+        allowed *= rounding.ALLOWED_ROUNDINGS
+    noise = transforms.noise(input, template, numerators, ndim)
+    doubtful = numerators.abs() * allowed < noise
+    if bool(doubtful.any()):
+        pair = input.abs(), template.abs()
+        terms = transforms.correlate(*pair, stride)
+        terms -= transforms.noise(*pair, terms, ndim)
+        doubtful &= terms * allowed < noise
+    return doubtful
+
+
+def recompute_exactly(
+    numerators: Tensor,
+    doubtful: Tensor,
+    input: Tensor,
+    template: Tensor,
+    stride: Sequence[int],
+    level: Tensor | None = None,
+) -> Tensor:
+    """Writes sums of products from their definition where they are doubtful.
+
+    `level`, as `numerators` but for axes of length 1, is subtracted from the windows.
+    """
+    doubtful = doubtful.expand_as(numerators)
+    for place, seen, coefficients in chosen_windows(doubtful, input, template, stride):
+        if level is not None:
+            seen = seen - level.expand_as(numerators)[place][(..., *(None,) * (len(stride) + 1))]
+        numerators[place] = (seen * coefficients).flatten(1).sum(1)
+    return numerators
 
 
 def correlate_input_grad(

@@ -6,6 +6,7 @@ not to its offset.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -46,9 +47,11 @@ def _lengths(size: Sequence[int]) -> tuple[int, ...]:
 
 
 def _forward(x: Tensor, lengths: Sequence[int]) -> Tensor:
-    axes = tuple(range(-len(lengths), 0))
-    transform = torch.fft.fftn if x.is_complex() else torch.fft.rfftn
-    return transform(x, s=tuple(lengths), dim=axes)
+    """Spectrum of x padded to some lengths, axis by axis: lines of padding are not transformed."""
+    spectrum = (torch.fft.fft if x.is_complex() else torch.fft.rfft)(x, n=lengths[-1])
+    for axis in range(-2, -len(lengths) - 1, -1):
+        spectrum = torch.fft.fft(spectrum, n=lengths[axis], dim=axis)
+    return spectrum
 
 
 def _conjugate(x: Tensor) -> Tensor:
@@ -80,22 +83,24 @@ def correlate(input: Tensor, template: Tensor, stride: Sequence[int]) -> Tensor:
     spectrum = _forward(wide - level, lengths)
     product = sum_channels(spectrum, _reversed(weights, lengths), ndim)
     valid = [n - k + 1 for n, k in zip(size, window, strict=True)]
-    found = crop(_inverse(product, lengths, input.is_complex()), valid, stride)
+    numerators = crop(_inverse(product, lengths, input.is_complex()), valid, stride)
     offset = (level * weights.sum(axes, keepdim=True)).sum(-ndim - 1)
-    return (found + offset).to(input.dtype).contiguous()
+    return (numerators + offset).to(input.dtype).contiguous()
 
 
-def noise(input: Tensor, template: Tensor, found: Tensor, ndim: int) -> Tensor:
-    """Rounding of sums `found`, (*lead, 1, ..., 1), from what their transforms contain.
+def noise(input: Tensor, template: Tensor, numerators: Tensor, ndim: int) -> Tensor:
+    """Rounding of `numerators`, (*lead, 1, ..., 1), from what their transforms contain.
 
     math.md, eq. noise, for tensors (*lead, C, ...) in float64.
     """
-    axes, own = tuple(range(-ndim, 0)), tuple(range(-ndim - 1, 0))
-    contrast = (input - input.mean(axes, keepdim=True)).square().mean(own, keepdim=True)
-    elements = input.shape[-ndim - 1] * template.square().sum(own, keepdim=True)
-    squares = (contrast * elements).squeeze(-ndim - 1) + found.square().mean(axes, keepdim=True)
-    peak = found.abs().amax(axes, keepdim=True)
-    return rounding.TRANSFORM * rounding.unit(found.dtype) * (squares.sqrt() + peak / 2)
+    axes, item = tuple(range(-ndim, 0)), tuple(range(-ndim - 1, 0))
+    contrast = input.var(axes, correction=0, keepdim=True).mean(-ndim - 1, keepdim=True)
+    elements = input.shape[-ndim - 1] * template.square().sum(item, keepdim=True)
+    size = math.prod(numerators.shape[-ndim:])
+    norm = torch.linalg.vector_norm(numerators, dim=axes, keepdim=True)
+    peak = torch.linalg.vector_norm(numerators, torch.inf, dim=axes, keepdim=True)
+    squares = (contrast * elements).squeeze(-ndim - 1) + norm.square() / size
+    return rounding.TRANSFORM * rounding.unit(numerators.dtype) * (squares.sqrt() + peak / 2)
 
 
 def correlate_input_grad(

@@ -106,7 +106,7 @@ def _merge_moments(a: Summary, b: Summary, na: float, nb: float) -> Summary:
 def window_sum(input: Tensor, window: Sequence[int], stride: Sequence[int]) -> Tensor:
     """Sum of each window over all its channels."""
     single = (widen(input).sum(-len(window) - 1),)
-    return summarise(single, window, stride, 1, _merge_sums)[0].to(input.dtype)
+    return summarise(single, window, stride, 1, _merge_sums)[0].to(input.dtype).contiguous()
 
 
 def window_spread(
@@ -175,6 +175,15 @@ def local_std_prepare_grads(
     grad_var = torch.where(live, widen(grad) * ratio / (2 * std), torch.zeros_like(var))
     grad_s2 = grad_var / count
     return -2 * mean * grad_s2, grad_s2
+
+
+def non_finite_windows(
+    finite: Tensor, window: Sequence[int], stride: Sequence[int]
+) -> Tensor | None:
+    """Which windows contain a value that is not finite; None if none does."""
+    if bool(finite.all()):
+        return None
+    return window_sum((~finite).to(torch.float32), window, stride) > 0
 
 
 def chosen_windows(
