@@ -12,7 +12,7 @@ from .._plan import rounding
 from .._plan.dtypes import widen
 from .._plan.shapes import offsets, output_size, positions
 from . import transforms
-from .windows import chosen_windows, non_finite_windows
+from .windows import chosen_windows, finite_values
 
 # Elements of a window from which on transforms take less time than the loop.
 _CROSSOVER = 16
@@ -66,15 +66,13 @@ def _through_transforms(input: Tensor, template: Tensor, stride: Sequence[int]) 
     """The same through float64 transforms; values whose rounding may show are recomputed."""
     window = template.shape[-len(stride) :]
     raw, weights = widen(input), widen(template)
-    finite = torch.isfinite(input)
-    non_finite = non_finite_windows(finite, window, stride)
-    wide = raw if non_finite is None else torch.where(finite, raw, 0.0)
+    wide, affected = finite_values(raw, window, stride)
     numerators = transforms.correlate(wide, weights, stride)
     doubtful = torch.zeros_like(numerators, dtype=torch.bool)
     if not input.is_complex():
         doubtful = _rounding_may_show(numerators, wide, weights, stride, input.dtype)
-    if non_finite is not None:
-        doubtful = doubtful | non_finite
+    if affected is not None:
+        doubtful = doubtful | affected
     return recompute_exactly(numerators, doubtful, raw, weights, stride).to(input.dtype)
 
 

@@ -21,7 +21,7 @@ from .correlate import (
     recompute_exactly,
     template_axes,
 )
-from .windows import non_finite_windows, window_combine, window_moments
+from .windows import finite_values, rough_moments, window_combine, window_moments
 
 
 def centre(input: Tensor, ndim: int) -> Tensor:
@@ -67,11 +67,15 @@ def ncc(
 ) -> Tensor:
     """Score of a standardised template at each window (math.md, eq. zncc)."""
     ndim = len(stride)
-    mean, var = window_moments(input, template.shape[-ndim:], stride)
+    window = template.shape[-ndim:]
+    if input.dtype == torch.float64:
+        mean, var = window_moments(input, window, stride)
+    else:
+        mean, var = rough_moments(input, window, stride, centre(input, ndim))
     energy = _energy(mean, var, zero_mean)
     flat = energy == 0
     count = math.prod(template.shape[-ndim - 1 :])
-    norm = torch.where(flat, 1.0, energy).add_(eps).sqrt_().mul_(count).reciprocal_()
+    norm = torch.where(flat, 1.0, energy).add_(eps).rsqrt_().div_(count)
     level = mean if zero_mean else torch.zeros_like(mean)
     sizes = template.shape[-ndim - 1 :]
     if by_transforms(method, sizes, input, template) and all_finite(template):
@@ -101,16 +105,14 @@ def _numerators_by_transforms(
 ) -> Tensor:
     """The same through float64 transforms; values whose rounding may show are recomputed."""
     ndim, raw, weights = len(stride), widen(input), widen(template)
-    finite = torch.isfinite(input)
-    non_finite = non_finite_windows(finite, template.shape[-ndim:], stride)
-    wide = raw if non_finite is None else torch.where(finite, raw, 0.0)
+    wide, affected = finite_values(raw, template.shape[-ndim:], stride)
     numerators = transforms.correlate(wide, weights, stride)
     narrow = input.dtype != torch.float64
     allowed = rounding.ALLOWED_SCORE_ERROR[torch.float32 if narrow else torch.float64]
     noise = transforms.noise(wide, weights, numerators, ndim)
     doubtful = ~(norm <= allowed / noise)
-    if non_finite is not None:
-        doubtful = doubtful | non_finite
+    if affected is not None:
+        doubtful = doubtful | affected
     numerators -= level * weights.sum(tuple(range(-ndim - 1, 0)))[(..., *(None,) * ndim)]
     return recompute_exactly(numerators, doubtful, raw, weights, stride, level)
 

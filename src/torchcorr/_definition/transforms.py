@@ -94,12 +94,13 @@ def noise(input: Tensor, template: Tensor, numerators: Tensor, ndim: int) -> Ten
     math.md, eq. noise, for tensors (*lead, C, ...) in float64.
     """
     axes, item = tuple(range(-ndim, 0)), tuple(range(-ndim - 1, 0))
-    contrast = input.var(axes, correction=0, keepdim=True).mean(-ndim - 1, keepdim=True)
-    elements = input.shape[-ndim - 1] * template.square().sum(item, keepdim=True)
-    size = math.prod(numerators.shape[-ndim:])
+    deviation = input - input.mean(axes, keepdim=True)
+    contrast = torch.linalg.vector_norm(deviation, dim=item, keepdim=True).square()
+    elements = template.square().sum(item, keepdim=True) / math.prod(input.shape[-ndim:])
     norm = torch.linalg.vector_norm(numerators, dim=axes, keepdim=True)
-    peak = torch.linalg.vector_norm(numerators, torch.inf, dim=axes, keepdim=True)
-    squares = (contrast * elements).squeeze(-ndim - 1) + norm.square() / size
+    peak = numerators.abs().amax(axes, keepdim=True)
+    squares = (contrast * elements).squeeze(-ndim - 1)
+    squares = squares + norm.square() / math.prod(numerators.shape[-ndim:])
     return rounding.TRANSFORM * rounding.unit(numerators.dtype) * (squares.sqrt() + peak / 2)
 
 
