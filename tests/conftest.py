@@ -55,7 +55,10 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", MARK)
     for message in WARNINGS:
         config.addinivalue_line("filterwarnings", f"ignore:{message}")
-    for engine in config.getoption("--without"):
+    without = config.getoption("--without")
+    if "_cpu" in without:
+        config.addinivalue_line("filterwarnings", "ignore:torchcorr has no kernels for cpu")
+    for engine in without:
         # Importing it now raises ModuleNotFoundError, as if its folder were not there.
         sys.modules[f"torchcorr.{engine}"] = None  # type: ignore[assignment]
 
