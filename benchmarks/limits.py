@@ -111,7 +111,7 @@ def memory_rows(settings: Settings) -> Iterator[Row]:
 
 
 def tiny(settings: Settings) -> Iterator[Row]:
-    """The overhead of a call: its median over many."""
+    """The overhead of a call: the median of many."""
     image, template = _pair(64, 8)
     score = torchcorr.zncc(image, template)
     spent = []
@@ -135,7 +135,7 @@ print(time.perf_counter() - start)
 
 
 def import_cost(settings: Settings) -> Iterator[Row]:
-    """What `import torchcorr` takes once torch is imported, in fresh processes."""
+    """Time of `import torchcorr` once torch is imported, in fresh processes."""
     rounds = min(settings.rounds, ROUNDS) + 1
     spent = [
         float(subprocess.run([sys.executable, "-c", _IMPORT], cwd=ROOT, **_TEXT).stdout)
