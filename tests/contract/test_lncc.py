@@ -270,7 +270,7 @@ def test_loss():
         torchcorr.nn.LNCCLoss(5, reduction="median")
 
 
-def test_loss_lays_an_image_on_another():
+def test_the_loss_aligns_two_images():
     """Gradient descent finds the shift and contrast between two pictures."""
     rows = torch.linspace(-3, 3, 40, dtype=torch.float64)
     image = (3 * rows[:, None]).sin() * (2 * rows).cos() + 0.3 * rows[:, None] * rows

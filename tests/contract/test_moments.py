@@ -1,4 +1,4 @@
-"""Window moments against the oracle, and what stays exact."""
+"""Window moments against the oracle; integer sums and flat windows are exact."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `correlate` promises of each value: a few roundings of that window's own terms."""
+"""The promise of `correlate`: each value has a few roundings of the terms of its window."""
 
 from __future__ import annotations
 
@@ -69,7 +69,9 @@ def test_sparse_times_sparse_is_exactly_zero(dtype: type) -> None:
 
 @pytest.mark.parametrize("bad", (np.nan, np.inf, -np.inf))
 @pytest.mark.parametrize("at", ((0, 0), (30, 41), (79, 83), (79, 0)))
-def test_what_is_not_finite_stays_in_its_windows(bad: float, at: tuple[int, int]) -> None:
+def test_a_value_that_is_not_finite_affects_only_its_windows(
+    bad: float, at: tuple[int, int]
+) -> None:
     rng = np.random.default_rng(1)
     image, template = rng.random((80, 84)), rng.random((15, 14)) - 0.5
     image[at] = bad
