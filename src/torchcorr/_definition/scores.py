@@ -113,7 +113,8 @@ def _numerators_by_transforms(
     doubtful = ~(norm <= allowed / noise)
     if affected is not None:
         doubtful = doubtful | affected
-    numerators -= level * weights.sum(tuple(range(-ndim - 1, 0)))[(..., *(None,) * ndim)]
+    total = weights.sum(tuple(range(-ndim - 1, 0)))[(..., *(None,) * ndim)]
+    numerators.addcmul_(level, total, value=-1)
     return recompute_exactly(numerators, doubtful, raw, weights, stride, level)
 
 
