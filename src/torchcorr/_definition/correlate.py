@@ -63,7 +63,7 @@ def _by_loop(input: Tensor, template: Tensor, stride: Sequence[int]) -> Tensor:
 
 
 def _through_transforms(input: Tensor, template: Tensor, stride: Sequence[int]) -> Tensor:
-    """The same through float64 transforms; values whose rounding may show are recomputed."""
+    """The same by float64 transforms; values that rounding may have spoilt are recomputed."""
     window = template.shape[-len(stride) :]
     raw, weights = widen(input), widen(template)
     wide, affected = finite_values(raw, window, stride)

@@ -103,7 +103,7 @@ def _numerators(input: Tensor, template: Tensor, stride: Sequence[int], level: T
 def _numerators_by_transforms(
     input: Tensor, template: Tensor, stride: Sequence[int], level: Tensor, norm: Tensor
 ) -> Tensor:
-    """The same through float64 transforms; values whose rounding may show are recomputed."""
+    """The same by float64 transforms; values that rounding may have spoilt are recomputed."""
     ndim, raw, weights = len(stride), widen(input), widen(template)
     wide, affected = finite_values(raw, template.shape[-ndim:], stride)
     numerators = transforms.correlate(wide, weights, stride)

@@ -256,7 +256,7 @@ def correlate_template_grad(
         input_spectra, stats = _spectra(part, piece.tiling, piece.groups)
         grad_spectra, grad_stats = _spectra(piece.of_map(upstream), of_map, piece.groups)
         add_products(total[piece.pairs], input_spectra, grad_spectra)
-        counts = stats.not_finite + grad_stats.not_finite
+        counts = stats.non_finite + grad_stats.not_finite
         not_finite[piece.pairs] += counts.unflatten(0, (piece.groups, -1)).sum(1)
     sums = torch.fft.irfftn(total, s=tiling.length, dim=axes, norm="backward")
     sums = sums[(..., *(slice(0, k) for k in tiling.window))]
