@@ -7,24 +7,26 @@ PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 KERNELS := src/torchcorr/_kernels.so
 SANITIZED := build/sanitize
+FALLBACK := $(patsubst %,tests/contract/test_%.py,torture known_answers zncc correlate sums lncc errors \
+  plan operators)
 
 .PHONY: demo test test-gpu check docs wheel bench bench-gpu sanitize clean FORCE
 
 demo: $(KERNELS)
 	$(PY) -m torchcorr demo
 
-# Triton's interpreter uses one core: two files of its tests run side by side.
+# Each engine without the other one, and what the definitions promise where there is no engine.
+# Triton's interpreter uses one core, so two files of its tests run at the same time.
 test: $(KERNELS)
-	$(PY) -m pytest tests --ignore-glob='*/test_triton_*.py'
-	OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses 2 --dist loadfile tests/engines/test_triton_*.py
-	$(PY) -m pytest --doctest-modules src/torchcorr
+	$(PY) -m pytest tests/contract tests/apps tests/engines --without _triton --durations=10
+	OMP_NUM_THREADS=1 $(PY) -m pytest tests/engines --without _cpu --durations=10 \
+	  --numprocesses 2 --dist loadfile
+	$(PY) -m pytest $(FALLBACK) --without _cpu --without _triton --durations=10
+	$(PY) -m pytest tests/docs --doctest-modules src/torchcorr --durations=10
 
-# The environment's own PyTorch, with CUDA. Kernels in Triton are compared with what the CPU says, so
-# their tests bring tensors to the device themselves. What is left out speaks of the CPU, of files
-# or of text.
+# Needs an environment whose PyTorch has CUDA. Tests with the mark cpu_only are skipped.
 test-gpu: $(KERNELS)
-	$(PY) -m pytest tests/engines/test_cuda.py tests/engines/test_triton_*.py
-	$(PY) -m pytest tests/contract tests/apps --device cuda --ignore=tests/apps/test_cli.py
+	$(PY) -m pytest tests --device cuda --durations=10
 
 check: $(READY)
 	$(PY) -m ruff format --check .

@@ -1,6 +1,6 @@
 """Benchmarks against peers and against the machine's limits; `make bench` runs them all.
 
-A module imported from here needs torchcorr and NumPy only: a peer is imported where it is called.
+Modules import torchcorr and NumPy only; a peer is imported where it is called.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Exact results for the inputs of the rows, and how far ours are from them.
 
-A row's exact result is torchcorr's in float64. It is not believed: at some positions the window is
-cut out and given to the oracle of the tests, which shares nothing with the package, and what the
-two disagree by counts as our error.
+A row's exact result is torchcorr's in float64. It is checked in turn: at some positions the window
+is cut out and given to the oracle of the tests, which shares no code with the package, and the
+difference between the two counts as our error.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import torchcorr
 from .measure import Accuracy
 
 SPOTS = 16
-# Multiply-adds up to which float64 is checked against the method that does without transforms.
+# Multiply-adds up to which float64 is computed by the direct method, without transforms.
 DIRECT = 4e10
 
 
@@ -34,17 +34,17 @@ def positions(map_size: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
 
 
 def disagreement(
-    found: Tensor,
+    result: Tensor,
     image: Tensor,
     window: tuple[int, ...],
     definition: Callable[[np.ndarray], np.ndarray],
 ) -> float:
-    """Largest distance of `found` from a definition that sees single windows of the image."""
+    """Largest distance of `result` from a definition applied to single windows of the image."""
     ndim, worst = len(window), 0.0
-    for at in positions(tuple(found.shape[-ndim:])):
+    for at in positions(tuple(result.shape[-ndim:])):
         cut = (..., *(slice(u, u + k) for u, k in zip(at, window, strict=True)))
         exact = definition(image[cut].numpy())
-        here = found[(..., *at)].double().numpy()
+        here = result[(..., *at)].double().numpy()
         worst = max(worst, float(np.abs(here - exact.reshape(here.shape)).max()))
     return worst
 
@@ -60,9 +60,9 @@ def _float64_method(image: Tensor, template: Tensor) -> str:
 
 
 def score_accuracy(
-    found: Tensor, image: Tensor, template: Tensor, *, ndim: int = 2, channels: str = "independent"
+    result: Tensor, image: Tensor, template: Tensor, *, ndim: int = 2, channels: str = "independent"
 ) -> tuple[Accuracy, Tensor]:
-    """How exact a score map is, and the exact one."""
+    """Error of a score map and its bound, and the exact map."""
     method = _float64_method(image, template)
     exact = torchcorr.zncc(
         image.double(), template.double(), ndim=ndim, channels=channels, method=method
@@ -72,14 +72,14 @@ def score_accuracy(
         return oracle.zncc(window, template.numpy(), ndim=ndim, channels=channels)
 
     doubt = disagreement(exact, image, tuple(template.shape[-ndim:]), definition)
-    error = max(doubt, largest(found.double() - exact))
-    return Accuracy(error, SCORE[found.dtype]), exact
+    error = max(doubt, largest(result.double() - exact))
+    return Accuracy(error, SCORE[result.dtype]), exact
 
 
 def correlate_accuracy(
-    found: Tensor, image: Tensor, template: Tensor, *, ndim: int = 2
+    result: Tensor, image: Tensor, template: Tensor, *, ndim: int = 2
 ) -> tuple[Accuracy, Tensor, Tensor]:
-    """The same for products, relative to the sum of |I| |T|, which is returned last."""
+    """The same for sums of products, relative to the sum of |I| |T|, which is returned last."""
     method = _float64_method(image, template)
     wide, weights = image.double(), template.double()
     exact = torchcorr.correlate(wide, weights, ndim=ndim, method=method)
@@ -89,11 +89,11 @@ def correlate_accuracy(
         return oracle.correlate(window, template.numpy(), ndim=ndim)
 
     doubt = disagreement(exact, image, tuple(template.shape), definition) / float(scale.min())
-    error = max(doubt, largest((found.double() - exact) / scale))
-    return Accuracy(error, SCORE[found.dtype]), exact, scale
+    error = max(doubt, largest((result.double() - exact) / scale))
+    return Accuracy(error, SCORE[result.dtype]), exact, scale
 
 
-def std_accuracy(found: Tensor, image: Tensor, window: int) -> tuple[Accuracy, Tensor]:
+def std_accuracy(result: Tensor, image: Tensor, window: int) -> tuple[Accuracy, Tensor]:
     """The same for deviations in mode `same`, relative to the deviation itself."""
     exact = torchcorr.local_std(image.double(), window, mode="same")
     inner = tuple(slice(window // 2, window // 2 + n - window + 1) for n in image.shape)
@@ -102,13 +102,13 @@ def std_accuracy(found: Tensor, image: Tensor, window: int) -> tuple[Accuracy, T
         return oracle.local_std(seen, window)
 
     doubt = disagreement(exact[inner], image, (window, window), definition)
-    error = max(doubt / float(exact.min()), largest((found.double() - exact) / exact))
-    return Accuracy(error, SCORE[found.dtype]), exact
+    error = max(doubt / float(exact.min()), largest((result.double() - exact) / exact))
+    return Accuracy(error, SCORE[result.dtype]), exact
 
 
-def gradient_accuracy(found: tuple[Tensor, ...], exact: tuple[Tensor, ...]) -> Accuracy:
-    """How far gradients are from those in float64, relative to the largest value of each."""
+def gradient_accuracy(result: tuple[Tensor, ...], exact: tuple[Tensor, ...]) -> Accuracy:
+    """Error of gradients against float64, relative to the largest value of each."""
     errors = [
-        largest(a.double() - b) / float(b.abs().max()) for a, b in zip(found, exact, strict=True)
+        largest(a.double() - b) / float(b.abs().max()) for a, b in zip(result, exact, strict=True)
     ]
     return Accuracy(max(errors), GRADIENT_OF_FLOAT32)

@@ -1,4 +1,4 @@
-"""The rows against peers: what is computed on which input, against whom, and what to reach."""
+"""The rows against peers: input, function, peer and target of each."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def c1(settings: Settings) -> Iterator[Row]:
 
 
 def c1_pictures(settings: Settings) -> Iterator[Row]:
-    """The same on photographs, where smooth regions ask for more precision than noise does."""
+    """The same on photographs, whose smooth regions need more precision than noise does."""
     import skimage.data
 
     for name, window in (("camera", 64), ("camera", 16), ("page", 24), ("retina", 64)):
@@ -132,7 +132,7 @@ Function = Callable[[Tensor, Tensor], Tensor]
 def _with_gradients(
     function: Function, image: Tensor, template: Tensor, upstream: Tensor
 ) -> tuple[Tensor, ...]:
-    """Scores and the gradients of both inputs, for leaves that ask for them."""
+    """Scores and the gradients of both inputs, for leaves that require them."""
     score = function(image, template)
     return score.detach(), *torch.autograd.grad(score, (image, template), upstream)
 
@@ -156,7 +156,7 @@ def c6(settings: Settings) -> Iterator[Row]:
         exact = _with_gradients(torchcorr.zncc, *wide, upstream.double())
         score, *gradients = timings["ours"].result
         kept, _ = accuracy.score_accuracy(score, image, template)
-        if kept.kept:
+        if kept.within:
             kept = accuracy.gradient_accuracy(tuple(gradients), exact[1:])
         theirs = accuracy.gradient_accuracy(timings["theirs"].result[1:], exact[1:]).error
         case = f"zncc and both gradients {size}²/{window}²"

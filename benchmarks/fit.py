@@ -26,17 +26,17 @@ from torchcorr._plan.tiling import Tiling, tile_length
 
 from .measure import Call, alternate
 
-# Bytes of a batch of tiles as complex numbers: what stays in cache beside the templates.
+# Bytes of a batch of tiles as complex numbers: what stays in cache together with the templates.
 BATCH = int(2.4e6)
 # The longest tiles that are measured, for each number of axes.
 LONGEST = {1: 1 << 19, 2: 1536, 3: 160}
 SHORTEST = {1: 512, 2: 32, 3: 8}
-# Multiply-adds from which on the direct loop is no candidate worth its time.
+# Multiply-adds from which on the direct loop is too slow to be measured.
 MOST_PRODUCTS = 2e10
 
 
 def finished(call: Call, device: str) -> Call:
-    """The call with the time that the device takes for it."""
+    """A call that includes the time the device takes for it."""
     if device == "cpu":
         return call
 
@@ -59,13 +59,14 @@ def median_ns(call: Call, rounds: int, device: str = "cpu") -> float:
 
 
 def lengths(ndim: int) -> list[int]:
-    """Lengths that tiles have: those that `tile_length` returns."""
+    """Lengths that tiles can have: those that `tile_length` returns."""
     tried = SHORTEST[ndim]
-    found = []
+    all_lengths = []
     while tried <= LONGEST[ndim]:
-        found.append(tile_length(tried, ndim))
-        tried = found[-1] + (found[-1] // 8 & ~1 if ndim == 3 else found[-1] // 4) + 1
-    return [n for n in dict.fromkeys(found) if n <= LONGEST[ndim]]
+        length = tile_length(tried, ndim)
+        all_lengths.append(length)
+        tried = length + (length // 8 & ~1 if ndim == 3 else length // 4) + 1
+    return [n for n in dict.fromkeys(all_lengths) if n <= LONGEST[ndim]]
 
 
 def transforms(rounds: int) -> Iterator[tuple[int, int, float]]:
@@ -84,7 +85,7 @@ def transforms(rounds: int) -> Iterator[tuple[int, int, float]]:
 
 
 def operators(rounds: int) -> Iterator[tuple[int, str, float]]:
-    """(ndim, operator, ns an element of a tile) of what a score needs besides its transforms."""
+    """(ndim, operator, ns an element of a tile) of the other steps of a score."""
     ops = torch.ops.torchcorr_cpu
     sizes = {1: (1 << 20, 1000, 1 << 14), 2: (1024, 33, 192), 3: (96, 9, 40)}
     for ndim, (size, window, length) in sizes.items():
@@ -143,14 +144,14 @@ def direct_loop(
 
 
 def batch_overhead(rounds: int, device: str = "cpu") -> float:
-    """ns of a batch that has next to nothing to do."""
+    """ns of a batch of almost no work."""
     image, template = (draw((n, n), torch.float32, seed=n).to(device) for n in (16, 3))
     call = partial(torchcorr.zncc, image, template, method="fft")
     return median_ns(call, 20 * rounds, device)
 
 
 def real_transforms(rounds: int, device: str, quick: bool) -> Iterator[tuple[int, int, float]]:
-    """(ndim, length, ns an element) of one transform of real tiles, half of forth and back."""
+    """(ndim, length, ns an element) of a transform of real tiles: half of forward and inverse."""
     batch = 1 << (16 if quick else 24)
     for ndim, longest in ((1, 1 << 22), (2, 4096), (3, 256)):
         axes = tuple(range(-ndim, 0))
@@ -189,14 +190,14 @@ def fit_gpu(rounds: int, device: str, quick: bool) -> None:
     _, scored = direct_loop(torchcorr.zncc, rounds, size, device)
     print(f"position={position:.3g}  # a position of the direct loop")
     print(f"product={product:.3g}  # a multiply-add of the direct loop")
-    print(f"scored={scored / product:.3g}  # the same of a score, beside it")
+    print(f"scored={scored / product:.3g}  # the same of a score, relative to it")
     print(f"batch={batch_overhead(rounds, device):.2g}  # a batch of tiles, whatever its size")
 
 
 def fit(rounds: int) -> None:
     """Prints the constants, as lines that can be pasted."""
     print(f"# Nanoseconds of {torch.get_num_threads()} threads, by benchmarks/fit.py, in float32.")
-    print("# Forth and back of a complex tile that holds two real ones, an element of it.")
+    print("# Forward and inverse transform of a complex tile of two real ones, an element of it.")
     print("_PAIR = {")
     table: dict[int, dict[int, float]] = {}
     for ndim, length, ns in transforms(rounds):
@@ -260,12 +261,12 @@ def distances(
 def check(rounds: int, quick: bool, device: str) -> None:
     """Prints how far `auto` is from the best method, for both functions that choose."""
     for function in (torchcorr.correlate, torchcorr.zncc):
-        found = list(distances(function, METHODS, rounds, quick, device))
-        for name, best, ratio in found:
+        entries = list(distances(function, METHODS, rounds, quick, device))
+        for name, best, ratio in entries:
             print(f"{function.__name__:10} {name:46} best {best:7} auto takes {ratio:.2f} × it")
-        ratios = [ratio for _, _, ratio in found]
+        ratios = [ratio for _, _, ratio in entries]
         mean = math.exp(statistics.fmean(math.log(ratio) for ratio in ratios))
-        worst = max(found, key=lambda entry: entry[2])
+        worst = max(entries, key=lambda entry: entry[2])
         print(f"{function.__name__}: geometric mean {mean:.3f}, worst {worst[2]:.2f} ({worst[0]})")
 
 

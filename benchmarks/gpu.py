@@ -1,8 +1,8 @@
 """Times torchcorr on a GPU: `python -m benchmarks.gpu`, on a machine that has one.
 
-Absolute milliseconds, synchronised, medians of at least forty calls, with plain PyTorch beside
-them. Kept as `results/gpu.csv` with card, versions and date. On `--device cpu` with `--quick` all
-of it runs, without a meaning, to see that it does.
+Absolute milliseconds, synchronised, medians of at least forty calls, with those of
+plain PyTorch. They are written to `results/gpu.csv` with card, versions and date. With
+`--device cpu --quick` everything runs once, to test the code; the times mean nothing.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ class Table:
         kept: Callable[[Any], Accuracy] | None,
         theirs: tuple[str, Call] = ("", lambda: None),
     ) -> Row:
-        """Milliseconds of our call, beside a peer's if there is one."""
+        """Milliseconds of our call, and of a peer's if there is one."""
         mine = self.time(ours)
         peer = self.time(theirs[1]) if theirs[0] else None
         error = kept(mine.result) if kept is not None else None
@@ -116,17 +116,17 @@ class Table:
 
 
 def _scores(image: Tensor, template: Tensor) -> Callable[[Tensor], Accuracy]:
-    def kept(found: Tensor) -> Accuracy:
-        return accuracy.score_accuracy(found.cpu(), image.cpu(), template.cpu())[0]
+    def check(result: Tensor) -> Accuracy:
+        return accuracy.score_accuracy(result.cpu(), image.cpu(), template.cpu())[0]
 
-    return kept
+    return check
 
 
 def g1(t: Table) -> Iterator[Row]:
     image, window = t.image(8192, 8192), t.window(31)
 
-    def kept(found: Tensor) -> Accuracy:
-        return accuracy.std_accuracy(found.cpu(), image.cpu(), window)[0]
+    def check(result: Tensor) -> Accuracy:
+        return accuracy.std_accuracy(result.cpu(), image.cpu(), window)[0]
 
     def plain() -> Tensor:
         mean = peers.fourier_boxes(image, (window, window)) / window**2
@@ -134,7 +134,7 @@ def g1(t: Table) -> Iterator[Row]:
         return (square - mean.square()).clamp_min(0).sqrt()
 
     ours = partial(torchcorr.local_std, image, window, mode="same")
-    yield t.row("G1", "local_std 8192²/31²", ours, at_most(0.18), kept, ("plain torch", plain))
+    yield t.row("G1", "local_std 8192²/31²", ours, at_most(0.18), check, ("plain torch", plain))
 
 
 def g2(t: Table) -> Iterator[Row]:
@@ -142,8 +142,8 @@ def g2(t: Table) -> Iterator[Row]:
     template = cut(image, t.window(64))
     ours = partial(torchcorr.zncc, image, template)
     peer = ("plain torch", partial(peers.plain_zncc, image, template))
-    kept = _scores(image, template)
-    yield t.row("G2", "zncc 4096²/64²", ours, at_most(0.45), kept, peer)
+    check = _scores(image, template)
+    yield t.row("G2", "zncc 4096²/64²", ours, at_most(0.45), check, peer)
 
 
 def g3(t: Table) -> Iterator[Row]:
@@ -153,13 +153,13 @@ def g3(t: Table) -> Iterator[Row]:
     leaves = [x.clone().requires_grad_() for x in (image, template)]
     wide = [x.double().cpu().requires_grad_() for x in (image, template)]
 
-    def kept(found: tuple[Tensor, ...]) -> Accuracy:
+    def check(result: tuple[Tensor, ...]) -> Accuracy:
         exact = _with_gradients(torchcorr.zncc, *wide, upstream.double().cpu())
-        return accuracy.gradient_accuracy(tuple(g.cpu() for g in found[1:]), exact[1:])
+        return accuracy.gradient_accuracy(tuple(g.cpu() for g in result[1:]), exact[1:])
 
     ours = partial(_with_gradients, torchcorr.zncc, *leaves, upstream)
     peer = ("plain torch", partial(_with_gradients, peers.plain_zncc, *leaves, upstream))
-    yield t.row("G3", "zncc and both gradients 4096²/64²", ours, at_most(1.0), kept, peer)
+    yield t.row("G3", "zncc and both gradients 4096²/64²", ours, at_most(1.0), check, peer)
 
 
 def g4(t: Table) -> Iterator[Row]:
@@ -197,14 +197,14 @@ def g6(t: Table) -> Iterator[Row]:
     leaves = [x.clone().requires_grad_() for x in (a, b)]
     wide = [x.double().cpu().requires_grad_() for x in (a, b)]
 
-    def kept(found: tuple[Tensor, ...]) -> Accuracy:
+    def check(result: tuple[Tensor, ...]) -> Accuracy:
         exact = _with_gradients(lncc, *wide, upstream.double().cpu())
-        return accuracy.gradient_accuracy(tuple(g.cpu() for g in found[1:]), exact[1:])
+        return accuracy.gradient_accuracy(tuple(g.cpu() for g in result[1:]), exact[1:])
 
     ours = partial(_with_gradients, lncc, *leaves, upstream)
     plain = partial(peers.pooled_lncc, window=window)
     peer = ("plain torch", partial(_with_gradients, plain, *leaves, upstream))
-    yield t.row("G6", "lncc and both gradients 160×192×160/9³", ours, at_most(0.25), kept, peer)
+    yield t.row("G6", "lncc and both gradients 160×192×160/9³", ours, at_most(0.25), check, peer)
 
 
 def g7(t: Table) -> Iterator[Row]:
@@ -212,13 +212,13 @@ def g7(t: Table) -> Iterator[Row]:
     for window in (3, 5, 7, 11, 16):
         template = draw((window, window), torch.float32, seed=1).to(t.device)
 
-        def kept(found: Tensor, taps: Tensor = template) -> Accuracy:
-            return accuracy.correlate_accuracy(found.cpu(), image.cpu(), taps.cpu())[0]
+        def check(result: Tensor, used: Tensor = template) -> Accuracy:
+            return accuracy.correlate_accuracy(result.cpu(), image.cpu(), used.cpu())[0]
 
         bound = at_most(0.1) if window == 11 else None
         ours = partial(torchcorr.correlate, image, template)
         peer = ("F.conv2d", peers.conv2d(image, template))
-        yield t.row("G7", f"correlate 4096²/{window}²", ours, bound, kept, peer)
+        yield t.row("G7", f"correlate 4096²/{window}²", ours, bound, check, peer)
 
 
 def g8(t: Table) -> Iterator[Row]:
@@ -255,7 +255,7 @@ ROWS: dict[str, Callable[[Table], Iterator[Row]]] = {
 
 
 def card(device: str) -> dict[str, str]:
-    """The GPU and what drives it, beside the machine it is in."""
+    """The GPU and the versions of its software, in addition to the machine."""
     if device == "cpu":
         return {"card": "none", "cuda": "", "triton": ""}
     import triton

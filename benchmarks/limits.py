@@ -1,4 +1,4 @@
-"""The rows against limits: one transform, one core, memory, overhead, and the cost of import."""
+"""The rows against limits: one transform, one core, memory, overhead, import, no compiler."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import torchcorr
 
 from . import ROOT, accuracy, memory
 from .cases import cut
+from .fallback import fallback
 from .measure import ROUNDS, Row, Settings, Timing, alternate, at_least, at_most
 
 CALLS = 200
@@ -27,7 +28,7 @@ def _pair(size: int, window: int) -> tuple[Tensor, Tensor]:
 
 
 def one_transform(settings: Settings) -> Iterator[Row]:
-    """The whole of C1 at 1024/64 against one transform of its image, forth and back."""
+    """The whole of C1 at 1024/64 against one transform of its image and its inverse."""
     size, window = settings.small(1024, 64)
     image, template = _pair(size, window)
     timings = alternate(
@@ -110,18 +111,18 @@ def memory_rows(settings: Settings) -> Iterator[Row]:
 
 
 def tiny(settings: Settings) -> Iterator[Row]:
-    """The overhead of a call: its median over many."""
+    """The overhead of a call: the median of many."""
     image, template = _pair(64, 8)
-    found = torchcorr.zncc(image, template)
+    score = torchcorr.zncc(image, template)
     spent = []
     for number in range(CALLS + 20):
         start = time.perf_counter()
         torchcorr.zncc(image, template)
         if number >= 20:
             spent.append(time.perf_counter() - start)
-    kept, _ = accuracy.score_accuracy(found, image, template)
+    kept, _ = accuracy.score_accuracy(score, image, template)
     value = statistics.median(spent) * 1e6
-    ours = Timing(value * 1e-3, CALLS, found)
+    ours = Timing(value * 1e-3, CALLS, score)
     yield Row("tiny", "zncc 64²/8²", "", "µs", value, at_most(60), kept, ours=ours)
 
 
@@ -134,7 +135,7 @@ print(time.perf_counter() - start)
 
 
 def import_cost(settings: Settings) -> Iterator[Row]:
-    """What `import torchcorr` takes once torch is imported, in fresh processes."""
+    """Time of `import torchcorr` once torch is imported, in fresh processes."""
     rounds = min(settings.rounds, ROUNDS) + 1
     spent = [
         float(subprocess.run([sys.executable, "-c", _IMPORT], cwd=ROOT, **_TEXT).stdout)
@@ -156,4 +157,5 @@ LIMITS: dict[str, Callable[[Settings], Iterator[Row]]] = {
     "memory": memory_rows,
     "tiny": tiny,
     "import": import_cost,
+    "fallback": fallback,
 }

@@ -67,19 +67,19 @@ def alternate(
 ) -> dict[str, Timing]:
     """Calls all contestants once to warm them up, then in turn, and times each call.
 
-    With `reverse`, every other round goes backwards, so that none always follows the same one.
+    With `reverse`, every other round goes backwards, so that the order does not favour any.
 
-    Contestants that are slow take part in the first rounds only. The others go on together, as
-    often as the slowest of them deserves.
+    Slow contestants take part in the first rounds only. The others have as many rounds as the
+    slowest of them.
     """
-    warm, seconds = {}, {}
+    results, seconds = {}, {}
     for name, call in contestants.items():
         start = clock()
-        warm[name] = call()
+        results[name] = call()
         seconds[name] = clock() - start
     wanted = {name: rounds_for(spent, rounds) for name, spent in seconds.items()}
-    patient = [n for n in wanted.values() if n >= rounds]
-    wanted = {name: min([n, *patient]) for name, n in wanted.items()}
+    steady = [n for n in wanted.values() if n >= rounds]
+    wanted = {name: min([n, *steady]) for name, n in wanted.items()}
     times: dict[str, list[float]] = {name: [] for name in contestants}
     for number in range(max(wanted.values())):
         order = list(contestants)
@@ -90,19 +90,19 @@ def alternate(
             contestants[name]()
             times[name].append(clock() - start)
     return {
-        name: Timing(statistics.median(kept) * 1e3, len(kept), warm[name])
+        name: Timing(statistics.median(kept) * 1e3, len(kept), results[name])
         for name, kept in times.items()
     }
 
 
 @dataclass(frozen=True)
 class Bound:
-    """What a row has to reach: a lower or an upper bound of its value."""
+    """Target of a row: a lower or an upper bound of its value."""
 
     relation: str
     value: float
 
-    def holds(self, value: float) -> bool:
+    def is_met(self, value: float) -> bool:
         return value >= self.value if self.relation == ">=" else value <= self.value
 
     def __str__(self) -> str:
@@ -119,29 +119,29 @@ def at_most(value: float) -> Bound:
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Largest error of our result on the row's input, and what the contract allows."""
+    """Largest error of our result on the row's input, and the error that the contract allows."""
 
     error: float
     allowed: float
 
     @property
-    def kept(self) -> bool:
-        # A NaN is no error that is kept.
+    def within(self) -> bool:
+        """Whether the error is allowed; NaN is not."""
         return self.error <= self.allowed
 
 
 def verdict(value: float, bound: Bound | None, accuracy: Accuracy | None) -> str:
     """`reached`, `short`, `inexact` or, for a row without a bound, `informative`."""
-    if accuracy is not None and not accuracy.kept:
+    if accuracy is not None and not accuracy.within:
         return "inexact"
     if bound is None:
         return "informative"
-    return "reached" if bound.holds(value) else "short"
+    return "reached" if bound.is_met(value) else "short"
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table. `value` is what is bounded, `quantity` says what it is."""
+    """One line of the table: `value` is the bounded number, and `quantity` its name."""
 
     row: str
     case: str
@@ -210,12 +210,12 @@ def _processor() -> str:
 
 def _caches() -> str:
     """Sizes of the data caches that a core sees, such as `L1 48K L2 1024K L3 32768K`."""
-    found = []
+    caches = []
     for index in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
         if (index / "type").read_text().strip() != "Instruction":
             level = (index / "level").read_text().strip()
-            found.append(f"L{level} {(index / 'size').read_text().strip()}")
-    return " ".join(found)
+            caches.append(f"L{level} {(index / 'size').read_text().strip()}")
+    return " ".join(caches)
 
 
 PACKAGES = (
@@ -230,7 +230,7 @@ PACKAGES = (
 
 
 def machine() -> dict[str, str]:
-    """Where, with what and when something was measured; every line of a CSV ends with it."""
+    """Machine, versions and date of a measurement, with which every line of a CSV ends."""
     return {
         "machine": _processor(),
         "instructions": torch.backends.cpu.get_cpu_capability(),

@@ -1,13 +1,12 @@
-"""Peak memory of one call in a process of its own: `python -m benchmarks.memory SIZE WINDOW PASS`.
+"""Peak memory of one call in a separate process: `python -m benchmarks.memory SIZE WINDOW PASS`.
 
-PASS is `forward` or `backward` of a zncc, or `lncc`, the loss of two volumes and
-both gradients; MiB beyond input and result are printed. Counted is resident memory
-from the moment when the call starts: its peak, less what was resident then, less what the call
-returns. The inputs are resident by then, and so is the program itself, because a tiny call of each
-method came before; but no scratch of the large call is, so all of it counts, also what
-the allocator keeps afterwards. For the backward pass the inputs are image, template and upstream
-gradient; the results are the score map and the gradients of image and template. What the
-forward pass needs is counted with it, as the peak of both.
+PASS is `forward` or `backward` of a zncc, or `lncc`, the loss of two volumes and both gradients.
+MiB beyond input and result are printed: the peak of resident memory during the call, less what was
+resident when it started, less what it returns. Inputs are resident at the start, and so is the
+program, since a tiny call of each method came before. Scratch of the large call is not, so that all
+of it counts, also what the allocator keeps afterwards. For the backward pass the inputs are image,
+template and upstream gradient, the results are the score map and the gradients of image and
+template, and the peak is that of forward and backward together.
 """
 
 from __future__ import annotations
@@ -36,24 +35,24 @@ def _status(field: str) -> int:
 
 
 def _forget_peak() -> None:
-    """Sets the peak, VmHWM, to what is resident now; from then on it is the call's own.
+    """Sets the peak, VmHWM, to what is resident now, so that the next peak is that of the call.
 
     Linux only; `ru_maxrss` cannot be set back, and would hide a call below an earlier peak.
     """
     Path("/proc/self/clear_refs").write_text("5")
 
 
-def held_by(call: Callable[[], Sequence[torch.Tensor]]) -> float:
-    """MiB that a call holds beyond what was there before and the results that it returns."""
+def used_by(call: Callable[[], Sequence[torch.Tensor]]) -> float:
+    """MiB that a call uses beyond what was resident before and what it returns."""
     _forget_peak()
     before = _status("VmRSS")
     results = call()
-    held = _status("VmHWM") - before - sum(r.numel() * r.element_size() for r in results)
-    return held / (1 << 20)
+    used = _status("VmHWM") - before - sum(r.numel() * r.element_size() for r in results)
+    return used / (1 << 20)
 
 
 def beyond(size: int, window: int, which: str) -> float:
-    """MiB that one call holds beyond input and result."""
+    """MiB that one call uses beyond input and result."""
     for method in ("direct", "fft"):
         tiny = torch.rand(64, 64, requires_grad=True)
         torchcorr.zncc(tiny, tiny[:8, :8].detach(), method=method).sum().backward()
@@ -71,7 +70,7 @@ def beyond(size: int, window: int, which: str) -> float:
             return [score, *torch.autograd.grad(score, leaves, upstream)]
         return [score]
 
-    return held_by(call)
+    return used_by(call)
 
 
 def beyond_lncc(size: int, window: int) -> float:
@@ -80,7 +79,7 @@ def beyond_lncc(size: int, window: int) -> float:
     tiny = torch.rand(12, 12, 12, requires_grad=True)
     torchcorr.nn.LNCCLoss(3)(tiny, tiny.detach().flip(0)).backward()
     leaves = [torch.rand(size, size, size, requires_grad=True) for _ in range(2)]
-    return held_by(lambda: torch.autograd.grad(loss(*leaves), leaves))
+    return used_by(lambda: torch.autograd.grad(loss(*leaves), leaves))
 
 
 def measured(size: int, window: int, which: str) -> float:

@@ -15,7 +15,7 @@ BoxSum = Callable[[Tensor, Sequence[int]], Tensor]
 
 
 def opencv(image: Tensor, template: Tensor) -> Score:
-    """matchTemplate; channels come first here and last there."""
+    """matchTemplate, for which channels are moved to the last axis."""
     import cv2
 
     picture, patch = (
@@ -26,7 +26,7 @@ def opencv(image: Tensor, template: Tensor) -> Score:
 
 
 def opencv_many(image: Tensor, templates: Tensor) -> Score:
-    """One call for each template: it takes one."""
+    """One call for each template, since it takes only one."""
     calls = [opencv(image, template) for template in templates]
     return lambda: np.stack([call() for call in calls])
 
@@ -98,7 +98,7 @@ def conv2d(image: Tensor, template: Tensor) -> Callable[[], Tensor]:
     return lambda: F.conv2d(x, w)[0, 0]
 
 
-# --- plain torch: what one writes without a library -----------------------------------------------
+# What follows is plain torch, as one writes it without a library.
 
 
 def _valid(x: Tensor, window: Sequence[int]) -> Tensor:
@@ -118,14 +118,14 @@ def fourier_boxes(x: Tensor, window: Sequence[int]) -> Tensor:
 
 
 def fourier_correlate(x: Tensor, template: Tensor) -> Tensor:
-    """One transform of the whole; valid positions need no more than the image's own size."""
+    """One transform of the whole; for valid positions the size of the image is enough."""
     size = tuple(x.shape)
     spectrum = torch.fft.rfft2(x) * torch.fft.rfft2(template, s=size).conj()
     return _valid(torch.fft.irfft2(spectrum, s=size), template.shape)
 
 
 def plain_zncc(image: Tensor, template: Tensor, boxes: BoxSum = cumulative_boxes) -> Tensor:
-    """The textbook: a transform for the products, sums of I and of its square for the windows."""
+    """The textbook formula: a transform for the products, window sums of I and of its square."""
     window, count = template.shape, template.numel()
     centred = template - template.mean()
     mean = boxes(image, window) / count
@@ -159,7 +159,7 @@ def monai_lncc(a: Tensor, b: Tensor, window: int) -> Callable[[], Tensor]:
 
 
 def pooled_lncc(a: Tensor, b: Tensor, window: int) -> Tensor:
-    """The textbook in a volume: five means of windows."""
+    """The textbook formula in a volume: five means of windows."""
 
     def mean(x: Tensor) -> Tensor:
         return F.avg_pool3d(x[None, None], window, stride=1)[0, 0]

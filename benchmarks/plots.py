@@ -10,7 +10,7 @@ from pathlib import Path
 from .report import PLOTS, Record, read
 from .sizes import TABLE
 
-# Ours stand out; colours that stay apart for the colour-blind (Okabe and Ito).
+# Colours that the colour-blind can distinguish (Okabe and Ito).
 STYLES = {
     "torchcorr auto": {"color": "#D55E00", "linewidth": 2.6, "marker": "o", "zorder": 5},
     "torchcorr direct": {"color": "#D55E00", "linewidth": 1.2, "linestyle": ":"},
@@ -35,12 +35,12 @@ def draw(axis: str, records: Sequence[Record], path: Path) -> None:
     from matplotlib import pyplot, ticker
 
     column, label, fixed = LABELS[axis]
-    own = [record for record in records if record["axis"] == axis]
+    lines = [record for record in records if record["axis"] == axis]
     figure, axes = pyplot.subplots(figsize=(8.4, 4.6), layout="constrained")
     for name, style in STYLES.items():
-        line = [(int(r[column]), float(r["ms"])) for r in own if r["name"] == name]
+        line = [(int(r[column]), float(r["ms"])) for r in lines if r["name"] == name]
         axes.plot(*zip(*line, strict=True), label=name, markersize=5, **style)
-    sizes = sorted({int(r[column]) for r in own})
+    sizes = sorted({int(r[column]) for r in lines})
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     axes.set_xticks(sizes, [str(size) for size in sizes])
@@ -49,7 +49,7 @@ def draw(axis: str, records: Sequence[Record], path: Path) -> None:
     axes.yaxis.set_minor_locator(ticker.NullLocator())
     axes.set_xlabel(label)
     axes.set_ylabel("milliseconds of a call")
-    axes.set_title(f"zncc, float32, {fixed.format(**own[0])}, {own[0]['threads']} threads")
+    axes.set_title(f"zncc, float32, {fixed.format(**lines[0])}, {lines[0]['threads']} threads")
     axes.grid(True, which="major", color="#cccccc", linewidth=0.6)
     figure.legend(loc="outside right upper", frameon=False, fontsize=9)
     path.parent.mkdir(parents=True, exist_ok=True)

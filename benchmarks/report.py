@@ -163,7 +163,7 @@ SECTIONS: dict[str, Callable[[], str]] = {
 
 
 def rendered(page: str) -> str:
-    """The page with all its sections made anew."""
+    """The page with all its sections made again."""
     for name, section in SECTIONS.items():
         begin, end = f"<!-- begin: {name} -->", f"<!-- end: {name} -->"
         pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)

@@ -20,12 +20,12 @@ from .measure import ROUNDS, Row, Settings, machine
 from .report import read, write
 
 TABLE = RESULTS / "cpu.csv"
-# Load average from which on someone else's work shows in the times.
+# Load average from which on other processes affect the times.
 BUSY = 0.5
 
 
 def chosen(names: str | None) -> dict[str, object]:
-    """The functions that make the rows asked for, by name; all of them for None."""
+    """Functions that measure the named rows; all of them for None."""
     from .cases import CASES
     from .limits import LIMITS
 
@@ -42,8 +42,8 @@ def chosen(names: str | None) -> dict[str, object]:
 def touch_memory() -> None:
     """Writes to half of the memory that is free, 16 GiB at most, and gives it back.
 
-    A virtual machine's memory is slow when it is first written to, for whoever happens to get it,
-    and again when its host has taken back what lay idle.
+    A virtual machine's memory is slow when it is first written to, whichever contestant does so,
+    and again after its host has taken back idle memory.
     """
     free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     memory = torch.empty(min(free // 2, 16 << 30), dtype=torch.uint8)
@@ -88,7 +88,7 @@ def main(arguments: list[str] | None = None) -> int:
             print(line(row), flush=True)
             records.append(row.record() | machine())
         if output is not None:
-            # At once, so that a row that fails takes none of the earlier ones with it.
+            # After each row, so that a row that fails does not lose the earlier ones.
             write(output, merged(read(output), records, list(chosen(None))))
     short = sum(record["verdict"] in ("short", "inexact") for record in records)
     print(f"{len(records)} rows, {short} of them short or inexact")

@@ -21,12 +21,12 @@ from .report import write
 TABLE = RESULTS / "cpu_sizes.csv"
 IMAGES, TEMPLATE = (256, 512, 1024, 2048, 4096), 64
 TEMPLATES, IMAGE = (8, 16, 32, 64, 128, 256), 1024
-# The curves are read over decades; a few rounds place a point well enough.
+# On logarithmic axes a few rounds are exact enough for a point.
 ROUNDS = 5
 
 
 def contestants(image: torch.Tensor, template: torch.Tensor) -> dict[str, Call]:
-    """Everyone who scores one template on one image."""
+    """Functions that score one template on one image."""
     ours = {
         f"torchcorr {method}": partial(torchcorr.zncc, image, template, method=method)
         for method in ("auto", "direct", "fft")
@@ -56,8 +56,8 @@ def main(arguments: list[str] | None = None) -> int:
     records = []
     for axis, size, window in points(args.quick):
         image = draw((size, size), torch.float32)
-        found = alternate(contestants(image, cut(image, window)), 1 if args.quick else ROUNDS)
-        for name, timing in found.items():
+        timings = alternate(contestants(image, cut(image, window)), 1 if args.quick else ROUNDS)
+        for name, timing in timings.items():
             print(f"{size:6} {window:6} {name:20} {timing.ms:10.3f} ms × {timing.rounds}")
             record = {"axis": axis, "image": str(size), "template": str(window), "name": name}
             record |= {"ms": f"{timing.ms:.4g}", "rounds": str(timing.rounds)}

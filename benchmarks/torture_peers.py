@@ -1,4 +1,4 @@
-"""The torture list of the tests, run on torchcorr and on its peers: which scores can be trusted.
+"""The torture list of the tests, run on torchcorr and on its peers: whose scores are exact.
 
 `python -m benchmarks.torture_peers` writes results/torture.csv, one line an input and library.
 """
@@ -40,7 +40,7 @@ LIBRARIES: dict[str, Score] = {
 
 def records() -> list[dict[str, str]]:
     """Errors of all libraries on all tortures in float32."""
-    found = []
+    lines = []
     for library, score in LIBRARIES.items():
         with warnings.catch_warnings():
             # scikit-image divides by zero on some of them; the result is what counts.
@@ -48,14 +48,14 @@ def records() -> list[dict[str, str]]:
             table = torture.table(score, np.float32)
         for case, error in table:
             entry = {"case": case, "library": library, "error": f"{error:.2e}"}
-            found.append(entry | machine())
-    return found
+            lines.append(entry | machine())
+    return lines
 
 
 def main() -> int:
-    found = records()
-    write(RESULTS / "torture.csv", found)
-    for record in found:
+    lines = records()
+    write(RESULTS / "torture.csv", lines)
+    for record in lines:
         print(f"{record['library']:14}{record['case']:32}{record['error']}")
     return 0
 

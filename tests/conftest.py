@@ -1,66 +1,105 @@
-"""Fresh memory is NaN, seeds are fixed, and thread counts are put back."""
+"""The device of a session, engines it goes without, seeds, and fresh memory that is NaN."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from typing import Any
+import sys
+from collections.abc import Iterator
+from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
-# Kernels in Triton are interpreted where no GPU is. What follows imports triton.
+# Without a GPU Triton's kernels run in its interpreter. This is read when triton is imported.
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
 torch.use_deterministic_algorithms(True, warn_only=True)
 torch.utils.deterministic.fill_uninitialized_memory = True
 
+TESTS = Path(__file__).parent
+# Tests of an engine compare it with the CPU and move tensors to its device themselves.
+ENGINES = "engines"
+# The files in tests/engines/ that need an engine of the package.
+ENGINE_TESTS = {
+    "_cpu": ("test_direct_kernel.py", "test_kernels.py", "test_threads.py", "test_tiles.py"),
+    "_triton": ("test_cuda.py", "test_triton_*.py"),
+}
+# Files, relative to tests/, that concern the CPU, files or text, whatever the device.
+CPU_ONLY = (
+    *(f"{ENGINES}/{name}" for name in ENGINE_TESTS["_cpu"]),
+    "docs/test_*.py",
+    "apps/test_cli.py",
+)
+MARK = "cpu_only(reason): skipped on other devices, since it concerns the CPU, files or text alone"
+WARNINGS = (
+    # PyTorch's debugging mode that some tests switch on.
+    "Synchronization debug mode is",
+    # PyTorch's own operators on a GPU.
+    ".*does not have a deterministic implementation",
+)
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--device", default="cpu", help="device that tests make their tensors on")
+    parser.addoption("--device", default="cpu", help="device that tests create their tensors on")
+    parser.addoption(
+        "--without",
+        action="append",
+        default=[],
+        choices=sorted(ENGINE_TESTS),
+        help="run as if this engine of the package were deleted, and leave out its own tests",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """On another device, what comes from NumPy goes there, and what goes to NumPy comes back."""
-    # Said once by a debugging mode that tests switch on, and by PyTorch's own operators on a GPU.
-    for said in ("Synchronization debug mode is", ".*does not have a deterministic implementation"):
-        config.addinivalue_line("filterwarnings", f"ignore:{said}")
+    config.addinivalue_line("markers", MARK)
+    for message in WARNINGS:
+        config.addinivalue_line("filterwarnings", f"ignore:{message}")
+    without = config.getoption("--without")
+    if "_cpu" in without:
+        config.addinivalue_line("filterwarnings", "ignore:torchcorr has no kernels for cpu")
+    for engine in without:
+        # Importing it now raises ModuleNotFoundError, as if its folder were not there.
+        sys.modules[f"torchcorr.{engine}"] = None  # type: ignore[assignment]
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    if collection_path.parent == TESTS / ENGINES:
+        for engine in config.getoption("--without"):
+            if any(collection_path.match(pattern) for pattern in ENGINE_TESTS[engine]):
+                return True
+    return None
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     device = config.getoption("--device")
-    if device == "cpu":
+    for item in items:
+        if any(item.path.match(str(TESTS / pattern)) for pattern in CPU_ONLY):
+            item.add_marker(pytest.mark.cpu_only("concerns the CPU, files or text"))
+        mark = item.get_closest_marker("cpu_only")
+        if mark is not None and torch.device(device).type != "cpu":
+            item.add_marker(pytest.mark.skip(reason=f"not on {device}: {mark.args[0]}"))
+
+
+@pytest.fixture
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """The device of the session, on which tensors lie that a test creates by PyTorch or inputs."""
+    return torch.device(request.config.getoption("--device"))
+
+
+@pytest.fixture(autouse=True)
+def _default_device(request: pytest.FixtureRequest, device: torch.device) -> Iterator[None]:
+    if device.type == "cpu" or request.path.parent == TESTS / ENGINES:
+        yield
         return
     torch.set_default_device(device)
-    # PyTorch looks up which functions take a device when the first of them is called.
-    torch.empty(0)
-    from_numpy, numpy, array = torch.from_numpy, torch.Tensor.numpy, torch.Tensor.__array__
-
-    def there(values: np.ndarray) -> torch.Tensor:
-        return from_numpy(values).to(device)
-
-    def back(x: torch.Tensor, *, force: bool = False) -> np.ndarray:
-        return numpy(x.cpu(), force=force)
-
-    def back_as(x: torch.Tensor, *args: Any, **kwargs: Any) -> np.ndarray:
-        return array(x.cpu(), *args, **kwargs)
-
-    def drawn(draw: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-        def from_generator(*args: Any, generator: Any = None, **kwargs: Any) -> torch.Tensor:
-            if generator is None:
-                return draw(*args, **kwargs)
-            return draw(*args, generator=generator, device=generator.device, **kwargs).to(device)
-
-        return from_generator
-
-    # A generator is one of the CPU's, which draws the same numbers everywhere.
-    torch.rand, torch.randn = drawn(torch.rand), drawn(torch.randn)
-    torch.from_numpy = there
-    torch.Tensor.numpy = back  # type: ignore[method-assign]
-    torch.Tensor.__array__ = back_as  # type: ignore[method-assign]
+    yield
+    torch.set_default_device(None)
 
 
 @pytest.fixture(autouse=True)
 def _same_start() -> Iterator[None]:
+    """The same random numbers and the same number of threads in each test, in any order."""
     torch.manual_seed(0)
     threads = torch.get_num_threads()
     yield

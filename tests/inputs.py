@@ -1,4 +1,8 @@
-"""Deterministic inputs that several test files and the benchmarks share."""
+"""Deterministic inputs that several test files and the benchmarks share.
+
+Tensors are created on the default device, which is that of the session while a test runs
+(tests/conftest.py). Between NumPy and tensors on that device go `tensor` and `array`.
+"""
 
 from __future__ import annotations
 
@@ -49,24 +53,35 @@ def draw(shape: tuple[int, ...], dtype: torch.dtype = torch.float64, seed: int =
     """Values in [0, 1), integers over a small range, complex numbers in the unit square."""
     rng = np.random.default_rng([seed, *shape])
     if dtype.is_complex:
-        values = rng.random(shape) + 1j * rng.random(shape)
-        return torch.from_numpy(np.asarray(values)).to(dtype)
+        return tensor(rng.random(shape) + 1j * rng.random(shape), dtype)
     if dtype.is_floating_point:
-        return torch.from_numpy(np.asarray(rng.random(shape))).to(dtype)
+        return tensor(rng.random(shape), dtype)
     lowest = 0 if dtype in (torch.uint8, torch.uint16) else -100
-    return torch.from_numpy(np.asarray(rng.integers(lowest, 101, shape))).to(dtype)
+    return tensor(rng.integers(lowest, 101, shape), dtype)
+
+
+def normal(*shape: int, seed: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    """Normally distributed values, the same on every device."""
+    generator = torch.Generator("cpu").manual_seed(seed)
+    values = torch.randn(shape, generator=generator, dtype=dtype, device="cpu")
+    return values.to(torch.get_default_device())
 
 
 def pair(case: Case, dtype: torch.dtype = torch.float64, seed: int = 0) -> tuple[Tensor, Tensor]:
     return draw(case.input, dtype, seed), draw(case.template, dtype, seed + 1)
 
 
+def tensor(values: np.ndarray, dtype: torch.dtype | None = None) -> Tensor:
+    """An array as a tensor on the default device."""
+    return torch.from_numpy(np.asarray(values)).to(torch.get_default_device(), dtype)
+
+
 def array(x: Tensor) -> np.ndarray:
-    """A tensor as the oracle reads it: the same numbers, widened."""
-    x = x.detach().resolve_conj()
-    if x.is_complex():
-        return x.to(torch.complex128).numpy()
-    return x.to(torch.float64).numpy()
+    """A tensor of any device as the oracle reads it: the same numbers, widened; booleans stay."""
+    x = x.detach().cpu().resolve_conj()
+    if x.dtype == torch.bool:
+        return x.numpy()
+    return x.to(torch.complex128 if x.is_complex() else torch.float64).numpy()
 
 
 def other_of(image: np.ndarray) -> np.ndarray:
@@ -80,5 +95,5 @@ def result_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def says(*words: object) -> str:
-    """A pattern for match=: the message holds all of the words, in any order."""
+    """A pattern for match=: the message contains all of the words, in any order."""
     return "(?s)" + "".join(f"(?=.*{re.escape(str(word))})" for word in words)

@@ -1,4 +1,4 @@
-"""Every public function from its definition, in NumPy, sharing nothing with the package.
+"""Every public function from its definition, in NumPy; shares no code with the package.
 
 Windows are cut out one by one (`sliding_window_view`), widened to extended precision and reduced
 in two passes. Positions of `same` are those of SciPy: the centred part of `full`.
@@ -62,7 +62,7 @@ def windows(
 
 
 def elements(template: np.ndarray, ndim: int, channels: str) -> np.ndarray:
-    """A template as (*lead, 1 for each window axis, N), ready to meet `windows`."""
+    """A template as (*lead, 1 for each window axis, N), to be multiplied with `windows`."""
     axes = ndim + (channels == "joint")
     lead = template.shape[: template.ndim - axes]
     return wide(np.asarray(template)).reshape(*lead, *(1,) * ndim, -1)

@@ -1,4 +1,4 @@
-"""Every operator with arguments that it takes, for tests of all operators."""
+"""Arguments on the CPU for every operator, for tests of all operators."""
 
 from __future__ import annotations
 

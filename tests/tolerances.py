@@ -1,4 +1,4 @@
-"""One table of what the numbers promise (DESIGN section 3); tests take every bound from here."""
+"""The one table of promised errors (DESIGN section 3), from which tests take every bound."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def sum_bound(
 ) -> np.ndarray:
     """Bound of a sum of products: three transforms of about log2(size) stages, one final rounding.
 
-    A transform's error is relative to the norm of all it transforms, so the norms are global.
+    A transform's error is relative to the norm of everything it transforms: the norms are global.
     """
     unit = ROUNDING[ACCUMULATED_IN.get(result, result)]
     stages = 3 * (2 + math.log2(max(size, 2)))

@@ -1,6 +1,6 @@
-"""Inputs on which normalised correlation goes wrong, and an oracle in extended precision.
+"""Inputs on which normalised correlation is often wrong, and an oracle in extended precision.
 
-`table(f)` runs any ``f(image, template)`` that takes and gives NumPy arrays over all of them:
+`table(f)` runs any ``f(image, template)`` from NumPy arrays to a NumPy array on all of them:
 
     for name, error in torture.table(my_match): print(name, error)
 
@@ -76,7 +76,7 @@ def _more() -> Iterator[tuple[str, np.ndarray]]:
 
 
 def cases(dtype: np.dtype | type = np.float32) -> Iterator[Torture]:
-    """Every torture in one type; the template is cut from the image after the rounding."""
+    """Every case in one type; the template is cut from the image after rounding."""
     for group in (_peers, _more):
         for name, image in group():
             rounded = image.astype(dtype)
@@ -114,5 +114,5 @@ def error(score: np.ndarray, truth: np.ndarray) -> float:
 def table(
     f: Callable[[np.ndarray, np.ndarray], np.ndarray], dtype: np.dtype | type = np.float32
 ) -> list[tuple[str, float]]:
-    """(name, error) of f on every torture."""
+    """(name, error) of f for every case."""
     return [(c.name, error(f(c.image, c.template), exact(c))) for c in cases(dtype)]

@@ -1,7 +1,7 @@
 // What is known of a window, one byte each: `WindowState` of _plan/tiling.py.
 #pragma once
 
-#include <cstdint>
+#include "common/tensors.h"
 
 namespace torchcorr {
 
@@ -14,6 +14,11 @@ enum WindowState : uint8_t {
 };
 
 // Whether the window must be recomputed exactly.
-inline bool is_doubtful(uint8_t state) { return (state & 2) != 0; }
+TORCHCORR_INLINE bool is_doubtful(uint8_t state) { return state == kDoubtful || state == kUnknown; }
+
+// The state for two flags, each 0 or 1; every unknown window is doubtful.
+TORCHCORR_INLINE uint8_t state_of(int doubtful, int unknown) {
+  return static_cast<uint8_t>(kDoubtful * doubtful + (kUnknown - kDoubtful) * unknown);
+}
 
 }  // namespace torchcorr

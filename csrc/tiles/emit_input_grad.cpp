@@ -2,8 +2,8 @@
 
 #include <type_traits>
 
-#include "tiles/spread.h"
 #include "tiles/steps.h"
+#include "tiles/window_grads.h"
 
 namespace torchcorr {
 namespace {

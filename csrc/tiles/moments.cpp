@@ -86,7 +86,7 @@ TORCHCORR_INLINE void norm_row(int64_t n, const SumRow& row, const MomentRule& b
     const int lost = energy <= least_variance * total, low = lost | (energy + eps < least);
     const double norm = 1 / (count * std::sqrt(energy + eps));
     norms[i] = static_cast<T>(lost ? 0.0 : norm);
-    states[i] = static_cast<uint8_t>(energy == energy ? 2 * low + lost : kNonFinite);
+    states[i] = energy == energy ? state_of(low, lost) : static_cast<uint8_t>(kNonFinite);
     if (means) means[i] = static_cast<T>(mean);
     doubtful += low;
     unknown += lost;
@@ -176,7 +176,7 @@ class TileMomentsStep {
 
  private:
   void run_sums() {
-    const running::Call call(t_, image_.const_data_ptr<float>(), image_.numel(), rule_);
+    const running::MomentsCall call(t_, image_.const_data_ptr<float>(), image_.numel(), rule_);
     const int64_t positions = t_.positions(), units = call.strips.units();
     const int64_t grain = std::max<int64_t>(1, kUnitElements * units / positions);
     torch::stable::parallel_for(0, batch_.count() * units, grain, [&](int64_t begin, int64_t end) {

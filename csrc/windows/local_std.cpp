@@ -87,7 +87,7 @@ bool write_by_running_sums(const Tensor& image, const Tiling& tiling, double cor
   running::MomentRule rule{true, eps, 0.0, 0.0, kLeastVariance};
   rule.error = 1e-7;
   rule.deviation = count / (count - correction);
-  const running::Call call(tiling, x, image.numel(), rule);
+  const running::MomentsCall call(tiling, x, image.numel(), rule);
   const int64_t positions = tiling.positions(), units = call.strips.units();
   const int64_t grain = std::max<int64_t>(1, kUnitElements * units / positions);
   const int64_t most = kRecomputed * image.numel() / tiling.window_size();

@@ -49,7 +49,7 @@ TORCHCORR_INLINE void moments_of_row(int64_t n, const Tiling& t, const Columns& 
         std::sqrt(static_cast<float>(deviation != 0 ? energy * deviation + eps : energy + eps));
     const float norm = deviation != 0 ? root : 1 / (whole_count * root);
     norms[i] = lost ? 0.0f : norm;
-    states[i] = static_cast<uint8_t>(2 * low + lost);
+    states[i] = state_of(low, lost);
     if (means) means[i] = static_cast<float>(mean);
     doubtful += low;
     unknown += lost;
@@ -65,7 +65,7 @@ TORCHCORR_INLINE void moments_of_row(int64_t n, const Tiling& t, const Columns& 
 
 }  // namespace
 
-TORCHCORR_CLONES void moments_of_unit(const Call& call, int64_t tile, int64_t unit,
+TORCHCORR_CLONES void moments_of_unit(const MomentsCall& call, int64_t tile, int64_t unit,
                                       const TileStats& stats, const MomentMaps<float>& to,
                                       WindowCounts& counts, std::vector<int64_t>* unknown) {
   const Tiling& t = call.tiling;

@@ -39,14 +39,14 @@ struct WindowCounts {
 };
 
 // All tiles of a call.
-struct Call {
+struct MomentsCall {
   const Tiling& tiling;
   const float *input, *input_end;
   MomentRule rule;
   Strips strips;
 
   // A unit begins with the sums of a whole window, so it covers at least half of one.
-  Call(const Tiling& t, const float* x, int64_t elements, const MomentRule& by)
+  MomentsCall(const Tiling& t, const float* x, int64_t elements, const MomentRule& by)
       : tiling(t), input(x), input_end(x + elements), rule(by),
         strips(t.outputs, std::max<int64_t>(4, t.window[0] / 2) / t.stride[0] + 1,
                std::max<int64_t>(32, t.window[1] / 2) / t.stride[1] + 1) {}
@@ -54,7 +54,7 @@ struct Call {
 
 // The windows of one unit of one tile. Without a map of states, places of unknown windows are
 // appended to `unknown`.
-void moments_of_unit(const Call& call, int64_t tile, int64_t unit, const TileStats& stats,
+void moments_of_unit(const MomentsCall& call, int64_t tile, int64_t unit, const TileStats& stats,
                      const MomentMaps<float>& to, WindowCounts& counts,
                      std::vector<int64_t>* unknown = nullptr);
 

@@ -1,24 +1,22 @@
-"""match_template and find_peaks: planted templates, plain loops, suppression, and errors."""
+"""match_template and find_peaks against plain loops and templates put into images."""
 
 import itertools
 
 import numpy as np
 import pytest
 import torch
+from inputs import array, draw, normal
 
 from torchcorr import find_peaks, match_template
 
-GENERATOR_SEED = 3
 
-
-def noise(*shape: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(GENERATOR_SEED)
-    return torch.randn(*shape, generator=generator, dtype=dtype)
+def noise(*shape: int) -> torch.Tensor:
+    return normal(*shape, seed=3)
 
 
 def greedy_peaks(values: np.ndarray, threshold: float, distance: tuple[int, ...]) -> list[tuple]:
     """Best first, in plain loops: local maxima (of equals the first), then suppression."""
-    found = []
+    maxima = []
     for point in np.ndindex(*values.shape):
         value = values[point]
         if np.isnan(value) or value < threshold:
@@ -33,9 +31,9 @@ def greedy_peaks(values: np.ndarray, threshold: float, distance: tuple[int, ...]
             rival = values[other]
             wins &= bool(np.isnan(rival) or (value > rival if other < point else value >= rival))
         if wins:
-            found.append((-value, point))
+            maxima.append((-value, point))
     kept: list[tuple] = []
-    for _, point in sorted(found):
+    for _, point in sorted(maxima):
         if all(
             any(abs(p - q) >= d for p, q, d in zip(point, other, distance, strict=True))
             for other in kept
@@ -52,7 +50,7 @@ def test_peaks_equal_plain_loops(shape, spacing, levels):
     if levels is not None:
         values = (values * levels / 3).round()
     values.view(-1)[::17] = torch.nan
-    expected = greedy_peaks(values.numpy(), 0.5, (spacing,) * len(shape))
+    expected = greedy_peaks(array(values), 0.5, (spacing,) * len(shape))
     peaks = find_peaks(values, ndim=len(shape), threshold=0.5, min_distance=spacing, subpixel=False)
     assert [tuple(map(int, p)) for p in peaks.positions.tolist()] == expected
     assert peaks.scores.tolist() == [values[p].item() for p in expected]
@@ -69,12 +67,20 @@ def test_a_batch_is_its_maps_one_by_one(lead, limit, spacing):
     place = 0
     for item in np.ndindex(*lead):
         want = find_peaks(maps[item], **options)
-        own = slice(place, place + len(want))
-        assert torch.equal(got.positions[own], want.positions)
-        assert torch.equal(got.scores[own], want.scores)
-        assert got.items[own].tolist() == [list(item)] * len(want)
+        of_item = slice(place, place + len(want))
+        assert torch.equal(got.positions[of_item], want.positions)
+        assert torch.equal(got.scores[of_item], want.scores)
+        assert got.items[of_item].tolist() == [list(item)] * len(want)
         place += len(want)
     assert place == len(got)
+
+
+def test_three_axes_are_a_batch_of_images_unless_they_are_said_to_be_a_volume():
+    maps = noise(4, 30, 30)
+    images, volume = find_peaks(maps), find_peaks(maps, ndim=3)
+    assert images.positions.shape == (len(images), 2) and images.items.shape == (len(images), 1)
+    assert set(images.items.flatten().tolist()) == {0, 1, 2, 3}
+    assert volume.positions.shape == (len(volume), 3) and volume.items.shape == (len(volume), 0)
 
 
 def test_level_top_counts_once_at_its_first_element():
@@ -102,8 +108,8 @@ def test_parabola_is_exact_on_a_parabola_and_clamped():
     )
     at_border = find_peaks(torch.tensor([3.0, 2.0, 1.0]), ndim=1)
     assert at_border.positions.tolist() == [[0.0]]
-    beside_nan = find_peaks(torch.tensor([0.0, 3.0, torch.nan, 1.0]), ndim=1)
-    assert beside_nan.positions[0].tolist() == [1.0]
+    next_to_nan = find_peaks(torch.tensor([0.0, 3.0, torch.nan, 1.0]), ndim=1)
+    assert next_to_nan.positions[0].tolist() == [1.0]
 
 
 def test_positions_and_scores_carry_gradients():
@@ -118,7 +124,7 @@ def test_positions_and_scores_carry_gradients():
 
 def test_finds_planted_templates_under_changed_light():
     template = noise(9, 12)
-    image = 0.3 * torch.rand(80, 90, generator=torch.Generator().manual_seed(1)).double()
+    image = 0.3 * draw((80, 90))
     places = [(3, 5), (40, 60), (70, 20), (71, 78)]
     for gain, (y, x) in zip((1.0, 0.4, 5.0, 2.0), places, strict=True):
         image[y : y + 9, x : x + 12] = gain * template + 10 * gain
@@ -170,9 +176,9 @@ def test_joint_channels_one_and_three_axes():
     signal = noise(300)
     assert match_template(signal, signal[77:120], ndim=1).positions.round().tolist() == [[77]]
     volume = noise(14, 15, 16)
-    found = match_template(volume, volume[3:9, 4:9, 5:9], ndim=3)
-    assert found.positions.round().tolist() == [[3, 4, 5]]
-    assert found.size == (6, 5, 4)
+    matches = match_template(volume, volume[3:9, 4:9, 5:9], ndim=3)
+    assert matches.positions.round().tolist() == [[3, 4, 5]]
+    assert matches.size == (6, 5, 4)
 
 
 def test_records_are_frozen():

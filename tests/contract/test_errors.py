@@ -4,25 +4,49 @@ from __future__ import annotations
 
 import pytest
 import torch
-from inputs import says
+from inputs import array, says
 
 import torchcorr
 
 PAIRS = ("correlate", "convolve", "zncc", "ncc")
 SCORES = ("zncc", "ncc")
 MOMENTS = ("local_sum", "local_mean", "local_var", "local_std", "flat_windows")
-IMAGE = torch.ones(8, 9)
-TEMPLATE = torch.ones(3, 4)
+# Shapes of the tensors that each function takes first; () stands for a window.
+TENSORS = {
+    "match_template": ((8, 9), (3, 4)),
+    "find_peaks": ((8, 9),),
+    "estimate_shift": ((8, 9), (8, 9)),
+    "lncc": ((8, 9), (8, 9), ()),
+    "plan": ((8, 9), (3, 4)),
+    **dict.fromkeys(PAIRS, ((8, 9), (3, 4))),
+    **dict.fromkeys(MOMENTS, ((8, 9), ())),
+}
+MODULES = {"ZNCC": (3, 4), "Correlate": (3, 4), "LNCCLoss": ()}
+
+
+def image(dtype=None):
+    return torch.ones(8, 9, dtype=dtype)
+
+
+def template(dtype=None):
+    return torch.ones(3, 4, dtype=dtype)
+
+
+def arguments(*shapes):
+    """Tensors of some shapes; a window of 3 for an empty one."""
+    return [torch.ones(shape) if shape else 3 for shape in shapes]
 
 
 def second(name):
     return "kernel" if name == "convolve" else "template"
 
 
-def refused(kind, name, *words, image=IMAGE, other=None, **options):
-    other = (3 if name in MOMENTS else TEMPLATE) if other is None else other
+def refused(kind, name, *words, first=None, other=None, **options):
+    first = image() if first is None else first
+    if other is None:
+        other = 3 if name in MOMENTS else template()
     with pytest.raises(kind, match=says(*words)):
-        getattr(torchcorr, name)(image, other, **options)
+        getattr(torchcorr, name)(first, other, **options)
 
 
 @pytest.mark.parametrize("name", PAIRS)
@@ -47,7 +71,7 @@ def test_an_empty_window(name):
 
 @pytest.mark.parametrize("name", PAIRS + MOMENTS)
 def test_an_empty_input(name):
-    refused(ValueError, name, "input", "0", image=torch.ones(8, 0), mode="full")
+    refused(ValueError, name, "input", "0", first=torch.ones(8, 0), mode="full")
 
 
 WORDS = [(n, k) for n in PAIRS + MOMENTS for k in ("mode", "channels", "pad_mode")]
@@ -63,14 +87,14 @@ def test_leading_axes_that_do_not_broadcast(name):
     words = ("leading axes", "input", "template", "broadcast", "(2, 3)", "(2, 4)")
     other = torch.ones(2, 4, 3, 3)
     words = tuple(w for w in words if w != "template" or name != "convolve")
-    refused(ValueError, name, *words, image=torch.ones(2, 3, 8, 9), other=other)
+    refused(ValueError, name, *words, first=torch.ones(2, 3, 8, 9), other=other)
 
 
 @pytest.mark.parametrize("name", PAIRS)
 def test_joint_channels_that_differ(name):
     other = torch.ones(4, 3, 3)
     words = ("channels", "3", "4")
-    refused(ValueError, name, *words, image=torch.ones(3, 8, 9), other=other, channels="joint")
+    refused(ValueError, name, *words, first=torch.ones(3, 8, 9), other=other, channels="joint")
 
 
 @pytest.mark.parametrize("name", PAIRS + MOMENTS)
@@ -107,7 +131,7 @@ def test_ndim_of_the_wrong_kind(name):
 
 @pytest.mark.parametrize("name", PAIRS + MOMENTS)
 def test_too_few_axes(name):
-    refused(ValueError, name, "input", "window axes", "(8,)", image=torch.ones(8))
+    refused(ValueError, name, "input", "window axes", "(8,)", first=torch.ones(8))
     refused(ValueError, name, "input", "channel", "(8, 9)", channels="joint")
     if name in PAIRS:
         refused(ValueError, name, second(name), "window axes", "(3,)", other=torch.ones(3))
@@ -115,31 +139,33 @@ def test_too_few_axes(name):
 
 @pytest.mark.parametrize("name", PAIRS)
 def test_dtypes_do_not_mix(name):
-    refused(TypeError, name, "input", second(name), "float32", "float64", other=TEMPLATE.double())
-    refused(TypeError, name, "float32", "uint8", other=TEMPLATE.to(torch.uint8))
+    refused(
+        TypeError, name, "input", second(name), "float32", "float64", other=template(torch.float64)
+    )
+    refused(TypeError, name, "float32", "uint8", other=template(torch.uint8))
 
 
 @pytest.mark.parametrize("name", PAIRS)
-def test_devices_do_not_mix(name):
-    words = ("input", second(name), IMAGE.device.type, "meta")
-    refused((ValueError, TypeError), name, *words, other=TEMPLATE.to("meta"))
+def test_devices_do_not_mix(name, device):
+    words = ("input", second(name), device.type, "meta")
+    refused((ValueError, TypeError), name, *words, other=template().to("meta"))
 
 
 @pytest.mark.parametrize("name", SCORES + MOMENTS)
 def test_complex_is_refused(name):
-    other = 3 if name in MOMENTS else TEMPLATE.to(torch.complex64)
-    refused(TypeError, name, "input", "complex64", image=IMAGE.to(torch.complex64), other=other)
+    other = 3 if name in MOMENTS else template(torch.complex64)
+    refused(TypeError, name, "input", "complex64", first=image(torch.complex64), other=other)
 
 
 @pytest.mark.parametrize("name", PAIRS + MOMENTS)
 def test_booleans_are_refused(name):
-    other = 3 if name in MOMENTS else TEMPLATE.bool()
-    refused(TypeError, name, "input", "bool", image=IMAGE.bool(), other=other)
+    other = 3 if name in MOMENTS else template(torch.bool)
+    refused(TypeError, name, "input", "bool", first=image(torch.bool), other=other)
 
 
 @pytest.mark.parametrize("name", PAIRS + MOMENTS)
 def test_only_tensors(name):
-    refused(TypeError, name, "input", "ndarray", image=IMAGE.numpy())
+    refused(TypeError, name, "input", "ndarray", first=array(image()))
     if name in PAIRS:
         refused(TypeError, name, second(name), "list", other=[[1.0]])
 
@@ -160,17 +186,39 @@ def test_correction_below_the_count(name):
 @pytest.mark.parametrize("pad_mode", ["reflect", "circular"])
 def test_a_pad_that_does_not_fit(name, pad_mode):
     other = 6 if name in MOMENTS else torch.ones(6, 6)
-    options = {"image": torch.ones(4, 4), "other": other, "mode": "full", "pad_mode": pad_mode}
+    options = {"first": torch.ones(4, 4), "other": other, "mode": "full", "pad_mode": pad_mode}
     refused(ValueError, name, "pad_mode", pad_mode, "5", **options)
 
 
 @pytest.mark.parametrize("name", PAIRS + MOMENTS)
 def test_only_two_positional_arguments(name):
     with pytest.raises(TypeError, match="positional"):
-        getattr(torchcorr, name)(IMAGE, 3 if name in MOMENTS else TEMPLATE, 2)
+        getattr(torchcorr, name)(image(), 3 if name in MOMENTS else template(), 2)
 
 
 @pytest.mark.parametrize("name", PAIRS + MOMENTS)
 def test_a_request_beyond_memory_says_the_bytes_and_offers_tiles(name):
-    image = torch.ones(1).expand(1 << 24, 1 << 24)
-    refused((ValueError, MemoryError), name, "bytes", "tile", image=image)
+    huge = torch.ones(1).expand(1 << 24, 1 << 24)
+    refused((ValueError, MemoryError), name, "bytes", "tile", first=huge)
+
+
+@pytest.mark.parametrize("name", TENSORS)
+def test_a_misspelt_keyword_of_a_function_names_the_function_and_the_word(name):
+    with pytest.raises(TypeError, match=rf"^{name}\(\) .*'chanels'"):
+        getattr(torchcorr, name)(*arguments(*TENSORS[name]), chanels="joint")
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_a_misspelt_keyword_of_a_module_names_its_public_class_and_the_word(name):
+    with pytest.raises(TypeError, match=rf"^{name}\.__init__\(\) .*'chanels'"):
+        getattr(torchcorr.nn, name)(*arguments(MODULES[name]), chanels="joint")
+
+
+@pytest.mark.parametrize("name", TENSORS)
+def test_only_dense_tensors(name):
+    tensors = arguments(*TENSORS[name])
+    for i, x in enumerate(tensors):
+        if isinstance(x, torch.Tensor):
+            sparse = [*tensors[:i], x.to_sparse(), *tensors[i + 1 :]]
+            with pytest.raises(TypeError, match="must be a dense tensor: got sparse_coo"):
+                getattr(torchcorr, name)(*sparse)

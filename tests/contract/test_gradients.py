@@ -1,4 +1,4 @@
-"""Gradients are those of the formula, twice; nobody works for a gradient that nobody asked for."""
+"""First and second derivatives are those of the formula; one that is not needed costs nothing."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torture
-from inputs import METHODS, Case, draw
+from inputs import METHODS, Case, draw, normal, tensor
 from tolerances import GRADIENT_OF_FLOAT32
 from torch.autograd import gradcheck, gradgradcheck
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -33,8 +33,7 @@ CALLS = pytest.mark.parametrize(("case", "options"), SMALL.values(), ids=SMALL)
 
 def pair(case, dtype=torch.float64):
     """Values far from flat, so that finite differences stay on the smooth part."""
-    torch.manual_seed(1)
-    image, template = torch.randn(case.input).double(), torch.randn(case.template).double()
+    image, template = normal(*case.input, seed=1), normal(*case.template, seed=2)
     return image.to(dtype).requires_grad_(), template.to(dtype).requires_grad_()
 
 
@@ -65,10 +64,8 @@ def test_slow_mode_and_eps(name, method):
 @pytest.mark.parametrize("name", ["correlate", "convolve"])
 @pytest.mark.parametrize("method", ["direct", "fft"])
 def test_complex_derivatives(name, method):
-    torch.manual_seed(1)
-    tensors = [
-        torch.randn(shape, dtype=torch.complex128).requires_grad_() for shape in ((4, 4), (2, 3))
-    ]
+    shapes = ((4, 4), (2, 3))
+    tensors = [normal(*n, seed=1, dtype=torch.complex128).requires_grad_() for n in shapes]
 
     def call(image, template):
         return getattr(torchcorr, name)(image, template, method=method, stride=(1, 1))
@@ -111,7 +108,7 @@ def test_moments_of_flat_windows_have_finite_second_derivatives(name):
 
 
 def float_gradients(name, image, template, method):
-    wide = [torch.from_numpy(a.astype(np.float64)).requires_grad_() for a in (image, template)]
+    wide = [tensor(a, torch.float64).requires_grad_() for a in (image, template)]
     narrow = [x.detach().float().requires_grad_() for x in wide]
     delta = None
     results = []
@@ -126,8 +123,8 @@ def float_gradients(name, image, template, method):
 @pytest.mark.parametrize("method", ["direct", "fft"])
 @pytest.mark.parametrize("name", PAIRS)
 def test_float32_gradients(name, method):
-    image, template = draw((40, 41)).numpy(), draw((9, 8), seed=1).numpy()
-    image, template = image.astype(np.float32), template.astype(np.float32)
+    rng = np.random.default_rng(0)
+    image, template = (rng.random(size).astype(np.float32) for size in ((40, 41), (9, 8)))
     for exact, got in float_gradients(name, image, template, method):
         assert (got - exact).abs().max() <= GRADIENT_OF_FLOAT32 * exact.abs().max()
 
@@ -141,7 +138,7 @@ def test_float32_gradients_on_the_torture_list(case, method):
 
 
 class Calls(TorchDispatchMode):
-    """Names of the package's operators that the dispatcher meets."""
+    """Names of the package's operators that are called, and sizes of what they return."""
 
     def __init__(self):
         super().__init__()
@@ -159,7 +156,7 @@ class Calls(TorchDispatchMode):
 @pytest.mark.parametrize("method", ["direct", "fft"])
 @pytest.mark.parametrize("name", PAIRS)
 @pytest.mark.parametrize("wanted", ["input", "template"])
-def test_no_work_for_a_gradient_nobody_asked_for(name, wanted, method):
+def test_a_gradient_that_is_not_needed_is_not_computed(name, wanted, method):
     image, template = pair(Case((9, 9), (3, 3), 2))
     (template if wanted == "input" else image).requires_grad_(False)
     out = getattr(torchcorr, name)(image, template, method=method)
@@ -167,7 +164,7 @@ def test_no_work_for_a_gradient_nobody_asked_for(name, wanted, method):
         out.sum().backward()
     spared = "template" if wanted == "input" else "input"
     if "ncc_grads" in calls.names:
-        # One operator for both: what is not wanted comes back empty.
+        # One operator computes both and returns an empty tensor for what is not needed.
         for_input, for_template = calls.sizes[calls.names.index("ncc_grads")]
         assert (for_input > 0) == (wanted == "input") and (for_template > 0) == (spared == "input")
         return
@@ -189,7 +186,7 @@ def test_no_operator_of_backward_runs_in_forward(method):
 @pytest.mark.parametrize("method", ["direct", "fft"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("name", PAIRS)
-def test_what_backward_keeps(name, dtype, method):
+def test_at_most_two_maps_are_kept_for_backward(name, dtype, method):
     image, template = pair(Case((2, 40, 41), (5, 4), 2), dtype)
     kept = {}
 
@@ -206,7 +203,7 @@ def test_what_backward_keeps(name, dtype, method):
 
 
 @pytest.mark.parametrize("name", MOMENTS)
-def test_what_the_moments_keep(name):
+def test_moments_keep_at_most_two_maps(name):
     image = pair(Case((2, 40, 41), (5, 4), 2))[0]
     kept = {}
 

@@ -6,7 +6,7 @@ import numpy as np
 import oracle
 import pytest
 import torch
-from inputs import METHODS, draw
+from inputs import METHODS, array, draw
 
 import torchcorr
 
@@ -89,7 +89,7 @@ def test_zncc_gradients_written_out(method, offset):
     x = draw((7, 8)) + offset
     x[2:6, 3:7] = 0.5 + offset
     w, d = draw((3, 2), seed=1) - offset, draw((5, 7), seed=2) - 0.5
-    arrays = x.numpy().copy(), w.numpy().copy(), d.numpy()
+    arrays = array(x).copy(), array(w).copy(), array(d)
     x.requires_grad_()
     w.requires_grad_()
     grad_x, grad_w = grads(torchcorr.zncc(x, w, method=method), d, x, w)
@@ -97,7 +97,7 @@ def test_zncc_gradients_written_out(method, offset):
         (grad_x, oracle.zncc_input_gradient(*arrays)),
         (grad_w, oracle.zncc_template_gradient(*arrays)),
     ):
-        assert np.abs(got.numpy() - wanted).max() <= 1e-10 * np.abs(wanted).max()
+        assert np.abs(array(got) - wanted).max() <= 1e-10 * np.abs(wanted).max()
 
 
 def deviation_by_fft(x, window):

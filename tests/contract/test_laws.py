@@ -1,4 +1,4 @@
-"""Laws that hold for any shape: Hypothesis draws the shapes, a seed draws the values."""
+"""Laws for any shape: Hypothesis draws the shapes, a seed draws the values."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LAW = settings(deadline=None, derandomize=True, max_examples=12)
 FUNCTIONS = ("correlate", "convolve", "zncc", "ncc")
 ENGINES = ("direct", "fft")
 REALS = (torch.float32, torch.float64)
-# A region, a window, and how far the input goes on around the region.
+# A region, a window, and the width of the margin around the region.
 SURROUNDED = {
     "1d": ((3000,), (40,), 900),
     "2d": ((70, 60), (9, 12), 60),
@@ -28,7 +28,7 @@ SURROUNDINGS = ("0", "one pixel", "bright", "nan", "inf")
 
 @pytest.fixture(autouse=True)
 def _one_thread():
-    """Inputs this small are done before a second thread has begun; test_threads.py has them all."""
+    """Starting threads would dominate for inputs this small; test_threads.py uses all of them."""
     torch.set_num_threads(1)
 
 
@@ -101,7 +101,7 @@ def test_zncc_ignores_gain_and_offset(method, pair, gain, offset):
 @LAW
 @given(pairs(), st.integers(-40, 40), st.data())
 def test_gain_and_offset_that_round_nothing(method, dtype, pair, power, data):
-    """Integers, a power of two and an offset that leaves every digit: the law itself is exact."""
+    """With integers, powers of two and offsets that lose no digit, the law is exact."""
     image, template = ((256 * x).floor().to(dtype) for x in pair[:2])
     most = 1_000_000 if dtype == torch.float32 else 1 << 40
     gain, offset = 2.0**power, data.draw(st.integers(-most, most))
@@ -137,8 +137,8 @@ def test_cropping(name, method, pair, data):
 @pytest.mark.parametrize("name", ["zncc", "ncc"])
 @pytest.mark.parametrize("size", SURROUNDED)
 @pytest.mark.parametrize("around", SURROUNDINGS)
-def test_what_lies_elsewhere_changes_nothing(around, size, name, method, dtype):
-    """Windows inside a region score the same whether or not there is anything around it."""
+def test_surroundings_of_a_region_do_not_change_its_scores(around, size, name, method, dtype):
+    """Windows inside a region have the same scores with and without a margin around it."""
     shape, window, margin = SURROUNDED[size]
     region, template = draw(shape, dtype), draw(window, dtype, 1)
     whole = draw(tuple(n + 2 * margin for n in shape), dtype, 2)
@@ -157,8 +157,8 @@ def test_what_lies_elsewhere_changes_nothing(around, size, name, method, dtype):
 @pytest.mark.parametrize("dtype", REALS, ids=str)
 @pytest.mark.parametrize("method", ENGINES)
 @pytest.mark.parametrize("name", ["zncc", "ncc"])
-def test_others_of_a_batch_change_nothing(name, method, dtype):
-    """Images share batches, and pairs of tiles share one transform; their scores share nothing."""
+def test_items_of_a_batch_do_not_change_one_another(name, method, dtype):
+    """Images share batches and pairs of tiles share a transform, but scores are independent."""
     images, templates = draw((4, 70, 83), dtype), draw((2, 1, 9, 11), dtype, 1)
     images[1] *= 1e6
     images[2] = 0.5 + 1e-4 * images[2]
@@ -168,10 +168,10 @@ def test_others_of_a_batch_change_nothing(name, method, dtype):
     function = getattr(torchcorr, name)
     together = function(images, templates, method=method)
     for i, t in itertools.product(range(4), range(2)):
-        alone, found = function(images[i], templates[t, 0], method=method), together[t, i]
-        assert torch.equal(found.isnan(), alone.isnan())
+        alone, shared = function(images[i], templates[t, 0], method=method), together[t, i]
+        assert torch.equal(shared.isnan(), alone.isnan())
         assert alone.isnan().any() == (i == 3)
-        close(found.nan_to_num(), alone.nan_to_num(), SCORE[dtype])
+        close(shared.nan_to_num(), alone.nan_to_num(), SCORE[dtype])
 
 
 @pytest.mark.parametrize("name", [*FUNCTIONS, "local_std", "local_sum"])
@@ -228,8 +228,8 @@ def test_backward_is_the_adjoint(name, method, case):
     wanted = (out.detach() * g).sum()
     for x, back in zip(tensors, torch.autograd.grad(out, tensors, g), strict=True):
         assert back.shape == x.shape
-        found = (x.detach() * back).sum()
-        assert abs(found - wanted) <= 1e-12 * out.detach().norm() * g.norm()
+        product = (x.detach() * back).sum()
+        assert abs(product - wanted) <= 1e-12 * out.detach().norm() * g.norm()
 
 
 @pytest.mark.parametrize("name", ["window_sum", "local_mean"])
@@ -250,13 +250,13 @@ def test_box_sums_and_their_adjoint(name, pair, stride):
 @pytest.mark.parametrize("name", ["zncc", "ncc"])
 @LAW
 @given(correlations())
-def test_gradients_of_scores_leave_gain_and_offset_alone(name, method, case):
+def test_gradients_of_scores_are_orthogonal_to_gain_and_offset(name, method, case):
     """A score does not change with a * x + b, so its gradient has no part along x, nor along 1.
 
-    For the input this holds of the whole, as each window contributes a gradient of that kind.
+    For the input this is true of the sum over windows, since it is true of each of them.
     """
     image, template, options = case
-    # Scores of two elements are 1 or -1 whatever they are: their gradient is all rounding.
+    # The score of two elements is always 1 or -1, so that its gradient is rounding alone.
     assume(template[(0,) * (template.dim() - options["ndim"])].numel() > 2)
     tensors = [x.requires_grad_() for x in (image, template)]
     options = {**options, "mode": "valid", "method": method}

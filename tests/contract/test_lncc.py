@@ -7,7 +7,7 @@ import oracle
 import pytest
 import torch
 import torture
-from inputs import INTEGERS, MODES, PAD_MODES, array, draw, other_of, result_dtype, says
+from inputs import INTEGERS, MODES, PAD_MODES, array, draw, other_of, result_dtype, says, tensor
 from tolerances import GRADIENT_OF_FLOAT32, SCORE
 
 import torchcorr
@@ -82,7 +82,7 @@ def test_survives_the_torture(dtype, side):
         a, b = case.image, other_of(case.image)
         for one, other in ((a, b), (b, a), (a, torture._texture(20, a.shape).astype(dtype))):
             exact = oracle.lncc(one, other, window)
-            got = torchcorr.lncc(torch.from_numpy(one), torch.from_numpy(other), window).numpy()
+            got = array(torchcorr.lncc(tensor(one), tensor(other), window))
             bound = SCORE[torch.float32 if dtype == np.float32 else torch.float64]
             assert torture.error(got, exact) <= bound, case.name
 
@@ -119,19 +119,19 @@ def test_flat_windows_score_nothing():
     assert (torch.autograd.grad(score.sum(), both)[0] == 0).all()
 
 
-@pytest.mark.parametrize("poison", [float("nan"), float("inf")])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("place", [(0, 0), (6, 9), (12, 14)])
-def test_a_bad_pixel_touches_only_its_windows(poison, place):
+def test_a_bad_pixel_touches_only_its_windows(value, place):
     for dtype in (torch.float32, torch.float64):
         a, b = draw((13, 15), dtype), draw((13, 15), dtype, 1)
         a[1:7, 1:5] = 0.5
         clean = torchcorr.lncc(a, b, (4, 3))
-        b[place] = poison
+        b[place] = value
         hit = ~np.isfinite(oracle.local_sum(array(b), (4, 3)).astype(float))
         for one, other in ((a, b), (b, a)):
             got = torchcorr.lncc(one, other, (4, 3))
-            assert np.isnan(got.numpy()[hit]).all()
-            assert ((got - clean).abs().numpy()[~hit] <= SCORE[dtype]).all()
+            assert np.isnan(array(got)[hit]).all()
+            assert (array((got - clean).abs())[~hit] <= SCORE[dtype]).all()
 
 
 OPTIONS = (
@@ -170,13 +170,13 @@ def test_derivatives_of_lines_and_volumes(ndim):
 
 def gradients(a, b, window, **options):
     """In float64 and in float32, from the same numbers and the same upstream gradient."""
-    delta, found = None, []
+    delta, results = None, []
     for dtype in (torch.float64, torch.float32):
-        leaves = [torch.from_numpy(x).to(dtype).requires_grad_() for x in (a, b)]
+        leaves = [tensor(x, dtype).requires_grad_() for x in (a, b)]
         score = torchcorr.lncc(*leaves, window, **options)
         delta = draw(tuple(score.shape), seed=5).sub(0.5) if delta is None else delta
-        found.append(torch.autograd.grad(score, leaves, delta.to(dtype)))
-    return zip(*found, strict=True)
+        results.append(torch.autograd.grad(score, leaves, delta.to(dtype)))
+    return zip(*results, strict=True)
 
 
 @pytest.mark.parametrize("side", (5, 16))
@@ -270,7 +270,7 @@ def test_loss():
         torchcorr.nn.LNCCLoss(5, reduction="median")
 
 
-def test_loss_lays_an_image_on_another():
+def test_the_loss_aligns_two_images():
     """Gradient descent finds the shift and contrast between two pictures."""
     rows = torch.linspace(-3, 3, 40, dtype=torch.float64)
     image = (3 * rows[:, None]).sin() * (2 * rows).cos() + 0.3 * rows[:, None] * rows
@@ -287,9 +287,9 @@ def test_loss_lays_an_image_on_another():
         moved = torch.nn.functional.grid_sample(
             image[None, None], grid, padding_mode="border", align_corners=False
         )
-        found = loss(moved[0, 0], 7 - 0.5 * -image)
-        found.backward()
-        return found
+        value = loss(moved[0, 0], 7 - 0.5 * -image)
+        value.backward()
+        return value
 
     for _ in range(10):
         descent.step(step)

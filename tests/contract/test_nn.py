@@ -1,4 +1,4 @@
-"""Prepared templates: the same numbers, no template transform twice, and never a stale one."""
+"""Prepared templates: the same numbers, each transform computed once, and none that is stale."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pickle
 
 import pytest
 import torch
-from inputs import draw
+from inputs import draw, says
 
 import torchcorr
 from torchcorr import _prepared
@@ -19,9 +19,7 @@ every_layer = pytest.mark.parametrize(("layer", "function"), LAYERS)
 
 @pytest.fixture
 def transforms(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Grows by one whenever a template is transformed."""
-    if torch.get_default_device().type != "cpu":
-        pytest.skip("a GPU transforms its templates beside the tiles, in each call")
+    """A list that grows by one whenever a template is transformed."""
     calls: list[int] = []
     original = _prepared.template_spectra
 
@@ -33,6 +31,7 @@ def transforms(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return calls
 
 
+@pytest.mark.cpu_only("a GPU transforms templates together with tiles, in each call")
 @every_layer
 def test_a_video_pays_for_the_template_once(layer, function, transforms):
     frames = draw((5, 90, 100), torch.float32)
@@ -47,7 +46,7 @@ def test_a_video_pays_for_the_template_once(layer, function, transforms):
 
 @every_layer
 @pytest.mark.parametrize("how", ("in place", "data", "assign", "load", "dtype"))
-def test_a_changed_template_is_never_stale(layer, function, how, transforms):
+def test_a_changed_template_is_never_stale(layer, function, how):
     frame = draw((60, 61), torch.float32)
     module = layer(draw((20, 18), torch.float32, 1), method="fft")
     module(frame)
@@ -79,7 +78,7 @@ def test_learning_steps(layer, function):
     assert torch.equal(module(frame), function(frame, module.template, method="fft"))
 
 
-def test_several_sizes_and_precisions_share_a_module(transforms):
+def test_several_sizes_and_precisions_share_a_module():
     module = ZNCC(draw((3, 9, 8), torch.float32, 1), method="fft")
     for size in ((40, 40), (90, 90), (40, 40), (90, 90)):
         frame = draw(size, torch.float32, 2)
@@ -124,3 +123,19 @@ def test_compiled_module():
 def test_a_template_must_be_a_tensor():
     with pytest.raises(TypeError, match="template must be a torch.Tensor: got list"):
         ZNCC([[1.0, 2.0]])
+    with pytest.raises(TypeError, match="template must be a dense tensor: got sparse_coo"):
+        ZNCC(torch.ones(2, 2).to_sparse())
+
+
+@every_layer
+def test_a_batch_that_does_not_broadcast_is_told_which_axis_is_missing(layer, function):
+    images, templates = draw((4, 3, 12, 13)), draw((2, 3, 5, 4), seed=1)
+    module = layer(templates, channels="joint")
+    with pytest.raises(
+        ValueError, match=says("(4,)", "(2,)", "give input one more leading axis of size 1")
+    ):
+        module(images)
+    assert torch.equal(
+        module(images[:, None]), function(images[:, None], templates, channels="joint")
+    )
+    assert module(images[:, None]).shape == (4, 2, 8, 10)

@@ -8,13 +8,20 @@ import pytest
 import torch
 from inputs import METHODS, draw
 from samples import SAMPLES
+from torch import Tensor
 
 import torchcorr
 
 
+def moved(x, device):
+    """A leaf on another device that requires a gradient if x does."""
+    return x.detach().to(device).requires_grad_(x.requires_grad)
+
+
 @pytest.mark.parametrize("sample", SAMPLES, ids=lambda s: f"{s[0]}-{s[1][0].dtype}")
-def test_opcheck(sample):
+def test_opcheck(sample, device):
     name, args = sample
+    args = [moved(x, device) if isinstance(x, Tensor) else x for x in args]
     with warnings.catch_warnings():
         # opcheck itself touches deprecated corners of PyTorch.
         warnings.simplefilter("ignore")

@@ -1,4 +1,4 @@
-"""Plans: pure, within their budget, and what a call really does."""
+"""Plans depend on their problem alone, stay within their budget and describe the actual call."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ def test_scratch_stays_within_its_budget(method, normalised):
         (3, (512, 512, 512), (34, 34, 34)),
     ]
     for ndim, size, window in cases:
-        found = torchcorr.plan(
+        plan = torchcorr.plan(
             shapes(*size), shapes(*window), ndim=ndim, method=method, normalised=normalised
         )
-        assert found.bytes <= 64 * MIB, (size, window, found)
+        assert plan.bytes <= 64 * MIB, (size, window, plan)
 
 
 def test_many_templates_and_many_inputs_are_cut_too():
@@ -53,8 +53,8 @@ def test_many_templates_and_many_inputs_are_cut_too():
         (shapes(1000, 1, 256, 256), shapes(20, 32, 32)),
         (shapes(500, 256, 256), shapes(500, 32, 32)),
     ):
-        found = torchcorr.plan(image, template, method="fft")
-        assert found.bytes <= 64 * MIB
+        plan = torchcorr.plan(image, template, method="fft")
+        assert plan.bytes <= 64 * MIB
 
 
 def test_a_plan_is_a_function_of_its_problem():
@@ -77,35 +77,33 @@ def test_the_cheapest_plan_wins():
 
 @pytest.mark.parametrize("method", ("direct", "fft"))
 @pytest.mark.parametrize("leads", (((), ()), ((5,), ()), ((), (7,)), ((4,), (4,)), ((3, 1), (2,))))
-def test_batches_hold_every_tile_once(method, leads):
-    found = Leads.of(*leads)
-    problem = choose.Problem((90, 70), (9, 8), (1, 2), 1, found, 4, 2, True)
+def test_batches_contain_each_tile_once(method, leads):
+    leads = Leads.of(*leads)
+    problem = choose.Problem((90, 70), (9, 8), (1, 2), 1, leads, 4, 2, True)
     plan = choose.make_plan(problem, method)
     for batch in (1, 2, 3, 4, 1000):
         cut = choose.Plan(**{**vars(plan), "batch": batch})
         seen = []
-        for found_batch in choose.batches(problem, cut):
-            pairs, ids, groups = found_batch.pairs, found_batch.tiles, found_batch.groups
+        for part in choose.batches(problem, cut):
+            pairs, ids, groups = part.pairs, part.tiles, part.groups
             assert len(ids) % groups == 0
             each = len(ids) // groups
             assert method == "direct" or each % 2 == 0
-            per_pair = found.inputs * plan.tiles
+            per_pair = leads.inputs * plan.tiles
             for k in range(groups):
-                own = [i for i in ids[k * each : (k + 1) * each] if i != EMPTY]
-                assert all(i // per_pair == pairs.start + k for i in own)
-                seen += own
-        assert sorted(seen) == list(range(found.paired * per_pair))
+                tiles = [i for i in ids[k * each : (k + 1) * each] if i != EMPTY]
+                assert all(i // per_pair == pairs.start + k for i in tiles)
+                seen += tiles
+        assert sorted(seen) == list(range(leads.paired * per_pair))
 
 
-def test_plan_names_what_is_done():
+def test_tiles_of_a_plan_cover_the_positions_and_fit_their_transform():
     image, template = draw((300, 310), torch.float32), draw((40, 41), torch.float32, 1)
-    found = torchcorr.plan(image, template, method="fft")
-    grid = [-(-n // m) for n, m in zip((261, 270), found.tile, strict=True)]
-    assert math.prod(grid) == found.tiles
-    assert all(
-        n >= m + k - 1 for n, m, k in zip(found.transform, found.tile, (40, 41), strict=True)
-    )
-    assert found.cost > 0
+    plan = torchcorr.plan(image, template, method="fft")
+    grid = [-(-n // m) for n, m in zip((261, 270), plan.tile, strict=True)]
+    assert math.prod(grid) == plan.tiles
+    assert all(n >= m + k - 1 for n, m, k in zip(plan.transform, plan.tile, (40, 41), strict=True))
+    assert plan.cost > 0
     same = torchcorr.plan(image, template, method="fft", mode="same")
     assert same.tiles * math.prod(same.tile) >= 300 * 310
 
@@ -114,8 +112,8 @@ def test_plan_names_what_is_done():
 def test_tiles_of_a_gpu_can_be_numbered(window):
     image, template = shapes(65536, 65536), shapes(*window)
     for normalised in (True, False):
-        found = torchcorr.plan(image, template, method="fft", normalised=normalised, device="cuda")
-        assert math.prod(found.transform) < 2**31 - 2**12, found
+        plan = torchcorr.plan(image, template, method="fft", normalised=normalised, device="cuda")
+        assert math.prod(plan.transform) < 2**31 - 2**12, plan
 
 
 def test_errors_are_those_of_the_call():
@@ -125,7 +123,7 @@ def test_errors_are_those_of_the_call():
         torchcorr.plan(shapes(5, 5), shapes(3, 3), method="fast")
 
 
-def test_a_family_of_gpus_that_was_measured_has_its_own_costs(monkeypatch):
+def test_costs_are_those_of_the_family_of_gpus_where_it_was_measured(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     card = torch.device("cuda", 3)
     costs.family.cache_clear()

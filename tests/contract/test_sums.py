@@ -1,4 +1,4 @@
-"""What `correlate` promises of each value: a few roundings of that window's own terms."""
+"""The promise of `correlate`: each value has a few roundings of the terms of its window."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torture
+from inputs import array, tensor
 from numpy.lib.stride_tricks import sliding_window_view
 from tolerances import ROUNDING
 
@@ -25,17 +26,16 @@ def sums(image: np.ndarray, template: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 
 def check(image: np.ndarray, template: np.ndarray, method: str = "fft") -> None:
-    score = torchcorr.correlate(
-        torch.from_numpy(image), torch.from_numpy(template), ndim=image.ndim, method=method
-    )
+    result = torchcorr.correlate(tensor(image), tensor(template), ndim=image.ndim, method=method)
+    values = array(result)
     exact, size = sums(image, template)
     with np.errstate(invalid="ignore"):
-        error = np.abs(score.numpy().astype(np.longdouble) - exact)
-    live = np.isfinite(exact)
-    same = (score.numpy() == exact) | (np.isnan(score.numpy()) & np.isnan(exact))
-    assert same[~live].all()
-    bound = ROUNDINGS[score.dtype] * ROUNDING[score.dtype] * size
-    assert (error[live] <= bound[live]).all(), float(np.nanmax(error[live] / size[live]))
+        error = np.abs(values.astype(np.longdouble) - exact)
+    finite = np.isfinite(exact)
+    same = (values == exact) | (np.isnan(values) & np.isnan(exact))
+    assert same[~finite].all()
+    bound = ROUNDINGS[result.dtype] * ROUNDING[result.dtype] * size
+    assert (error[finite] <= bound[finite]).all(), float(np.nanmax(error[finite] / size[finite]))
 
 
 @pytest.mark.parametrize("dtype", (np.float32, np.float64))
@@ -60,7 +60,7 @@ def test_templates_of_both_signs(dtype: type, centred: bool) -> None:
 
 @pytest.mark.parametrize("dtype", (np.float32, np.float64))
 def test_sparse_times_sparse_is_exactly_zero(dtype: type) -> None:
-    """Windows whose products all vanish though neither side does."""
+    """No window has a product other than zero, though neither image nor template is zero."""
     image, template = np.zeros((80, 80), dtype), np.zeros((16, 16), dtype)
     image[::8, ::8] = 3
     template[1::2, 1::2] = 0.7
@@ -69,7 +69,9 @@ def test_sparse_times_sparse_is_exactly_zero(dtype: type) -> None:
 
 @pytest.mark.parametrize("bad", (np.nan, np.inf, -np.inf))
 @pytest.mark.parametrize("at", ((0, 0), (30, 41), (79, 83), (79, 0)))
-def test_what_is_not_finite_stays_in_its_windows(bad: float, at: tuple[int, int]) -> None:
+def test_a_value_that_is_not_finite_affects_only_its_windows(
+    bad: float, at: tuple[int, int]
+) -> None:
     rng = np.random.default_rng(1)
     image, template = rng.random((80, 84)), rng.random((15, 14)) - 0.5
     image[at] = bad

@@ -1,4 +1,4 @@
-"""The torture list itself: it must fail what is known to fail, and name its rows once."""
+"""The torture list: the textbook formula fails it, names are unique, photographs are scored."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import pytest
 import skimage.data
 import torch
 import torture
+from inputs import array, tensor
 from tolerances import SCORE
 
 import torchcorr
@@ -41,7 +42,7 @@ def test_names_are_unique_and_seeds_fixed():
         assert a.image.dtype == a.template.dtype == np.float32
 
 
-def test_the_oracle_agrees_with_its_own_rounding():
+def test_the_oracle_is_exact_to_its_rounding():
     for case in torture.cases(np.float32):
         score = oracle.zncc(case.image, case.template)
         assert np.isfinite(score).all()
@@ -50,9 +51,9 @@ def test_the_oracle_agrees_with_its_own_rounding():
         assert np.abs(score - shifted).max() < 1e-15
 
 
-def test_the_table_reads_any_function():
+def test_the_table_takes_any_function():
     def score(image: np.ndarray, template: np.ndarray) -> np.ndarray:
-        return torchcorr.zncc(torch.from_numpy(image), torch.from_numpy(template)).numpy()
+        return array(torchcorr.zncc(tensor(image), tensor(template)))
 
     table = torture.table(score)
     assert max(error for _, error in table) <= SCORE[torch.float32], table
@@ -62,11 +63,11 @@ def test_the_table_reads_any_function():
 @pytest.mark.parametrize("window", (16, 24, 64))
 @pytest.mark.parametrize("name", ("camera", "moon", "page", "retina", "hubble_deep_field"))
 def test_photographs(name: str, window: int) -> None:
-    """Smooth regions beside detail: what a transform rounds is large beside many windows."""
+    """Next to detail, a transform's rounding is large relative to the windows of smooth regions."""
     picture = np.asarray(getattr(skimage.data, name)())
     grey = (picture.mean(-1) if picture.ndim == 3 else picture)[:512, :512].astype(np.float32)
     y, x = (n // 3 for n in grey.shape)
-    image, template = torch.from_numpy(grey), torch.from_numpy(grey[y : y + window, x : x + window])
+    image, template = tensor(grey), tensor(grey[y : y + window, x : x + window])
     exact = torchcorr.zncc(image.double(), template.double(), method="direct")
     for method in ("fft", "direct"):
         got = torchcorr.zncc(image, template, method=method)

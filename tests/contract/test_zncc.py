@@ -7,7 +7,19 @@ import oracle
 import pytest
 import torch
 import torture
-from inputs import CASES, INTEGERS, METHODS, MODES, PAD_MODES, Case, array, draw, pair, result_dtype
+from inputs import (
+    CASES,
+    INTEGERS,
+    METHODS,
+    MODES,
+    PAD_MODES,
+    Case,
+    array,
+    draw,
+    pair,
+    result_dtype,
+    tensor,
+)
 from tolerances import SCORE
 
 import torchcorr
@@ -75,17 +87,17 @@ def test_eps_is_added_to_the_variance(name, eps):
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("case", list(torture.cases(np.float64)), ids=lambda c: c.name)
 def test_float64_torture(case, method):
-    score = torchcorr.zncc(*map(torch.from_numpy, case[1:]), method=method)
+    score = torchcorr.zncc(*map(tensor, case[1:]), method=method)
     assert score.abs().max() <= 1
-    assert torture.error(score.numpy(), torture.exact(case)) <= SCORE[torch.float64]
+    assert torture.error(array(score), torture.exact(case)) <= SCORE[torch.float64]
 
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("case", list(torture.cases(np.float32)), ids=lambda c: c.name)
 def test_float32_torture(case, method):
-    score = torchcorr.zncc(*map(torch.from_numpy, case[1:]), method=method)
+    score = torchcorr.zncc(*map(tensor, case[1:]), method=method)
     assert score.abs().max() <= 1
-    assert torture.error(score.numpy(), torture.exact(case)) <= SCORE[torch.float32]
+    assert torture.error(array(score), torture.exact(case)) <= SCORE[torch.float32]
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -93,7 +105,7 @@ def test_float32_torture(case, method):
 def test_integer_pictures(dtype, method):
     rng = np.random.default_rng(3)
     top = 255 if dtype == torch.uint8 else 65535
-    image = torch.from_numpy(np.clip(rng.normal(0.95 * top, 0.1 * top, (48, 50)), 0, top)).to(dtype)
+    image = tensor(np.clip(rng.normal(0.95 * top, 0.1 * top, (48, 50)), 0, top), dtype)
     check("zncc", image, image[10:26, 12:27].clone(), method=method)
 
 
@@ -122,9 +134,9 @@ def test_flat_windows_score_zero_with_zero_gradient(dtype, method, eps):
     image.requires_grad_()
     template = draw((4, 5), dtype, 1).requires_grad_()
     score = torchcorr.zncc(image, template, method=method, eps=eps)
-    assert (score[torch.from_numpy(flat)] == 0).all()
-    alone = torch.from_numpy(flat).to(dtype)
-    for grad in torch.autograd.grad(score, (image, template), alone, retain_graph=True):
+    assert (score[tensor(flat)] == 0).all()
+    upstream = tensor(flat, dtype)
+    for grad in torch.autograd.grad(score, (image, template), upstream, retain_graph=True):
         assert (grad == 0).all()
     grads = torch.autograd.grad(score.square().sum(), (image, template), create_graph=True)
     twice = torch.autograd.grad(sum(g.square().sum() for g in grads), (image, template))
@@ -177,18 +189,18 @@ def test_extreme_scales_have_finite_gradients(scale, method):
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("poison", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("name", SCORES)
-def test_a_bad_pixel_touches_only_its_windows(name, poison, dtype, method):
+def test_a_bad_pixel_touches_only_its_windows(name, value, dtype, method):
     function = getattr(torchcorr, name)
     for place in ((0, 0), (8, 9), (16, 17)):
         image, template = draw((17, 18), dtype), draw((5, 4), dtype, 1)
         clean = function(image, template, method=method)
-        image[place] = poison
+        image[place] = value
         got = function(image, template, method=method)
         hit = ~np.isfinite(oracle.local_sum(array(image), (5, 4)).astype(float))
-        assert got.isnan().numpy()[hit].all()
-        assert (got - clean).abs().numpy()[~hit].max() <= SCORE[dtype]
+        assert np.isnan(array(got)[hit]).all()
+        assert array((got - clean).abs())[~hit].max() <= SCORE[dtype]
 
 
 @pytest.mark.parametrize("method", METHODS)

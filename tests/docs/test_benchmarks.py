@@ -1,4 +1,4 @@
-"""The benchmarks' own logic: turns, verdicts, and a page that says what the CSVs say."""
+"""Logic of the benchmarks: turns, verdicts, and a page that agrees with the CSVs."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Clock:
         return self.now
 
     def contestant(self, name: str, *seconds: float):
-        """Takes each of the times in turn, the last one for ever."""
+        """Takes each of the times in turn, then the last one again and again."""
         left = list(seconds)
 
         def call() -> str:
@@ -47,26 +47,26 @@ def alternate(clock: Clock, rounds: int, **contestants) -> dict[str, measure.Tim
 def test_contestants_take_turns_after_a_warm_up():
     clock = Clock()
     ours, theirs = clock.contestant("ours", 9, 1, 3, 2), clock.contestant("theirs", 9, 4, 6, 5)
-    found = alternate(clock, 3, ours=ours, theirs=theirs)
+    timings = alternate(clock, 3, ours=ours, theirs=theirs)
     assert clock.log == ["ours", "theirs"] * 4
-    assert found["ours"] == measure.Timing(2000, 3, "ours")
-    assert found["theirs"] == measure.Timing(5000, 3, "theirs")
+    assert timings["ours"] == measure.Timing(2000, 3, "ours")
+    assert timings["theirs"] == measure.Timing(5000, 3, "theirs")
 
 
 def test_a_slow_contestant_gets_fewer_rounds_and_says_so():
     clock = Clock()
     ours, theirs = clock.contestant("ours", 1), clock.contestant("theirs", 45)
-    found = alternate(clock, 7, ours=ours, theirs=theirs)
-    assert (found["ours"].rounds, found["theirs"].rounds) == (7, 1)
+    timings = alternate(clock, 7, ours=ours, theirs=theirs)
+    assert (timings["ours"].rounds, timings["theirs"].rounds) == (7, 1)
     assert clock.log[:5] == ["ours", "theirs", "ours", "theirs", "ours"]
 
 
 def test_quick_contestants_get_more_rounds_together():
     clock = Clock()
     ours, theirs = clock.contestant("ours", 0.001), clock.contestant("theirs", 0.02)
-    found = alternate(clock, 7, ours=ours, theirs=theirs)
-    assert found["ours"].rounds == found["theirs"].rounds > 7
-    assert clock.log == ["ours", "theirs"] * (found["ours"].rounds + 1)
+    timings = alternate(clock, 7, ours=ours, theirs=theirs)
+    assert timings["ours"].rounds == timings["theirs"].rounds > 7
+    assert clock.log == ["ours", "theirs"] * (timings["ours"].rounds + 1)
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_verdicts(value, bound, error, expected):
     assert measure.verdict(value, bound, accuracy) == expected
 
 
-def test_rows_run_alone_replace_only_their_own():
+def test_new_rows_replace_only_those_of_the_same_name():
     old = [{"row": "C1", "value": "1"}, {"row": "C2", "value": "1"}, {"row": "C3", "value": "1"}]
     new = [{"row": "C2", "value": "2"}, {"row": "C2", "value": "3"}]
     merged = run.merged(old, new, ["C1", "C2", "C3"])
@@ -117,7 +117,7 @@ def test_constants_of_a_gpu_can_be_fitted(capsys):
         assert fit.main(["--device", "cuda"]) == 2
 
 
-def test_no_row_is_hidden_from_the_page(tmp_path, monkeypatch):
+def test_the_page_shows_every_row(tmp_path, monkeypatch):
     table = tmp_path / "cpu.csv"
     timing = measure.Timing(2.0, 7, None)
     exact, wrong = measure.Accuracy(1e-7, 1e-5), measure.Accuracy(1e-4, 1e-5)
@@ -135,7 +135,7 @@ def test_no_row_is_hidden_from_the_page(tmp_path, monkeypatch):
     assert report.table_section() == report.NOTHING
 
 
-def test_the_page_says_what_the_csvs_say():
+def test_the_page_agrees_with_the_csvs():
     page = report.PAGE.read_text(encoding="utf-8")
     assert page == report.rendered(page), "run python -m benchmarks.report"
 
@@ -149,5 +149,5 @@ def test_benchmarks_import_without_their_peers():
                 names = {node.module}
             else:
                 continue
-            found = PEERS & {name.partition(".")[0] for name in names}
-            assert not found, f"{path.name} imports {found} on top"
+            peers = PEERS & {name.partition(".")[0] for name in names}
+            assert not peers, f"{path.name} imports {peers} at import"

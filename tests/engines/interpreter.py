@@ -1,20 +1,40 @@
-"""Triton's interpreter for kernels that loop, wherever no GPU is; imported before triton is."""
+"""Where Triton kernels are tested: on a GPU, or else on the CPU in Triton's interpreter.
+
+Imported before triton. It also mends the interpreter for kernels that loop.
+"""
 
 from __future__ import annotations
 
 import os
 from typing import Any
 
+import pytest
 import torch
+from torch import Tensor
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 if DEVICE == "cpu":
     os.environ["TRITON_INTERPRET"] = "1"
 
+pytest.importorskip("triton")
+
+
+def on_device(*args: Any) -> tuple[Any, ...]:
+    """Arguments with their tensors on the device that kernels run on."""
+    return tuple(x.to(DEVICE) if isinstance(x, Tensor) else x for x in args)
+
+
+def run(name: str, *args: Any) -> Any:
+    """An operator's results on the CPU, computed by its Triton kernels."""
+    from torchcorr._triton import kernel
+
+    result = kernel(name)(*on_device(*args))
+    return tuple(x.cpu() for x in result) if isinstance(result, tuple) else result.cpu()
+
 
 def _loops_run() -> None:
-    """Bounds of loops are arrays of one element, which NumPy >= 2.4 takes for no index."""
+    """Bounds of loops are arrays of one element, which NumPy >= 2.4 does not accept as an index."""
     from triton.runtime import interpreter
 
     patch = interpreter._patch_lang_tensor
@@ -27,9 +47,9 @@ def _loops_run() -> None:
 
 
 def _launches_patch_once() -> None:
-    """Every call of a device function patches the language anew, which takes half a test's time.
+    """Every call of a device function patches the language again, which takes half a test's time.
 
-    A launch has done it for all that name it alike; what others see stays patched for good.
+    A launch does it for all modules that import it as `tl`; others are patched once and stay so.
     """
     from triton import language
     from triton.runtime import interpreter
@@ -48,7 +68,7 @@ def _launches_patch_once() -> None:
 
 
 def _masks_are_boolean() -> None:
-    """Triton 3.9 compares single numbers to integers, and then takes no such mask."""
+    """Triton 3.9 compares single numbers to integers, and does not accept these as masks."""
     from triton.runtime import interpreter
 
     builder = interpreter.InterpreterBuilder

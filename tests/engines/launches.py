@@ -1,7 +1,7 @@
-"""Every launch as it is called, bound for compute capability 9.0 without a GPU.
+"""Every launch as it is called, with its arguments bound for compute capability 9.0, without a GPU.
 
-`python tests/launches.py` prints the kernels' numbers that arrive as float32, as JSON; with
-`--compile` it also compiles each launch with the very types it is called with (some minutes).
+`python tests/engines/launches.py` prints the kernels' numbers that arrive as float32, as JSON; with
+`--compile` it also compiles each launch with the types it is called with (some minutes).
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ class Absent:
 
 def calls() -> list[tuple[str, tuple[Any, ...]]]:
     """Operators and arguments: the samples, half types, lines and volumes."""
-    found = [(name, args) for name, args in SAMPLES if name in KERNELS]
-    found = [(name, args) for name, args in found if not args[0].is_complex()]
-    for name, args in list(found):
+    table = [(name, args) for name, args in SAMPLES if name in KERNELS]
+    table = [(name, args) for name, args in table if not args[0].is_complex()]
+    for name, args in list(table):
         if args[0].dtype == torch.float32:
             for half in (torch.float16, torch.bfloat16):
-                found.append((name, tuple(_as(x, half) for x in args)))
+                table.append((name, tuple(_as(x, half) for x in args)))
     for n, k in (((300,), (31,)), ((20, 24, 28), (5, 6, 7))):
         steps, window = [1] * len(n), list(k)
         size = [a - b + 1 for a, b in zip(n, k, strict=True)]
@@ -55,7 +55,7 @@ def calls() -> list[tuple[str, tuple[Any, ...]]]:
             x, wide = draw((2, 1, *n), dtype), draw((1, *k), seed=1)
             grad, template = draw((2, *size), dtype), wide.to(dtype)
             shape = [2, 1, *n]
-            found += [
+            table += [
                 ("window_sum", (x, window, steps)),
                 ("window_moments", (x, window, steps)),
                 ("window_spread", (grad, window, shape, steps)),
@@ -68,9 +68,9 @@ def calls() -> list[tuple[str, tuple[Any, ...]]]:
                 ("ncc_grads", (grad, x, wide, grad.tanh(), steps, True, 0.0, "fft", True, True)),
             ]
             for method in ("direct", "fft"):
-                found.append(("correlate", (x, template, steps, method)))
-                found.append(("ncc", (x, wide, steps, True, 0.0, method)))
-    return found
+                table.append(("correlate", (x, template, steps, method)))
+                table.append(("ncc", (x, wide, steps, True, 0.0, method)))
+    return table
 
 
 def _as(x: Any, dtype: torch.dtype) -> Any:

@@ -1,6 +1,6 @@
 """Float64 windows on CUDA: one pass along each axis, and what only these passes promise.
 
-That they compute what windows are, `test_triton_windows.py` tests beside the other types.
+`test_triton_windows.py` compares their results with the definition, as those of other types.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ import math
 
 import pytest
 import torch
-from test_kernels import moments, rand, spread, windows
-from test_triton_windows import (
+from interpreter import run
+from torch import Tensor
+from triton_windows import (
     SHAPES,
     VARIANCE,
     WIDE,
@@ -19,9 +20,8 @@ from test_triton_windows import (
     check_moments,
     close,
     map_of,
-    run,
 )
-from torch import Tensor
+from window_definitions import moments, rand, spread, windows
 
 axis_passes = importlib.import_module("torchcorr._triton.windows.axis_passes")
 # NumPy, which the interpreter computes with, warns where a device would not.
@@ -45,7 +45,7 @@ def test_one_rounding_apart_is_not_flat_in_float64(value: float, name: str) -> N
 
 
 def test_float64_goes_axis_by_axis(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its windows are neither slid over nor read whole: no other kernel is there."""
+    """Its sums do not slide and its windows are not read whole: the other kernels are removed."""
     for module, name in (
         ("windows.windows", "window_kernel"),
         ("windows.windows", "local_std_combine_grads_kernel"),
@@ -70,16 +70,16 @@ def test_passes_cover_images_wider_than_a_strip() -> None:
     close(run("window_spread", grad, window, shape, stride), want, WIDE * want)
 
 
-def test_passes_shrink_what_is_left_soonest() -> None:
-    found = axis_passes.passes(2, 3, (20, 30), (5, 28), (1, 1))
-    assert [(p.outer, p.n, p.m, p.inner) for p in found] == [
+def test_the_pass_that_shrinks_most_is_first() -> None:
+    steps = axis_passes.passes(2, 3, (20, 30), (5, 28), (1, 1))
+    assert [(p.outer, p.n, p.m, p.inner) for p in steps] == [
         (2 * 3 * 20, 30, 3, 1),
         (2, 3, 1, 20 * 3),
         (2, 20, 16, 3),
     ]
-    # A window of one element along an axis is no pass, and of equals the outer is the first.
-    found = axis_passes.passes(1, 1, (9, 40, 40), (1, 7, 7), (1, 1, 1))
-    assert [(p.n, p.inner) for p in found] == [(40, 40), (40, 1)]
+    # A window of one element along an axis needs no pass, and of equals the outer is the first.
+    steps = axis_passes.passes(1, 1, (9, 40, 40), (1, 7, 7), (1, 1, 1))
+    assert [(p.n, p.inner) for p in steps] == [(40, 40), (40, 1)]
 
 
 @pytest.mark.parametrize("size", ((60000, 70000), (3, 1, 2**31), (2**33,)), ids=str)
@@ -88,11 +88,11 @@ def test_passes_over_more_elements_than_int32_counts(size: tuple[int, ...]) -> N
     window = tuple(min(n, 31) for n in size)
     for step in axis_passes.passes(5, 2, size, window, (1,) * ndim):
         for places in (step.n, step.m):
-            cut = step.plan(places)
-            block = cut.options["R"] * cut.options["B"]
+            launch = step.launch(places)
+            block = launch.options["R"] * launch.options["B"]
             written = step.outer * places * step.inner
-            assert written <= cut.grid * block < 4 * written + 4 * block
-            assert cut.grid < 2**31
+            assert written <= launch.programs * block < 4 * written + 4 * block
+            assert launch.programs < 2**31
 
 
 @pytest.mark.parametrize("bad", (math.nan, math.inf))
@@ -111,15 +111,15 @@ def test_float64_elements_change_no_bit_elsewhere(bad: float, name: str) -> None
     bad_grad.flatten()[grad.numel() // 2] = bad
 
     def results(x: Tensor, grad: Tensor) -> list[Tensor]:
-        back = run("window_spread", grad, window, shape, stride)
+        one = run("window_spread", grad, window, shape, stride)
         both = run("window_combine", grad, grad, torch.ones(shape).double(), window, stride)
         total = run("window_sum", x, window, stride)
         std = run("local_std", x, window, stride, 0.0, 0.0)
-        return [back, both, total, std, *run("window_moments", x, window, stride)]
+        return [one, both, total, std, *run("window_moments", x, window, stride)]
 
-    held = torch.from_numpy((windows(bad_x != x, window, stride) != 0).any(-1))
+    affected = torch.from_numpy((windows(bad_x != x, window, stride) != 0).any(-1))
     hit = torch.from_numpy(spread((bad_grad != grad).numpy(), window, shape, stride) > 0)
     pairs = zip(results(x, grad), results(bad_x, bad_grad), strict=True)
-    for (clean, got), away in zip(pairs, (~hit, ~hit, *(~held,) * 4), strict=True):
+    for (clean, got), away in zip(pairs, (~hit, ~hit, *(~affected,) * 4), strict=True):
         assert away.any() and torch.equal(clean[away], got[away])
         assert (clean[~away] != got[~away]).all()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 
 import numpy as np
@@ -12,6 +11,7 @@ import tolerances
 import torch
 import torture
 from inputs import CASES, array, pair
+from interpreter import DEVICE, on_device
 from torch import Tensor
 
 from torchcorr._definition import correlate as sums_definition
@@ -20,8 +20,6 @@ from torchcorr._definition.windows import windows as windows_of
 from torchcorr._triton import standardise
 from torchcorr._triton.direct import correlate, scores, template_grad
 
-pytest.importorskip("triton")
-interpreter = importlib.import_module("interpreter")
 # NumPy, which the interpreter computes with, warns where a device would not.
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 
@@ -43,8 +41,7 @@ KERNELS = (
 
 def call(function: Callable[..., Tensor], *args: object) -> Tensor:
     """A kernel run on the device under test, its result on the CPU."""
-    moved = [x.to(interpreter.DEVICE) if isinstance(x, Tensor) else x for x in args]
-    return function(*moved).cpu()
+    return function(*on_device(*args)).cpu()
 
 
 def rand(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
@@ -88,7 +85,7 @@ SHAPES = [
 def correlated(
     input: Tensor, template: Tensor, stride: tuple[int, ...]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The exact correlation, and the sum of absolute products beside it."""
+    """The exact correlation, and the sum of absolute products."""
     options = {"ndim": len(stride), "channels": "joint", "stride": stride}
     x, t = array(input), array(template)
     return (
@@ -159,9 +156,9 @@ def test_transposes_are_adjoint(case: str, strided: bool) -> None:
     grad = rand(*score.shape, dtype=torch.float64, seed=9)
     left = (score * grad).sum()
     image = call(correlate.correlate_input_grad, grad, t, list(x.shape), stride)
-    taps = call(template_grad.correlate_template_grad, grad, x, list(t.shape), stride)
+    elements = call(template_grad.correlate_template_grad, grad, x, list(t.shape), stride)
     assert abs((x * image).sum() - left) <= 1e-13 * abs(left) + 1e-12
-    assert abs((t * taps).sum() - left) <= 1e-13 * abs(left) + 1e-12
+    assert abs((t * elements).sum() - left) <= 1e-13 * abs(left) + 1e-12
 
 
 def test_equal_terms_do_not_drift() -> None:
@@ -197,8 +194,8 @@ def test_layout_does_not_matter(layout: Callable[[Tensor], Tensor]) -> None:
     input, template, stride = rand(2, 2, 7, 9), rand(2, 2, 4, 5, seed=1), [1, 1]
     score = call(correlate.correlate, input, template, stride)
     other = correlate.correlate
-    place = interpreter.DEVICE
-    moved = layout(input.to(place)), layout(template.to(place)), layout(score.to(place)[None])[0]
+    moved = [layout(x) for x in on_device(input, template, score[None])]
+    moved[2] = moved[2][0]
     assert torch.equal(other(*moved[:2], stride).cpu(), score)
     a = call(correlate.correlate_input_grad, score, template, list(input.shape), stride)
     b = correlate.correlate_input_grad(moved[2], moved[1], list(input.shape), stride)
@@ -206,8 +203,8 @@ def test_layout_does_not_matter(layout: Callable[[Tensor], Tensor]) -> None:
     c = call(template_grad.correlate_template_grad, score, input, list(template.shape), stride)
     d = template_grad.correlate_template_grad(moved[2], moved[0], list(template.shape), stride)
     assert torch.equal(c, d.cpu())
-    standard = standardise.standardise(layout(template.to(place)), 2, True)
-    e = scores.ncc(input.to(place), standard, stride, True, 0.0)
+    standard = standardise.standardise(layout(template.to(DEVICE)), 2, True)
+    e = scores.ncc(input.to(DEVICE), standard, stride, True, 0.0)
     f = scores.ncc(moved[0], layout(standard), stride, True, 0.0)
     assert torch.equal(e, f)
 
@@ -226,8 +223,10 @@ def test_expanded_tensors() -> None:
 def test_empty_and_complex() -> None:
     score = call(correlate.correlate, rand(0, 1, 9, 9), rand(1, 3, 3), [1, 1])
     assert score.shape == (0, 7, 7)
-    taps = call(template_grad.correlate_template_grad, score, rand(0, 1, 9, 9), [1, 3, 3], [1, 1])
-    assert torch.equal(taps, torch.zeros(1, 3, 3))
+    elements = call(
+        template_grad.correlate_template_grad, score, rand(0, 1, 9, 9), [1, 3, 3], [1, 1]
+    )
+    assert torch.equal(elements, torch.zeros(1, 3, 3))
     assert call(scores.ncc, rand(0, 1, 9, 9), rand(1, 3, 3), [1, 1], True, 0.0).numel() == 0
     x, t = rand(1, 6, 7, dtype=torch.complex64), rand(1, 2, 3, dtype=torch.complex64, seed=1)
     assert torch.equal(
@@ -237,29 +236,35 @@ def test_empty_and_complex() -> None:
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("stride", [(1, 1), (2, 3)])
-def test_a_bad_element_reaches_only_what_holds_it(stride: tuple[int, int], value: float) -> None:
+def test_a_bad_element_affects_only_the_windows_that_contain_it(
+    stride: tuple[int, int], value: float
+) -> None:
     shape, window, step = (13, 19), (3, 4), list(stride)
     template = torch.ones(1, *window)
     ones = torch.ones(call(correlate.correlate, torch.ones(1, *shape), template, step).shape)
     for place in ((12, 18), (6, 9)):
         bad = torch.zeros(1, *shape)
         bad[(0, *place)] = 1.0
-        holds = sums_definition.correlate(bad, template, step, "direct") > 0
-        taps = sums_definition.correlate_template_grad(ones, bad, [1, *window], step, "direct") > 0
+        affected = sums_definition.correlate(bad, template, step, "direct") > 0
+        elements = (
+            sums_definition.correlate_template_grad(ones, bad, [1, *window], step, "direct") > 0
+        )
         bad[(0, *place)] = value
-        assert torch.equal(~call(correlate.correlate, bad, template, step).isfinite(), holds)
+        assert torch.equal(~call(correlate.correlate, bad, template, step).isfinite(), affected)
         got = call(template_grad.correlate_template_grad, ones, bad, [1, *window], step)
-        assert torch.equal(~got.isfinite(), taps)
+        assert torch.equal(~got.isfinite(), elements)
     for place in ((0, 0), (ones.shape[0] - 1, ones.shape[1] - 1)):
         bad = torch.zeros(ones.shape)
         bad[place] = 1.0
-        holds = sums_definition.correlate_input_grad(bad, template, [1, *shape], step, "direct") > 0
+        affected = (
+            sums_definition.correlate_input_grad(bad, template, [1, *shape], step, "direct") > 0
+        )
         bad[place] = value
         got = call(correlate.correlate_input_grad, bad, template, [1, *shape], step)
-        assert torch.equal(~got.isfinite(), holds)
+        assert torch.equal(~got.isfinite(), affected)
 
 
-def test_a_bad_tap_reaches_only_what_it_met() -> None:
+def test_a_bad_coefficient_affects_only_the_products_it_is_in() -> None:
     template = torch.zeros(1, 3, 3)
     template[0, 1, 1] = float("nan")
     got = call(correlate.correlate_input_grad, torch.ones(10, 20), template, [1, 12, 22], [1, 1])
@@ -309,7 +314,7 @@ def test_scores_of_other_types(dtype: torch.dtype) -> None:
 
 
 def smaller(case: torture.Torture) -> torture.Torture:
-    """A torture's most telling corner, for an interpreter that takes its time."""
+    """The hardest part of a case, since the interpreter is slow."""
     if case.image.shape != (torture.SIDE, torture.SIDE) or case.template.shape[0] > 16:
         return case
     return case._replace(image=case.image[22:56, 22:56], template=case.template[3:12, :7])
@@ -333,8 +338,8 @@ def test_scores_of_torture(name: str) -> None:
 
 
 @pytest.mark.parametrize("step", [1e2, 1e4, 1e6])
-def test_scores_beside_steps_and_hot_pixels(step: float) -> None:
-    """Windows far from the level that their lane has taken from its neighbours."""
+def test_scores_next_to_steps_and_hot_pixels(step: float) -> None:
+    """Windows far from the level that their lane takes from its neighbours."""
     image, template = rand(1, 24, 20), rand(1, 2, 3, seed=1)
     image[:, 6:14] += step
     image[:, 18:22, 5] -= step
@@ -376,19 +381,23 @@ def test_flat_windows_score_zero() -> None:
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("zero_mean", [True, False])
-def test_a_bad_element_spoils_only_its_own_scores(zero_mean: bool, value: float) -> None:
+def test_a_bad_element_affects_only_the_scores_of_its_windows(
+    zero_mean: bool, value: float
+) -> None:
     image, template = rand(1, 16, 20), rand(1, 3, 4, seed=1)
     want = scored(image, template, 2, zero_mean)
     for place in (np.s_[0, 0], np.s_[5, 2], np.s_[15, 19], np.s_[7, :]):
-        bad, holds = image.clone(), torch.zeros(1, 16, 20)
-        bad[0][place], holds[0][place] = value, 1.0
-        spoilt = sums_definition.correlate(holds, torch.ones(1, 3, 4), (1, 1), "direct") > 0
+        bad, affected = image.clone(), torch.zeros(1, 16, 20)
+        bad[0][place], affected[0][place] = value, 1.0
+        expected_nan = (
+            sums_definition.correlate(affected, torch.ones(1, 3, 4), (1, 1), "direct") > 0
+        )
         got = scored(bad, template, 2, zero_mean)
-        assert torch.equal(got.isnan(), spoilt)
-        assert torch.all(((got - want).abs() <= 1e-6) | spoilt)
+        assert torch.equal(got.isnan(), expected_nan)
+        assert torch.all(((got - want).abs() <= 1e-6) | expected_nan)
 
 
-# --- before and behind a score --------------------------------------------------------------------
+# --- templates ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", EPS)

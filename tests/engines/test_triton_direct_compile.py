@@ -1,4 +1,4 @@
-"""Every Triton kernel for small templates compiles for a GPU that is not here, hardly spilling."""
+"""Every Triton kernel for small templates compiles for a GPU and hardly spills; none is needed."""
 
 from __future__ import annotations
 
@@ -27,25 +27,33 @@ class Variant(NamedTuple):
     warps: int = 4
 
 
-def correlate(dtype: str, spread: bool, rows: int, tall: int, rest: int, lanes: int) -> Variant:
-    types = dict.fromkeys(("source", "taps", "out"), f"*{dtype}")
-    constants = {"ROWS": rows, "TALL": tall, "REST": rest, "LANES": lanes, "SPREAD": spread}
-    constants["UNIT"] = not spread
+def unrolled(rows: int, tall: int, rest: int | None, lanes: int, unit: bool) -> dict[str, Any]:
+    """Fields of the record that distinguishes variants; a rest of None is looped over."""
+    form = {"rows": rows, "lanes": lanes, "tall": tall, "rest": rest or 0, "rolled": rest is None}
+    return form | {"unit": unit}
+
+
+def correlate(
+    dtype: str, spread: bool, rows: int, tall: int, rest: int | None, lanes: int
+) -> Variant:
+    types = dict.fromkeys(("source", "coefficients", "out"), f"*{dtype}")
+    constants = {"SPREAD": spread, "FORM": unrolled(rows, tall, rest, lanes, not spread)}
     return Variant("direct.correlate", "_correlate_kernel", types, constants)
 
 
-def template_grad(dtype: str, out: str, rows: int, taps: int, columns: int) -> Variant:
+def template_grad(dtype: str, out: str, rows: int, tall: int, columns: int) -> Variant:
     types = {"grad": f"*{dtype}", "input": f"*{dtype}", "out": f"*{out}"}
-    constants = {"ROWS": rows, "TAPS": taps, "COLUMNS": columns, "LANES": 128}
+    constants = {"FORM": {"rows": rows, "lanes": 128, "tall": tall, "wide": columns}}
     return Variant("direct.template_grad", "_template_grad_kernel", types, constants)
 
 
-def score(dtype: str, zero_mean: bool, rows: int, tall: int, rest: int, lanes: int) -> Variant:
+def score(
+    dtype: str, zero_mean: bool, rows: int, tall: int, rest: int | None, lanes: int
+) -> Variant:
     wide = "fp64" if dtype == "fp64" else "fp32"
-    types = {"source": f"*{dtype}", "taps": f"*{wide}", "out": f"*{dtype}"}
+    types = {"source": f"*{dtype}", "coefficients": f"*{wide}", "out": f"*{dtype}"}
     types |= {"eps_bits": "i64", "trusted": "fp32"}
-    constants = {"ROWS": rows, "TALL": tall, "REST": rest, "LANES": lanes, "ZERO_MEAN": zero_mean}
-    constants["UNIT"] = True
+    constants = {"ZERO_MEAN": zero_mean, "FORM": unrolled(rows, tall, rest, lanes, True)}
     return Variant("direct.scores", "_score_kernel", types, constants)
 
 
@@ -58,12 +66,12 @@ def standardise(dtype: str) -> Variant:
 VARIANTS = [
     correlate("fp32", False, 8, 8, 0, 256),
     correlate("fp32", False, 1, 8, 1, 512),
-    correlate("fp16", False, 8, 1, -1, 256),
+    correlate("fp16", False, 8, 1, None, 256),
     correlate("bf16", False, 4, 8, 7, 128),
     correlate("fp64", False, 8, 8, 3, 128),
     correlate("fp64", False, 1, 8, 1, 256),
     correlate("fp32", True, 4, 8, 7, 128),
-    correlate("bf16", True, 4, 8, -1, 128),
+    correlate("bf16", True, 4, 8, None, 128),
     correlate("fp64", True, 4, 8, 3, 128),
     template_grad("fp32", "fp32", 8, 8, 2),
     template_grad("fp16", "fp32", 8, 5, 2),
@@ -71,12 +79,12 @@ VARIANTS = [
     template_grad("fp64", "fp64", 8, 8, 2),
     score("fp32", True, 4, 8, 7, 128),
     score("fp32", False, 4, 8, 0, 128),
-    score("fp16", True, 4, 8, -1, 128),
+    score("fp16", True, 4, 8, None, 128),
     score("bf16", True, 1, 8, 1, 128),
     score("fp64", True, 4, 4, 3, 128),
     *(standardise(dtype) for dtype in ("fp16", "bf16", "fp32", "fp64")),
 ]
-# Bytes a thread that are put aside outside the innermost loops.
+# Bytes a thread that may be spilled, outside the innermost loops.
 MOST_SPILLED = 128
 
 
@@ -91,6 +99,9 @@ def build(variant: Variant) -> str:
     module = importlib.import_module(f"torchcorr._triton.{variant.module}")
     function = getattr(module, variant.kernel)
     constants = dict(variant.constants)
+    if "FORM" in constants:
+        record = getattr(module, "Tile" if "wide" in constants["FORM"] else "Unrolled")
+        constants["FORM"] = record.of(**constants["FORM"])
     if "WIDE" in function.arg_names:
         double = any(kind == "*fp64" for kind in variant.types.values())
         constants["WIDE"] = tl.float64 if double else tl.float32
@@ -102,7 +113,7 @@ def build(variant: Variant) -> str:
 
 
 def resources(ptx: str, folder: Path) -> str:
-    """What the assembler that triton brings says of registers and spills."""
+    """Registers and spills, as reported by the assembler that comes with Triton."""
     from triton.backends.nvidia.compiler import get_ptxas
 
     ptxas = get_ptxas(TARGET).path
@@ -113,8 +124,8 @@ def resources(ptx: str, folder: Path) -> str:
 
 
 @pytest.fixture(scope="module")
-def said(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """One process for all, and without the interpreter that other tests run in."""
+def reports(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Reports of one process for all variants, without the interpreter that other tests use."""
     folder = tmp_path_factory.mktemp("triton")
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     environment["PYTHONPATH"] = os.pathsep.join([str(ROOT / "src"), *sys.path])
@@ -122,24 +133,24 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         [sys.executable, __file__, str(folder)], capture_output=True, text=True, env=environment
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    return (folder / "said").read_text().split("\f")
+    return (folder / "reports").read_text().split("\f")
 
 
 @pytest.mark.parametrize("at", range(len(VARIANTS)), ids=lambda i: "-".join(VARIANTS[i][1:2]))
-def test_compiles_and_hardly_spills(at: int, said: list[str]) -> None:
-    spilled = re.search(r"(\d+) bytes spill stores", said[at])
-    assert spilled is not None, said[at]
+def test_compiles_and_hardly_spills(at: int, reports: list[str]) -> None:
+    spilled = re.search(r"(\d+) bytes spill stores", reports[at])
+    assert spilled is not None, reports[at]
     assert int(spilled.group(1)) <= MOST_SPILLED, VARIANTS[at]
 
 
 @pytest.mark.parametrize("at", [i for i, v in enumerate(VARIANTS) if v.kernel == "_score_kernel"])
-def test_variances_of_float32_are_rounded_once(at: int, said: list[str]) -> None:
+def test_variances_of_float32_are_rounded_once(at: int, reports: list[str]) -> None:
     """A plain division of float32 is two units off, which a variance magnifies 32 times."""
-    found = re.search(r"(\d+) divisions rounded once", said[at])
-    assert found is not None
-    assert (int(found.group(1)) > 0) == (VARIANTS[at].types["source"] != "*fp64")
+    count = re.search(r"(\d+) divisions rounded once", reports[at])
+    assert count is not None
+    assert (int(count.group(1)) > 0) == (VARIANTS[at].types["source"] != "*fp64")
 
 
 if __name__ == "__main__":
     place = Path(sys.argv[1])
-    (place / "said").write_text("\f".join(resources(build(v), place) for v in VARIANTS))
+    (place / "reports").write_text("\f".join(resources(build(v), place) for v in VARIANTS))

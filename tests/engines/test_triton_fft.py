@@ -8,11 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tile_definitions
 import torch
 import torture
 from inputs import CASES, draw
-from interpreter import DEVICE
+from interpreter import DEVICE, on_device
 from tolerances import GRADIENT_OF_FLOAT32, SCORE
 from torch import Tensor
 
@@ -23,10 +22,10 @@ from torchcorr._plan.choose import Problem
 from torchcorr._plan.costs import Costs
 from torchcorr._plan.dtypes import widen
 from torchcorr._plan.shapes import output_size
-from torchcorr._plan.tiling import Tiling
+from torchcorr._plan.tiling import TileStats, Tiling
 from torchcorr._triton.tiles import correlate as fft_sums
-from torchcorr._triton.tiles import cut as tiles
-from torchcorr._triton.tiles import products, score_grads, templates
+from torchcorr._triton.tiles import cut as cutting
+from torchcorr._triton.tiles import noise, products, score_grads, templates
 from torchcorr._triton.tiles import scores as fft_scores
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
@@ -54,10 +53,6 @@ def cut(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iter
     choose._arranged.cache_clear()
 
 
-def on_device(*tensors: Tensor) -> tuple[Tensor, ...]:
-    return tuple(x.to(DEVICE) for x in tensors)
-
-
 def pair_of(name: str, dtype: torch.dtype) -> tuple[Tensor, Tensor, list[int]]:
     case = CASES[name]
     input, template = draw(case.input, dtype, 1) - 0.5, draw(case.template, dtype, 2) - 0.5
@@ -72,6 +67,24 @@ def close(got: Tensor, want: Tensor, scale: float = 1.0) -> None:
     torch.testing.assert_close(got, want, rtol=0, atol=bound, equal_nan=True)
 
 
+def cut_by_definition(x: Tensor, tiling: Tiling) -> tuple[Tensor, Tensor]:
+    """All tiles of items (I, C, *size) as they are, and which of their elements are the input's."""
+    tiles = x.new_zeros((x.shape[0] * tiling.tiles, x.shape[1], *tiling.length))
+    inside = torch.zeros_like(tiles, dtype=torch.bool)
+    for row in range(len(tiles)):
+        item, tile = divmod(row, tiling.tiles)
+        to, source = [], []
+        for axis in reversed(range(len(tiling.grid))):
+            tile, index = divmod(tile, tiling.grid[axis])
+            first = index * tiling.outputs[axis] * tiling.stride[axis]
+            last = min(first + tiling.extent[axis], tiling.size[axis])
+            to.insert(0, slice(0, last - first))
+            source.insert(0, slice(first, last))
+        tiles[(row, slice(None), *to)] = x[(item, slice(None), *source)]
+        inside[(row, slice(None), *to)] = True
+    return tiles, inside
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("ndim", (1, 2, 3))
 def test_gather(ndim: int, dtype: torch.dtype) -> None:
@@ -81,21 +94,21 @@ def test_gather(ndim: int, dtype: torch.dtype) -> None:
     x[1, 0].view(-1)[7] = math.inf
     x[0] *= 1e-12
     (x,) = on_device(x)
-    found, stats = tiles.gather(x, tiling, dtype, centred=True)
-    ids = list(range(2 * tiling.tiles))
-    want, exact = widen(x), None
-    _, exact = tile_definitions.gather_tiles(x, ids, tiling.numbers, True, False, False)
-    raw, there = tile_definitions._cut(x, ids, tiling.numbers)
+    tiles, stats = cutting.gather(x, tiling, dtype, centred=True)
+    raw, inside = cut_by_definition(x, tiling)
+    finite = inside & raw.isfinite()
+    # The mean in float32, and the power of two that brings the deviation into [0.5, 1).
+    wide = torch.where(finite, widen(raw).double(), 0.0)
+    count = finite.flatten(1).sum(1)
+    mean = (wide.flatten(1).sum(1) / count).to(torch.float32).double()
     column = (slice(None), *(None,) * (ndim + 1))
-    level, scale = stats[:, 0][column], stats[:, 1][column]
-    want = torch.where(there & raw.isfinite(), (raw.double() - level) * scale, 0.0)
-    torch.testing.assert_close(found, want.to(dtype), rtol=1e-6, atol=0)
-    torch.testing.assert_close(stats[:, 0], exact[:, 0], rtol=1e-6, atol=0)
-    assert torch.equal((stats[:, 3] > 0).double(), exact[:, 3])
-    assert torch.equal(stats[:, 1].log2().frac(), torch.zeros_like(stats[:, 1]))
-    finite = there & raw.isfinite()
-    power = want.square().flatten(1).sum(1) / finite.flatten(1).sum(1)
-    torch.testing.assert_close(stats[:, 2], power, rtol=1e-6, atol=0)
+    want = torch.where(finite, (wide - stats.level[column]) * stats.scale[column], 0.0)
+    torch.testing.assert_close(tiles, want.to(dtype), rtol=1e-6, atol=0)
+    torch.testing.assert_close(stats.level, mean, rtol=1e-6, atol=0)
+    assert torch.equal(stats.not_finite, (inside & ~finite).flatten(1).sum(1).double())
+    assert torch.equal(stats.scale.log2().frac(), torch.zeros_like(stats.scale))
+    power = want.square().flatten(1).sum(1) / count
+    torch.testing.assert_close(stats.mean_square, power, rtol=1e-6, atol=0)
     assert bool((power < 1).all()) and bool((power > 0.2).all())
 
 
@@ -105,7 +118,7 @@ def lanes(ndim: int) -> tuple[int, ...]:
 
 @pytest.mark.parametrize("dtype", (*DTYPES, torch.bfloat16), ids=str)
 @pytest.mark.parametrize("ndim", (1, 2, 3))
-def test_templates_lie_backwards_and_around(ndim: int, dtype: torch.dtype) -> None:
+def test_templates_are_reversed_modulo_the_length(ndim: int, dtype: torch.dtype) -> None:
     window, length = (
         ((2300,), (61, 47), (5, 18, 13))[ndim - 1],
         ((2304,), (64, 96), (8, 18, 16))[ndim - 1],
@@ -120,7 +133,7 @@ def test_templates_lie_backwards_and_around(ndim: int, dtype: torch.dtype) -> No
         moments = templates.prepare(part, out, absolute=absolute).sum(1)
         padded = wide.new_zeros((2, 2, 2, *length))
         padded[(..., *(slice(0, k) for k in window))] = wide
-        # Element v lies at -v, of which 0 is its own opposite.
+        # Element v goes to -v, element 0 to 0.
         want = padded.flip(lanes(ndim)).roll((1,) * ndim, lanes(ndim)) / math.prod(length)
         assert torch.equal(out, want.to(out_type).flatten(0, 1))
         if not absolute:
@@ -133,17 +146,18 @@ def test_templates_lie_backwards_and_around(ndim: int, dtype: torch.dtype) -> No
 @pytest.mark.parametrize("whole", (0, 1 << 16))
 def test_noise(whole: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """In one launch or in two, of two pairs with three tiles and two templates each."""
-    monkeypatch.setattr(tiles, "_WHOLE", whole)
-    found, taps = draw((6, 2, 33, 97), torch.float32, 1) - 0.5, draw((2, 2, 1, 50, 60)).double()
-    stats = draw((6, 4), torch.float64, 3) + 0.5
-    found, taps, stats = on_device(found, taps, stats)
-    moments = templates.prepare(taps, taps.new_empty((4, 1, 64, 64)))
-    got = tiles.noise_of(found, stats, moments, 0.25)
-    wide, own = found.double(), taps.flatten(2).repeat_interleave(3, 0)
-    spread = (stats[:, 2:3] * own.square().sum(2) + wide.square().mean((2, 3))).sqrt()
-    want = 0.25 * (spread + wide.abs().amax((2, 3)) / 2) / stats[:, 1:2]
+    monkeypatch.setattr(noise, "_WHOLE", whole)
+    numerators = draw((6, 2, 33, 97), torch.float32, 1) - 0.5
+    coefficients = draw((2, 2, 1, 50, 60)).double()
+    rows = draw((6, 4), torch.float64, 3) + 0.5
+    numerators, coefficients, rows = on_device(numerators, coefficients, rows)
+    moments = templates.prepare(coefficients, coefficients.new_empty((4, 1, 64, 64)))
+    got = noise.noise_of(numerators, TileStats(rows), moments, 0.25)
+    wide, repeated = numerators.double(), coefficients.flatten(2).repeat_interleave(3, 0)
+    spread = (rows[:, 2:3] * repeated.square().sum(2) + wide.square().mean((2, 3))).sqrt()
+    want = 0.25 * (spread + wide.abs().amax((2, 3)) / 2) / rows[:, 1:2]
     torch.testing.assert_close(got[..., 0], want, rtol=1e-12, atol=0)
-    torch.testing.assert_close(got[..., 1], stats[:, :1] * own.sum(2), rtol=1e-12, atol=0)
+    torch.testing.assert_close(got[..., 1], rows[:, :1] * repeated.sum(2), rtol=1e-12, atol=0)
 
 
 SUMS = [(name, torch.float64, "whole", 1) for name in CASES]
@@ -173,20 +187,20 @@ def test_sums(name: str, dtype: torch.dtype, cut: str, step: int) -> None:
 def test_products(programs: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """All tiles in one program, two in each, one in each."""
     monkeypatch.setattr(products, "PROGRAMS", programs)
-    found, given, more = (
+    spectra, upstream, total = (
         draw(shape, torch.complex128, seed).to(DEVICE)
         for seed, shape in enumerate(((2, 5, 3, 9, 31), (2, 5, 2, 9, 31), (3, 4, 3, 9, 31)))
     )
-    want = more.clone()
-    want[1:, 1:3] += torch.einsum("ptchw,ptkhw->pkchw", found, given.conj())
-    products.add_products(more[1:, 1:3], found, given)
-    torch.testing.assert_close(more, want, rtol=1e-14, atol=1e-14)
+    want = total.clone()
+    want[1:, 1:3] += torch.einsum("ptchw,ptkhw->pkchw", spectra, upstream.conj())
+    products.add_products(total[1:, 1:3], spectra, upstream)
+    torch.testing.assert_close(total, want, rtol=1e-14, atol=1e-14)
 
 
 @pytest.mark.parametrize("cut", ("tiles",), indirect=True)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_sums_are_local(dtype: torch.dtype, cut: str) -> None:
-    """A pixel that drowns all others, a NaN, an Inf and zeros stay in their own windows."""
+    """A pixel larger than all others, a NaN, an Inf and zeros affect their windows only."""
     image, template = draw((1, 40, 34), dtype, 1) - 0.5, draw((1, 5, 4), dtype, 2) - 0.5
     image[0, 30, 28] = 1e12
     image[0, 5, 6], image[0, 6, 30] = math.nan, math.inf
@@ -309,8 +323,8 @@ def test_gradients_of_scores(
     args = scored(input, template, [step] * ndim, zero_mean, 0.01)
     want = scores_definition.ncc_grads(*args, "direct", True, True)
     got = score_grads.ncc_grads(*args, "fft", True, True)
-    for found, exact in zip(got, want, strict=True):
-        near(found, exact, GRADIENT[found.dtype if found.dtype == dtype else torch.float32])
+    for grad, exact in zip(got, want, strict=True):
+        near(grad, exact, GRADIENT[grad.dtype if grad.dtype == dtype else torch.float32])
 
 
 @pytest.mark.parametrize("cut", ("tiles",), indirect=True)
@@ -320,19 +334,19 @@ def test_one_gradient_alone(dtype: torch.dtype, cut: str, monkeypatch: pytest.Mo
     args = scored(input, template, [1, 1], True)
     both = score_grads.ncc_grads(*args, "fft", True, True)
     made: list[str] = []
-    for name in ("forth", "back", "add_products", "window_combine_onto"):
+    for name in ("forward_fft", "inverse_fft", "add_products", "window_combine_onto"):
         function = getattr(score_grads, name)
         monkeypatch.setattr(
             score_grads, name, lambda *a, n=name, f=function: (made.append(n), f(*a))[1]
         )
     for_input, none = score_grads.ncc_grads(*args, "fft", True, False)
     assert torch.equal(for_input, both[0]) and none.shape == (0,)
-    again = ["forth", "back"] if dtype == torch.float32 else []
-    assert made == [*again, "forth", "back", "window_combine_onto"]
+    scores = ["forward_fft", "inverse_fft"] if dtype == torch.float32 else []
+    assert made == [*scores, "forward_fft", "inverse_fft", "window_combine_onto"]
     made.clear()
     none, for_template = score_grads.ncc_grads(*args, "fft", False, True)
     assert torch.equal(for_template, both[1]) and none.shape == (0,)
-    assert made == ["forth", "forth", "add_products"]
+    assert made == ["forward_fft", "forward_fft", "add_products"]
 
 
 GRADED = (*HARD, "scale 1e10", "strange template, offset 1e5", "patch on zeros")
@@ -359,8 +373,8 @@ def test_gradients_of_torture(case: torture.Torture, cut: str) -> None:
 def test_flat_inputs_have_no_gradient() -> None:
     image, template = torch.full((1, 14, 12), 0.3), draw((1, 5, 4), torch.float32, 2)
     image, template = on_device(image, scores_definition.standardise(template, 2, True))
-    for x, taps in ((image, template), (draw((1, 14, 12)).to(image), template * 0)):
-        args = scored(x, taps, [1, 1], True)
+    for x, standard in ((image, template), (draw((1, 14, 12)).to(image), template * 0)):
+        args = scored(x, standard, [1, 1], True)
         for_input, for_template = score_grads.ncc_grads(*args, "fft", True, True)
         assert bool((for_input == 0).all())
         assert bool((for_template == 0).all()) == (x is image)
@@ -374,10 +388,10 @@ def test_gradients_keep_a_nan_in_its_windows(cut: str) -> None:
     args[0][0, 20, 3], args[0][0, 2, 20] = math.nan, math.inf
     want = scores_definition.ncc_grads(*args, "direct", True, True)
     got = score_grads.ncc_grads(*args, "fft", True, True)
-    for found, exact in zip(got, want, strict=True):
+    for grad, exact in zip(got, want, strict=True):
         live = exact.isfinite()
-        assert torch.equal(found.isfinite(), live)
-        near(torch.where(live, found, 0.0), torch.where(live, exact, 0.0), 2.0**-22)
+        assert torch.equal(grad.isfinite(), live)
+        near(torch.where(live, grad, 0.0), torch.where(live, exact, 0.0), 2.0**-22)
     image[0, 12, 9] = math.nan
     want = scores_definition.ncc_grads(*args, "direct", True, True)
     got = score_grads.ncc_grads(*args, "fft", True, True)

@@ -1,7 +1,7 @@
-"""How many launches a call on a GPU makes: on small batches they cost more than their work.
+"""How many launches a call on a GPU makes: for small batches launch overhead dominates.
 
-Launches are left out and tensors hold no data; one dispatch of PyTorch that is no view counts as
-one launch.
+Nothing is launched and tensors are fake; one dispatch of PyTorch that is no view counts as one
+launch.
 """
 
 from __future__ import annotations
@@ -47,17 +47,17 @@ def made(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     """The names of launches, in their order."""
     from triton.runtime.interpreter import GridExecutor
 
-    found: list[str] = []
+    names: list[str] = []
     monkeypatch.setattr(
-        GridExecutor, "__call__", lambda self, *a, **k: found.append(self.fn.__name__)
+        GridExecutor, "__call__", lambda self, *a, **k: names.append(self.fn.__name__)
     )
-    with FakeTensorMode(), Dispatches(found):
-        yield found
+    with FakeTensorMode(), Dispatches(names):
+        yield names
 
 
 def score(x: Tensor, t: Tensor) -> Tensor:
-    taps = standardise.standardise(t, 2, True)
-    return fft_scores.ncc(x, taps, [1, 1], True, 0.0)
+    coefficients = standardise.standardise(t, 2, True)
+    return fft_scores.ncc(x, coefficients, [1, 1], True, 0.0)
 
 
 def total(x: Tensor, t: Tensor) -> Tensor:
@@ -68,8 +68,8 @@ def tensors(shapes: tuple[tuple[int, ...], ...], dtype: torch.dtype) -> list[Ten
     return [torch.empty(shape, dtype=dtype) for shape in shapes]
 
 
-# Tiles are centred and cut out, templates prepared, both transformed at once, multiplied,
-# transformed back, judged and finished.
+# Tiles are cut out and centred, templates prepared, both transformed at once and multiplied, the
+# product transformed back, its noise computed, and the result written.
 ONCE = ["tile_sums_kernel", "gather_tiles_kernel", "prepare_templates_kernel", "aten._fft_r2c"]
 ONCE += ["aten.mul_", "aten._fft_c2r", "tile_noise_kernel"]
 
@@ -83,7 +83,7 @@ def test_a_small_batch_of_scores(dtype: torch.dtype, made: list[str]) -> None:
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=str)
 def test_a_small_batch_of_sums(dtype: torch.dtype, made: list[str]) -> None:
     total(*tensors(BATCH, dtype))
-    assert made == [*ONCE, "finish_sums_kernel"]
+    assert made == [*ONCE, "write_sums_kernel"]
 
 
 MOST: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], Any, torch.dtype, int]] = {
@@ -103,8 +103,8 @@ def test_launches_do_not_grow(name: str, made: list[str]) -> None:
 
 def test_launches_of_gradients_do_not_grow(made: list[str]) -> None:
     image, template = tensors(BATCH, torch.float32)
-    taps = standardise.standardise(template, 2, True)
-    map_ = fft_scores.ncc(image, taps, [1, 1], True, 0.0)
+    standard = standardise.standardise(template, 2, True)
+    map_ = fft_scores.ncc(image, standard, [1, 1], True, 0.0)
     made.clear()
-    score_grads.ncc_grads(map_, image, taps, map_, [1, 1], True, 0.0, "fft", True, True)
+    score_grads.ncc_grads(map_, image, standard, map_, [1, 1], True, 0.0, "fft", True, True)
     assert len(made) <= 26, made

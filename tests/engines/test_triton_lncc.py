@@ -12,10 +12,10 @@ import pytest
 import torch
 import torture
 from inputs import other_of
-from test_kernels import rand
-from test_triton_windows import DEVICE, run
+from interpreter import DEVICE, run
 from tolerances import GRADIENT_OF_FLOAT32, ROUNDING, SCORE
 from torch import Tensor
+from window_definitions import rand
 
 from torchcorr._definition import lncc as definition
 from torchcorr._definition import windows as windows_definition
@@ -49,7 +49,7 @@ MAPS = 64 * ROUNDING[torch.float64]
 
 @pytest.fixture(autouse=True)
 def _long_marches(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Few programs, as if the device were small: each begins but once, and goes far."""
+    """Few programs, as on a small device: each marches over many blocks."""
     monkeypatch.setattr(launch, "PROGRAMS", 1)
 
 
@@ -74,7 +74,7 @@ def upstream_of(name: str) -> Tensor:
 
 
 def grads_of(grad: Tensor, a: Tensor, b: Tensor, *place: Any) -> tuple[Tensor, Tensor]:
-    """What the reference finds in float64."""
+    """The definition's gradients in float64."""
     return definition.lncc_grads(grad.double(), a.double(), b.double(), *place, True, True)
 
 
@@ -87,8 +87,8 @@ def near(got: Tensor, want: Tensor | np.ndarray, bound: float) -> None:
 
 def check_grads(grad: Tensor, a: Tensor, b: Tensor, *place: Any, bound: float) -> None:
     """Both gradients, relative to the largest value of each."""
-    found = run("lncc_grads", grad, a, b, *place, True, True)
-    for got, want in zip(found, grads_of(grad, a, b, *place), strict=True):
+    grads = run("lncc_grads", grad, a, b, *place, True, True)
+    for got, want in zip(grads, grads_of(grad, a, b, *place), strict=True):
         assert got.dtype == a.dtype
         near(got, want, bound * float(want.abs().max()))
 
@@ -112,7 +112,7 @@ def test_gradients_match_the_definition(name: str) -> None:
         a, b = pair(name, dtype)
         grad = upstream_of(name).to(dtype)
         eps = 0.1 if name in WITH_EPS else 0.0
-        # Beside its own rounding a gradient holds that of maps that nearly cancel.
+        # To its rounding a gradient adds that of maps that nearly cancel.
         check_grads(grad, a, b, window, stride, eps, bound=2 * ROUNDING[dtype] + MAPS)
 
 
@@ -161,7 +161,7 @@ PART, WINDOW = (slice(21, 42), slice(30, 52)), (6, 7)
 
 
 def hard_pair(name: str, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """A part that holds the patch, the pixel and the steps."""
+    """The part of the image with the patch, the pixel and the steps."""
     image = CASES[name].image[PART]
     return tuple(torch.from_numpy(x)[None].to(dtype) for x in (image, other_of(image)))
 
@@ -183,14 +183,14 @@ def test_float64_on_hard_inputs(name: str) -> None:
     a, b = hard_pair(name, torch.float64)
     place = (WINDOW, (1, 1), 0.0)
     near(run("lncc", a, b, *place), score_of(a, b, *place), SCORE[torch.float64])
-    found = run("lncc_grads", hard_grad(), a, b, *place, True, True)
-    # The reference would cancel what the inputs have in common.
+    grads = run("lncc_grads", hard_grad(), a, b, *place, True, True)
+    # In the definition, what the inputs have in common would cancel.
     exact = grads_of(hard_grad(), a - a.flatten()[0], b - b.flatten()[0], *place)
-    for got, want in zip(found, exact, strict=True):
+    for got, want in zip(grads, exact, strict=True):
         near(got, want, 1e-9 * float(want.abs().max()))
 
 
-def test_an_element_that_stands_out_is_no_level_for_all() -> None:
+def test_one_large_element_is_not_taken_as_a_common_level() -> None:
     """Nor is rounding multiplied by it."""
     name = "1d-sliding"
     _, window, stride = SHAPES[name]
@@ -200,13 +200,13 @@ def test_an_element_that_stands_out_is_no_level_for_all() -> None:
     a[..., where] = 1e6
     a, b = a.float(), b.float() + 1e4
     grad = upstream_of(name).float()
-    found = run("lncc_grads", grad, a, b, window, stride, 0.0, True, True)
-    for got, want in zip(found, grads_of(grad, a, b, window, stride, 0.0), strict=True):
+    grads = run("lncc_grads", grad, a, b, window, stride, 0.0, True, True)
+    for got, want in zip(grads, grads_of(grad, a, b, window, stride, 0.0), strict=True):
         near(got, want, GRADIENT_OF_FLOAT32 / 10 * float(want.abs().max()))
 
 
 def test_a_volume_with_all_that_is_hard() -> None:
-    """A flat part, a faint one, one pixel that is hot and one that is none."""
+    """A flat part, a faint one, a hot pixel and a NaN."""
     shape, window, stride = (1, 3, 5, 11), (2, 3, 3), (1, 1, 1)
     a, b = rand(shape), rand(shape, seed=1)
     a[..., 6:] = 0.5 + 1e-6 * a[..., 6:]
@@ -222,7 +222,7 @@ def test_a_volume_with_all_that_is_hard() -> None:
 
 
 @pytest.mark.parametrize("name", ("2d-stride", "2d-stride-past-window"))
-def test_flat_windows_score_and_give_nothing(name: str) -> None:
+def test_flat_windows_have_score_0_and_gradient_0(name: str) -> None:
     shape, window, stride = SHAPES[name]
     a, b = pair(name)
     a[..., : shape[-1] * 2 // 3] = 0.7
@@ -232,9 +232,9 @@ def test_flat_windows_score_and_give_nothing(name: str) -> None:
     got = run("lncc", a, b, window, stride, 0.0)
     assert ((got == 0).numpy() == (want == 0)).all()
     near(got, want, 1e-6)
-    found = run("lncc_grads", upstream_of(name), a, b, window, stride, 0.0, True, True)
+    grads = run("lncc_grads", upstream_of(name), a, b, window, stride, 0.0, True, True)
     exact = grads_of(upstream_of(name), a, b, window, stride, 0.0)
-    for grad, truth in zip(found, exact, strict=True):
+    for grad, truth in zip(grads, exact, strict=True):
         assert ((grad == 0) == (truth == 0)).all()
         near(grad, truth, 1e-6 * float(truth.abs().max()))
     a[:] = 1e6 + 0.3
@@ -251,7 +251,7 @@ def test_padded_images_are_flat_without_a_look_at_each_window(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     if DEVICE != "cpu":
-        pytest.skip("the interpreter's functions can be replaced, a GPU's not")
+        pytest.skip("the interpreter's functions can be replaced, a GPU's cannot")
     a, b = torch.zeros(1, 22, 26), torch.zeros(1, 22, 26)
     a[0, 8:15, 9:17], b[0, 5:12, 12:20] = rand((7, 8)).float(), rand((7, 8), seed=1).float()
 
@@ -277,19 +277,21 @@ def test_bad_elements_stay_in_their_windows(bad: float, name: str) -> None:
     a[..., : shape[-1] // 2] = 0.5
     grad = upstream_of(name)
     clean = run("lncc", a, b, window, stride, 0.0)
-    poisoned = b.clone()
-    poisoned.flatten()[b.numel() // 2 + 3] = bad
-    hit = np.isnan(score_of(poisoned, poisoned, window, stride))
-    # Elements of the windows that hold it.
-    held = windows_definition.window_spread(torch.from_numpy(hit * 1.0), window, shape, stride) > 0
+    spoiled = b.clone()
+    spoiled.flatten()[b.numel() // 2 + 3] = bad
+    hit = np.isnan(score_of(spoiled, spoiled, window, stride))
+    # Elements of the windows that contain it.
+    affected = (
+        windows_definition.window_spread(torch.from_numpy(hit * 1.0), window, shape, stride) > 0
+    )
     exact = grads_of(grad * torch.from_numpy(~hit), a, b, window, stride, 0.0)
-    got = run("lncc", a, poisoned, window, stride, 0.0)
+    got = run("lncc", a, spoiled, window, stride, 0.0)
     assert (got.isnan().numpy() == hit).all()
     near(got[~hit], clean[~hit], 1e-6)
-    found = run("lncc_grads", grad, poisoned, a, window, stride, 0.0, True, True)
-    for mine, truth in zip(found, exact[::-1], strict=True):
-        assert (mine.isnan() == held).all()
-        near(mine[~held], truth[~held], 1e-6 * float(truth.abs().max()))
+    grads = run("lncc_grads", grad, spoiled, a, window, stride, 0.0, True, True)
+    for mine, truth in zip(grads, exact[::-1], strict=True):
+        assert (mine.isnan() == affected).all()
+        near(mine[~affected], truth[~affected], 1e-6 * float(truth.abs().max()))
 
 
 @pytest.mark.parametrize("name", ("1d-sliding", "2d", "2d-stride-direct"))
@@ -302,12 +304,12 @@ def test_bad_upstream_gradients_stay_in_their_windows(name: str) -> None:
     exact = grads_of(grad, a, b, window, stride, 0.0)
     mark = torch.zeros_like(grad)
     mark.flatten()[where] = 1
-    held = windows_definition.window_spread(mark, window, shape, stride) > 0
+    affected = windows_definition.window_spread(mark, window, shape, stride) > 0
     grad.flatten()[where] = math.nan
-    found = run("lncc_grads", grad, a, b, window, stride, 0.0, True, True)
-    for mine, truth in zip(found, exact, strict=True):
-        assert (mine.isnan() == held).all()
-        near(mine[~held], truth[~held], 1e-6 * float(truth.abs().max()))
+    grads = run("lncc_grads", grad, a, b, window, stride, 0.0, True, True)
+    for mine, truth in zip(grads, exact, strict=True):
+        assert (mine.isnan() == affected).all()
+        near(mine[~affected], truth[~affected], 1e-6 * float(truth.abs().max()))
 
 
 def test_a_zero_gradient_spreads_exact_zeros() -> None:
@@ -316,9 +318,9 @@ def test_a_zero_gradient_spreads_exact_zeros() -> None:
     a, b = pair(name)
     grad = torch.zeros_like(upstream_of(name))
     grad.flatten()[1], grad.flatten()[-1] = 0.1, 1e6
-    found = run("lncc_grads", grad, a + 1e4, b, window, stride, 0.0, True, True)
+    grads = run("lncc_grads", grad, a + 1e4, b, window, stride, 0.0, True, True)
     exact = grads_of(grad, a + 1e4, b, window, stride, 0.0)
-    for mine, truth in zip(found, exact, strict=True):
+    for mine, truth in zip(grads, exact, strict=True):
         assert (truth == 0).any() and ((mine == 0) == (truth == 0)).all()
 
 
@@ -332,9 +334,9 @@ def test_strides_of_the_inputs_do_not_matter() -> None:
     got, want = run("lncc", a, b, *place, 0.0), run("lncc", *packed, *place, 0.0)
     torch.testing.assert_close(got, want, rtol=0, atol=0)
     grad = rand((2, 11, 8)).float().mT
-    found = run("lncc_grads", grad, a, b, *place, 0.0, True, True)
+    grads = run("lncc_grads", grad, a, b, *place, 0.0, True, True)
     again = run("lncc_grads", grad.contiguous(), *packed, *place, 0.0, True, True)
-    torch.testing.assert_close(found, again, rtol=0, atol=0)
+    torch.testing.assert_close(grads, again, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("shape", ((0, 1, 9, 9), (2, 0, 3, 9, 9)))
@@ -343,5 +345,5 @@ def test_empty_leads(shape: tuple[int, ...]) -> None:
     score = run("lncc", x, x, (3, 4), (1, 1), 0.0)
     assert score.shape == (*lead, 7, 6)
     for wanted in ((True, True), (True, False), (False, True)):
-        found = run("lncc_grads", score, x, x, (3, 4), (1, 1), 0.0, *wanted)
-        assert [g.shape for g in found] == [shape if need else (0,) for need in wanted]
+        grads = run("lncc_grads", score, x, x, (3, 4), (1, 1), 0.0, *wanted)
+        assert [g.shape for g in grads] == [shape if need else (0,) for need in wanted]

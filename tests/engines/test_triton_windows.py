@@ -9,66 +9,30 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_kernels import moments, rand, spread, windows
+from interpreter import DEVICE, run
 from tolerances import ROUNDING
 from torch import Tensor
+from triton_windows import (
+    FLOATS,
+    SHAPES,
+    VARIANCE,
+    WIDE,
+    check_bad_elements,
+    check_moments,
+    close,
+    map_of,
+)
+from window_definitions import moments, rand, spread, windows
 
 from torchcorr._definition import windows as definition
 from torchcorr._triton import KERNELS, kernel
-from torchcorr._triton.windows.launch import NUMBERS, plan
+from torchcorr._triton.windows.launch import NUMBERS, window_launch
+from torchcorr._triton.windows.records import SUM, Result
 
-pytest.importorskip("triton")
-DEVICE = importlib.import_module("interpreter").DEVICE
 # NumPy, which the interpreter computes with, warns where a device would not.
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
-WIDE = 64 * ROUNDING[torch.float64]
-# An interpreted launch costs some milliseconds for each program and each element of a window.
-SHAPES = {
-    "1d": ((1, 41), (7,), (1,)),
-    "1d-sliding": ((2, 1, 903), (31,), (1,)),
-    "1d-many-lines": ((3, 13, 1, 49), (19,), (2,)),
-    "2d": ((1, 25, 35), (8, 13), (1, 1)),
-    "2d-stride": ((2, 3, 27, 29), (5, 6), (2, 3)),
-    "2d-stride-past-window": ((1, 19, 23), (2, 3), (3, 5)),
-    "2d-window-one": ((2, 1, 7, 9), (1, 1), (1, 1)),
-    "2d-leads": ((2, 3, 1, 9, 10), (5, 4), (1, 2)),
-    "2d-past-a-block": ((1, 23, 140), (5, 7), (1, 1)),
-    "2d-window-past-a-block": ((1, 39, 151), (35, 137), (1, 1)),
-    "2d-window-is-input": ((2, 1, 13, 17), (13, 17), (1, 1)),
-    "2d-short-axis": ((1, 1, 40), (1, 19), (1, 1)),
-    "2d-thinned": ((4, 9, 40), (1, 31), (5, 1)),
-    "2d-channels": ((2, 3, 14, 17), (5, 8), (1, 2)),
-    "3d": ((1, 2, 4, 5, 7), (2, 3, 4), (1, 1, 1)),
-    "3d-stride": ((1, 7, 6, 8), (4, 5, 3), (2, 1, 3)),
-    "3d-channels": ((2, 6, 6, 7), (4, 5, 3), (2, 1, 1)),
-}
-FLOATS = (torch.float32, torch.float64)
 every_shape = pytest.mark.parametrize("name", SHAPES)
 every_float = pytest.mark.parametrize("dtype", FLOATS, ids=str)
-
-
-def run(name: str, *args: Any) -> Any:
-    """A kernel's results on the CPU."""
-    moved = [x.to(DEVICE) if isinstance(x, Tensor) else x for x in args]
-    found = kernel(name)(*moved)
-    return tuple(x.cpu() for x in found) if isinstance(found, tuple) else found.cpu()
-
-
-def close(got: Tensor, want: np.ndarray, bound: float | np.ndarray) -> None:
-    assert tuple(got.shape) == want.shape
-    error = np.abs(got.double().numpy().astype(np.longdouble) - want)
-    assert np.all(error <= bound), float(np.nanmax(error - bound))
-
-
-def check_moments(
-    x: Tensor, window: tuple[int, ...], stride: tuple[int, ...], error: float
-) -> None:
-    mean, var = run("window_moments", x, window, stride)
-    want_mean, want_var = moments(x, window, stride)
-    assert mean.dtype == var.dtype == torch.float64
-    close(mean, want_mean, WIDE * np.abs(want_mean) + 1e-9 * np.sqrt(want_var))
-    close(var, want_var, error * want_var)
-    assert ((var.numpy() == 0) == (want_var == 0)).all()
 
 
 def test_every_operator_has_its_kernel() -> None:
@@ -103,13 +67,6 @@ def test_window_spread(name: str) -> None:
         want = spread(grad.numpy().astype(np.float64), window, shape, stride)
         assert got.dtype == dtype
         close(got, want, (ROUNDING[dtype] + WIDE) * want)
-
-
-def map_of(name: str, seed: int = 1) -> Tensor:
-    shape, window, stride = SHAPES[name]
-    ndim = len(window)
-    sizes = zip(shape[-ndim:], window, stride, strict=True)
-    return rand((*shape[: -ndim - 1], *((n - k) // s + 1 for n, k, s in sizes)), seed=seed)
 
 
 @every_shape
@@ -196,10 +153,6 @@ def _hard() -> dict[str, Tensor]:
     }
 
 
-# Relative errors of a variance beside anything.
-VARIANCE = {torch.float32: 2e-7, torch.float64: 1e-13}
-
-
 @every_float
 @pytest.mark.parametrize("name", _hard())
 def test_hard_inputs(name: str, dtype: torch.dtype) -> None:
@@ -260,9 +213,9 @@ def test_channels_that_differ_make_no_flat_window() -> None:
 def test_padded_images_are_flat_without_a_look_at_each_window(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Windows of zeros beside a picture are told by counting, none is read by itself."""
+    """Windows of zeros next to a picture are recognised by counting, none is read by itself."""
     if DEVICE != "cpu":
-        pytest.skip("the interpreter's functions can be replaced, a GPU's not")
+        pytest.skip("the interpreter's functions can be replaced, a GPU's cannot")
     x = torch.zeros(1, 40, 60)
     x[0, 12:30, 20:44] = rand((18, 24)).float()
     want = moments(x, (6, 7), (1, 1))[1]
@@ -270,15 +223,15 @@ def test_padded_images_are_flat_without_a_look_at_each_window(
     def refuse(*_: Any) -> None:
         raise AssertionError("read window by window")
 
-    sweep = importlib.import_module("torchcorr._triton.windows.march")
-    monkeypatch.setattr(sweep.by_definition, "rewrite", lambda: refuse, raising=False)
+    march = importlib.import_module("torchcorr._triton.windows.march")
+    monkeypatch.setattr(march.by_definition, "rewrite", lambda: refuse, raising=False)
     var = run("window_moments", x, (6, 7), (1, 1))[1]
     close(var, want, 1e-6 * want)
     assert ((var.numpy() == 0) == (want == 0)).all()
 
 
-def test_flat_windows_may_hold_different_values() -> None:
-    """Beside texture and in one block."""
+def test_flat_windows_may_have_different_values() -> None:
+    """Next to texture and in one block."""
     x = rand((1, 24, 40)).float()
     x[0, :12, 2:18], x[0, 4:20, 22:34], x[0, 14:, :16] = 0.7, 3.0, -1e-3
     want = moments(x, (6, 7), (1, 1))[1]
@@ -286,23 +239,6 @@ def test_flat_windows_may_hold_different_values() -> None:
     assert (want == 0).sum() > 20
     close(var, want, 1e-6 * want)
     assert ((var.numpy() == 0) == (want == 0)).all()
-
-
-def check_bad_elements(bad: float, name: str, dtype: torch.dtype) -> None:
-    shape, window, stride = SHAPES[name]
-    x = rand(shape).to(dtype)
-    want_mean, want_var = moments(x, window, stride)
-    x.flatten()[x.numel() // 2 + 3] = bad
-    holds = ~np.isfinite(windows(x, window, stride)).all(-1)
-    assert holds.any()
-    mean, var = run("window_moments", x, window, stride)
-    std = run("local_std", x, window, stride, 0.0, 0.0)
-    total = run("window_sum", x, window, stride)
-    assert (~torch.isfinite(mean).numpy() == holds).all() and (var.isnan().numpy() == holds).all()
-    assert (std.isnan().numpy() == holds).all()
-    assert (~torch.isfinite(total).numpy() == holds).all()
-    close(mean[~holds], want_mean[~holds], 1e-12)
-    close(var[~holds], want_var[~holds], 1e-9 * want_var[~holds])
 
 
 @pytest.mark.parametrize("bad", (math.nan, math.inf))
@@ -360,23 +296,24 @@ def test_strides_of_the_input_do_not_matter() -> None:
 
 
 def test_channels_may_lie_far_apart() -> None:
-    """A channel times their pitch is no int32, though both are."""
-    cut = plan(1, 3, (4, 20), (2, 3), (1, 1))
+    """A channel times their pitch exceeds int32, though both fit."""
+    launch = window_launch(1, 3, (4, 20), (2, 3), (1, 1))
     apart = {"pitch_c": 1 << 30, "pitch_l": 3 << 30}
-    far = [apart.get(name, n) for name, n in zip(NUMBERS, cut.numbers, strict=True)]
+    far = [apart.get(name, n) for name, n in zip(NUMBERS, launch.numbers, strict=True)]
     # Only what is touched takes memory.
     source = torch.from_numpy(np.zeros((2 << 30) + 80, np.int8)).to(DEVICE)
     for c in range(3):
         source[c << 30 : (c << 30) + 80] = c + 1
-    for exact in (0, 1):
+    grid = (launch.programs,)
+    form = launch.options["FORM"]
+    for direct in (0, 1):
         out = torch.zeros(3, 18, device=DEVICE)
-        options = {**cut.options, "DIRECT": exact, "KIND": 0}
-        importlib.import_module("torchcorr._triton.windows.windows").window_kernel[(cut.grid,)](
-            source, out, out, *far, **options
+        options = launch.options | {"FORM": form._replace(direct=type(form.direct)(direct))}
+        importlib.import_module("torchcorr._triton.windows.windows").window_kernel[grid](
+            source, out, out, *far, RESULT=Result.of(SUM), **options
         )
         assert (out == 36).all()
-        options.pop("KIND")
-        importlib.import_module("torchcorr._triton.lncc.scores").lncc_kernel[(cut.grid,)](
+        importlib.import_module("torchcorr._triton.lncc.scores").lncc_kernel[grid](
             source, source, out, 0.0, *far, **options
         )
         torch.testing.assert_close(out, torch.ones_like(out))
@@ -395,7 +332,7 @@ def test_empty_leads(shape: tuple[int, ...]) -> None:
 
 
 def test_a_combination_keeps_small_factors_of_large_elements() -> None:
-    """What rounding leaves of large factors is not multiplied by an element far from them."""
+    """The rounding of large factors is not multiplied by an element far from them."""
     shape, window, stride = SHAPES["1d-sliding"]
     second = map_of("1d-sliding")
     second[..., : second.shape[-1] // 2] *= 1e10

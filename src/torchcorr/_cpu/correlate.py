@@ -37,7 +37,7 @@ def correlate(
 ) -> Tensor:
     if input.dtype in HALVES:
         return correlate(input.float(), template.float(), stride, method).to(input.dtype)
-    call = _plan(input.shape, template.shape, stride, method, input.dtype)
+    call = _arranged(input.shape, template.shape, stride, method, input.dtype)
     if call.plan.method == "direct":
         return steps.correlate_direct(input, template, stride)
     finite = bool(torch.isfinite(template).all())
@@ -57,7 +57,7 @@ def correlate_input_grad(
         wide = (grad.float(), template.float())
         return correlate_input_grad(*wide, input_shape, stride, method).to(grad.dtype)
     shape = tuple(input_shape)
-    if _plan(shape, template.shape, stride, method, grad.dtype).plan.method == "direct":
+    if _arranged(shape, template.shape, stride, method, grad.dtype).plan.method == "direct":
         return steps.correlate_direct_input_grad(grad, template, shape, stride)
     if grad.numel() == 0:
         return grad.new_zeros(shape)
@@ -70,11 +70,11 @@ def correlate_input_grad(
     # Nothing is doubtful, so neither the input nor the template is read.
     rule = SumRule(0.0, 1.0, 0.0).numbers
     for batch in batches(call.problem, call.plan):
-        numbers = TileBatch(tiling, batch.tiles).numbers
-        tiles, stats = steps.cut_tiles(upstream, numbers, False, True, True)
+        whole = TileBatch(tiling, batch.tiles)
+        tiles, stats = steps.cut_tiles(upstream, whole.numbers, False, True, True)
         for first, sums in numerators(tiles, spectra, batch.pairs, call.plan.templates):
-            numbers = TileBatch(tiling, batch.tiles, first).numbers
-            steps.emit_sums(sums, None, [stats], upstream, weights, numbers, rule, out)
+            part = replace(whole, first_template=first)
+            steps.emit_sums(sums, None, [stats], upstream, weights, part.numbers, rule, out)
     return call.leads.input_restored(out, shape, len(stride) + 1)
 
 
@@ -85,7 +85,7 @@ def correlate_template_grad(
         wide = (grad.float(), input.float())
         return correlate_template_grad(*wide, template_shape, stride, method).to(grad.dtype)
     ndim, shape = len(stride), tuple(template_shape)
-    if _plan(input.shape, shape, stride, method, grad.dtype).plan.method == "direct":
+    if _arranged(input.shape, shape, stride, method, grad.dtype).plan.method == "direct":
         return steps.correlate_direct_template_grad(grad, input, shape, stride)
     if grad.numel() == 0:
         return grad.new_zeros(shape)
@@ -112,7 +112,7 @@ def correlate_template_grad(
     return leads.template_restored(lines.to(grad.dtype), shape, ndim + 1)
 
 
-def _plan(
+def _arranged(
     input: Ints, template: Ints, stride: Sequence[int], method: str, dtype: torch.dtype
 ) -> Arrangement:
     return arrange(input, template, stride, method, normalised=False, dtype=dtype, device="cpu")

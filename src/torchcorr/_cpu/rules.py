@@ -6,6 +6,7 @@ csrc/tiles/steps.h defines them a second time, in C++.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class ScoreRule:
     noise: float  # of a transform, relative to the error that is allowed; 0 without one
     budget: float  # doubtful windows of a tile and template that are recomputed
 
-    @property
+    @cached_property
     def numbers(self) -> list[float]:
         return [
             self.zero_mean,
@@ -43,6 +44,6 @@ class SumRule:
     allowed: float  # error of a sum, relative to its sum of absolute products
     budget: float  # doubtful windows of a tile and template that are recomputed
 
-    @property
+    @cached_property
     def numbers(self) -> list[float]:
         return [self.noise, self.allowed, self.budget]

@@ -12,7 +12,7 @@ from .._plan import rounding
 from .._plan.dtypes import widen
 from .._plan.shapes import offsets, output_size, positions
 from . import transforms
-from .windows import chosen_windows, window_sum
+from .windows import chosen_windows, finite_values
 
 # Elements of a window from which on transforms take less time than the loop.
 _CROSSOVER = 16
@@ -43,45 +43,77 @@ def correlate(
 ) -> Tensor:
     """sum_v I(u s + v) T(v), summed over channels (math.md, eq. correlate)."""
     ndim = len(stride)
-    window = template.shape[-ndim:]
     sizes = template.shape[-ndim - 1 :]
     if by_transforms(method, sizes, input, template) and all_finite(template):
-        return _by_transforms(input, template, stride)
+        return _through_transforms(input, template, stride)
+    return _by_loop(widen(input), widen(template), stride).to(input.dtype)
+
+
+def _by_loop(input: Tensor, template: Tensor, stride: Sequence[int]) -> Tensor:
+    """The sum of shifted inputs, each times one element of the template."""
+    ndim = len(stride)
+    window = template.shape[-ndim:]
     output = output_size(input.shape[-ndim:], window, stride)
-    wide, weights = widen(input), widen(template)
     lead = torch.broadcast_shapes(input.shape[: -ndim - 1], template.shape[: -ndim - 1])
-    total = wide.new_zeros((*lead, *output))
+    total = input.new_zeros((*lead, *output))
     for v in offsets(window):
-        seen = wide[(..., *positions(v, output, stride))]
-        total += (seen * template_axes(weights[(..., *v)], ndim)).sum(-ndim - 1)
-    return total.to(input.dtype)
+        seen = input[(..., *positions(v, output, stride))]
+        total += (seen * template_axes(template[(..., *v)], ndim)).sum(-ndim - 1)
+    return total
 
 
-def _by_transforms(input: Tensor, template: Tensor, stride: Sequence[int]) -> Tensor:
-    """`correlate` by float64 transforms; values that rounding may have spoilt are recomputed."""
+def _through_transforms(input: Tensor, template: Tensor, stride: Sequence[int]) -> Tensor:
+    """The same by float64 transforms; values that rounding may have spoilt are recomputed."""
     window = template.shape[-len(stride) :]
-    finite = torch.isfinite(input)
-    wide, weights = torch.where(finite, widen(input), 0.0), widen(template)
-    sums = transforms.correlate(wide, weights, stride)
-    doubtful = _count(~finite, window, stride) > 0
+    raw, weights = widen(input), widen(template)
+    wide, affected = finite_values(raw, window, stride)
+    numerators = transforms.correlate(wide, weights, stride)
+    doubtful = torch.zeros_like(numerators, dtype=torch.bool)
     if not input.is_complex():
-        if input.dtype != torch.float64:
-            # |sum| is at most the sum of absolute products, to which the promise is relative.
-            allowed = rounding.ALLOWED_ROUNDINGS * rounding.unit(input.dtype)
-            noise = transforms.noise(wide, weights, sums, len(stride))
-            doubtful = doubtful | (sums.abs() * allowed < noise)
-        empty = _count((input != 0) | ~finite, window, stride) == 0
-        sums = torch.where(empty, 0.0, sums)
-        doubtful = doubtful & ~empty
-    doubtful = doubtful.expand_as(sums)
-    for place, elements, coefficients in chosen_windows(doubtful, widen(input), weights, stride):
-        sums[place] = (elements * coefficients).flatten(1).sum(1)
-    return sums.to(input.dtype)
+        doubtful = _rounding_may_show(numerators, wide, weights, stride, input.dtype)
+    if affected is not None:
+        doubtful = doubtful | affected
+    return recompute_exactly(numerators, doubtful, raw, weights, stride).to(input.dtype)
 
 
-def _count(flags: Tensor, window: Sequence[int], stride: Sequence[int]) -> Tensor:
-    """How many elements of each window are true."""
-    return window_sum(flags.to(torch.float32), window, stride)
+def _rounding_may_show(
+    numerators: Tensor, input: Tensor, template: Tensor, stride: Sequence[int], result: torch.dtype
+) -> Tensor:
+    """Which sums may differ by more than the promise, relative to their sums of absolute products.
+
+    A sum is at most that of absolute products, which is computed if the sum itself is too small.
+    """
+    ndim, allowed = len(stride), rounding.unit(result)
+    if result == torch.float64:
+        allowed *= rounding.ALLOWED_ROUNDINGS
+    noise = transforms.noise(input, template, numerators, ndim)
+    doubtful = numerators.abs() * allowed < noise
+    if bool(doubtful.any()):
+        pair = input.abs(), template.abs()
+        terms = transforms.correlate(*pair, stride)
+        terms -= transforms.noise(*pair, terms, ndim)
+        doubtful &= terms * allowed < noise
+    return doubtful
+
+
+def recompute_exactly(
+    numerators: Tensor,
+    doubtful: Tensor,
+    input: Tensor,
+    template: Tensor,
+    stride: Sequence[int],
+    level: Tensor | None = None,
+) -> Tensor:
+    """Writes sums of products from their definition where they are doubtful.
+
+    `level`, as `numerators` but for axes of length 1, is subtracted from the windows.
+    """
+    doubtful = doubtful.expand_as(numerators)
+    for place, seen, coefficients in chosen_windows(doubtful, input, template, stride):
+        if level is not None:
+            seen = seen - level.expand_as(numerators)[place][(..., *(None,) * (len(stride) + 1))]
+        numerators[place] = (seen * coefficients).flatten(1).sum(1)
+    return numerators
 
 
 def correlate_input_grad(

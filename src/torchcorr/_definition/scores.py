@@ -18,9 +18,10 @@ from .correlate import (
     by_transforms,
     correlate_input_grad,
     correlate_template_grad,
+    recompute_exactly,
     template_axes,
 )
-from .windows import chosen_windows, window_combine, window_moments, window_sum
+from .windows import finite_values, rough_moments, window_combine, window_moments
 
 
 def centre(input: Tensor, ndim: int) -> Tensor:
@@ -66,18 +67,22 @@ def ncc(
 ) -> Tensor:
     """Score of a standardised template at each window (math.md, eq. zncc)."""
     ndim = len(stride)
-    mean, var = window_moments(input, template.shape[-ndim:], stride)
+    window = template.shape[-ndim:]
+    if input.dtype == torch.float64:
+        mean, var = window_moments(input, window, stride)
+    else:
+        mean, var = rough_moments(input, window, stride, centre(input, ndim))
     energy = _energy(mean, var, zero_mean)
     flat = energy == 0
     count = math.prod(template.shape[-ndim - 1 :])
-    norm = 1 / (count * torch.sqrt(torch.where(flat, 1.0, energy) + eps))
+    norm = torch.where(flat, 1.0, energy).add_(eps).rsqrt_().div_(count)
     level = mean if zero_mean else torch.zeros_like(mean)
     sizes = template.shape[-ndim - 1 :]
     if by_transforms(method, sizes, input, template) and all_finite(template):
         total = _numerators_by_transforms(input, template, stride, level, norm)
     else:
         total = _numerators(input, template, stride, level)
-    score = (total * norm).clamp(-1, 1)
+    score = (total * norm).clamp_(-1, 1)
     return torch.where(flat, 0.0, score).to(input.dtype)
 
 
@@ -98,24 +103,19 @@ def _numerators(input: Tensor, template: Tensor, stride: Sequence[int], level: T
 def _numerators_by_transforms(
     input: Tensor, template: Tensor, stride: Sequence[int], level: Tensor, norm: Tensor
 ) -> Tensor:
-    """`_numerators` by float64 transforms; those that may be inexact are recomputed."""
-    ndim, finite = len(stride), torch.isfinite(input)
-    weights = widen(template)
-    wide = torch.where(finite, widen(input), 0.0)
-    sums = transforms.correlate(wide, weights, stride)
-    noise = transforms.noise(wide, weights, sums, ndim)
-    sums = sums - level * weights.sum(tuple(range(-ndim - 1, 0)))[(..., *(None,) * ndim)]
+    """The same by float64 transforms; values that rounding may have spoilt are recomputed."""
+    ndim, raw, weights = len(stride), widen(input), widen(template)
+    wide, affected = finite_values(raw, template.shape[-ndim:], stride)
+    numerators = transforms.correlate(wide, weights, stride)
     narrow = input.dtype != torch.float64
     allowed = rounding.ALLOWED_SCORE_ERROR[torch.float32 if narrow else torch.float64]
-    non_finite = window_sum((~finite).to(torch.float32), template.shape[-ndim:], stride) > 0
-    doubtful = ~(noise * norm <= allowed) | non_finite
-    lead = sums.shape[: sums.dim() - ndim]
-    level = level.expand(*lead, *level.shape[level.dim() - ndim :])
-    doubtful = doubtful.expand_as(sums)
-    for place, elements, coefficients in chosen_windows(doubtful, widen(input), weights, stride):
-        deviation = elements - level[place][(..., *(None,) * (ndim + 1))]
-        sums[place] = (deviation * coefficients).flatten(1).sum(1)
-    return sums
+    noise = transforms.noise(wide, weights, numerators, ndim)
+    doubtful = ~(norm <= allowed / noise)
+    if affected is not None:
+        doubtful = doubtful | affected
+    total = weights.sum(tuple(range(-ndim - 1, 0)))[(..., *(None,) * ndim)]
+    numerators.addcmul_(level, total, value=-1)
+    return recompute_exactly(numerators, doubtful, raw, weights, stride, level)
 
 
 def ncc_prepare_grads(
@@ -190,12 +190,12 @@ def score_gradients(
     if need_template:
         shape = tuple(template.shape)
         base = centre(input, ndim) if zero_mean else wide.new_zeros((1,) * (ndim + 1))
-        full = of.correlate_template_grad(numerator_grad, wide - base, shape, stride, method)
+        total = of.correlate_template_grad(numerator_grad, wide - base, shape, stride, method)
         if zero_mean:
             offset = (numerator_grad * (mean - base.squeeze(-ndim - 1))).sum(axes)
             offset = offset[(..., None, *(None,) * ndim)]
-            full = full - offset.sum_to_size((*shape[: -ndim - 1], *(1,) * (ndim + 1)))
-        for_template = full.to(template.dtype)
+            total = total - offset.sum_to_size((*shape[: -ndim - 1], *(1,) * (ndim + 1)))
+        for_template = total.to(template.dtype)
     return for_input, for_template
 
 

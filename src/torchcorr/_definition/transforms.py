@@ -6,6 +6,7 @@ its offset.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -46,9 +47,11 @@ def _lengths(size: Sequence[int]) -> tuple[int, ...]:
 
 
 def _forward(x: Tensor, lengths: Sequence[int]) -> Tensor:
-    axes = tuple(range(-len(lengths), 0))
-    transform = torch.fft.fftn if x.is_complex() else torch.fft.rfftn
-    return transform(x, s=tuple(lengths), dim=axes)
+    """Spectrum of x padded to some lengths, axis by axis: lines of padding are not transformed."""
+    spectrum = (torch.fft.fft if x.is_complex() else torch.fft.rfft)(x, n=lengths[-1])
+    for axis in range(-2, -len(lengths) - 1, -1):
+        spectrum = torch.fft.fft(spectrum, n=lengths[axis], dim=axis)
+    return spectrum
 
 
 def _conjugate(x: Tensor) -> Tensor:
@@ -80,22 +83,26 @@ def correlate(input: Tensor, template: Tensor, stride: Sequence[int]) -> Tensor:
     spectrum = _forward(wide - level, lengths)
     product = sum_channels(spectrum, _reversed(weights, lengths), ndim)
     valid = [n - k + 1 for n, k in zip(size, window, strict=True)]
-    sums = crop(_inverse(product, lengths, input.is_complex()), valid, stride)
+    numerators = crop(_inverse(product, lengths, input.is_complex()), valid, stride)
     offset = (level * weights.sum(axes, keepdim=True)).sum(-ndim - 1)
-    return (sums + offset).to(input.dtype).contiguous()
+    return (numerators + offset).to(input.dtype).contiguous()
 
 
-def noise(input: Tensor, template: Tensor, sums: Tensor, ndim: int) -> Tensor:
-    """A bound of the rounding of `sums` by transforms, (*lead, 1, ..., 1).
+def noise(input: Tensor, template: Tensor, numerators: Tensor, ndim: int) -> Tensor:
+    """Rounding of `numerators`, (*lead, 1, ..., 1), from what their transforms contain.
 
     math.md, eq. noise, for tensors (*lead, C, ...) in float64.
     """
     axes, item = tuple(range(-ndim, 0)), tuple(range(-ndim - 1, 0))
-    contrast = (input - input.mean(axes, keepdim=True)).square().mean(item, keepdim=True)
-    elements = input.shape[-ndim - 1] * template.square().sum(item, keepdim=True)
-    squares = (contrast * elements).squeeze(-ndim - 1) + sums.square().mean(axes, keepdim=True)
-    peak = sums.abs().amax(axes, keepdim=True)
-    return rounding.TRANSFORM * rounding.unit(sums.dtype) * (squares.sqrt() + peak / 2)
+    deviation = input - input.mean(axes, keepdim=True)
+    contrast = torch.linalg.vector_norm(deviation, dim=item, keepdim=True).square()
+    elements = template.square().sum(item, keepdim=True) / math.prod(input.shape[-ndim:])
+    norm = torch.linalg.vector_norm(numerators, dim=axes, keepdim=True)
+    lowest, highest = torch.aminmax(numerators.flatten(-ndim), dim=-1)
+    peak = torch.maximum(-lowest, highest).reshape(norm.shape)
+    squares = (contrast * elements).squeeze(-ndim - 1)
+    squares = squares + norm.square() / math.prod(numerators.shape[-ndim:])
+    return rounding.TRANSFORM * rounding.unit(numerators.dtype) * (squares.sqrt() + peak / 2)
 
 
 def correlate_input_grad(

@@ -1,4 +1,4 @@
-"""The CUDA engine: kernels in Triton. No module of this room is imported before its use.
+"""The CUDA engine: kernels in Triton. Its modules are imported at their first use.
 
 Triton's interpreter (``TRITON_INTERPRET=1`` before triton is first imported) runs the kernels on
 CPU tensors, as the tests do.
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .. import _contract
 
-# Operator: the module of this room that computes it, in a function of the operator's name.
+# For each operator, the module that computes it, in a function of the operator's name.
 KERNELS: dict[str, str] = {
     "correlate": "correlate",
     "correlate_input_grad": "correlate",
@@ -41,20 +41,20 @@ def kernel(name: str) -> Callable[..., Any]:
 
 
 def _on_its_device(name: str) -> Callable[..., Any]:
-    """A kernel that is imported when first called, and launched where its first tensor lies."""
-    found: list[Callable[..., Any]] = []
+    """A kernel that is imported when first called, and launched on its first tensor's device."""
+    loaded: list[Callable[..., Any]] = []
 
     def call(first: Tensor, *args: Any) -> Any:
-        if not found:
-            found.append(kernel(name))
+        if not loaded:
+            loaded.append(kernel(name))
         with torch.cuda.device(first.device):
-            return found[0](first, *args)
+            return loaded[0](first, *args)
 
     return call
 
 
 def register() -> str | None:
-    """Implements the operators for CUDA; the reason if there is no Triton."""
+    """Implements the operators for CUDA; returns the reason if there is no Triton."""
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed"
     for operator in _contract.OPERATORS:

@@ -1,6 +1,6 @@
-"""Templates as scores take them: centred, with a mean square of 1."""
+"""Templates in the form that scores multiply with: centred, with a mean square of 1."""
 
-# Kernels are written in Triton's language, which has types of its own.
+# Kernels are written in Triton's language, whose types mypy does not know.
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
 # mypy: disable-error-code="assignment, misc"
 
@@ -14,15 +14,15 @@ import triton.language as tl
 from torch import Tensor
 
 from .._definition import scores as definition
-from .direct.correlate import MOST_LANES, supported
+from .values import MOST_LANES, supported
 
-# Elements of a template that one program standardises; larger ones are worth many launches.
+# Elements of a template that one program standardises; larger ones go to the definition.
 _LARGEST = 1 << 16
 
 
 @triton.jit(do_not_specialize=["n"])
 def _standardise_kernel(source, out, n, ZERO_MEAN: tl.constexpr, LANES: tl.constexpr):
-    """One template: extremes and mean, mean of what is left, peak, mean square, result."""
+    """One template: extremes and mean, mean of the rest, peak, mean square, result."""
     lane = tl.arange(0, LANES)
     source += tl.program_id(0).to(tl.int64) * n
     out += tl.program_id(0).to(tl.int64) * n
@@ -36,9 +36,9 @@ def _standardise_kernel(source, out, n, ZERO_MEAN: tl.constexpr, LANES: tl.const
         low = tl.minimum(low, tl.where(first + lane < n, x, low))
         high = tl.maximum(high, tl.where(first + lane < n, x, high))
     lowest, highest, total = tl.min(low, 0), tl.max(high, 0), tl.sum(sums, 0)
-    strange = (total - total) != 0.0
-    mean, left = total * 0.0, total * 0.0
-    flat = strange
+    non_finite = (total - total) != 0.0
+    mean, rest = total * 0.0, total * 0.0
+    flat = non_finite
     if ZERO_MEAN:
         # Twice: the first mean is rounded in units of the offset, the second of the contrast.
         mean = total / count
@@ -48,21 +48,21 @@ def _standardise_kernel(source, out, n, ZERO_MEAN: tl.constexpr, LANES: tl.const
             inside = first + lane < n
             x = tl.load(source + first + lane, inside, 0.0).to(tl.float64) - mean
             sums += tl.where(inside, x, 0.0)
-        left = tl.sum(sums, 0) / count
-    peak = tl.maximum(tl.abs(lowest - mean - left), tl.abs(highest - mean - left))
+        rest = tl.sum(sums, 0) / count
+    peak = tl.maximum(tl.abs(lowest - mean - rest), tl.abs(highest - mean - rest))
     flat = flat | (peak == 0.0)
     unit = tl.where(flat, 1.0, peak)
     squares = tl.zeros([LANES], tl.float64)
     for first in range(0, n, LANES):
         inside = first + lane < n
-        x = (tl.load(source + first + lane, inside, 0.0).to(tl.float64) - mean - left) / unit
+        x = (tl.load(source + first + lane, inside, 0.0).to(tl.float64) - mean - rest) / unit
         squares += tl.where(inside, x * x, 0.0)
     square = tl.sum(squares, 0) / count
     root = tl.sqrt(tl.where(flat, 1.0, square))
     for first in range(0, n, LANES):
         inside = first + lane < n
-        x = (tl.load(source + first + lane, inside, 0.0).to(tl.float64) - mean - left) / unit
-        x = tl.where(strange, float("nan"), tl.where(flat, 0.0, x / root))
+        x = (tl.load(source + first + lane, inside, 0.0).to(tl.float64) - mean - rest) / unit
+        x = tl.where(non_finite, float("nan"), tl.where(flat, 0.0, x / root))
         tl.store(out + first + lane, x, inside)
 
 

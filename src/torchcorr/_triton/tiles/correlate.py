@@ -1,13 +1,13 @@
 """Plain correlation through transforms on CUDA, and its two transposes.
 
-Transforms run in float64, which costs twice the bytes of float32 and keeps each value within a few
-roundings of its own terms: a value is trusted if it, or for float64 the sum of its absolute
-products, is large beside what rounding left in its tile. The others, and all those of a tile that
-holds what is not finite, are computed again from the definition by the kernel that writes them: N
-multiply-adds each. The host waits for nothing and decides nothing.
+Transforms run in float64, which costs twice the bytes of float32 and keeps almost every value
+within a few roundings of its terms: a value is trusted if it, or for float64 the sum of its
+absolute products, is large relative to the noise of its tile. The others, and all those of a tile
+with an element that is not finite, are doubtful: the kernel that writes them recomputes them from
+the definition, N multiply-adds each. The host does not wait and decides nothing from data.
 """
 
-# Kernels are written in Triton's language, which has types of its own.
+# Kernels are written in Triton's language, whose types mypy does not know.
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
 # mypy: disable-error-code="assignment, misc"
 
@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -28,12 +29,21 @@ from ..._definition import transforms as whole
 from ..._definition.transposes import Transpose
 from ..._plan import rounding
 from ..._plan.choose import Plan, Problem
-from ..._plan.tiling import Tiling
-from ..direct.correlate import three
-from .cut import gather, noise_of
-from .emit import converted
+from ..._plan.tiling import TileStats, Tiling
+from ..values import converted, three
+from .cut import gather
+from .noise import noise_of
 from .products import add_products
-from .transforms import Piece, Spectra, arranged, forth, kind_of, pieces, sums
+from .records import NOT_FINITE, SCALE, STATS
+from .transforms import (
+    Piece,
+    Spectra,
+    arranged,
+    forward_fft,
+    kind_of,
+    numerators_of,
+    pieces,
+)
 
 _BLOCK = 256
 _SIZES = [
@@ -44,34 +54,46 @@ _SIZES = [
 ]  # fmt: skip
 
 
+class Windows(NamedTuple):
+    """Windows of one lead: the input they are read from, and their template's coefficients."""
+
+    source: Any
+    coefficients: Any
+    channels: Any
+    pitch: Any  # of channels, planes and rows
+    size: Any
+    window: Any
+
+
 @triton.jit
-def _definition(
-    source, taps, z, y, x, wanted, channels, channel, plane, row, size, window,
-):  # fmt: skip
-    """Sums of products of the windows that begin at (z, y, x); what the input lacks is 0."""
+def _by_definition(windows, z, y, x, wanted):
+    """Sums of products of the windows that begin at (z, y, x); the input is 0 outside itself."""
+    channel, plane, row = windows.pitch
+    size, window = windows.size, windows.window
     total = tl.zeros(wanted.shape, tl.float64)
-    for line in range(channels * window[0] * window[1]):
+    for line in range(windows.channels * window[0] * window[1]):
         dy = line % window[1]
         c, dz = line // window[1] // window[0], line // window[1] % window[0]
-        inside = wanted & (z + dz >= 0) & (z + dz < size[0]) & (y + dy >= 0) & (y + dy < size[1])
+        in_row = wanted & (z + dz >= 0) & (z + dz < size[0]) & (y + dy >= 0) & (y + dy < size[1])
         at = c.to(tl.int64) * channel + (z + dz).to(tl.int64) * plane + (y + dy).to(tl.int64) * row
         for dx in range(window[2]):
-            there = inside & (x + dx >= 0) & (x + dx < size[2])
-            value = tl.load(source + at + x + dx, mask=there, other=0).to(tl.float64)
-            total += value * tl.load(taps + line * window[2] + dx).to(tl.float64)
+            inside = in_row & (x + dx >= 0) & (x + dx < size[2])
+            value = tl.load(windows.source + at + x + dx, mask=inside, other=0).to(tl.float64)
+            at_template = windows.coefficients + line * window[2] + dx
+            total += value * tl.load(at_template).to(tl.float64)
     return total
 
 
 @triton.jit(do_not_specialize=_SIZES)
-def finish_sums_kernel(
-    sums_, stats, noise, bound, bound_stats, source, taps, out, allowed,
+def write_sums_kernel(
+    numerators, stats, noise, bound, bound_stats, source, coefficients, out, allowed,
     count, blocks, first, templates, all_templates, inputs, channels, item, channel, plane, row,
     n_z, n_y, n_x, m_z, m_y, m_x, g_z, g_y, g_x, l_z, l_y, l_x, s_z, s_y, s_x,
     w_z, w_y, w_x, p_z, p_y, p_x, size_z, size_y, size_x,
     out_item, out_template, out_plane, out_row,
     BOUND: tl.constexpr, CHECKED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """A block of one lead's and template's sums, in the input's units and at its level.
+    """A block of one lead's and template's sums, in the input's units and with its level.
 
     Positions are numbered in the type of their count.
     """
@@ -85,29 +107,28 @@ def finish_sums_kernel(
     tile = lead * (g_z * g_y * g_x) + tl.where(valid, tile, 0)
     inner = ((z % m_z * s_z) * l_y + y % m_y * s_y) * l_x + x % m_x * s_x
     at = (tile * templates + k) * l_z * l_y * l_x + inner
-    scale = tl.load(stats + tile * 4 + 1)
-    strange = tl.load(stats + tile * 4 + 3) > 0
-    which = lead // inputs * all_templates + first + k
-    value = tl.load(sums_ + at, mask=valid, other=0.0).to(tl.float64) / scale
-    known = tl.abs(value) < float("inf")
+    scale = tl.load(stats + tile * STATS + SCALE)
+    non_finite = tl.load(stats + tile * STATS + NOT_FINITE) > 0
+    template = lead // inputs * all_templates + first + k
+    value = tl.load(numerators + at, mask=valid, other=0.0).to(tl.float64) / scale
+    trusted = tl.abs(value) < float("inf")
     if CHECKED:
-        lost = noise + (tile * templates + k) * 2
-        value += tl.load(lost + 1)
-        known = value == value
+        noise += (tile * templates + k) * 2
+        value += tl.load(noise + 1)
+        trusted = value == value
         size = tl.abs(value)
         if BOUND:
             size = tl.load(bound + at, mask=valid, other=0.0).to(tl.float64)
-            size = size / tl.load(bound_stats + tile * 4 + 1)
-        known = known & (size * allowed >= tl.load(lost))
-    doubt = valid & (strange | (known == 0))
-    if tl.max(doubt.to(tl.int32), 0) > 0:
-        window, shape = (w_z, w_y, w_x), (size_z, size_y, size_x)
-        exact = _definition(
-            source + lead * item, taps + which * channels * w_z * w_y * w_x,
-            z * s_z - p_z, y * s_y - p_y, x * s_x - p_x, doubt, channels, channel, plane, row,
-            shape, window,
+            size = size / tl.load(bound_stats + tile * STATS + SCALE)
+        trusted = trusted & (size * allowed >= tl.load(noise))
+    doubtful = valid & (non_finite | (trusted == 0))
+    if tl.max(doubtful.to(tl.int32), 0) > 0:
+        windows = Windows(
+            source + lead * item, coefficients + template * channels * w_z * w_y * w_x, channels,
+            (channel, plane, row), (size_z, size_y, size_x), (w_z, w_y, w_x),
         )  # fmt: skip
-        value = tl.where(doubt, exact, value)
+        exact = _by_definition(windows, z * s_z - p_z, y * s_y - p_y, x * s_x - p_x, doubtful)
+        value = tl.where(doubtful, exact, value)
     to = lead * out_item + (first + k).to(tl.int64) * out_template
     to += z.to(tl.int64) * out_plane + y.to(tl.int64) * out_row + x
     tl.store(out + to, converted(value, out.dtype.element_ty), mask=valid)
@@ -128,49 +149,51 @@ class _Call:
     def run(self) -> None:
         call = (self.problem, self.plan, self.tiling)
         spectra = Spectra(self.template, *call, torch.float64)
-        # A float64 value says little of its own accuracy: what it is made of must tell.
+        # A float64 value does not show how accurate it is: the sum of its absolute products does.
         bounded = self.checked and self.input.dtype == torch.float64
         sizes = Spectra(self.template, *call, torch.float32, absolute=True)
         for piece in pieces(*call):
-            seen, at_once = piece.of_input(self.input), self.plan.templates
+            part, at_once = piece.of_input(self.input), self.plan.templates
             tiles, stats = gather(
-                seen, piece.tiling, torch.float64, centred=self.checked, behind=spectra.behind
+                part, piece.tiling, torch.float64, centred=self.checked, extra=spectra.extra
             )
             bounds = None
             if bounded:
                 raw, raw_stats = gather(
-                    seen, piece.tiling, torch.float32, centred=False, behind=sizes.behind
+                    part, piece.tiling, torch.float32, centred=False, extra=sizes.extra
                 )
-                bounds = sums(raw.abs_(), sizes, piece, at_once)
-            for first, found, moments in sums(tiles, spectra, piece, at_once):
+                bounds = numerators_of(raw.abs_(), sizes, piece, at_once)
+            for first, numerators, moments in numerators_of(tiles, spectra, piece, at_once):
                 bound = None if bounds is None else (next(bounds)[1], raw_stats)
-                self._finish(piece, seen, found, stats, bound, moments, first)
+                noise = None
+                if self.checked:
+                    level = rounding.TRANSFORM_OF_SUMS * rounding.unit(torch.float64)
+                    noise = noise_of(numerators, stats, moments, level)
+                self._write(piece, numerators, stats, noise, bound, first)
 
-    def _finish(
+    def _write(
         self,
         piece: Piece,
-        seen: Tensor,
-        found: Tensor,
-        stats: Tensor,
-        bound: tuple[Tensor, Tensor] | None,
-        moments: Tensor,
+        numerators: Tensor,
+        stats: TileStats,
+        noise: Tensor | None,
+        bound: tuple[Tensor, TileStats] | None,
         first: int,
     ) -> None:
-        out, tiling = piece.of_map(self.out), piece.tiling
-        noise = stats
-        if self.checked:
-            level = rounding.TRANSFORM_OF_SUMS * rounding.unit(torch.float64)
-            noise = noise_of(found, stats, moments, level)
-        leads, templates = out.shape[0], found.shape[1]
+        """Writes the sums of a piece with templates from `first` on."""
+        part, out, tiling = piece.of_input(self.input), piece.of_map(self.out), piece.tiling
+        leads, templates = out.shape[0], numerators.shape[1]
         count = math.prod(tiling.positions)
         blocks = -(-count // _BLOCK)
-        plane, row, _ = three(seen.stride()[2:], 0)
+        plane, row, _ = three(part.stride()[2:], 0)
         out_plane, out_row, _ = three(out.stride()[2:], 0)
-        finish_sums_kernel[(blocks * leads * templates,)](
-            found, stats, noise, *(bound or (found, stats)), seen, self.template[piece.pairs],
-            out, rounding.ALLOWED_ROUNDINGS * rounding.unit(self.input.dtype),
+        sizes, size_stats = bound or (numerators, stats)
+        write_sums_kernel[(blocks * leads * templates,)](
+            numerators, stats.rows, stats.rows if noise is None else noise, sizes, size_stats.rows,
+            part, self.template[piece.pairs], out,
+            rounding.ALLOWED_ROUNDINGS * rounding.unit(self.input.dtype),
             count, blocks, first, templates, self.template.shape[1], leads // piece.groups,
-            seen.shape[1], *seen.stride()[:2], plane, row,
+            part.shape[1], *part.stride()[:2], plane, row,
             *three(tiling.positions, 1), *three(tiling.outputs, 1), *three(tiling.grid, 1),
             *three(tiling.length, 1), *three(tiling.stride, 1), *three(tiling.window, 1),
             *three(tiling.pad, 0), *three(tiling.size, 1), *out.stride()[:2], out_plane, out_row,
@@ -187,8 +210,8 @@ def correlate(input: Tensor, template: Tensor, stride: Sequence[int]) -> Tensor:
     leads = plan.problem.leads
     out = input.new_empty((leads.paired * leads.inputs, leads.templates, *plan.tiling.positions))
     items = leads.input(input, ndim + 1).contiguous()
-    weights = leads.template(template, ndim + 1).contiguous()
-    _Call(items, weights, plan.problem, plan.plan, plan.tiling, out, True).run()
+    templates = leads.template(template, ndim + 1).contiguous()
+    _Call(items, templates, plan.problem, plan.plan, plan.tiling, out, True).run()
     return leads.restored(out, ndim)
 
 
@@ -219,36 +242,37 @@ def correlate_template_grad(
         return whole.correlate_template_grad(grad, input, template_shape, stride)
     shape = tuple(template_shape)
     call = Transpose.into_template(grad, input, shape, stride, kind_of(grad))
-    leads, seen, tiling = call.leads, call.other, call.tiling
+    leads, items, tiling = call.leads, call.other, call.tiling
     missing = [n - m for n, m in zip(tiling.positions, call.upstream.shape[2:], strict=True)]
-    spread = pad(call.upstream, [n for m in reversed(missing) for n in (0, m)])
+    upstream = pad(call.upstream, [n for m in reversed(missing) for n in (0, m)])
     axes = tuple(range(-ndim, 0))
     half = (*tiling.length[:-1], tiling.length[-1] // 2 + 1)
-    total = spread.new_zeros(
-        (leads.paired, leads.templates, seen.shape[1], *half), dtype=torch.complex128
+    total = upstream.new_zeros(
+        (leads.paired, leads.templates, items.shape[1], *half), dtype=torch.complex128
     )
-    strange = spread.new_zeros(leads.paired, dtype=torch.float64)
+    not_finite = upstream.new_zeros(leads.paired, dtype=torch.float64)
     for piece in pieces(call.problem, call.plan, tiling):
-        found, stats = _spectra(piece.of_input(seen), piece.tiling, piece.groups)
-        # Tiles of the gradient: the same positions, and nothing around them.
-        own = _upstream(piece.tiling)
-        given, more = _spectra(piece.of_map(spread), own, piece.groups)
-        add_products(total[piece.pairs], found, given)
-        bad = (stats[:, 3] + more[:, 3]).unflatten(0, (piece.groups, -1)).sum(1)
-        strange[piece.pairs] += bad
-    lines = torch.fft.irfftn(total, s=tiling.length, dim=axes, norm="backward")
-    lines = lines[(..., *(slice(0, k) for k in tiling.window))]
-    # What is not finite reaches every element, as it does through a transform.
-    poison = torch.where(strange > 0, torch.nan, 0.0).reshape(-1, *(1,) * (ndim + 2))
-    return leads.template_restored((lines + poison).to(grad.dtype), shape, ndim + 1)
+        part, of_map = piece.of_input(items), _map_tiling(piece.tiling)
+        input_spectra, stats = _spectra(part, piece.tiling, piece.groups)
+        grad_spectra, grad_stats = _spectra(piece.of_map(upstream), of_map, piece.groups)
+        add_products(total[piece.pairs], input_spectra, grad_spectra)
+        counts = stats.non_finite + grad_stats.not_finite
+        not_finite[piece.pairs] += counts.unflatten(0, (piece.groups, -1)).sum(1)
+    sums = torch.fft.irfftn(total, s=tiling.length, dim=axes, norm="backward")
+    sums = sums[(..., *(slice(0, k) for k in tiling.window))]
+    # An element that is not finite reaches every element, as it does through a transform.
+    mask = (not_finite > 0).reshape(-1, *(1,) * (ndim + 2))
+    return leads.template_restored(
+        sums.masked_fill(mask, torch.nan).to(grad.dtype), shape, ndim + 1
+    )
 
 
-def _spectra(x: Tensor, tiling: Tiling, groups: int) -> tuple[Tensor, Tensor]:
+def _spectra(x: Tensor, tiling: Tiling, groups: int) -> tuple[Tensor, TileStats]:
     """Half spectra (groups, tiles, ...) of all tiles as they are, and their stats."""
     tiles, stats = gather(x, tiling, torch.float64, centred=False, scaled=False)
-    return forth(tiles, groups, len(tiling.length)), stats
+    return forward_fft(tiles, groups, len(tiling.length)), stats
 
 
-def _upstream(tiling: Tiling) -> Tiling:
-    """Tiles of a map: the positions of the same tiles of its input, zeros behind them."""
+def _map_tiling(tiling: Tiling) -> Tiling:
+    """Tiles of a map: the positions of the same tiles of its input, and zeros after them."""
     return replace(tiling, size=tiling.positions, extent=tiling.outputs)

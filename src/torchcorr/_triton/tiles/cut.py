@@ -1,31 +1,29 @@
-"""Tiles for transforms: cut out, centred and scaled in two launches, and what their sums hold.
+"""Tiles cut out of an input, centred and scaled, in two launches.
 
-A tile's level and scale come from sums of 2048 elements each, which every program that writes a
-part of the tile adds up for itself: nothing waits for the host. Cutting reads the input twice and
-writes the tiles once; the noise of a tile (math.md, noise) reads its sums once, in one launch if
-they are at most 65536.
+A tile's level and scale come from sums over parts of 2048 elements. Every program that writes a
+part of the tile adds these up again, so that nothing waits for the host. Cutting reads the input
+twice and writes the tiles once.
 """
 
-# Kernels are written in Triton's language, which has types of its own.
+# Kernels are written in Triton's language, whose types mypy does not know.
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
 # mypy: disable-error-code="assignment, misc"
 
 from __future__ import annotations
 
 import math
+from typing import Any, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..._plan.tiling import Tiling
-from ..direct.correlate import three
+from ..._plan.tiling import TileStats, Tiling
+from ..values import three
+from .records import LEVEL, MEAN_SQUARE, NOT_FINITE, SCALE, STATS
 
 PART = 2048
-# Sums of a tile that one program looks through; of more, parts are looked through first.
-_WHOLE = 1 << 16
-_LANES = 8192
 _NUMBERS = [
     "channels", "parts", "item", "channel", "plane", "row", "size_z", "size_y", "size_x",
     "grid_z", "grid_y", "grid_x", "step_z", "step_y", "step_x", "pad_z", "pad_y", "pad_x",
@@ -33,12 +31,25 @@ _NUMBERS = [
 ]  # fmt: skip
 
 
+class Cut(NamedTuple):
+    """Items (channels, *size) and how tiles are cut out of them: a `Tiling` of three axes."""
+
+    channels: Any
+    pitch: Any  # of items, channels, planes and rows
+    size: Any
+    grid: Any
+    step: Any
+    pad: Any
+    extent: Any
+    length: Any
+
+
 @triton.jit
-def _elements(
-    source, tile, number, channels, item, channel, plane, row, size, grid, step, pad, extent,
-    length,
-):  # fmt: skip
+def _elements(source, tile, number, cut):
     """Elements `number` of a tile (C, *length) in float64, and which of them the input has."""
+    grid, step, pad, extent, size = cut.grid, cut.step, cut.pad, cut.extent, cut.size
+    item, channel, plane, row = cut.pitch
+    length = cut.length
     per_item = grid[0] * grid[1] * grid[2]
     lead = (tile // per_item).to(tl.int64)
     t = tile % per_item
@@ -46,7 +57,7 @@ def _elements(
     c, rest = number // volume, number % volume
     z, rest = rest // (length[1] * length[2]), rest % (length[1] * length[2])
     y, x = rest // length[2], rest % length[2]
-    inside = (c < channels) & (z < extent[0]) & (y < extent[1]) & (x < extent[2])
+    inside = (c < cut.channels) & (z < extent[0]) & (y < extent[1]) & (x < extent[2])
     z += t // (grid[1] * grid[2]) * step[0] - pad[0]
     y += t // grid[2] % grid[1] * step[1] - pad[1]
     x += t % grid[2] * step[2] - pad[2]
@@ -56,8 +67,10 @@ def _elements(
 
 
 @triton.jit
-def _pivot(source, tile, item, plane, row, size, grid, step, pad):
-    """An element near the middle of a tile, for squares that do not cancel; 0 if not finite."""
+def _pivot(source, tile, cut):
+    """The first element of a tile, for squares that do not cancel; 0 if it is not finite."""
+    grid, step, pad, size = cut.grid, cut.step, cut.pad, cut.size
+    item, _, plane, row = cut.pitch
     per_item = grid[0] * grid[1] * grid[2]
     t = tile % per_item
     z = tl.minimum(tl.maximum(t // (grid[1] * grid[2]) * step[0] - pad[0], 0), size[0] - 1)
@@ -77,17 +90,15 @@ def tile_sums_kernel(
 ):  # fmt: skip
     """Of a part of a tile: elements that are finite and that are not, sum and sum of squares."""
     tile, part = tl.program_id(0) // parts, tl.program_id(0) % parts
-    size, grid, step = (size_z, size_y, size_x), (grid_z, grid_y, grid_x), (step_z, step_y, step_x)
-    pad, extent = (pad_z, pad_y, pad_x), (extent_z, extent_y, extent_x)
-    length = (length_z, length_y, length_x)
-    number = part * PART + tl.arange(0, PART)
-    x, inside = _elements(
-        source, tile, number, channels, item, channel, plane, row, size, grid, step, pad, extent,
-        length,
+    cut = Cut(
+        channels, (item, channel, plane, row), (size_z, size_y, size_x), (grid_z, grid_y, grid_x),
+        (step_z, step_y, step_x), (pad_z, pad_y, pad_x), (extent_z, extent_y, extent_x),
+        (length_z, length_y, length_x),
     )  # fmt: skip
+    x, inside = _elements(source, tile, part * PART + tl.arange(0, PART), cut)
     pivot = 0.0
     if CENTRED:
-        pivot = _pivot(source, tile, item, plane, row, size, grid, step, pad)
+        pivot = _pivot(source, tile, cut)
     counts = inside & (tl.abs(x) < float("inf"))
     d = tl.where(counts, x - pivot, 0.0)
     at = sums + tl.program_id(0).to(tl.int64) * 4
@@ -98,17 +109,17 @@ def tile_sums_kernel(
 
 
 @triton.jit
-def _total(sums, parts, PITCH: tl.constexpr, PARTS: tl.constexpr):
+def total_of(sums, parts, PITCH: tl.constexpr, PARTS: tl.constexpr):
     """A sum over the parts of a tile, always in the same order."""
     lane = tl.arange(0, PARTS)
-    found = tl.zeros([PARTS], tl.float64)
+    total = tl.zeros([PARTS], tl.float64)
     for first in range(0, parts, PARTS):
-        found += tl.load(sums + (first + lane) * PITCH, mask=first + lane < parts, other=0.0)
-    return tl.sum(found, 0)
+        total += tl.load(sums + (first + lane) * PITCH, mask=first + lane < parts, other=0.0)
+    return tl.sum(total, 0)
 
 
 @triton.jit
-def _halving(v):
+def _power_of_two(v):
     """The power of two that brings v into [0.5, 1); 1 for zero."""
     exponent = (v.to(tl.int64, bitcast=True) >> 52) & 0x7FF
     wanted = tl.minimum(tl.maximum(2045 - exponent, 1), 2046)
@@ -125,21 +136,21 @@ def gather_tiles_kernel(
 ):  # fmt: skip
     """A part of a tile, less its level and times its scale, 0 where not finite; and its stats."""
     tile, part = tl.program_id(0) // parts, tl.program_id(0) % parts
-    size, grid, step = (size_z, size_y, size_x), (grid_z, grid_y, grid_x), (step_z, step_y, step_x)
-    pad, extent = (pad_z, pad_y, pad_x), (extent_z, extent_y, extent_x)
-    length = (length_z, length_y, length_x)
-    number = part * PART + tl.arange(0, PART)
-    x, inside = _elements(
-        source, tile, number, channels, item, channel, plane, row, size, grid, step, pad, extent,
-        length,
+    cut = Cut(
+        channels, (item, channel, plane, row), (size_z, size_y, size_x), (grid_z, grid_y, grid_x),
+        (step_z, step_y, step_x), (pad_z, pad_y, pad_x), (extent_z, extent_y, extent_x),
+        (length_z, length_y, length_x),
     )  # fmt: skip
-    own = sums + tile.to(tl.int64) * parts * 4
-    count = tl.maximum(_total(own, parts, 4, PARTS), 1.0)
-    first, second = _total(own + 2, parts, 4, PARTS), _total(own + 3, parts, 4, PARTS)
+    number = part * PART + tl.arange(0, PART)
+    x, inside = _elements(source, tile, number, cut)
+    sums_of_tile = sums + tile.to(tl.int64) * parts * 4
+    count = tl.maximum(total_of(sums_of_tile, parts, 4, PARTS), 1.0)
+    first = total_of(sums_of_tile + 2, parts, 4, PARTS)
+    second = total_of(sums_of_tile + 3, parts, 4, PARTS)
     level = 0.0
     energy = second / count
     if CENTRED:
-        pivot = _pivot(source, tile, item, plane, row, size, grid, step, pad)
+        pivot = _pivot(source, tile, cut)
         # A float32, so that elements near it lose nothing.
         rounded = (pivot + first / count).to(tl.float32).to(tl.float64)
         level = tl.where(tl.abs(rounded) < float("inf"), rounded, pivot)
@@ -147,7 +158,7 @@ def gather_tiles_kernel(
         energy = tl.maximum(energy - 2 * off * (first / count) + off * off, 0.0)
     scale = count * 0 + 1
     if SCALED:
-        scale = _halving(tl.sqrt(energy))
+        scale = _power_of_two(tl.sqrt(energy))
     d = tl.where(inside & (tl.abs(x) < float("inf")), (x - level) * scale, 0.0)
     volume = channels.to(tl.int64) * length_z * length_y * length_x
     tl.store(
@@ -156,60 +167,15 @@ def gather_tiles_kernel(
         mask=number < volume,
     )
     if part == 0:
-        at = stats + tile * 4
-        tl.store(at, level)
-        tl.store(at + 1, scale)
-        tl.store(at + 2, energy * scale * scale)
-        tl.store(at + 3, _total(own + 1, parts, 4, PARTS))
+        at = stats + tile * STATS
+        tl.store(at + LEVEL, level)
+        tl.store(at + SCALE, scale)
+        tl.store(at + MEAN_SQUARE, energy * scale * scale)
+        tl.store(at + NOT_FINITE, total_of(sums_of_tile + 1, parts, 4, PARTS))
 
 
-@triton.jit(do_not_specialize=["volume", "parts"])
-def tile_content_kernel(numerators, content, volume, parts, PART: tl.constexpr):
-    """Of a part of a tile's sums: that of their squares, and the largest size."""
-    line, part = tl.program_id(0) // parts, tl.program_id(0) % parts
-    number = part * PART + tl.arange(0, PART)
-    at = numerators + line.to(tl.int64) * volume + number
-    y = tl.load(at, mask=number < volume, other=0.0).to(tl.float64)
-    to = content + tl.program_id(0).to(tl.int64) * 2
-    tl.store(to, tl.sum(y * y, 0))
-    tl.store(to + 1, tl.max(tl.abs(y), 0))
-
-
-@triton.jit(do_not_specialize=["volume", "parts", "held", "templates", "tiles"])
-def tile_noise_kernel(
-    numerators, content, stats, moments, noise_out, noise, volume, parts, held, templates, tiles,
-    WHOLE: tl.constexpr, LANES: tl.constexpr,
-):  # fmt: skip
-    """What rounding left in a tile's sums, in the input's units (math.md, noise); and what the
-    tile's level adds to each of them. WHOLE: from the sums themselves, not from their content.
-    """
-    line = tl.program_id(0)
-    lane = tl.arange(0, LANES)
-    squares = tl.zeros([LANES], tl.float64)
-    peaks = tl.zeros([LANES], tl.float64)
-    if WHOLE:
-        own = numerators + line.to(tl.int64) * volume
-        for first in range(0, volume, LANES):
-            y = tl.load(own + first + lane, mask=first + lane < volume, other=0.0).to(tl.float64)
-            squares += y * y
-            peaks = tl.maximum(peaks, tl.abs(y))
-    else:
-        own = content + line.to(tl.int64) * parts * 2
-        for first in range(0, parts, LANES):
-            there = first + lane < parts
-            squares += tl.load(own + (first + lane) * 2, mask=there, other=0.0)
-            more = tl.load(own + (first + lane) * 2 + 1, mask=there, other=0.0)
-            peaks = tl.maximum(peaks, more)
-    weights = moments + (line // templates // tiles * templates + line % templates) * held * 2
-    elements = _total(weights + 1, held, 2, 32)
-    at = stats + line // templates * 4
-    level, scale, power = tl.load(at), tl.load(at + 1), tl.load(at + 2)
-    spread = tl.sqrt(power * elements + tl.sum(squares, 0) / volume.to(tl.float64))
-    tl.store(noise_out + line * 2, noise * (spread + tl.max(peaks, 0) / 2) / scale)
-    tl.store(noise_out + line * 2 + 1, level * _total(weights, held, 2, 32))
-
-
-def _parts(elements: int) -> tuple[int, int]:
+def parts_of(elements: int) -> tuple[int, int]:
+    """Parts of a tile, and how many of them a program adds up at once."""
     parts = -(-elements // PART)
     return parts, min(1024, triton.next_power_of_2(parts))
 
@@ -221,17 +187,16 @@ def gather(
     *,
     centred: bool,
     scaled: bool = True,
-    behind: int = 0,
-) -> tuple[Tensor, Tensor]:
-    """All tiles (items * tiles, C, *length) of items (I, C, *size) whose rows are dense.
+    extra: int = 0,
+) -> tuple[Tensor, TileStats]:
+    """All tiles (items * tiles + extra, C, *length) of items (I, C, *size) whose rows are dense.
 
-    And for each its level, scale, mean square and how many of its elements are not finite; these
-    are 0 in the tile. The scale brings the root mean square of the others into [0.5, 1). Memory
-    for some tiles more is left behind them.
+    The scale brings the root mean square of a tile's finite elements into [0.5, 1). The `extra`
+    tiles at the end are left unwritten.
     """
     items, channels = x.shape[:2]
     tiles, volume = items * tiling.tiles, channels * math.prod(tiling.length)
-    parts, at_once = _parts(volume)
+    parts, at_once = parts_of(volume)
     plane, row, _ = three(x.stride()[2:], 0)
     geometry = (
         *three(tiling.grid, 1),
@@ -242,36 +207,12 @@ def gather(
     )
     numbers = (channels, parts, *x.stride()[:2], plane, row, *three(tiling.size, 1), *geometry)
     sums = x.new_empty((tiles * parts, 4), dtype=torch.float64)
-    out = x.new_empty((tiles + behind, channels, *tiling.length), dtype=working)
-    stats = sums.new_empty((tiles, 4))
+    out = x.new_empty((tiles + extra, channels, *tiling.length), dtype=working)
+    stats = TileStats(sums.new_empty((tiles, 4)))
     grid = (tiles * parts,)
     tile_sums_kernel[grid](x, sums, *numbers, CENTRED=centred, PART=PART)
     gather_tiles_kernel[grid](
-        x, sums, out, stats, *numbers, CENTRED=centred, SCALED=scaled, PART=PART, PARTS=at_once
-    )
-    return out, stats
-
-
-def noise_of(numerators: Tensor, stats: Tensor, moments: Tensor, noise: float) -> Tensor:
-    """What rounding left in sums (tiles, templates, *length), and what the level of their tile
-    adds to each: (tiles, templates, 2), in float64.
-
-    `moments` are those of the templates (`templates.prepare`); `noise` is the rounding of a
-    transform beside what it holds.
-    """
-    (tiles, templates), volume = numerators.shape[:2], numerators.shape[2:].numel()
-    lines = tiles * templates
-    parts, lanes = _parts(volume)
-    out = stats.new_empty((tiles, templates, 2))
-    content, whole = out, volume <= _WHOLE
-    if whole:
-        lanes = min(_LANES, max(256, triton.next_power_of_2(volume)))
-    else:
-        content = stats.new_empty((lines * parts, 2))
-        tile_content_kernel[(lines * parts,)](numerators, content, volume, parts, PART=PART)
-    tile_noise_kernel[(lines,)](
-        numerators, content, stats, moments, out, noise, volume, parts, moments.shape[1],
-        templates, lines // moments.shape[0], WHOLE=whole, LANES=lanes,
-        num_warps=max(4, lanes // 512),
+        x, sums, out, stats.rows, *numbers, CENTRED=centred, SCALED=scaled, PART=PART,
+        PARTS=at_once,
     )  # fmt: skip
-    return out
+    return out, stats

@@ -1,10 +1,10 @@
 """Products of spectra that are summed over tiles, for the gradients of templates.
 
-Each spectrum is read once for each partner and nothing else is in memory: 32 bytes for two complex
-numbers, where separate operators write and read their products.
+Each spectrum is read once for each partner and no product is stored: 32 bytes for two complex
+numbers, where separate operators would write and read their products.
 """
 
-# Kernels are written in Triton's language, which has types of its own.
+# Kernels are written in Triton's language, whose types mypy does not know.
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
 # mypy: disable-error-code="assignment, misc"
 
@@ -26,7 +26,7 @@ _NUMBERS = [
 
 @triton.jit(do_not_specialize=_NUMBERS)
 def products_kernel(
-    found, given, out, tiles, each, pairs, templates, channels, size, blocks,
+    input_spectra, upstream_spectra, out, tiles, each, pairs, templates, channels, size, blocks,
     pitch_part, pitch_pair, pitch_template, ADDED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """A block of frequencies of one template and channel, over some of the tiles in order."""
@@ -44,8 +44,8 @@ def products_kernel(
         real = tl.load(at, mask=inside, other=0.0)
         imaginary = tl.load(at + 1, mask=inside, other=0.0)
     for t in range(part * each, tl.minimum(part * each + each, tiles)):
-        one = found + (((p * tiles + t) * channels + c) * size + number) * 2
-        other = given + (((p * tiles + t) * templates + k) * size + number) * 2
+        one = input_spectra + (((p * tiles + t) * channels + c) * size + number) * 2
+        other = upstream_spectra + (((p * tiles + t) * templates + k) * size + number) * 2
         a, b = tl.load(one, mask=inside, other=0.0), tl.load(one + 1, mask=inside, other=0.0)
         u, v = tl.load(other, mask=inside, other=0.0), tl.load(other + 1, mask=inside, other=0.0)
         real += a * u + b * v
@@ -54,15 +54,15 @@ def products_kernel(
     tl.store(at + 1, imaginary, mask=inside)
 
 
-def add_products(total: Tensor, found: Tensor, given: Tensor) -> None:
+def add_products(total: Tensor, input_spectra: Tensor, upstream_spectra: Tensor) -> None:
     """Adds spectra (pairs, tiles, C, ...) times conjugate ones (pairs, tiles, T, ...), summed over
     tiles, to a total (pairs, T, C, ...).
     """
-    (pairs, tiles, channels), templates = found.shape[:3], given.shape[2]
-    size = found.shape[3:].numel()
+    (pairs, tiles, channels), templates = input_spectra.shape[:3], upstream_spectra.shape[2]
+    size = input_spectra.shape[3:].numel()
     blocks = -(-size // _BLOCK)
     single = pairs * templates * channels * blocks
-    # Few frequencies would leave a device idle, so tiles are shared out among programs too.
+    # Few frequencies would leave a device idle, so tiles are divided among programs too.
     each = -(-tiles // max(1, min(tiles, PROGRAMS // single)))
     parts = -(-tiles // each)
     out = one = total
@@ -71,7 +71,10 @@ def add_products(total: Tensor, found: Tensor, given: Tensor) -> None:
         out = total.new_empty((parts, *total.shape))
         one, pitch_part = out[0], 2 * out.stride(0)
     products_kernel[(parts * single,)](
-        *(torch.view_as_real(x) for x in (found.contiguous(), given.contiguous(), out)),
+        *(
+            torch.view_as_real(x)
+            for x in (input_spectra.contiguous(), upstream_spectra.contiguous(), out)
+        ),
         tiles, each, pairs, templates, channels, size, blocks, pitch_part,
         2 * one.stride(0), 2 * one.stride(1), ADDED=parts == 1, BLOCK=_BLOCK,
     )  # fmt: skip

@@ -1,11 +1,11 @@
 """Normalised scores through transforms on CUDA.
 
 Tiles are centred and transformed in the input's precision; one kernel then marches over the image,
-sums the moments of each window and divides, so that no map of moments is in memory. What the noise
-of a tile's sums may have spoilt is found by that kernel and computed again there (`finish`).
+sums the moments of each window and divides, so that no map of moments is stored. The same kernel
+finds the numerators whose rounding may exceed what is promised, and recomputes them (`normalise`).
 """
 
-# Kernels are written in Triton's language, which has types of its own.
+# Kernels are written in Triton's language, whose types mypy does not know.
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
 # mypy: disable-error-code="assignment, misc"
 
@@ -23,12 +23,15 @@ from ..._definition import scores as definition
 from ..._plan import rounding
 from ..._plan.dtypes import widen
 from ..._plan.tiling import Tiling
-from ..direct.correlate import three
-from ..direct.scores import bits
-from ..windows.launch import NUMBERS, SCORE_BLOCK, Plan, plan
-from ..windows.march import PLAIN_SCORE, SCORE, sweep
-from .cut import gather, noise_of
-from .transforms import Piece, Spectra, arranged, pieces, sums
+from ..values import bits, three
+from ..windows.launch import NUMBERS, SCORE_BLOCK, Launch, window_launch
+from ..windows.march import window_march
+from ..windows.records import SCORE, Grid, Result, Source
+from ..windows.sliding import axes_of
+from .cut import gather
+from .noise import noise_of
+from .records import Chunk, ScoreTarget, Tiles
+from .transforms import Piece, Spectra, arranged, numerators_of, pieces
 
 PLACES = [
     "first", "templates", "all_templates", "inputs", "eps_bits", "out_item", "out_template",
@@ -38,81 +41,54 @@ PLACES = [
 
 @triton.jit(do_not_specialize=[*PLACES, *NUMBERS])
 def score_kernel(
-    source, out, found, stats, noise, taps,
+    source, out, numerators, stats, noise, coefficients,
     first, templates, all_templates, inputs, eps_bits, out_item, out_template, out_plane, out_row,
     m_z, m_y, m_x, g_z, g_y, g_x, l_z, l_y, l_x,
     channels, pitch_c, depth, height, width, pitch_z, pitch_y, pitch_l,
     wz, wy, wx, sz, sy, sx, nz, ny, nx, out_channels, out_pitch_c, out_z, out_y, out_l,
-    blocks_z, blocks_y, blocks_x, steps, ZERO_MEAN: tl.constexpr, NDIM: tl.constexpr,
-    SPREAD: tl.constexpr, STRIDED: tl.constexpr, DIRECT: tl.constexpr, ONE: tl.constexpr,
-    R: tl.constexpr, B: tl.constexpr, J: tl.constexpr,
+    blocks_z, blocks_y, blocks_x, steps, RESULT: tl.constexpr, FORM: tl.constexpr,
 ):  # fmt: skip
-    """Scores of windows with the templates whose sums are at hand."""
+    """Scores of windows with the templates at hand."""
     pitch_c = pitch_c.to(pitch_l.dtype)
-    if NDIM < 3:
-        depth, wz, sz, nz = 1, 1, 1, 1
-    if NDIM < 2:
-        wy, sy = 1, 1
     size, pitch = (depth, height, width), (pitch_z, pitch_y, pitch_l)
-    axes, positions = (size, pitch, (wz, wy, wx), (sz, sy, sx)), (nz, ny, nx)
+    axes = axes_of(size, pitch, (wz, wy, wx), (sz, sy, sx), FORM)
     eps = eps_bits.to(tl.int64).to(tl.float64, bitcast=True)
-    lead_pitch = pitch_y if NDIM == 1 else pitch_l
-    row_pitch = 0 if NDIM == 1 else pitch_y
-    elements = channels * wz * wy * wx
-    to = (
-        out, found, stats, noise, taps, source, (pitch_c, pitch_z, row_pitch), lead_pitch,
-        (out_item, out_template, out_plane, out_row),
-        (first, templates, all_templates, inputs, channels, (wz, wy, wx), elements, eps),
-        ((m_z, m_y, m_x), (g_z, g_y, g_x), (l_z, l_y, l_x)),
+    # Of lines, rows are leads.
+    lead_pitch = pitch_y if FORM.ndim == 1 else pitch_l
+    row_pitch = 0 if FORM.ndim == 1 else pitch_y
+    to = ScoreTarget(
+        out, numerators, stats, noise, coefficients, source,
+        (pitch_c, pitch_z, row_pitch, lead_pitch), (out_item, out_template, out_plane, out_row),
+        Chunk(first, templates, all_templates, inputs), channels, axes.window, eps,
+        Tiles((m_z, m_y, m_x), (g_z, g_y, g_x), (l_z, l_y, l_x)),
     )  # fmt: skip
-    sweep(
-        source, axes, positions, channels, pitch_c, to, (blocks_z, blocks_y, blocks_x), steps,
-        SCORE if ZERO_MEAN else PLAIN_SCORE, NDIM, SPREAD, STRIDED, R, B, J,
-    )  # fmt: skip
+    grid = Grid((nz, ny, nx), (blocks_z, blocks_y, blocks_x), steps)
+    window_march(Source(source, source, channels, pitch_c, 0.0, 0, axes), grid, to, RESULT, FORM)
 
 
-def _finish(
-    piece: Piece,
-    seen: Tensor,
-    found: Tensor,
-    stats: Tensor,
-    noise: Tensor,
-    taps: Tensor,
-    first: int,
-    zero_mean: bool,
-    eps: float,
-    out: Tensor,
-) -> None:
-    """Writes the scores of a piece with templates from `first` on."""
-    cut = march(seen, piece.tiling)
-    score_kernel[(cut.grid,)](
-        seen, out, found, stats, noise, taps[piece.pairs],
-        *places(piece, out, taps.shape[1], (first, found.shape[1]), eps), *cut.numbers,
-        ZERO_MEAN=zero_mean, **cut.options,
-    )  # fmt: skip
-
-
-def march(seen: Tensor, tiling: Tiling) -> Plan:
+def march_launch(part: Tensor, tiling: Tiling) -> Launch:
     """The launch that marches over the windows of part of an input."""
-    (leads, channels), ndim = seen.shape[:2], len(tiling.length)
-    size, window = seen.shape[2:], tiling.window
-    cut = plan(leads, channels, size, window, tiling.stride, exact=False, block=SCORE_BLOCK)
-    numbers = list(cut.numbers)
+    (leads, channels), ndim = part.shape[:2], len(tiling.length)
+    launch = window_launch(
+        leads, channels, part.shape[2:], tiling.window, tiling.stride, direct=False,
+        block=SCORE_BLOCK,
+    )  # fmt: skip
+    numbers = list(launch.numbers)
     # The input is part of a larger one.
-    item, channel = seen.stride()[:2]
-    plane, row, _ = three(seen.stride()[2:], 0)
+    item, channel = part.stride()[:2]
+    plane, row, _ = three(part.stride()[2:], 0)
     numbers[NUMBERS.index("pitch_c")] = channel
     numbers[NUMBERS.index("pitch_z")] = plane
     numbers[NUMBERS.index("pitch_y")] = item if ndim == 1 else row
-    # A single item may have any pitch; kernels take this one's type for what lies in an item.
+    # A single item may have any pitch; kernels take its type for all offsets in an item.
     numbers[NUMBERS.index("pitch_l")] = max(item, channels * channel)
-    return replace(cut, numbers=tuple(numbers))
+    return replace(launch, numbers=tuple(numbers))
 
 
 def places(
     piece: Piece, out: Tensor, templates: int, chunk: tuple[int, int], eps: float
 ) -> tuple[int, ...]:
-    """PLACES of a piece, of its part `out` of a map, and of a first template and how many."""
+    """PLACES of a piece and its part `out` of a map; chunk: a first template and how many."""
     tiling = piece.tiling
     return (
         *chunk, templates, out.shape[0] // piece.groups, bits(eps), *out.stride()[:2],
@@ -132,15 +108,21 @@ def ncc(
     leads, tiling = call.problem.leads, call.tiling
     working = torch.float64 if input.dtype == torch.float64 else torch.float32
     items = leads.input(input, ndim + 1).contiguous()
-    taps = leads.template(widen(template), ndim + 1).contiguous()
-    out = input.new_empty((leads.paired * leads.inputs, leads.templates, *tiling.positions))
-    spectra = Spectra(taps, call.problem, call.plan, tiling, working)
+    coefficients = leads.template(widen(template), ndim + 1).contiguous()
+    scores = input.new_empty((leads.paired * leads.inputs, leads.templates, *tiling.positions))
+    spectra = Spectra(coefficients, call.problem, call.plan, tiling, working)
     level = rounding.transform_noise(working, working)
+    result = Result.of(SCORE, zero_mean=zero_mean)
     for piece in pieces(call.problem, call.plan, tiling):
-        seen = piece.of_input(items)
-        tiles, stats = gather(seen, piece.tiling, working, centred=zero_mean, behind=spectra.behind)
-        for first, found, moments in sums(tiles, spectra, piece, call.plan.templates):
-            noise = noise_of(found, stats, moments, level)
-            place = (seen, found, stats, noise, taps, first)
-            _finish(piece, *place, zero_mean, eps, piece.of_map(out))
-    return leads.restored(out, ndim)
+        part, out = piece.of_input(items), piece.of_map(scores)
+        tiles, stats = gather(part, piece.tiling, working, centred=zero_mean, extra=spectra.extra)
+        launch = march_launch(part, piece.tiling)
+        for first, numerators, moments in numerators_of(tiles, spectra, piece, call.plan.templates):
+            noise = noise_of(numerators, stats, moments, level)
+            chunk = (first, numerators.shape[1])
+            score_kernel[(launch.programs,)](
+                part, out, numerators, stats.rows, noise, coefficients[piece.pairs],
+                *places(piece, out, leads.templates, chunk, eps), *launch.numbers,
+                RESULT=result, **launch.options,
+            )  # fmt: skip
+    return leads.restored(scores, ndim)

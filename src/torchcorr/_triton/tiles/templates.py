@@ -1,12 +1,12 @@
-"""Templates as tiles take them: padded, scaled and turned about in one launch, and their sums.
+"""Templates as tiles: padded, scaled and reversed in one launch, with their sums.
 
-Element v lies at -v, around the end of each axis, so that the transform of a template, which is
-real, is the conjugate spectrum: no pass over it is needed. The same launch adds up elements and
-squares of stretches of 2048; who needs the sums adds these up (`tiles`). Reads a template twice and
-writes its tile once.
+Element v goes to -v, modulo the length of each axis, so that the transform of a real template is
+its conjugate spectrum and needs no further pass. The same launch sums the elements and squares of
+stretches of 2048, which their reader adds up (`noise`). Reads a template twice and writes its tile
+once.
 """
 
-# Kernels are written in Triton's language, which has types of its own.
+# Kernels are written in Triton's language, whose types mypy does not know.
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
 # mypy: disable-error-code="assignment, misc"
 
@@ -17,22 +17,22 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..direct.correlate import three
+from ..values import three
 from .cut import PART
 
 _NUMBERS = [
-    "parts", "held", "templates", "channels", "pair", "template", "window_z", "window_y",
+    "parts", "stretches", "templates", "channels", "pair", "template", "window_z", "window_y",
     "window_x", "length_z", "length_y", "length_x",
 ]  # fmt: skip
 
 
 @triton.jit(do_not_specialize=_NUMBERS)
 def prepare_templates_kernel(
-    source, out, moments, parts, held, templates, channels, pair, template,
+    source, out, moments, parts, stretches, templates, channels, pair, template,
     window_z, window_y, window_x, length_z, length_y, length_x,
     ABSOLUTE: tl.constexpr, PART: tl.constexpr,
 ):  # fmt: skip
-    """A part of a template's tile; and of its own elements, sum and sum of squares."""
+    """A part of a template's tile; and the sum and sum of squares of a stretch of its elements."""
     line, part = tl.program_id(0) // parts, tl.program_id(0) % parts
     source += (line // templates).to(tl.int64) * pair + (line % templates).to(tl.int64) * template
     number = part * PART + tl.arange(0, PART)
@@ -52,28 +52,28 @@ def prepare_templates_kernel(
         (value / volume.to(tl.float64)).to(out.dtype.element_ty),
         mask=c < channels,
     )
-    if part < held:
+    if part < stretches:
         elements = channels * window_z * window_y * window_x
-        own = tl.load(source + number, mask=number < elements, other=0).to(tl.float64)
-        to = moments + (line.to(tl.int64) * held + part) * 2
-        tl.store(to, tl.sum(own, 0))
-        tl.store(to + 1, tl.sum(own * own, 0))
+        value = tl.load(source + number, mask=number < elements, other=0).to(tl.float64)
+        to = moments + (line.to(tl.int64) * stretches + part) * 2
+        tl.store(to, tl.sum(value, 0))
+        tl.store(to + 1, tl.sum(value * value, 0))
 
 
 def prepare(template: Tensor, out: Tensor, *, absolute: bool = False) -> Tensor:
-    """Fills tiles (pairs * T, C, *length) with templates (pairs, T, C, *window), over n = the
-    elements of a tile's channel, or with their absolute values.
+    """Fills tiles (pairs * T, C, *length) with templates (pairs, T, C, *window), divided by the
+    number of elements of a tile's channel, or with their absolute values.
 
-    Each template must be dense. Returns sums of its elements and of their squares, of stretches
-    (pairs * T, stretches, 2), in float64.
+    Each template must be dense. Returns the sums of its elements and of their squares over
+    stretches, (pairs * T, stretches, 2), in float64.
     """
     pairs, templates, channels = template.shape[:3]
     window, length = template.shape[3:], out.shape[2:]
     parts = -(-channels * length.numel() // PART)
-    held = -(-channels * window.numel() // PART)
-    moments = template.new_empty((pairs * templates, held, 2), dtype=torch.float64)
+    stretches = -(-channels * window.numel() // PART)
+    moments = template.new_empty((pairs * templates, stretches, 2), dtype=torch.float64)
     prepare_templates_kernel[(pairs * templates * parts,)](
-        template, out, moments, parts, held, templates, channels, *template.stride()[:2],
+        template, out, moments, parts, stretches, templates, channels, *template.stride()[:2],
         *three(window, 1), *three(length, 1), ABSOLUTE=absolute, PART=PART,
     )  # fmt: skip
     return moments

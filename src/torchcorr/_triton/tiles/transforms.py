@@ -1,8 +1,8 @@
-"""Tiles through torch.fft on CUDA: which of them at once, their spectra and their sums.
+"""Correlation of tiles by torch.fft on CUDA: how many at once, their spectra, their numerators.
 
-Real transforms of whole batches; 1/n is folded into the template, and nothing is decided by the
-host, so that a call can be captured in a graph. A call in one piece transforms its templates and
-its tiles at once: where little is computed, a launch costs more than its work.
+Real transforms of whole batches; 1/n is folded into the template, and the host decides nothing
+from data, so that a call can be captured in a graph. A call in one piece transforms its templates
+together with its tiles: for small calls a launch costs more than its work.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from ..._plan.shapes import Ints
 from ..._plan.tiling import Tiling
 from .templates import prepare
 
-# Bytes of templates and their spectra that a call keeps, or transforms beside tiles.
+# Bytes of templates and their spectra that a call keeps, or transforms together with tiles.
 _ROOM = 256 << 20
 
 
 @dataclass(frozen=True)
 class Piece:
-    """Items and templates that are computed together, and the part of each item that is.
+    """Items that are computed together with their templates, and which part of each item.
 
     Items are those of whole pairs, or some of one pair; a part is some of the tiles along the
     first window axis.
@@ -44,7 +44,7 @@ class Piece:
         return self.pairs.stop - self.pairs.start
 
     def of_input(self, x: Tensor) -> Tensor:
-        """The elements of (I, C, *size) that the tiles hold."""
+        """The elements of (I, C, *size) that the tiles contain."""
         return x[self.items].narrow(2, self.element, self.tiling.size[0])
 
     def of_map(self, x: Tensor) -> Tensor:
@@ -111,73 +111,75 @@ class Spectra:
         self._kept: dict[tuple[int, int, int], tuple[Tensor, Tensor]] = {}
         self._room = _ROOM
         paired, templates, channels = template.shape[:3]
-        # Of several pieces, spectra kept for the next one would hold those of the tiles as well.
+        # With several pieces, keeping these spectra would keep those of the tiles in memory too.
         alone = plan.batch >= paired * problem.leads.inputs * tiling.tiles
         elements = paired * templates * channels * math.prod(self.length)
         fits = plan.templates >= templates and 2 * elements * working.itemsize <= _ROOM
-        # Templates that are transformed together with the tiles, in memory behind these.
-        self.behind = paired * templates if alone and fits else 0
+        # Templates that are transformed together with the tiles, in memory after these.
+        self.extra = paired * templates if alone and fits else 0
 
-    def forth(self, tiles: Tensor, piece: Piece) -> Tensor:
-        """Half spectra (groups, tiles of each, C, ...) of tiles with room for `behind` others."""
-        ndim, own = len(self.length), tiles.shape[0] - self.behind
-        if self.behind == 0:
-            return forth(tiles, piece.groups, ndim)
-        moments = prepare(self.template, tiles[own:], absolute=self.absolute)
-        found = forth(tiles, 1, ndim)[0]
-        weights = found[own:].unflatten(0, self.template.shape[:2])
-        self._kept[0, 0, self.template.shape[1]] = weights, moments
-        return found[:own].unflatten(0, (piece.groups, -1))
+    def forward_fft(self, tiles: Tensor, piece: Piece) -> Tensor:
+        """Half spectra (groups, tiles of each, C, ...) of tiles, the last `extra` of them unset."""
+        ndim, count = len(self.length), tiles.shape[0] - self.extra
+        if self.extra == 0:
+            return forward_fft(tiles, piece.groups, ndim)
+        moments = prepare(self.template, tiles[count:], absolute=self.absolute)
+        spectra = forward_fft(tiles, 1, ndim)[0]
+        of_templates = spectra[count:].unflatten(0, self.template.shape[:2])
+        self._kept[0, 0, self.template.shape[1]] = of_templates, moments
+        return spectra[:count].unflatten(0, (piece.groups, -1))
 
     def part(self, pairs: slice, first: int, last: int) -> tuple[Tensor, Tensor]:
         """Of templates first to last of some pairs: spectra (pairs, templates, C, ...), moments."""
         key = (pairs.start, first, last)
-        found = self._kept.get(key)
-        if found is None:
-            part = self.template[pairs, first:last]
-            lines = part.shape[:2].numel()
-            out = part.new_empty((lines, part.shape[2], *self.length), dtype=self.working)
-            moments = prepare(part, out, absolute=self.absolute)
-            found = forth(out, part.shape[0], len(self.length)), moments
-            self._room -= found[0].nbytes
-            if self._room >= 0:
-                self._kept[key] = found
-        return found
+        kept = self._kept.get(key)
+        if kept is not None:
+            return kept
+        part = self.template[pairs, first:last]
+        lines = part.shape[:2].numel()
+        tiles = part.new_empty((lines, part.shape[2], *self.length), dtype=self.working)
+        moments = prepare(part, tiles, absolute=self.absolute)
+        spectra = forward_fft(tiles, part.shape[0], len(self.length))
+        self._room -= spectra.nbytes
+        if self._room >= 0:
+            self._kept[key] = spectra, moments
+        return spectra, moments
 
 
-def forth(tiles: Tensor, groups: int, ndim: int) -> Tensor:
+def forward_fft(tiles: Tensor, groups: int, ndim: int) -> Tensor:
     """Half spectra (groups, tiles of each, ...) of tiles (groups * tiles of each, ...)."""
     return torch.fft.rfftn(tiles, dim=tuple(range(-ndim, 0))).unflatten(0, (groups, -1))
 
 
-def back(seen: Tensor, weights: Tensor, length: Ints, spare: bool) -> Tensor:
+def inverse_fft(spectra: Tensor, of_templates: Tensor, length: Ints, overwrite: bool) -> Tensor:
     """Tiles (tiles, templates, *length) from spectra (groups, tiles, 1, C, ...) and templates'.
 
-    Without the inverse's 1/n. If `seen` is spare, a product may take its place.
+    Without the inverse's 1/n. The product may overwrite `spectra` if allowed.
     """
     ndim = len(length)
-    if spare and seen.shape[-ndim - 1] == weights.shape[-ndim - 2] == 1:
-        product = seen.squeeze(-ndim - 1).mul_(weights.squeeze(-ndim - 1))
+    if overwrite and spectra.shape[-ndim - 1] == of_templates.shape[-ndim - 2] == 1:
+        product = spectra.squeeze(-ndim - 1).mul_(of_templates.squeeze(-ndim - 1))
     else:
-        product = sum_channels(seen, weights, ndim)
+        product = sum_channels(spectra, of_templates, ndim)
     axes = tuple(range(-ndim, 0))
     return torch.fft.irfftn(product.flatten(0, 1), s=length, dim=axes, norm="forward")
 
 
-def sums(
+def numerators_of(
     tiles: Tensor, spectra: Spectra, piece: Piece, at_once: int
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """(first template, sums (tiles, templates, *length), the templates' moments) of a piece."""
+    """(first template, numerators (tiles, templates, *length), the templates' moments)."""
     templates = spectra.template.shape[1]
-    seen = spectra.forth(tiles, piece).unsqueeze(2)
+    of_tiles = spectra.forward_fft(tiles, piece).unsqueeze(2)
     for first in range(0, templates, at_once):
         last = min(first + at_once, templates)
-        weights, moments = spectra.part(piece.pairs, first, last)
-        yield first, back(seen, weights.unsqueeze(1), spectra.length, templates == 1), moments
+        of_templates, moments = spectra.part(piece.pairs, first, last)
+        of_templates, overwrite = of_templates.unsqueeze(1), templates == 1
+        yield first, inverse_fft(of_tiles, of_templates, spectra.length, overwrite), moments
 
 
 def kind_of(x: Tensor) -> str:
-    """The kind of device that is planned for, also where the interpreter stands for a GPU."""
+    """The kind of device that is planned for; CUDA where the interpreter replaces a GPU."""
     return family(x.device) if x.device.type == "cuda" else "cuda"
 
 

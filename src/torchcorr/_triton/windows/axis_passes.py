@@ -1,8 +1,8 @@
-"""Sums, moments and spreads of float64, one axis after another, each place from its own elements.
+"""Sums, moments and spreads of float64, one axis after another.
 
 A pass sees a tensor as (outer, n, inner) and reads runs of k elements along the middle axis; the
-next one merges what the runs tell. Nothing is ever taken out of a sum again, so that an element
-touches none but its own windows, and the digits of float64 are kept.
+next one merges the results of runs. Nothing is ever subtracted from a sum again, so that an element
+affects no window but those that contain it, and the digits of float64 are kept.
 
 One launch for each axis whose window or stride is not 1; channels are such an axis too. From
 memory, an element of each pass costs 16 bytes for a sum and 32 for a pair of spreads. A run's
@@ -10,11 +10,11 @@ moments are three numbers: the first pass reads 8 bytes and writes 24, others re
 and the last writes 16, or 8 for a deviation. In 2-D a deviation takes two launches and 64 bytes an
 element, and 24 of scratch; in 3-D three, 112 and 48. From the caches, a place loads k elements of a
 sum, 2 k for the moments of the first pass and 4 k for those of others: work grows with the sides of
-a window, not its volume, but with these it grows. A place is one thread's, so a window as long as
-its input, which leaves few places, fills no device.
+a window, not with its volume. One thread computes a place, so a window as long as its input, which
+leaves few places, does not fill a device.
 """
 
-# Kernels are written in Triton's language, which has types of its own.
+# Kernels are written in Triton's language, whose types mypy does not know.
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
 # mypy: disable-error-code="assignment"
 
@@ -29,13 +29,13 @@ import triton.language as tl
 from torch import Tensor
 
 from ..._plan.shapes import output_size
-from .launch import Plan, shape_of
-from .march import DEVIATION, MOMENTS
+from .launch import Launch, shape_of
+from .records import DEVIATION, MOMENTS
 
-# What a kernel is told of a pass, in this order.
+# The numbers of a pass as kernels take them, in this order.
 NUMBERS = ["n", "m", "inner", "window", "step", "rows"]
-# A mean, what its rounding left over, and the sum of squares about both: what passes hand on.
-SUMMARY = tl.constexpr(-1)
+# What a pass leaves for the next: a mean, its rounding, and the sum of squares about both.
+SUMMARY = tl.constexpr(5)
 
 BLOCK = 512
 WIDTH = 32  # elements of a row that are read at once, 256 bytes, so that a block has many rows
@@ -75,8 +75,8 @@ def moments_pass_kernel(
 ):  # fmt: skip
     """Moments of runs of elements, or (`MERGE`) of runs of summaries of `count` elements each.
 
-    Of a flat run every difference is exactly 0, and so is all that is added up of them. What the
-    rounded mean leaves over goes along: beside a large offset it is the digits of the contrast.
+    In a flat run every difference is exactly 0, and so are all sums of them. What the rounded mean
+    leaves over is passed on: next to a large offset it carries the digits of the contrast.
     """
     row, column, valid = place(rows, inner, R, B)
     first = (row // m * n + row % m * step) * inner + column
@@ -123,9 +123,9 @@ def spread_pass_kernel(
     first, second, input, out, second_out, channels, lead_rows, n, m, inner, window, step, rows,
     PAIR: tl.constexpr, COMBINE: tl.constexpr, R: tl.constexpr, B: tl.constexpr,
 ):  # fmt: skip
-    """Sums over the runs that hold an element, written to all channels of its lead.
+    """Sums over the runs that contain an element, written to all channels of its lead.
 
-    Of two maps both, or (`COMBINE`) the first and 2 I times the second.
+    With two maps (`PAIR`), both sums, or (`COMBINE`) the first plus 2 I times the second.
     """
     row, column, valid = place(rows, inner, R, B)
     element = row % n
@@ -134,18 +134,18 @@ def spread_pass_kernel(
     sum1 = tl.zeros((R, B), tl.float64)
     sum2 = tl.zeros((R, B), tl.float64)
     for _ in range((window + step - 1) // step):
-        holds = valid & (run >= 0) & (run < m) & (element - run * step < window)
-        sum1 += tl.load(first + at, mask=holds, other=0)
+        contains = valid & (run >= 0) & (run < m) & (element - run * step < window)
+        sum1 += tl.load(first + at, mask=contains, other=0)
         if PAIR:
-            sum2 += tl.load(second + at, mask=holds, other=0)
+            sum2 += tl.load(second + at, mask=contains, other=0)
         at -= inner
         run -= 1
-    # Of whole rows, or the compiler would not see that columns lie side by side.
+    # Written as whole rows plus columns, so that the compiler sees that columns are adjacent.
     to = row * inner + row // lead_rows * (channels - 1) * lead_rows * inner + column
     for _ in range(channels):
         if COMBINE:
-            here = tl.load(input + to, mask=valid, other=0)
-            tl.store(out + to, sum1 + 2 * here * sum2, mask=valid)
+            value = tl.load(input + to, mask=valid, other=0)
+            tl.store(out + to, sum1 + 2 * value * sum2, mask=valid)
         else:
             tl.store(out + to, sum1, mask=valid)
             if PAIR:
@@ -164,33 +164,33 @@ class Pass:
     window: int
     step: int
 
-    def plan(self, places: int) -> Plan:
+    def launch(self, places: int) -> Launch:
         """The launch that writes (outer, places, inner)."""
         rows, columns = self.outer * places, triton.next_power_of_2(self.inner)
         r = min(triton.next_power_of_2(rows), BLOCK // min(columns, WIDTH))
         b = min(columns, BLOCK // r)
-        grid = triton.cdiv(rows, r) * triton.cdiv(self.inner, b)
+        programs = triton.cdiv(rows, r) * triton.cdiv(self.inner, b)
         numbers = (self.n, self.m, self.inner, self.window, self.step, rows)
-        return Plan(grid, numbers, {"R": r, "B": b})
+        return Launch(programs, numbers, {"R": r, "B": b})
 
 
 def passes(
     leads: int, channels: int, size: Sequence[int], window: Sequence[int], stride: Sequence[int]
 ) -> list[Pass]:
-    """The passes from an input to a map; from the last to the first they lead back."""
+    """The passes from an input to a map; in reverse order, those of its transpose."""
     sizes, places = [channels, *size], (1, *output_size(size, window, stride))
     windows, steps = (channels, *window), (1, *stride)
-    # What shrinks most goes first, and others find less to do. Of equals the outer goes first:
-    # it reads whole rows, so that a stride across rows scatters only what is left.
+    # The axis that shrinks most goes first, which leaves less for the others. Of equals the outer
+    # goes first: it reads whole rows, so that a stride across rows scatters only what is left.
     order = sorted(range(len(sizes)), key=lambda axis: places[axis] / sizes[axis])
-    found = []
+    result = []
     for axis in order:
         if windows[axis] > 1 or steps[axis] > 1:
             outer, inner = leads * math.prod(sizes[:axis]), math.prod(sizes[axis + 1 :])
             along = (sizes[axis], places[axis], inner, windows[axis], steps[axis])
-            found.append(Pass(outer, *along))
+            result.append(Pass(outer, *along))
             sizes[axis] = places[axis]
-    return found
+    return result
 
 
 def write_sums(input: Tensor, window: Sequence[int], stride: Sequence[int], out: Tensor) -> None:
@@ -198,8 +198,8 @@ def write_sums(input: Tensor, window: Sequence[int], stride: Sequence[int], out:
     source, steps = input.contiguous(), passes(*shape_of(input, len(window)), window, stride)
     for step in steps:
         target = out if step is steps[-1] else out.new_empty(step.outer * step.m * step.inner)
-        cut = step.plan(step.m)
-        sum_pass_kernel[(cut.grid,)](source, target, *cut.numbers, **cut.options)
+        launch = step.launch(step.m)
+        sum_pass_kernel[(launch.programs,)](source, target, *launch.numbers, **launch.options)
         source = target
 
 
@@ -237,10 +237,10 @@ def _moments(
     for step in steps:
         last = step is steps[-1]
         target = out if last else input.new_empty(3, step.outer * step.m * step.inner).unbind()
-        cut = step.plan(step.m)
-        moments_pass_kernel[(cut.grid,)](
-            *source, *target, float(count), scale, eps, *cut.numbers, MERGE=int(count > 1),
-            KIND=kind if last else SUMMARY, **cut.options,
+        launch = step.launch(step.m)
+        moments_pass_kernel[(launch.programs,)](
+            *source, *target, float(count), scale, eps, *launch.numbers, MERGE=int(count > 1),
+            KIND=kind if last else SUMMARY, **launch.options,
         )  # fmt: skip
         source = target
         count *= step.window
@@ -262,10 +262,10 @@ def write_spread(
         last = step is steps[-1]
         rows = step.outer * step.n
         target = [out] if last else [out.new_empty(rows * step.inner) for _ in maps]
-        cut = step.plan(step.n)
-        spread_pass_kernel[(cut.grid,)](
+        launch = step.launch(step.n)
+        spread_pass_kernel[(launch.programs,)](
             source[0], source[-1], input, target[0], target[-1], channels if last else 1,
-            rows // leads, *cut.numbers, PAIR=int(pair), COMBINE=int(pair and last),
-            **cut.options,
+            rows // leads, *launch.numbers, PAIR=int(pair), COMBINE=int(pair and last),
+            **launch.options,
         )  # fmt: skip
         source = target

@@ -1,10 +1,11 @@
 """The local deviation, and the gradients of its window sums.
 
-Forward is one launch that reads the input once and writes the map, 8 bytes an element in float32:
-no moment is kept. Float64 takes the passes of ``axis_passes``, the last of which writes the map.
+The forward pass is one launch that reads the input once and writes the map, 8 bytes an element in
+float32: no moment is stored. Float64 takes the passes of ``axis_passes``, the last of which writes
+the map.
 """
 
-# Kernels are written in Triton's language, which has types of its own.
+# Kernels are written in Triton's language, whose types mypy does not know.
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
 # mypy: disable-error-code="assignment"
 
@@ -20,8 +21,10 @@ from torch import Tensor
 
 from . import axis_passes
 from .launch import NUMBERS
-from .march import DEVIATION, write_map
-from .windows import axis_by_axis, map_shape, plan_of
+from .march import write_map
+from .records import DEVIATION, Grid, Result, Source, Target
+from .sliding import axes_of
+from .windows import axis_by_axis, launch_for, map_shape
 
 BLOCK = 1024
 
@@ -30,26 +33,18 @@ BLOCK = 1024
 def local_std_forward_kernel(
     source, out, scale: tl.float64, eps: tl.float64, channels, pitch_c, depth, height, width,
     pitch_z, pitch_y, pitch_l, wz, wy, wx, sz, sy, sx, nz, ny, nx, out_channels, out_pitch_c,
-    out_z, out_y, out_l, blocks_z, blocks_y, blocks_x, steps, NDIM: tl.constexpr,
-    SPREAD: tl.constexpr, STRIDED: tl.constexpr, DIRECT: tl.constexpr, ONE: tl.constexpr,
-    R: tl.constexpr, B: tl.constexpr, J: tl.constexpr,
+    out_z, out_y, out_l, blocks_z, blocks_y, blocks_x, steps, RESULT: tl.constexpr,
+    FORM: tl.constexpr,
 ):  # fmt: skip
     """The root of variance times scale plus eps."""
-    pitch_c = pitch_c.to(pitch_l.dtype)
-    if ONE:
-        channels = 1
-    if NDIM < 3:
-        depth, wz, sz, nz = 1, 1, 1, 1
-    if NDIM < 2:
-        wy, sy = 1, 1
     size, pitch = (depth, height, width), (pitch_z, pitch_y, pitch_l)
-    axes, positions = (size, pitch, (wz, wy, wx), (sz, sy, sx)), (nz, ny, nx)
-    to = (out, out, out_channels, out_pitch_c, (out_z, out_y, out_l), scale, eps)
-    blocks = (blocks_z, blocks_y, blocks_x)
-    write_map(
-        source, axes, positions, channels, pitch_c, to, blocks, steps, DEVIATION, NDIM, SPREAD,
-        STRIDED, DIRECT, R, B, J,
-    )  # fmt: skip
+    axes = axes_of(size, pitch, (wz, wy, wx), (sz, sy, sx), FORM)
+    if FORM.single_channel:
+        channels = 1
+    seen = Source(source, source, channels, pitch_c.to(pitch_l.dtype), 0.0, 0, axes)
+    grid = Grid((nz, ny, nx), (blocks_z, blocks_y, blocks_x), steps)
+    to = Target(out, out, out_channels, out_pitch_c, (out_z, out_y, out_l), scale, eps)
+    write_map(seen, grid, to, RESULT, FORM)
 
 
 @triton.jit
@@ -57,7 +52,7 @@ def local_std_prepare_grads_kernel(
     grad, mean, var, s1, s2, n, share: tl.float64, ratio: tl.float64, eps: tl.float64,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Gradients for the sums of elements and of squares; 0 where the variance is."""
+    """Gradients of the sums of elements and of squares; 0 where the variance is 0."""
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     keep = at < n
     v = tl.load(var + at, mask=keep, other=0)
@@ -82,14 +77,15 @@ def local_std(
     if axis_by_axis(input, window, stride):
         axis_passes.write_deviations(input, window, stride, scale, eps, out)
     else:
-        cut = plan_of(input, window, stride)
-        local_std_forward_kernel[(cut.grid,)](
+        launch = launch_for(input, window, stride)
+        local_std_forward_kernel[(launch.programs,)](
             input.contiguous(),
             out,
             scale,
             eps,
-            *cut.numbers,
-            **cut.options,
+            *launch.numbers,
+            RESULT=Result.of(DEVIATION),
+            **launch.options,
         )
     return out
 
@@ -97,7 +93,7 @@ def local_std(
 def local_std_prepare_grads(
     grad: Tensor, mean: Tensor, var: Tensor, count: float, correction: float, eps: float
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of a deviation for the window's S1 and S2; exactly 0 where the window is flat.
+    """Gradients of a deviation in the window's S1 and S2; exactly 0 where the window is flat.
 
     40 bytes an element of a float32 gradient, one launch.
     """

@@ -1,19 +1,20 @@
 """Sums and moments of windows, and the transposes that spread gradients back over them.
 
-Float32 and half types slide (``sweep``): one launch, the input is read once from memory and the map
+Float32 and half types slide (``march``): one launch, the input is read once from memory and the map
 written once, 8 bytes an element for a float32 sum, 20 for moments, 24 for a combination, and the
-caches serve the other loads. Float64, whose promise sliding does not keep, goes axis by axis
-(``axis_passes``). Windows of few elements, and of types that slide those about as far apart as they
-are long, are read from their definition in one launch.
+caches serve the other loads. Float64, whose bounds sliding sums do not meet, goes axis by axis
+(``axis_passes``). Small windows are read from their definition in one launch, and so, except in
+float64, are windows that are about as far apart as they are long.
 """
 
-# Kernels are written in Triton's language, which has types of its own.
+# Kernels are written in Triton's language, whose types mypy does not know.
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
 # mypy: disable-error-code="assignment"
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -21,141 +22,121 @@ import triton.language as tl
 from torch import Tensor
 
 from ..._plan.shapes import output_size
-from ..tiles.emit import converted
+from ..values import converted
 from . import axis_passes
-from .launch import NUMBERS, TAPS, Plan, plan, shape_of, taps
+from .launch import DIRECT_ELEMENTS, NUMBERS, Launch, shape_of, terms, window_launch
 from .march import (
-    MOMENTS,
-    SUM,
+    anything,
+    block_at,
     by_definition,
+    marched,
     marches,
     place,
     place_in,
-    standing_out,
+    trusted_factors,
     write_map,
 )
-from .sliding import PAIR, column_sums
+from .records import MOMENTS, SUM, Grid, Result, Source, Target
+from .sliding import PAIR, axes_of, column_sums, from_lead, zeros
 
 
 @triton.jit(do_not_specialize=NUMBERS)
 def window_kernel(
     source, out, var_out, channels, pitch_c, depth, height, width, pitch_z, pitch_y, pitch_l,
     wz, wy, wx, sz, sy, sx, nz, ny, nx, out_channels, out_pitch_c, out_z, out_y, out_l,
-    blocks_z, blocks_y, blocks_x, steps, KIND: tl.constexpr, NDIM: tl.constexpr,
-    SPREAD: tl.constexpr, STRIDED: tl.constexpr, DIRECT: tl.constexpr, ONE: tl.constexpr,
-    R: tl.constexpr, B: tl.constexpr, J: tl.constexpr,
+    blocks_z, blocks_y, blocks_x, steps, RESULT: tl.constexpr, FORM: tl.constexpr,
 ):  # fmt: skip
     """Sums of windows, or their mean and variance."""
-    # A channel times their pitch may be no int32 though both are; a lead's pitch is no smaller.
+    # A channel times their pitch may exceed int32 though both fit; a lead's pitch is no smaller.
     pitch_c, out_pitch_c = pitch_c.to(pitch_l.dtype), out_pitch_c.to(out_l.dtype)
-    if ONE:
-        channels = 1
-    if NDIM < 3:
-        depth, wz, sz, nz = 1, 1, 1, 1
-    if NDIM < 2:
-        wy, sy = 1, 1
     size, pitch = (depth, height, width), (pitch_z, pitch_y, pitch_l)
-    axes, positions = (size, pitch, (wz, wy, wx), (sz, sy, sx)), (nz, ny, nx)
-    to = (out, var_out, out_channels, out_pitch_c, (out_z, out_y, out_l), 1.0, 0.0)
-    blocks = (blocks_z, blocks_y, blocks_x)
-    write_map(
-        source, axes, positions, channels, pitch_c, to, blocks, steps, KIND, NDIM, SPREAD,
-        STRIDED, DIRECT, R, B, J,
-    )  # fmt: skip
+    axes = axes_of(size, pitch, (wz, wy, wx), (sz, sy, sx), FORM)
+    if FORM.single_channel:
+        channels = 1
+    seen = Source(source, source, channels, pitch_c, 0.0, 0, axes)
+    grid = Grid((nz, ny, nx), (blocks_z, blocks_y, blocks_x), steps)
+    to = Target(out, var_out, out_channels, out_pitch_c, (out_z, out_y, out_l), 1.0, 0.0)
+    write_map(seen, grid, to, RESULT, FORM)
+
+
+class Combined(NamedTuple):
+    """Where a combination of two spread maps goes, and what it is made with."""
+
+    input: Any
+    base: Any
+    out: Any
+    channels: Any
+    pitch_c: Any
+    pitch: Any
 
 
 @triton.jit
-def emit_pair(sum1, sum2, to, step, lead, z, y, x, valid, ADDED: tl.constexpr):
-    """Writes sum1 + 2 I sum2 at the elements of every channel, added to what is there if asked."""
-    input, base, out, channels, pitch_c, pitch = to
-    offset, keep = place_in(pitch, step, lead, z, y, x, valid, False)
-    for c in range(channels):
-        at = c * pitch_c + offset
-        here = tl.load(input + at, mask=keep, other=0).to(tl.float64)
-        value = sum1 + 2 * here * sum2
+def emit_pair(sum1, sum2, to, step, block, ADDED: tl.constexpr):
+    """Writes sum1 + 2 I sum2 at the elements of every channel, added to the base if asked."""
+    offset, keep = place_in(to.pitch, step, block, False)
+    for c in range(to.channels):
+        at = c * to.pitch_c + offset
+        element = tl.load(to.input + at, mask=keep, other=0).to(tl.float64)
+        value = sum1 + 2 * element * sum2
         if ADDED:
-            value += tl.load(base + at, mask=keep, other=0.0)
-        tl.store(out + at, converted(value, out.dtype.element_ty), mask=keep)
+            value += tl.load(to.base + at, mask=keep, other=0.0)
+        tl.store(to.out + at, converted(value, to.out.dtype.element_ty), mask=keep)
 
 
 @triton.jit
-def spread_pair(
-    data, axes, positions, to, blocks, steps, ADDED: tl.constexpr, NDIM: tl.constexpr,
-    STRIDED: tl.constexpr, R: tl.constexpr, B: tl.constexpr, J: tl.constexpr,
-):  # fmt: skip
+def spread_pair(source, grid, to, ADDED: tl.constexpr, FORM: tl.constexpr):
     """One program: sums of two gradients that slide, and a count, so that zeros sum to 0."""
-    lead, z0, y0, x0 = place(blocks, steps, NDIM, R, B)
-    data = moved(data, lead * axes[1][2])
-    held1 = tl.zeros((R if NDIM == 3 else 1, B), tl.float64)
-    held2 = held1
-    held3 = held1.to(tl.int32)
-    most = tl.zeros((R if NDIM == 1 else 1, 1), tl.float64)
-    t, begin = 0, 1
-    limit = marches(y0, z0, positions, steps, NDIM, R)
+    lead, z0, y0, x0 = place(grid, FORM)
+    source = from_lead(source, lead)
+    axes = source.axes
+    carried = zeros(FORM.rows if FORM.ndim == 3 else 1, FORM.columns)
+    most = tl.zeros((FORM.rows if FORM.ndim == 1 else 1, 1), tl.float64)
+    t, fresh = 0, 1
+    limit = marches(grid, z0, y0, FORM)
     while t < limit:
-        z = z0 + t if NDIM == 3 else z0
-        top = y0 + t * R if NDIM == 2 else y0
-        y = y0 if NDIM == 1 else top + tl.arange(0, R)[:, None]
-        x = x0 + tl.arange(0, B)[None, :]
-        sum1, sum2, sum3, held1, held2, held3 = column_sums(
-            data, axes, axes[2], held1, held2, held3, begin, z, top, x0, PAIR, NDIM, True,
-            STRIDED, R, B, J,
-        )  # fmt: skip
-        live = tl.cumsum(sum3, 1) != 0
-        sum1 = tl.where(live, tl.cumsum(sum1, 1), 0.0)
-        sum2 = tl.where(live, tl.cumsum(sum2, 1), 0.0)
-        valid = (y < positions[1]) & (x < positions[2])
-        if begin != 0:
+        z, y = marched(grid, z0, y0, t, FORM)
+        sums, carried = column_sums(source, axes.window, carried, fresh, (z, y, x0), PAIR, FORM)
+        live = tl.cumsum(sums[2], 1) != 0
+        sum1 = tl.where(live, tl.cumsum(sums[0], 1), 0.0)
+        sum2 = tl.where(live, tl.cumsum(sums[1], 1), 0.0)
+        block = block_at(grid, lead, z, y, x0, FORM)
+        valid = block.valid
+        if fresh != 0:
             most = most * 0
-        told, most = standing_out(sum2, most, valid, NDIM)
+        trusted, most = trusted_factors(sum2, most, valid, FORM.ndim)
         finite = (tl.abs(sum1) < float("inf")) & (tl.abs(sum2) < float("inf"))
-        begin = tl.max(tl.max((valid & ~finite).to(tl.int32), 1), 0)
-        again = valid & live & ~(told & finite)
-        if tl.max(tl.max(again.to(tl.int32), 1), 0) > 0:
-            # What is not finite belongs to its own windows alone.
-            own1, own2 = by_definition(data, axes, z, y, x, again, 0.0, PAIR, True, STRIDED)
-            sum1, sum2 = tl.where(again, own1, sum1), tl.where(again, own2, sum2)
-        emit_pair(sum1, sum2, to, axes[3], lead, z, y, x, valid, ADDED)
+        fresh = anything(valid & ~finite).to(tl.int32)
+        doubtful = valid & live & ~(trusted & finite)
+        if anything(doubtful):
+            # What is not finite belongs to its windows alone.
+            exact1, exact2 = by_definition(source, z, block.y, block.x, doubtful, PAIR, FORM)
+            sum1 = tl.where(doubtful, exact1, sum1)
+            sum2 = tl.where(doubtful, exact2, sum2)
+        emit_pair(sum1, sum2, to, axes.stride, block, ADDED)
         t += 1
-
-
-@triton.jit
-def moved(data, offset):
-    """The same maps from another lead on."""
-    first, second, channels, pitch_c, level, clean = data
-    return first + offset, second + offset, channels, pitch_c, level, clean
 
 
 @triton.jit(do_not_specialize=NUMBERS)
 def local_std_combine_grads_kernel(
     first, second, input, base, out, channels, pitch_c, depth, height, width, pitch_z, pitch_y,
     pitch_l, wz, wy, wx, sz, sy, sx, nz, ny, nx, out_channels, out_pitch_c, out_z, out_y, out_l,
-    blocks_z, blocks_y, blocks_x, steps, ADDED: tl.constexpr, NDIM: tl.constexpr,
-    SPREAD: tl.constexpr, STRIDED: tl.constexpr, DIRECT: tl.constexpr, ONE: tl.constexpr,
-    R: tl.constexpr, B: tl.constexpr, J: tl.constexpr,
+    blocks_z, blocks_y, blocks_x, steps, ADDED: tl.constexpr, FORM: tl.constexpr,
 ):  # fmt: skip
     """spread(first) + 2 I spread(second), and base."""
     out_pitch_c = out_pitch_c.to(out_l.dtype)
-    if NDIM < 3:
-        depth, wz, sz, nz = 1, 1, 1, 1
-    if NDIM < 2:
-        wy, sy = 1, 1
     size, pitch = (depth, height, width), (pitch_z, pitch_y, pitch_l)
-    axes, positions = (size, pitch, (wz, wy, wx), (sz, sy, sx)), (nz, ny, nx)
-    to = (input, base, out, out_channels, out_pitch_c, (out_z, out_y, out_l))
-    blocks = (blocks_z, blocks_y, blocks_x)
-    data = (first, second, 1, pitch_c, 0.0, 0)
-    if DIRECT:
-        lead, z, y, x = place(blocks, 1, NDIM, R, B)
-        if NDIM != 1:
-            y = y + tl.arange(0, R)[:, None]
-        x = x + tl.arange(0, B)[None, :]
-        valid = (y < ny) & (x < nx)
-        data = moved(data, lead * pitch_l)
-        sum1, sum2 = by_definition(data, axes, z, y, x, valid, 0.0, PAIR, SPREAD, STRIDED)
-        emit_pair(sum1, sum2, to, axes[3], lead, z, y, x, valid, ADDED)
+    axes = axes_of(size, pitch, (wz, wy, wx), (sz, sy, sx), FORM)
+    source = Source(first, second, 1, pitch_c, 0.0, 0, axes)
+    grid = Grid((nz, ny, nx), (blocks_z, blocks_y, blocks_x), steps)
+    to = Combined(input, base, out, out_channels, out_pitch_c, (out_z, out_y, out_l))
+    if FORM.direct:
+        lead, z, y, x = place(grid, FORM)
+        source = from_lead(source, lead)
+        block = block_at(grid, lead, z, y, x, FORM)
+        sum1, sum2 = by_definition(source, z, block.y, block.x, block.valid, PAIR, FORM)
+        emit_pair(sum1, sum2, to, axes.stride, block, ADDED)
     else:
-        spread_pair(data, axes, positions, to, blocks, steps, ADDED, NDIM, STRIDED, R, B, J)
+        spread_pair(source, grid, to, ADDED, FORM)
 
 
 def window_sum(input: Tensor, window: Sequence[int], stride: Sequence[int]) -> Tensor:
@@ -164,9 +145,9 @@ def window_sum(input: Tensor, window: Sequence[int], stride: Sequence[int]) -> T
     if out.numel() > 0 and axis_by_axis(input, window, stride):
         axis_passes.write_sums(input, window, stride, out)
     elif out.numel() > 0:
-        cut = plan_of(input, window, stride)
-        window_kernel[(cut.grid,)](
-            input.contiguous(), out, out, *cut.numbers, KIND=SUM, **cut.options
+        launch = launch_for(input, window, stride)
+        window_kernel[(launch.programs,)](
+            input.contiguous(), out, out, *launch.numbers, RESULT=Result.of(SUM), **launch.options
         )
     return out
 
@@ -180,9 +161,14 @@ def window_moments(
     if mean.numel() > 0 and axis_by_axis(input, window, stride):
         axis_passes.write_moments(input, window, stride, mean, var)
     elif mean.numel() > 0:
-        cut = plan_of(input, window, stride)
-        window_kernel[(cut.grid,)](
-            input.contiguous(), mean, var, *cut.numbers, KIND=MOMENTS, **cut.options
+        launch = launch_for(input, window, stride)
+        window_kernel[(launch.programs,)](
+            input.contiguous(),
+            mean,
+            var,
+            *launch.numbers,
+            RESULT=Result.of(MOMENTS),
+            **launch.options,
         )
     return mean, var
 
@@ -190,14 +176,14 @@ def window_moments(
 def window_spread(
     grad: Tensor, window: Sequence[int], input_shape: Sequence[int], stride: Sequence[int]
 ) -> Tensor:
-    """The transpose of `window_sum`: each element gets the sum over the windows that hold it."""
+    """The transpose of `window_sum`: each element gets the sum over the windows that contain it."""
     out = grad.new_empty(tuple(input_shape))
     if out.numel() > 0 and axis_by_axis(out, window, stride, spread=True):
         axis_passes.write_spread((grad,), out, window, stride, out)
     elif out.numel() > 0:
-        cut = plan_of(out, window, stride, spread=True)
-        window_kernel[(cut.grid,)](
-            grad.contiguous(), out, out, *cut.numbers, KIND=SUM, **cut.options
+        launch = launch_for(out, window, stride, spread=True)
+        window_kernel[(launch.programs,)](
+            grad.contiguous(), out, out, *launch.numbers, RESULT=Result.of(SUM), **launch.options
         )
     return out
 
@@ -217,7 +203,7 @@ def window_combine_onto(
     window: Sequence[int],
     stride: Sequence[int],
 ) -> Tensor:
-    """The same added to a dense tensor of the input's shape, in float64, and rounded once."""
+    """`window_combine` plus a dense float64 tensor of the input's shape, rounded once."""
     out = torch.empty_like(input, memory_format=torch.contiguous_format)
     if out.numel() > 0 and axis_by_axis(out, window, stride, spread=True):
         maps = (grad_s1, grad_s2)
@@ -225,16 +211,16 @@ def window_combine_onto(
         if base is not None:
             out += base
     elif out.numel() > 0:
-        cut = plan_of(out, window, stride, spread=True)
-        local_std_combine_grads_kernel[(cut.grid,)](
+        launch = launch_for(out, window, stride, spread=True)
+        local_std_combine_grads_kernel[(launch.programs,)](
             grad_s1.contiguous(),
             grad_s2.contiguous(),
             input.contiguous(),
             out if base is None else base,
             out,
-            *cut.numbers,
+            *launch.numbers,
             ADDED=base is not None,
-            **cut.options,
+            **launch.options,
         )
     return out
 
@@ -250,12 +236,12 @@ def axis_by_axis(
 ) -> bool:
     """Whether passes along the axes compute this, for an input or one that a spread writes."""
     channels = input.shape[-len(window) - 1]
-    many = taps(channels, window, stride, spread=spread) > TAPS
-    return input.dtype == torch.float64 and many
+    large = terms(channels, window, stride, spread=spread) > DIRECT_ELEMENTS
+    return input.dtype == torch.float64 and large
 
 
-def plan_of(
+def launch_for(
     input: Tensor, window: Sequence[int], stride: Sequence[int], *, spread: bool = False
-) -> Plan:
+) -> Launch:
     """The launch for an input, or for the input that a spread writes."""
-    return plan(*shape_of(input, len(window)), window, stride, spread=spread)
+    return window_launch(*shape_of(input, len(window)), window, stride, spread=spread)

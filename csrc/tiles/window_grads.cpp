@@ -1,6 +1,6 @@
-// Planes, rows and columns of a gradient enter and leave; see spread.h.
+// Planes, rows and columns of a gradient enter and leave; see window_grads.h.
 
-#include "tiles/spread.h"
+#include "tiles/window_grads.h"
 
 #include <type_traits>
 
