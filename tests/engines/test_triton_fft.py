@@ -105,7 +105,7 @@ def test_gather(ndim: int, dtype: torch.dtype) -> None:
     want = torch.where(finite, (wide - stats.level[column]) * stats.scale[column], 0.0)
     torch.testing.assert_close(tiles, want.to(dtype), rtol=1e-6, atol=0)
     torch.testing.assert_close(stats.level, mean, rtol=1e-6, atol=0)
-    assert torch.equal(stats.not_finite, (inside & ~finite).flatten(1).sum(1).double())
+    assert torch.equal(stats.non_finite, (inside & ~finite).flatten(1).sum(1).double())
     assert torch.equal(stats.scale.log2().frac(), torch.zeros_like(stats.scale))
     power = want.square().flatten(1).sum(1) / count
     torch.testing.assert_close(stats.mean_square, power, rtol=1e-6, atol=0)

@@ -250,18 +250,18 @@ def correlate_template_grad(
     total = upstream.new_zeros(
         (leads.paired, leads.templates, items.shape[1], *half), dtype=torch.complex128
     )
-    not_finite = upstream.new_zeros(leads.paired, dtype=torch.float64)
+    non_finite = upstream.new_zeros(leads.paired, dtype=torch.float64)
     for piece in pieces(call.problem, call.plan, tiling):
         part, of_map = piece.of_input(items), _map_tiling(piece.tiling)
         input_spectra, stats = _spectra(part, piece.tiling, piece.groups)
         grad_spectra, grad_stats = _spectra(piece.of_map(upstream), of_map, piece.groups)
         add_products(total[piece.pairs], input_spectra, grad_spectra)
-        counts = stats.non_finite + grad_stats.not_finite
-        not_finite[piece.pairs] += counts.unflatten(0, (piece.groups, -1)).sum(1)
+        counts = stats.non_finite + grad_stats.non_finite
+        non_finite[piece.pairs] += counts.unflatten(0, (piece.groups, -1)).sum(1)
     sums = torch.fft.irfftn(total, s=tiling.length, dim=axes, norm="backward")
     sums = sums[(..., *(slice(0, k) for k in tiling.window))]
     # An element that is not finite reaches every element, as it does through a transform.
-    mask = (not_finite > 0).reshape(-1, *(1,) * (ndim + 2))
+    mask = (non_finite > 0).reshape(-1, *(1,) * (ndim + 2))
     return leads.template_restored(
         sums.masked_fill(mask, torch.nan).to(grad.dtype), shape, ndim + 1
     )
