@@ -18,11 +18,13 @@ from tolerances import SCORE
 import torchcorr
 from torchcorr._cpu.rules import ScoreRule, SumRule
 from torchcorr._definition import scores as definition
-from torchcorr._plan import choose
+from torchcorr._definition.spectra import template_spectra
+from torchcorr._plan import choose, rounding
 from torchcorr._plan.leads import Leads
 from torchcorr._plan.shapes import output_size
 from torchcorr._plan.tiling import (
     EMPTY,
+    Block,
     TileBatch,
     TileMoments,
     TileStats,
@@ -204,43 +206,66 @@ def test_normalise(name: str, dtype: torch.dtype, pairs: bool, noise: float, bud
     same(out[:, 1:], want[:, 1:], 1e-6, 1e-7 if dtype == torch.float32 else 1e-11)
 
 
+def score_tiles(
+    image: torch.Tensor,
+    coefficients: torch.Tensor,
+    batch: TileBatch,
+    block: Block,
+    *,
+    transforms: bool,
+    budget: float,
+) -> torch.Tensor:
+    """The map of a block's scores; NaN elsewhere."""
+    tiling, dtype, spectra = batch.tiling, image.dtype, None
+    limits = {t: rounding.transform_noise(dtype, t) for t in (dtype, torch.float64)}
+    rule, wide = (
+        replace(
+            rule_of(dtype, transforms, noise=limits[t] if transforms else 0.0, budget=budget),
+            least_energy=(0.4 * limits[t]) ** 2,
+        )
+        for t in (dtype, torch.float64)
+    )
+    wide = replace(wide, budget=math.inf)
+    if transforms:
+        part = coefficients[block.pairs, block.templates]
+        spectra = template_spectra(part, tiling.length, dtype).flatten(0, 1).contiguous()
+    lead = (image.shape[0], coefficients.shape[1])
+    out = torch.full((*lead, *tiling.positions), math.nan, dtype=dtype)
+    empty = TileBatch(tiling, []).numbers
+    rules = (rule.numbers, wide.numbers)
+    ops.score_tiles(image, coefficients, spectra, empty, block.numbers, *rules, out)
+    return out
+
+
 @every_geometry
 @every_dtype
-@pytest.mark.parametrize("at_once", (1, 3))
-def test_direct_scores(name: str, dtype: torch.dtype, at_once: int) -> None:
-    batch, image = batch_of(name, False), image_of(name, dtype)
+@pytest.mark.parametrize("transforms", (False, True), ids=("direct", "fft"))
+@pytest.mark.parametrize("budget", (0, 10**6), ids=("wide", "exact"))
+def test_score_tiles(name: str, dtype: torch.dtype, transforms: bool, budget: int) -> None:
+    """Doubtful windows are right whether their tile is computed in float64 or they are alone."""
+    batch, image = batch_of(name, transforms), image_of(name, dtype)
     tiling = batch.tiling
-    coefficients = definition.standardise(
-        draw((2, 3, 2, *tiling.window), seed=1), len(tiling.window), True
-    )
-    rule = rule_of(dtype, False, budget=10**6)
-    out = torch.full((2, 3, *tiling.positions), math.nan, dtype=dtype)
-    want = out.clone()
-    operands = (image, coefficients, batch.numbers)
-    left, norms, states = ops.direct_scores(*operands, rule.numbers, at_once, out)
-    want_left, moments = tile_definitions.direct_scores(image, coefficients, batch, rule, want)
-    assert torch.equal(left, want_left) and not left.any()
-    assert norms.shape == states.shape == moments.norms.shape
-    same(out, want, 0, 2e-6 if dtype == torch.float32 else 1e-10)
-    none = replace(rule, budget=0)
-    left, *_ = ops.direct_scores(*operands, none.numbers, at_once, out)
-    want_left, _ = tile_definitions.direct_scores(image, coefficients, batch, none, want)
-    assert int(left.sum()) == int(want_left.sum())
+    ndim = len(tiling.window)
+    coefficients = definition.standardise(draw((1, 3, 2, *tiling.window), seed=1), ndim, True)
+    exact = definition.ncc(image.unsqueeze(1), coefficients, tiling.stride, True, 0.0, "direct")
+    for units in (2, 1000):
+        block = Block(slice(0, 1), slice(0, 3), units)
+        out = score_tiles(image, coefficients, batch, block, transforms=transforms, budget=budget)
+        same(out, exact, 0, SCORE[dtype])
 
 
 @every_dtype
-def test_direct_scores_of_some_pairs(dtype: torch.dtype) -> None:
-    """Templates are those of the pairs that the tiles belong to."""
-    whole, image = batch_of("2d", False), image_of("2d", dtype)
-    tiling = whole.tiling
-    coefficients = definition.standardise(draw((2, 3, 2, *tiling.window), seed=1), 2, True)
-    batch = TileBatch(tiling, whole.tiles[tiling.tiles :])
-    rule = rule_of(dtype, False, budget=math.inf)
-    out = torch.full((2, 3, *tiling.positions), math.nan, dtype=dtype)
-    want = out.clone()
-    ops.direct_scores(image, coefficients, batch.numbers, rule.numbers, 3, out)
-    ops.direct_scores(image, coefficients, whole.numbers, rule.numbers, 3, want)
-    assert out[0].isnan().all() and torch.equal(out[1], want[1])
+@pytest.mark.parametrize("transforms", (False, True), ids=("direct", "fft"))
+def test_score_tiles_of_a_block(dtype: torch.dtype, transforms: bool) -> None:
+    """Only the pairs and templates of the block are written, with the templates of each pair."""
+    batch, image = batch_of("2d", transforms), image_of("2d", dtype)
+    coefficients = definition.standardise(draw((2, 3, 2, 5, 8), seed=1), 2, True)
+    options = {"transforms": transforms, "budget": 100}
+    whole = score_tiles(image, coefficients, batch, Block(slice(0, 2), slice(0, 3), 2), **options)
+    part = score_tiles(image, coefficients, batch, Block(slice(1, 2), slice(1, 3), 2), **options)
+    assert torch.equal(part[1, 1:], whole[1, 1:]) and not whole.isnan().any()
+    part[1, 1:] = math.nan
+    assert part.isnan().all()
 
 
 @every_geometry

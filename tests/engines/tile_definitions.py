@@ -210,18 +210,6 @@ def normalise_tiles(
     return left
 
 
-def direct_scores(
-    input: Tensor, coefficients: Tensor, batch: TileBatch, rule: ScoreRule, out: Tensor
-) -> tuple[Tensor, TileMoments]:
-    """Scores of tiles by the direct sum, in the input's type: what is left, and the moments."""
-    tiles, rows = cut_tiles(input, batch, rule.zero_mean, False, False)
-    moments, _ = tile_moments(input, TileStats(rows), batch, rule, False)
-    rounded = coefficients.to(input.dtype).unsqueeze(1)
-    grouped = tiles.unflatten(0, (rounded.shape[0], -1)).unsqueeze(2)
-    numerators = correlate(grouped, rounded, batch.tiling.stride).flatten(0, 1)
-    return normalise_tiles(numerators, moments, input, coefficients, batch, rule, out), moments
-
-
 def recompute_norms(moments: TileMoments, input: Tensor, batch: TileBatch, rule: ScoreRule) -> None:
     """Norm and mean of unknown windows from the definition; no window stays doubtful."""
     tiling = batch.tiling
