@@ -1,74 +1,16 @@
-"""Tilings against each other, and their arithmetic."""
+"""The arithmetic of tilings and of leading axes."""
 
 from __future__ import annotations
 
 import numpy as np
-import oracle
 import pytest
 import torch
 from inputs import draw
-from tile_geometries import GEOMETRIES, image_of
-from tolerances import SCORE
+from tile_geometries import GEOMETRIES
 
-import torchcorr
-from torchcorr._plan import choose
 from torchcorr._plan.leads import Leads
 from torchcorr._plan.shapes import output_size
 from torchcorr._plan.tiling import Tiling, tile_length
-
-
-@pytest.mark.parametrize("method", ("direct", "fft"))
-@pytest.mark.parametrize("zero_mean", (True, False))
-@pytest.mark.parametrize("name", ("1d", "2d", "2d-stride", "3d", "3d-stride"))
-def test_any_tiling_scores_the_same(
-    monkeypatch: pytest.MonkeyPatch,
-    request: pytest.FixtureRequest,
-    name: str,
-    zero_mean: bool,
-    method: str,
-) -> None:
-    size, window, stride, grid = GEOMETRIES[name]
-    image = image_of(name, torch.float32, 1)
-    template = draw((3, *window), torch.float32, seed=4)
-    score = torchcorr.zncc if zero_mean else torchcorr.ncc
-    args = {"ndim": len(size), "stride": stride, "method": method}
-    whole = score(image, template, **args)
-
-    def cut(problem: choose.Problem, method: str) -> choose.Plan:
-        tiling = Tiling.cut(size, window, stride, grid, fast=method == "fft")
-        return choose.Plan(method, tiling.outputs, tiling.length, tiling.tiles, 2, 1, 0, 0.0)
-
-    choose._arranged.cache_clear()
-    monkeypatch.setattr(choose, "make_plan", cut)
-    request.addfinalizer(choose._arranged.cache_clear)
-    torch.testing.assert_close(score(image, template, **args), whole, rtol=0, atol=2e-6)
-
-
-@pytest.mark.parametrize("method", ("direct", "fft"))
-def test_hard_tiles_among_easy_ones(
-    monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest, method: str
-) -> None:
-    """Tiles that need float64, pairs that lose a partner, recomputed windows: all at once."""
-    rng = np.random.default_rng(5)
-    image = rng.random((2, 120, 130)).astype(np.float32)
-    image[0, 5, 6] = 1e6
-    image[1, 60:, 70:] = 0.5 + 1e-6 * image[1, 60:, 70:]
-    image[1, :40, :40] = 0.25
-    image[0, 100, 100] = np.nan
-    template = rng.random((2, 9, 9)).astype(np.float32)
-
-    def cut(problem: choose.Problem, method: str) -> choose.Plan:
-        tiling = Tiling.cut(problem.size, (9, 9), (1, 1), (3, 3), fast=method == "fft")
-        return choose.Plan(method, tiling.outputs, tiling.length, 9, 18, 1, 0, 0.0)
-
-    choose._arranged.cache_clear()
-    monkeypatch.setattr(choose, "make_plan", cut)
-    request.addfinalizer(choose._arranged.cache_clear)
-    got = torchcorr.zncc(torch.from_numpy(image), torch.from_numpy(template), method=method).numpy()
-    for i in range(2):
-        want = oracle.zncc(image[i], template[i])
-        assert np.array_equal(np.isnan(got[i]), np.isnan(want))
-        assert np.nanmax(np.abs(got[i] - want)) <= SCORE[torch.float32]
 
 
 @pytest.mark.parametrize(
