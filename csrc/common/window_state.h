@@ -13,8 +13,9 @@ enum WindowState : uint8_t {
   kNonFinite = 4,  // an element is a NaN or an Inf
 };
 
-// Whether the window must be recomputed exactly.
-TORCHCORR_INLINE bool is_doubtful(uint8_t state) { return state == kDoubtful || state == kUnknown; }
+// 1 if the window must be recomputed exactly, otherwise 0: the bit that both states share.
+TORCHCORR_INLINE uint8_t is_doubtful(uint8_t state) { return (state >> 1) & 1; }
+static_assert(kFlat < 2 && kDoubtful == 2 && kUnknown == 3 && kNonFinite == 4);
 
 // The state for two flags, each 0 or 1; every unknown window is doubtful.
 TORCHCORR_INLINE uint8_t state_of(int doubtful, int unknown) {

@@ -142,10 +142,35 @@ TORCHCORR_CONTENT(float)
 TORCHCORR_CONTENT(double)
 #undef TORCHCORR_CONTENT
 
+// Counts in bytes as long as a byte suffices.
 TORCHCORR_CLONES int64_t count_doubtful(int64_t n, const uint8_t* states) {
-  int64_t count = 0;
-  for (int64_t i = 0; i < n; ++i) count += is_doubtful(states[i]);
+  constexpr int64_t kPart = 128;
+  int64_t count = 0, i = 0;
+  for (; i + kPart <= n; i += kPart) {
+    uint8_t part = 0;
+    for (int64_t l = 0; l < kPart; ++l) part += is_doubtful(states[i + l]);
+    count += part;
+  }
+  for (; i < n; ++i) count += is_doubtful(states[i]);
   return count;
+}
+
+// The same, and windows whose norm is above the limit.
+template <class T>
+TORCHCORR_INLINE int64_t doubtful_beyond(int64_t n, const uint8_t* states, const T* norms,
+                                         T limit) {
+  int count = 0;
+  for (int64_t i = 0; i < n; ++i) count += is_doubtful(states[i]) | (norms[i] > limit);
+  return count;
+}
+
+TORCHCORR_CLONES int64_t count_beyond(int64_t n, const uint8_t* states, const float* norms,
+                                      float limit) {
+  return doubtful_beyond(n, states, norms, limit);
+}
+TORCHCORR_CLONES int64_t count_beyond(int64_t n, const uint8_t* states, const double* norms,
+                                      double limit) {
+  return doubtful_beyond(n, states, norms, limit);
 }
 
 // Where the numerators of a tile and a template lie: (tile, template, *positions), or pairs of
@@ -311,7 +336,7 @@ class Normalise {
   }
 
   bool doubtful(int64_t at, In limit) const {
-    return is_doubtful(states_[at]) || norms_[at] > limit;
+    return is_doubtful(states_[at]) != 0 || norms_[at] > limit;
   }
 
   // Recomputes the doubtful windows of a tile and template, or returns how many there are.
@@ -326,7 +351,7 @@ class Normalise {
     torch::stable::parallel_for(0, rows(), 16, [&](int64_t begin, int64_t end) {
       for (int64_t row = begin; row < end; ++row) {
         in_row(t, row, [&](const PositionRow& r) {
-          for (int64_t v = 0; v < r.n; ++v) counts[row] += doubtful(r.offset + v, most);
+          counts[row] = count_beyond(r.n, states_ + r.offset, norms_ + r.offset, most);
         });
       }
     });
@@ -367,8 +392,8 @@ class Normalise {
         }
         if (std::is_same_v<Out, float> && v >= ready && t_.stride[2] == 1 && r.n >= kNeighbours) {
           const int64_t begin = std::min(v, r.n - kNeighbours);
-          int64_t many = 0;
-          for (int64_t i = v; i < begin + kNeighbours; ++i) many += doubtful(r.offset + i, limit);
+          const int64_t many = count_beyond(begin + kNeighbours - v, states_ + r.offset + v,
+                                            norms_ + r.offset + v, limit);
           if (many > kNeighbours / 8) {
             first = begin, ready = begin + kNeighbours;
             numerators_of_windows(start + first, coefficients, exact_, level, sums);

@@ -23,7 +23,8 @@ TORCHCORR_INLINE void add_values(int64_t n, const float* x, const TileStats& sta
   }
 }
 
-// The windows of a row that begin at every `step`th column. Energies below `drift` are unknown.
+// The windows of a row: deviations, or norms, states and means. Energies below `drift` are unknown.
+template <bool DEVIATIONS>
 TORCHCORR_INLINE void moments_of_row(int64_t n, const Tiling& t, const Columns& totals,
                                      const MomentRule& by, double drift,
                                      const MomentMaps<float>& to, WindowCounts& counts) {
@@ -46,11 +47,13 @@ TORCHCORR_INLINE void moments_of_row(int64_t n, const Tiling& t, const Columns& 
     const int lost = (energy <= least_variance * total) | (energy < drift);
     const int low = lost | (energy + eps < least);
     const float root =
-        std::sqrt(static_cast<float>(deviation != 0 ? energy * deviation + eps : energy + eps));
-    const float norm = deviation != 0 ? root : 1 / (whole_count * root);
+        std::sqrt(static_cast<float>(DEVIATIONS ? energy * deviation + eps : energy + eps));
+    const float norm = DEVIATIONS ? root : 1 / (whole_count * root);
     norms[i] = lost ? 0.0f : norm;
-    states[i] = state_of(low, lost);
-    if (means) means[i] = static_cast<float>(mean);
+    if constexpr (!DEVIATIONS) {
+      states[i] = state_of(low, lost);
+      if (means) means[i] = static_cast<float>(mean);
+    }
     doubtful += low;
     unknown += lost;
   };
@@ -86,7 +89,8 @@ TORCHCORR_CLONES void moments_of_unit(const MomentsCall& call, int64_t tile, int
   ColumnsScratch scratch;
   const Columns slab = deep ? scratch.take(tall * padded) : Columns{};
   const Columns columns = scratch.take(padded), totals = scratch.take(padded + 1, 1);
-  std::vector<uint8_t> state_row(to.states ? 0 : n);
+  std::vector<uint8_t> state_row;
+  std::vector<float> norm_row;
   // Windows that leave the input do not count, so numbers that follow a row may be read past its
   // end, except at the end of the input's memory, where the row is copied.
   std::vector<float> line(padded);
@@ -145,12 +149,21 @@ TORCHCORR_CLONES void moments_of_unit(const MomentsCall& call, int64_t tile, int
       gathered = std::max(gathered, totals.second[(n - 1) * t.stride[2] + t.window[2]]);
       const double drift = kGathered / rule.error * gathered / static_cast<double>(t.window_size());
       const int64_t offset = (z * t.outputs[1] + y) * t.outputs[2], before = counts.unknown;
-      MomentMaps<float> row = to.at(offset);
-      if (!row.states) row.states = state_row.data();
-      moments_of_row(n, t, totals, rule, drift, row, counts);
+      const MomentMaps<float> row = to.at(offset);
+      if (rule.deviation == 0) {
+        moments_of_row<false>(n, t, totals, rule, drift, row, counts);
+        continue;
+      }
+      moments_of_row<true>(n, t, totals, rule, drift, row, counts);
       if (!unknown || counts.unknown == before) continue;
+      // Rare: which of them are unknown.
+      WindowCounts counted;
+      state_row.resize(n);
+      norm_row.resize(n);
+      moments_of_row<false>(n, t, totals, rule, drift, {norm_row.data(), state_row.data(), nullptr},
+                            counted);
       for (int64_t i = 0; i < n; ++i) {
-        if (row.states[i] == kUnknown) unknown->push_back(offset + i);
+        if (state_row[i] == kUnknown) unknown->push_back(offset + i);
       }
     }
   }

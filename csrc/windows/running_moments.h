@@ -22,7 +22,7 @@ struct MomentRule {
 };
 
 // Maps of the windows of one tile, or pointers to a row of them. A norm is 1 / (N deviation), 0 if
-// unknown. Means may be null; states may be null where deviations are written.
+// unknown. Means may be null; of deviations only the first map is written, and states may be null.
 template <class T>
 struct MomentMaps {
   T* norms;
@@ -52,8 +52,8 @@ struct MomentsCall {
                std::max<int64_t>(32, t.window[1] / 2) / t.stride[1] + 1) {}
 };
 
-// The windows of one unit of one tile. Without a map of states, places of unknown windows are
-// appended to `unknown`.
+// The windows of one unit of one tile. Where deviations are written, places of unknown windows are
+// appended to `unknown`, if given.
 void moments_of_unit(const MomentsCall& call, int64_t tile, int64_t unit, const TileStats& stats,
                      const MomentMaps<float>& to, WindowCounts& counts,
                      std::vector<int64_t>* unknown = nullptr);

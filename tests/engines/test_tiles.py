@@ -1,4 +1,4 @@
-"""The tile kernels against their definitions in plain torch, and tilings against each other."""
+"""The steps of the CPU engine against their definitions, and tilings against each other."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import pytest
 import tile_definitions
 import torch
 from inputs import draw
+from tile_geometries import GEOMETRIES, image_of
 from tolerances import SCORE
 
 import torchcorr
@@ -20,8 +21,6 @@ from torchcorr._cpu.rules import ScoreRule, SumRule
 from torchcorr._definition import scores as definition
 from torchcorr._definition.spectra import template_spectra
 from torchcorr._plan import choose, rounding
-from torchcorr._plan.leads import Leads
-from torchcorr._plan.shapes import output_size
 from torchcorr._plan.tiling import (
     EMPTY,
     Block,
@@ -30,23 +29,9 @@ from torchcorr._plan.tiling import (
     TileStats,
     Tiling,
     WindowState,
-    tile_length,
 )
 
 ops = torch.ops.torchcorr_cpu
-# size, window, stride, tiles along each axis
-GEOMETRIES = {
-    "1d": ((67,), (5,), (1,), (3,)),
-    "1d-long": ((9001,), (400,), (3,), (4,)),
-    "1d-one-tile": ((31,), (31,), (1,), (1,)),
-    "2d": ((37, 41), (5, 8), (1, 1), (2, 3)),
-    "2d-thin-last-tile": ((30, 33), (4, 3), (1, 1), (4, 6)),
-    "2d-stride": ((37, 45), (6, 4), (2, 3), (3, 2)),
-    "2d-stride-past-window": ((29, 31), (2, 3), (3, 5), (2, 2)),
-    "2d-tall-window": ((90, 20), (70, 3), (1, 1), (2, 1)),
-    "3d": ((13, 11, 19), (3, 4, 5), (1, 1, 1), (2, 2, 2)),
-    "3d-stride": ((12, 17, 15), (4, 3, 2), (2, 3, 1), (2, 1, 3)),
-}
 every_geometry = pytest.mark.parametrize("name", GEOMETRIES)
 every_dtype = pytest.mark.parametrize("dtype", (torch.float32, torch.float64), ids=str)
 LIMITS = {torch.float32: (5.5e-3, 1e-8), torch.float64: (2e-10, 3e-5)}
@@ -70,15 +55,6 @@ def rule_of(
 ) -> ScoreRule:
     least_energy, least_variance = LIMITS[dtype]
     return ScoreRule(zero_mean, 0.0, least_energy, not pairs, least_variance, noise, budget)
-
-
-def image_of(name: str, dtype: torch.dtype, channels: int = 2) -> torch.Tensor:
-    """Noise with a flat part, a faint part and an offset."""
-    size = GEOMETRIES[name][0]
-    image = draw((2, channels, *size), torch.float64)
-    image[0, :, : size[0] // 3] = 0.25
-    image[1, :, size[0] // 2 :] *= 1e-3
-    return (image + 5).to(dtype)
 
 
 def cut_stats(image: torch.Tensor, batch: TileBatch, centred: bool, pairs: bool) -> TileStats:
@@ -446,60 +422,3 @@ def test_hard_tiles_among_easy_ones(
         want = oracle.zncc(image[i], template[i])
         assert np.array_equal(np.isnan(got[i]), np.isnan(want))
         assert np.nanmax(np.abs(got[i] - want)) <= SCORE[torch.float32]
-
-
-@pytest.mark.parametrize(
-    ("a", "b"),
-    (
-        ((), ()),
-        ((3,), ()),
-        ((), (3,)),
-        ((2, 3), (2, 3)),
-        ((2, 1, 4), (3, 1)),
-        ((4, 1), (1, 5)),
-        ((1, 5), (4, 1)),
-        ((2, 3, 1), (2, 1, 4)),
-        ((1,), (1, 1)),
-    ),
-)
-def test_leads_are_sorted_and_restored(a: tuple[int, ...], b: tuple[int, ...]) -> None:
-    x, w = draw((*a, 2)), draw((*b, 2), seed=1)
-    leads = Leads.of(a, b)
-    xs, ws = leads.input(x, 1), leads.template(w, 1)
-    paired = xs.reshape(leads.paired, leads.inputs, 1, 2) + ws.reshape(
-        leads.paired, 1, leads.templates, 2
-    )
-    restored = leads.restored(paired.reshape(-1, leads.templates, 2), 1)
-    assert torch.equal(restored, x + w)
-    assert torch.equal(leads.output(restored, 1), paired.reshape(-1, leads.templates, 2))
-
-
-@pytest.mark.parametrize("name", GEOMETRIES)
-def test_a_tiling_covers_every_position_once(name: str) -> None:
-    size, window, stride, grid = GEOMETRIES[name]
-    tiling = Tiling.cut(size, window, stride, grid, fast=True)
-    assert tiling.positions == output_size(size, window, stride)
-    seen = np.zeros(tiling.positions, int)
-    for tile in range(tiling.tiles):
-        index = np.unravel_index(tile, tiling.grid)
-        at = tuple(
-            slice(int(t) * m, (int(t) + 1) * m) for t, m in zip(index, tiling.outputs, strict=True)
-        )
-        assert seen[at].size > 0
-        seen[at] += 1
-    assert (seen == 1).all()
-    for m, s, k, e, n in zip(
-        tiling.outputs, stride, window, tiling.extent, tiling.length, strict=True
-    ):
-        assert e == (m - 1) * s + k <= n
-
-
-def test_tile_lengths_are_tight_and_smooth() -> None:
-    for ndim in (1, 2, 3):
-        for n in range(1, 3000):
-            length = tile_length(n, ndim)
-            assert n <= length <= max(1.34 * n, n + 16)
-            for prime in (2, 3, 5, 7):
-                while length % prime == 0:
-                    length //= prime
-            assert length == 1

@@ -52,11 +52,12 @@ def _pair_moments(a: Tensor, b: Tensor, window: Sequence[int], stride: Sequence[
 def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     a, b = ctx.saved_tensors
     wanted = tuple(ctx.needs_input_grad[:2])
-    args = (grad, a, b, *ctx.place, *wanted)
+    args = (grad, a, b, *ctx.place)
     if differentiated_again():
-        grads = definition.lncc_gradients(_OPERATORS, *args)
+        need_a, need_b = wanted
+        grads = definition.lncc_gradients(_OPERATORS, *args, need_a=need_a, need_b=need_b)
     else:
-        grads = lncc_grads(*args)
+        grads = lncc_grads(*args, *wanted)
     chosen = (g if want else None for g, want in zip(grads, wanted, strict=True))
     return (*chosen, None, None, None)
 

@@ -64,7 +64,7 @@ def _ncc_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     wanted = tuple(ctx.needs_input_grad[:2])
     args = (grad, *ctx.saved_tensors, *ctx.options, *wanted)
     if differentiated_again():
-        grads = definition.score_gradients(_OPERATORS, *args)
+        grads = definition.score_gradients(_OPERATORS, definition.ScoreGradCall(*args))
     else:
         grads = ncc_grads(*args)
     chosen = (g if want else None for g, want in zip(grads, wanted, strict=True))

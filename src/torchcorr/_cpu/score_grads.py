@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from enum import Enum, auto
 
 import torch
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from .. import _contract
 from .._definition import scores as definition
+from .._definition.scores import ScoreGradCall
 from .._definition.spectra import forward_fft, inverse_fft
 from .._plan import rounding
 from .._plan.choose import arrange, batches, stepwise
@@ -38,25 +38,10 @@ class Outcome(Enum):
     NOT_FINITE = auto()
 
 
-@dataclass(frozen=True)
-class _ScoreGradCall:
-    """Scores that are differentiated, and which of their gradients are needed."""
-
-    grad: Tensor
-    input: Tensor
-    template: Tensor
-    score: Tensor
-    stride: Sequence[int]
-    zero_mean: bool
-    eps: float
-    need_input: bool
-    need_template: bool
-
-
 class _Gradients(TiledScores):
     """The gradients of one call in one precision."""
 
-    def __init__(self, of: _ScoreGradCall, *, wide: bool) -> None:
+    def __init__(self, of: ScoreGradCall, *, wide: bool) -> None:
         input = of.input
         sizes = (input.shape, of.template.shape, of.stride)
         call = arrange(*sizes, "fft", normalised=True, dtype=input.dtype, device="cpu")
@@ -232,19 +217,18 @@ def ncc_grads(
         how = (stride, zero_mean, eps, method)
         for_input, for_template = _contract.ncc_grads.kernel(*wide, *how, need_input, need_template)
         return for_input.to(input.dtype), for_template
-    place, needs = (stride, zero_mean, eps), (need_input, need_template)
+    args = (grad, input, template, score, stride, zero_mean, eps)
+    needs = (need_input, need_template)
     if grad.numel() == 0 or input.numel() == 0 or template.numel() == 0:
-        return definition.ncc_grads(grad, input, template, score, *place, "direct", *needs)
-    scores = _ScoreGradCall(grad, input, template, score, *place, *needs)
+        return definition.ncc_grads(*args, "direct", *needs)
+    scores = ScoreGradCall(*args, method, *needs)
     call = _Gradients(scores, wide=input.dtype == torch.float64)
     outcome = call.both()
     if outcome is Outcome.TOO_NOISY:
         call = _Gradients(scores, wide=True)
         outcome = call.both()
     if outcome is Outcome.NOT_FINITE:
-        composed = definition.score_gradients(
-            _KERNELS, grad, input, template, score, *place, method, *needs
-        )
+        composed = definition.score_gradients(_KERNELS, scores)
         return (
             composed[0] if composed[0] is not None else input.new_empty(0),
             composed[1] if composed[1] is not None else template.new_empty(0),

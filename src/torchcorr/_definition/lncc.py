@@ -116,6 +116,7 @@ def lncc_gradients(
     window: Sequence[int],
     stride: Sequence[int],
     eps: float,
+    *,
     need_a: bool,
     need_b: bool,
 ) -> tuple[Tensor | None, Tensor | None]:
@@ -148,8 +149,8 @@ def lncc_grads(
     need_b: bool,
 ) -> tuple[Tensor, Tensor]:
     """Both gradients of `lncc`; one that is not needed is empty."""
-    args = (grad, a, b, window, stride, eps, need_a, need_b)
-    for_a, for_b = lncc_gradients(_DEFINITIONS, *args)
+    args = (grad, a, b, window, stride, eps)
+    for_a, for_b = lncc_gradients(_DEFINITIONS, *args, need_a=need_a, need_b=need_b)
     return (
         for_a if for_a is not None else a.new_empty(0),
         for_b if for_b is not None else b.new_empty(0),

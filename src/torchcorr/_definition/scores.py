@@ -150,36 +150,42 @@ class ScoreOperators:
     correlate_template_grad: Callable[..., Tensor]
 
 
-def score_gradients(
-    of: ScoreOperators,
-    grad: Tensor,
-    input: Tensor,
-    template: Tensor,
-    score: Tensor,
-    stride: Sequence[int],
-    zero_mean: bool,
-    eps: float,
-    method: str,
-    need_input: bool,
-    need_template: bool,
-) -> tuple[Tensor | None, Tensor | None]:
+@dataclass(frozen=True)
+class ScoreGradCall:
+    """A score that is differentiated, and which of its gradients are needed."""
+
+    grad: Tensor
+    input: Tensor
+    template: Tensor
+    score: Tensor
+    stride: Sequence[int]
+    zero_mean: bool
+    eps: float
+    method: str
+    need_input: bool
+    need_template: bool
+
+
+def score_gradients(of: ScoreOperators, call: ScoreGradCall) -> tuple[Tensor | None, Tensor | None]:
     """Both gradients of `ncc` (math.md, eq. zncc-input and zncc-template), None if not needed.
 
     In float64: the terms nearly cancel where a window resembles the template.
     """
+    input, template, score, stride = call.input, call.template, call.score, call.stride
+    zero_mean, method = call.zero_mean, call.method
     ndim = len(stride)
     window, axes = tuple(template.shape[-ndim:]), tuple(range(-ndim, 0))
     mean, var = of.window_moments(input, window, stride)
     count = math.prod(template.shape[-ndim - 1 :])
     wide, weights = widen(input), widen(template)
     if wide.dtype != input.dtype:
-        score = of.ncc(wide, weights, stride, zero_mean, eps, method)
+        score = of.ncc(wide, weights, stride, zero_mean, call.eps, method)
     numerator_grad, grad_s1, grad_s2 = ncc_prepare_grads(
-        widen(grad), widen(score), mean, var, count, zero_mean, eps
+        widen(call.grad), widen(score), mean, var, count, zero_mean, call.eps
     )
     for_input: Tensor | None = None
     for_template: Tensor | None = None
-    if need_input:
+    if call.need_input:
         level = weights.mean((-ndim - 1, *axes), keepdim=True) if zero_mean else 0.0
         shape = tuple(input.shape)
         through_score = of.correlate_input_grad(
@@ -187,7 +193,7 @@ def score_gradients(
         )
         through_window = of.window_combine(grad_s1, grad_s2, wide, window, stride)
         for_input = (through_score + through_window).to(input.dtype)
-    if need_template:
+    if call.need_template:
         shape = tuple(template.shape)
         base = centre(input, ndim) if zero_mean else wide.new_zeros((1,) * (ndim + 1))
         total = of.correlate_template_grad(numerator_grad, wide - base, shape, stride, method)
@@ -218,7 +224,7 @@ def ncc_grads(
 ) -> tuple[Tensor, Tensor]:
     """Both gradients of `ncc`; one that is not needed is empty."""
     args = (grad, input, template, score, stride, zero_mean, eps, method, need_input, need_template)
-    for_input, for_template = score_gradients(_DEFINITIONS, *args)
+    for_input, for_template = score_gradients(_DEFINITIONS, ScoreGradCall(*args))
     return (
         for_input if for_input is not None else input.new_empty(0),
         for_template if for_template is not None else template.new_empty(0),

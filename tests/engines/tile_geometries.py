@@ -1,0 +1,29 @@
+"""Geometries of tiles, and the image that the tests cut."""
+
+from __future__ import annotations
+
+import torch
+from inputs import draw
+
+# size, window, stride, tiles along each axis
+GEOMETRIES = {
+    "1d": ((67,), (5,), (1,), (3,)),
+    "1d-long": ((9001,), (400,), (3,), (4,)),
+    "1d-one-tile": ((31,), (31,), (1,), (1,)),
+    "2d": ((37, 41), (5, 8), (1, 1), (2, 3)),
+    "2d-thin-last-tile": ((30, 33), (4, 3), (1, 1), (4, 6)),
+    "2d-stride": ((37, 45), (6, 4), (2, 3), (3, 2)),
+    "2d-stride-past-window": ((29, 31), (2, 3), (3, 5), (2, 2)),
+    "2d-tall-window": ((90, 20), (70, 3), (1, 1), (2, 1)),
+    "3d": ((13, 11, 19), (3, 4, 5), (1, 1, 1), (2, 2, 2)),
+    "3d-stride": ((12, 17, 15), (4, 3, 2), (2, 3, 1), (2, 1, 3)),
+}
+
+
+def image_of(name: str, dtype: torch.dtype, channels: int = 2) -> torch.Tensor:
+    """Noise with a flat part, a faint part and an offset."""
+    size = GEOMETRIES[name][0]
+    image = draw((2, channels, *size), torch.float64)
+    image[0, :, : size[0] // 3] = 0.25
+    image[1, :, size[0] // 2 :] *= 1e-3
+    return (image + 5).to(dtype)
