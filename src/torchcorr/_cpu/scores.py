@@ -197,28 +197,32 @@ class _Scores(TiledScores):
             of_pair = [i for i in places if i // each == k]
             if of_pair:
                 tiles = self._even([batch.tiles[i] for i in of_pair])
-                norms, states = (x[of_pair] for x in known)
-                self._score_wide(Batch(one.pairs, tiles), norms, states, templates)
+                self._score_wide(Batch(one.pairs, tiles), known, of_pair, templates)
 
-    def _score_wide(self, batch: Batch, norms: Tensor, states: Tensor, templates: slice) -> None:
+    def _score_wide(
+        self, batch: Batch, known: tuple[Tensor, Tensor], places: list[int], templates: slice
+    ) -> None:
         """A batch in float64, with the norms that are known, or better ones if many are not."""
+        rows = torch.tensor(places)
+        states = known[1].index_select(0, rows)
         tiles, stats = self.cut(batch.tiles, centred=self.rule.zero_mean, wide=True)
         unknown = int((states == WindowState.UNKNOWN).flatten(1).sum(1).amax())
         if unknown <= self.rule.budget and self.input.dtype != torch.float64:
             # Doubtful relative to the rounding of float32 transforms, but not of float64 ones.
-            states = states.masked_fill(states == WindowState.DOUBTFUL, WindowState.GOOD)
-            shape = (len(batch.tiles), *norms.shape[1:])
+            states.masked_fill_(states == WindowState.DOUBTFUL, WindowState.GOOD)
+            shape = (len(batch.tiles), *states.shape[1:])
             moments = TileMoments(
                 stats, tiles.new_zeros(shape), states.new_zeros(shape), tiles.new_empty(0)
             )
-            moments.norms[: len(norms)] = norms
+            moments.norms[: len(states)] = known[0].index_select(0, rows)
             moments.states[: len(states)] = states
         else:
             moments = self.wide_moments(batch.tiles, stats)
-            # Cut tiles have zeros where an element is not finite.
-            non_finite = states == WindowState.NON_FINITE
-            moments.norms[: len(norms)].masked_fill_(non_finite, torch.nan)
-            moments.states[: len(states)].masked_fill_(non_finite, WindowState.NON_FINITE)
+            if bool((stats.non_finite > 0).any()):
+                # Cut tiles have zeros where an element is not finite.
+                non_finite = states == WindowState.NON_FINITE
+                moments.norms[: len(states)].masked_fill_(non_finite, torch.nan)
+                moments.states[: len(states)].masked_fill_(non_finite, WindowState.NON_FINITE)
         rule = replace(self.rule, noise=self._noise(torch.float64), budget=math.inf)
         start, stop, _ = templates.indices(self.coefficients.shape[1])
         at_once = self.plan.templates
