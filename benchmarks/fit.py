@@ -22,7 +22,8 @@ from torch import Tensor
 
 import torchcorr
 from torchcorr._checks import METHODS
-from torchcorr._plan.tiling import Tiling, tile_length
+from torchcorr._cpu.rules import ScoreRule
+from torchcorr._plan.tiling import TileBatch, Tiling, tile_length
 
 from .measure import Call, alternate
 
@@ -91,38 +92,24 @@ def operators(rounds: int) -> Iterator[tuple[int, str, float]]:
     for ndim, (size, window, length) in sizes.items():
         image = draw((1, 1, *(size,) * ndim), torch.float32)
         template = draw((1, 1, 1, *(window,) * ndim), torch.float64, seed=1)
-        step, box, grid = [1] * ndim, [window] * ndim, [0] * ndim
+        step, box = [1] * ndim, [window] * ndim
         grid = [-(-(size - window + 1) // (length - window + 1))] * ndim
         tiling = Tiling.cut(image.shape[2:], box, step, grid)
-        geometry, elements = tiling.numbers, math.prod(tiling.length)
-        batch = max(2, min(BATCH // (4 * elements), tiling.tiles) // 2 * 2)
-        ids = list(range(batch))
+        elements = math.prod(tiling.length)
+        count = max(2, min(BATCH // (4 * elements), tiling.tiles) // 2 * 2)
+        batch = TileBatch(tiling, list(range(count))).numbers
+        rule = ScoreRule(True, 0.0, 1e-6, False, 1e-8, 0.0, math.inf).numbers
         out = image.new_empty(1, 1, *tiling.positions)
-        gather = partial(ops.gather_tiles, image, ids, geometry, True, False, True)
-        tiles, stats = gather()
-        norms_of = partial(
-            ops.tile_norms,
-            stats,
-            image,
-            ids,
-            geometry,
-            box,
-            step,
-            True,
-            False,
-            0.0,
-            1e-6,
-            1e-8,
-            False,
+        cut = partial(ops.cut_tiles, image, batch, True, False, True)
+        tiles, stats = cut()
+        moments = partial(ops.tile_moments, image, stats, batch, rule, False)
+        *windows, _ = moments()
+        normalise = partial(
+            ops.normalise_tiles, tiles, [stats, *windows], image, template, batch, rule, out
         )
-        norms, *_ = norms_of()
-        finish = partial(
-            ops.finish_tiles, tiles, norms, stats, image, template,
-            ids, geometry, step, 0, True, 0.0, out,
-        )  # fmt: skip
-        calls = {"gather_tiles": gather, "tile_norms": norms_of, "finish_tiles": finish}
+        calls = {"cut_tiles": cut, "tile_moments": moments, "normalise_tiles": normalise}
         for name, call in calls.items():
-            yield ndim, name, median_ns(call, rounds) / (batch * elements)
+            yield ndim, name, median_ns(call, rounds) / (count * elements)
 
 
 def direct_loop(
