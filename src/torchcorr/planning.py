@@ -25,7 +25,7 @@ def plan(
 ) -> Plan:
     """Return how `zncc`, or `correlate`, would compute these two tensors.
 
-    Made from shapes, dtype and the number of threads alone: nothing is computed, and tensors on
+    Made from shapes, dtype and kind of device alone: nothing is computed, and tensors on
     the ``"meta"`` device, which have no data, suffice.
 
     Parameters

@@ -71,7 +71,6 @@ def _problem(size: Ints, window: Ints, channels: int, leads: Leads, device: str)
         channels=channels,
         leads=leads,
         itemsize=8,
-        threads=0,
         normalised=False,
         device=device,
     )

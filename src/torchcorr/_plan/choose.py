@@ -14,6 +14,8 @@ from .leads import Leads
 from .shapes import Ints, output_size
 from .tiling import EMPTY, Batch, Block, Tiling
 
+# How many times faster a plan must be to take more scratch than allowed.
+_WORTH_SCRATCH = 8
 _MOST = 2**31 - 2**12  # elements of a tile that a GPU's kernels number
 
 
@@ -56,7 +58,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Problem:
-    """What a plan depends on: shapes of the normal form, element size and number of threads."""
+    """What a plan depends on: shapes of the normal form, element size and kind of device."""
 
     size: Ints
     window: Ints
@@ -64,7 +66,6 @@ class Problem:
     channels: int
     leads: Leads
     itemsize: int
-    threads: int
     normalised: bool  # a score; a plain sum is transformed in float64 and needs no norms
     device: str = "cpu"  # its kind, as `family` names it
     is_complex: bool = False  # transformed as a whole, not in tiles
@@ -229,7 +230,10 @@ def make_plan(problem: Problem, method: str) -> Plan:
         most = _MOST // problem.channels
         plans = [p for p in plans if p.method == "direct" or math.prod(p.transform) < most] or plans
     fitting = [plan for plan in plans if plan.bytes <= problem.costs.scratch]
-    return min(fitting or plans, key=lambda plan: plan.cost)
+    best = min(fitting or plans, key=lambda plan: plan.cost)
+    # A large template takes more scratch by transforms than allowed, and hours by the direct loop.
+    quick = [plan for plan in plans if plan.cost * _WORTH_SCRATCH < best.cost]
+    return min(quick, key=lambda plan: plan.bytes) if quick else best
 
 
 def _direct_plan(problem: Problem) -> Plan:
@@ -285,7 +289,6 @@ def arrange(
         normalised,
         dtype,
         device,
-        torch.get_num_threads(),
     )
 
 
@@ -298,7 +301,6 @@ def _arranged(
     normalised: bool,
     dtype: torch.dtype,
     device: str,
-    threads: int,
 ) -> Arrangement:
     ndim = len(stride)
     leads = Leads.of(tuple(input[: -ndim - 1]), tuple(template[: -ndim - 1]))
@@ -309,7 +311,6 @@ def _arranged(
         channels=input[-ndim - 1],
         leads=leads,
         itemsize=max(4, dtype.itemsize),  # half types are computed in float32
-        threads=threads,
         normalised=normalised,
         device=device,
         is_complex=dtype.is_complex,
