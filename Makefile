@@ -93,10 +93,11 @@ endif
 	$(PY) -m pip install --quiet --no-build-isolation -e '.[cli,plot,dev,docs]'
 	@touch $@
 
-$(KERNELS): $(wildcard csrc/*/*) setup.py | $(READY)
+$(KERNELS): $(wildcard csrc/*/*) src/torchcorr/_cpu/compile.py setup.py | $(READY)
 	$(PY) setup.py --quiet build_ext --inplace
 
 clean:
-	rm -rf build dist docs/_build docs/gallery demo-output src/*.egg-info $(KERNELS) $(READY)
+	rm -rf build dist docs/_build docs/gallery demo-output src/*.egg-info $(READY)
+	rm -f src/torchcorr/_kernels*.so src/torchcorr/_kernels_missing.txt
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find src tests docs -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -327,5 +327,45 @@ def test_equations_cite_tests_that_exist() -> None:
             assert f"def {test}(" in text, f"{file} has no {test}"
 
 
+def positional(function: ast.FunctionDef) -> int:
+    names = [a.arg for a in (*function.args.posonlyargs, *function.args.args)]
+    return len(names) - (bool(names) and names[0] in ("self", "cls"))
+
+
+def is_kernel(function: ast.FunctionDef) -> bool:
+    """Whether Triton compiles it: it cannot take sizes in tuples without compiling for each."""
+    return any("jit" in ast.unparse(d) for d in function.decorator_list)
+
+
+@pytest.mark.parametrize("path", python_files(), ids=relative)
+def test_at_most_eight_arguments_are_positional(path: Path) -> None:
+    """More are a record. Only what implements an operator has the list of its schema."""
+    from torchcorr import _contract
+
+    operators = {operator.name for operator in _contract.OPERATORS}
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef) and not is_kernel(node):
+            assert positional(node) <= 8 or node.name in operators, node.name
+
+
+def test_the_recipe_for_an_operator_lists_the_files_of_lncc() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    recipe = text[text.index("## Add an operator") : text.index("## House rules")]
+    spans = re.findall(r"`([\w/.]+(?:\.\w+|/))`", recipe)
+    named = {span.replace("NAME", "lncc") for span in spans}
+    files = {name for name in named if (ROOT / name).is_file()}
+    folders = {name for name in named if name.endswith("/") and (ROOT / name).is_dir()}
+    assert named == files | folders, f"not there: {sorted(named - files - folders)}"
+    searched = [*source_files(), *(ROOT / "docs" / page for page in ("math.md", "api.rst"))]
+    searched += [ROOT / "README.md", ROOT / "CHANGELOG.md"]
+    mentioning = {
+        relative(path) for path in searched if re.search("lncc", path.read_text(), re.IGNORECASE)
+    }
+    missing = {name for name in mentioning - files if not any(name.startswith(f) for f in folders)}
+    assert not missing, f"CONTRIBUTING.md does not list {sorted(missing)}"
+    unrelated = {name for name in files - mentioning if name != "tests/public_api.txt"}
+    assert not unrelated, f"these do not mention lncc: {sorted(unrelated)}"
+
+
 if __name__ == "__main__":
     print("\n".join(public_surface()))
