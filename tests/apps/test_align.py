@@ -123,7 +123,7 @@ def test_flat_recordings_score_zero():
         ({"min_overlap": 0.0}, ValueError, r"min_overlap must lie in \(0, 1\]: got 0.0"),
         ({"max_shift": -1}, ValueError, "max_shift must be at least 0 along every axis: got -1"),
         ({"max_shift": (1, 2)}, ValueError, "max_shift must have one value for each of 1 axes"),
-        ({"max_shift": (1.5,)}, TypeError, "max_shift must hold ints: got 1.5"),
+        ({"max_shift": (1.5,)}, TypeError, "max_shift must contain ints: got 1.5"),
     ],
 )
 def test_refuses_options(options, error, message):
