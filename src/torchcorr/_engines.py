@@ -6,6 +6,8 @@ import importlib
 import warnings
 from functools import cache
 
+import torch
+
 # Each is a package whose `register` implements operators and returns why if it cannot.
 ENGINES = {"cpu": "_cpu", "cuda": "_triton"}
 
@@ -23,7 +25,9 @@ def load() -> dict[str, str | None]:
 
     The first call loads them; an engine whose folder is missing is one that is not there.
     """
-    return {device: _load(name) for device, name in ENGINES.items()}
+    reasons = {device: _load(name) for device, name in ENGINES.items()}
+    _keep_scratch()
+    return reasons
 
 
 def _load(name: str) -> str | None:
@@ -45,3 +49,13 @@ def warn_if_slow(device: str) -> None:
             KernelsMissingWarning,
             stacklevel=6,
         )
+
+
+def _keep_scratch() -> None:
+    """Lets the C library keep freed scratch for the next call instead of giving it back.
+
+    glibc raises its limits to the largest block that was ever freed, 32 MiB at most; below them
+    memory is reused, above them every temporary tensor pays for fresh pages, which costs more than
+    a transform of it. The block is never touched, so it takes no memory.
+    """
+    torch.empty((32 << 20) - 4096, dtype=torch.uint8)

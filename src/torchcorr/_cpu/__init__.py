@@ -19,5 +19,4 @@ def register() -> str | None:
     correlate.register()
     scores.register()
     score_grads.register()
-    library.keep_scratch()
     return None

@@ -71,13 +71,3 @@ def _cause_on_file() -> str | None:
     except OSError:
         return None
     return lines[0] if lines else None
-
-
-def keep_scratch() -> None:
-    """Lets the C library keep freed scratch for the next call instead of giving it back.
-
-    glibc raises its limits to the largest block that was ever freed, 32 MiB at most; below them
-    memory is reused, above each batch of tiles pays for fresh pages, which costs more than its
-    transforms. The block is never touched, so it takes no memory.
-    """
-    torch.empty((32 << 20) - 4096, dtype=torch.uint8)
