@@ -7,6 +7,7 @@
 #include <atomic>
 #include <cmath>
 #include <limits>
+#include <utility>
 
 #include "direct/correlate.h"
 #include "tiles/spectra.h"
@@ -62,7 +63,7 @@ class ScorePass {
   // Writes the scores of tiles of one leading index.
   void score(const Sizes& tiles, int64_t pair) {
     const Sizes batch = batch_of(tiles);
-    const auto [cut, stats] = cut_tiles(input_, batch, rule_.zero_mean, false, lanes_ == 2);
+    auto [cut, stats] = cut_tiles(input_, batch, rule_.zero_mean, false, lanes_ == 2);
     const auto [norms, states, means, doubtful] =
         tile_moments(input_, stats, batch, rule_numbers_, false);
     const Tensors moments{stats, norms, states, means};
@@ -76,7 +77,7 @@ class ScorePass {
     }
     if (easy.empty()) return;
     if (easy.size() < tiles.size()) return score(easy, pair);
-    const Operand operand = operand_of(cut);
+    const Operand operand = operand_of(std::move(cut));
     const int64_t at_once = lanes_ == 2 ? 1 : block_.templates();
     for (int64_t k = 0; k < block_.templates(); k += at_once) {
       const Tensor sums = numerators<T>(operand, pair, k, at_once);
@@ -105,10 +106,10 @@ class ScorePass {
   void score_wide(const Sizes& tiles, const Tensors& known, size_t i, int64_t pair, int64_t begin,
                   int64_t end) {
     const Sizes batch = batch_of(Sizes(tiles.begin() + i, tiles.begin() + i + lanes_));
-    const auto [cut, stats] = cut_tiles(input_, batch, rule_.zero_mean, true, lanes_ == 2);
+    auto [cut, stats] = cut_tiles(input_, batch, rule_.zero_mean, true, lanes_ == 2);
     const Tensors moments = wide_moments(batch, stats, part_of(known[1], 0, i, lanes_),
                                          part_of(known[2], 0, i, lanes_));
-    const Operand operand = operand_of(cut);
+    const Operand operand = operand_of(std::move(cut));
     const int64_t at_once = lanes_ == 2 ? 1 : end - begin;
     for (int64_t k = begin; k < end; k += at_once) {
       const Tensor sums = numerators<double>(operand, pair, k, at_once);
@@ -175,7 +176,8 @@ class ScorePass {
     }
   }
 
-  Operand operand_of(const Tensor& cut) const {
+  // Takes the tiles, so that their memory is free once they are transformed.
+  Operand operand_of(Tensor cut) const {
     if (lanes_ == 1) return {cut, cut};
     const Tensor spectrum = transform(lines_of_tiles(cut), true);
     if (block_.templates() == 1 && tiling_.channels == 1) return {spectrum, spectrum};
