@@ -78,7 +78,7 @@ _COSTS = {
             1280,
             1536,
         ),
-        long=tuple(1 << p for p in range(9, 20)),
+        long=tuple(length for p in range(9, 20) for length in (1 << p, 5 << (p - 2))),
     ),
     # Not fitted: bytes at 4 TB/s, half the arithmetic peak of a large card, launches of 5 us.
     "cuda": Costs(
