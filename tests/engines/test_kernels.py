@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Iterator
 
 import numpy as np
 import pytest
 import torch
-from numpy.lib.stride_tricks import sliding_window_view
 from torch import Tensor
+from window_definitions import moments, rand, spread, windows
 
 import torchcorr  # noqa: F401  (registers the operators)
 
@@ -51,39 +50,6 @@ GEOMETRIES = {
 }
 every_geometry = pytest.mark.parametrize("name", GEOMETRIES)
 every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
-
-
-def rand(shape: tuple[int, ...], dtype: torch.dtype = torch.float64, seed: int = 0) -> Tensor:
-    return torch.from_numpy(np.random.default_rng([seed, *shape]).random(shape)).to(dtype)
-
-
-def windows(x: Tensor, window: tuple[int, ...], stride: tuple[int, ...]) -> np.ndarray:
-    """(*lead, *O, N) in extended precision, one row for each window."""
-    ndim = len(window)
-    seen = sliding_window_view(x.numpy().astype(np.longdouble), window, tuple(range(-ndim, 0)))
-    seen = seen[(..., *(slice(None, None, s) for s in stride), *(slice(None),) * ndim)]
-    seen = np.moveaxis(seen, -2 * ndim - 1, -ndim - 1)
-    return seen.reshape(*seen.shape[: -ndim - 1], -1)
-
-
-def moments(x: Tensor, window: tuple[int, ...], stride: tuple[int, ...]) -> tuple[np.ndarray, ...]:
-    seen = windows(x, window, stride)
-    mean = seen.mean(-1, keepdims=True)
-    return mean[..., 0], ((seen - mean) ** 2).mean(-1)
-
-
-def spread(
-    grad: np.ndarray, window: tuple[int, ...], shape: tuple[int, ...], stride: tuple[int, ...]
-) -> np.ndarray:
-    ndim = len(window)
-    total = np.zeros(shape, np.longdouble)
-    for v in itertools.product(*map(range, window)):
-        at = tuple(
-            slice(f, f + (o - 1) * s + 1, s)
-            for f, o, s in zip(v, grad.shape[-ndim:], stride, strict=True)
-        )
-        total[(..., *at)] += np.expand_dims(grad, -ndim - 1)
-    return total
 
 
 def close(got: Tensor, want: np.ndarray, bound: float | np.ndarray) -> None:

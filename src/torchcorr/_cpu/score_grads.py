@@ -228,11 +228,7 @@ def ncc_grads(
         call = _Gradients(scores, wide=True)
         outcome = call.both()
     if outcome is Outcome.NOT_FINITE:
-        composed = definition.score_gradients(_KERNELS, scores)
-        return (
-            composed[0] if composed[0] is not None else input.new_empty(0),
-            composed[1] if composed[1] is not None else template.new_empty(0),
-        )
+        return definition.composed_grads(_KERNELS, scores)
     leads, core = call.problem.leads, len(stride) + 1
     for_input, for_template = input.new_empty(0), template.new_empty(0)
     if call.for_input is not None:

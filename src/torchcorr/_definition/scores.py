@@ -205,6 +205,15 @@ def score_gradients(of: ScoreOperators, call: ScoreGradCall) -> tuple[Tensor | N
     return for_input, for_template
 
 
+def composed_grads(of: ScoreOperators, call: ScoreGradCall) -> tuple[Tensor, Tensor]:
+    """Both gradients of `ncc`; one that is not needed is empty."""
+    for_input, for_template = score_gradients(of, call)
+    return (
+        for_input if for_input is not None else call.input.new_empty(0),
+        for_template if for_template is not None else call.template.new_empty(0),
+    )
+
+
 _DEFINITIONS = ScoreOperators(
     ncc, window_moments, window_combine, correlate_input_grad, correlate_template_grad
 )
@@ -224,8 +233,4 @@ def ncc_grads(
 ) -> tuple[Tensor, Tensor]:
     """Both gradients of `ncc`; one that is not needed is empty."""
     args = (grad, input, template, score, stride, zero_mean, eps, method, need_input, need_template)
-    for_input, for_template = score_gradients(_DEFINITIONS, ScoreGradCall(*args))
-    return (
-        for_input if for_input is not None else input.new_empty(0),
-        for_template if for_template is not None else template.new_empty(0),
-    )
+    return composed_grads(_DEFINITIONS, ScoreGradCall(*args))

@@ -145,13 +145,18 @@ def _in_passes(problem: Problem) -> bool:
     return problem.normalised and problem.costs.pairs
 
 
+def _spectra_bytes(problem: Problem, length: Ints) -> int:
+    """Of the spectra of one template over a tile."""
+    return 2 * problem.channels * math.prod(length) * problem.itemsize
+
+
 def _passed(problem: Problem, tiling: Tiling, method: str) -> Plan:
     """Units of tiles that stay in the cache of a core, and templates whose spectra are kept."""
     leads, costs, width = problem.leads, problem.costs, problem.itemsize
     n, m, channels = math.prod(tiling.length), math.prod(tiling.outputs), problem.channels
     each = max(1, leads.inputs * tiling.tiles)
     if method == "fft":
-        spectra = 2 * channels * n * width
+        spectra = _spectra_bytes(problem, tiling.length)
         templates = max(1, min(leads.templates, costs.spectra_bytes // spectra))
         shared = templates == channels == 1
         # The tile and its spectrum, products and their inverse, and the norms of its windows.
@@ -322,10 +327,10 @@ def _arranged(
 def blocks(problem: Problem, plan: Plan) -> Iterator[Block]:
     """Leading indices and templates that share one parallel region, as many as have room."""
     leads = problem.leads
-    spectra = 2 * problem.channels * math.prod(plan.transform) * problem.itemsize
-    at_once = max(1, problem.costs.spectra_bytes // (spectra * plan.templates))
-    if plan.method == "direct":
-        at_once = max(1, leads.paired)
+    at_once = max(1, leads.paired)
+    if plan.method == "fft":
+        spectra = _spectra_bytes(problem, plan.transform) * plan.templates
+        at_once = max(1, problem.costs.spectra_bytes // spectra)
     for pair in range(0, leads.paired, at_once):
         pairs = slice(pair, min(pair + at_once, leads.paired))
         for first in range(0, leads.templates, plan.templates):

@@ -187,7 +187,7 @@ class _Call:
         blocks = -(-count // _BLOCK)
         plane, row, _ = three(part.stride()[2:], 0)
         out_plane, out_row, _ = three(out.stride()[2:], 0)
-        sizes, size_stats = bound or (numerators, stats)
+        sizes, size_stats = (numerators, stats) if bound is None else bound
         write_sums_kernel[(blocks * leads * templates,)](
             numerators, stats.rows, stats.rows if noise is None else noise, sizes, size_stats.rows,
             part, self.template[piece.pairs], out,
