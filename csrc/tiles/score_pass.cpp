@@ -5,7 +5,6 @@
 
 #include <algorithm>
 #include <atomic>
-#include <cmath>
 #include <limits>
 #include <utility>
 
@@ -49,7 +48,7 @@ class ScorePass {
             const Sizes& batch, const Block& block, const Numbers& rule,
             const Numbers& wide_rule, const Tensor& out)
       : input_(input), all_(coefficients), numbers_(batch), block_(block), rule_numbers_(rule),
-        wide_rule_numbers_(wide_rule), rule_(rule), wide_rule_(wide_rule),
+        wide_rule_numbers_(wide_rule), rule_(rule),
         tiling_(TileBatch(batch, input).tiling), lanes_(spectra ? 2 : 1),
         wide_(packed(part_of(part_of(coefficients, 0, block.first_pair, block.pairs()), 1,
                              block.first_template, block.templates()))),
@@ -121,59 +120,33 @@ class ScorePass {
   Tensors wide_moments(const Sizes& batch, const Tensor& stats, const Tensor& known_norms,
                        const Tensor& known_states) const {
     const int64_t count = known_norms.numel(), each = count / lanes_;
-    const Sizes shape = sizes_of(known_norms);
-    const Tensor norms = new_float64(stats, shape), no_means = new_float64(stats, {0});
-    const Tensor states = torch::stable::new_empty(known_states, shape);
-    const T* known = known_norms.const_data_ptr<T>();
     const uint8_t* known_state = known_states.const_data_ptr<uint8_t>();
-    double* norm = norms.mutable_data_ptr<double>();
-    uint8_t* state = states.mutable_data_ptr<uint8_t>();
     int64_t unknown[2] = {0, 0};
     for (int64_t at = 0; at < count; ++at) unknown[at / each] += known_state[at] == kUnknown;
     if (sizeof(T) < sizeof(double) &&
         static_cast<double>(std::max(unknown[0], unknown[1])) <= rule_.budget) {
+      const Sizes shape = sizes_of(known_norms);
+      const Tensor norms = new_float64(stats, shape);
+      const Tensor states = torch::stable::new_empty(known_states, shape);
+      const T* known = known_norms.const_data_ptr<T>();
+      double* norm = norms.mutable_data_ptr<double>();
+      uint8_t* state = states.mutable_data_ptr<uint8_t>();
       // Doubtful relative to the rounding of float32 sums, but not of float64 ones.
       for (int64_t at = 0; at < count; ++at) {
         norm[at] = static_cast<double>(known[at]);
         state[at] = known_state[at] == kDoubtful ? kGood : known_state[at];
       }
-      return {stats, norms, states, no_means};
+      return {stats, norms, states, new_float64(stats, {0})};
     }
-    merged_moments(batch, stats, norm, state);
+    const auto [norms, states, no_means] =
+        merged_moments(input_, stats, batch, wide_rule_numbers_, lanes_ == 2, false);
     for (int64_t at = 0; at < count; ++at) {
       // Cut tiles have zeros where an element is not finite.
       if (known_state[at] != kNonFinite) continue;
-      norm[at] = std::numeric_limits<double>::quiet_NaN();
-      state[at] = kNonFinite;
+      norms.template mutable_data_ptr<double>()[at] = std::numeric_limits<double>::quiet_NaN();
+      states.template mutable_data_ptr<uint8_t>()[at] = kNonFinite;
     }
     return {stats, norms, states, no_means};
-  }
-
-  // Norms and states from moments that are merged from parts, so that nothing cancels.
-  void merged_moments(const Sizes& batch, const Tensor& stats, double* norm,
-                      uint8_t* state) const {
-    auto [raw, raw_stats] = cut_tiles(input_, batch, false, true, false);
-    for (int64_t i = 0; i < tiling_.ndim; ++i) {
-      raw = part_of(raw, 2 + i, 0, tiling_.extent[3 - tiling_.ndim + i]);
-    }
-    const auto [mean, var] = window_moments(raw, sizes_of(tiling_.window, tiling_.ndim),
-                                            sizes_of(tiling_.stride, tiling_.ndim));
-    const double *means = mean.template const_data_ptr<double>(),
-                 *vars = var.template const_data_ptr<double>();
-    const TileStats *of_tile = rows_of_stats(stats), *of_raw = rows_of_stats(raw_stats);
-    double mean_square = 0;
-    for (int64_t lane = 0; lane < lanes_; ++lane) mean_square += of_tile[lane].mean_square;
-    const double least = wide_rule_.least_energy * mean_square;
-    const double elements = static_cast<double>(tiling_.window_size());
-    const int64_t each = tiling_.positions();
-    for (int64_t at = 0; at < lanes_ * each; ++at) {
-      const double scale = of_tile[at / each].scale, ratio = scale / of_raw[at / each].scale;
-      const double level = rule_.zero_mean ? 0.0 : means[at];
-      const double energy = (vars[at] + level * level) * ratio * ratio;
-      const double softened = energy + rule_.eps * scale * scale;
-      norm[at] = energy == 0 ? 0.0 : 1 / (elements * std::sqrt(softened));
-      state[at] = energy == 0 ? kFlat : softened < least ? kDoubtful : kGood;
-    }
   }
 
   // Takes the tiles, so that their memory is free once they are transformed.
@@ -213,7 +186,7 @@ class ScorePass {
   const Sizes& numbers_;
   const Block& block_;
   const Numbers &rule_numbers_, &wide_rule_numbers_;
-  const ScoreRule rule_, wide_rule_;
+  const ScoreRule rule_;
   const Tiling tiling_;
   const int64_t lanes_;
   const Tensor wide_, narrow_;  // the coefficients of the block, in float64 and in the input's type

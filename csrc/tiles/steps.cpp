@@ -20,6 +20,9 @@ STABLE_TORCH_LIBRARY(torchcorr_cpu, m) {
       "tile_moments(Tensor input, Tensor stats, int[] batch, float[] rule, bool means)"
       " -> (Tensor, Tensor, Tensor, Tensor)");
   m.def(
+      "merged_moments(Tensor input, Tensor stats, int[] batch, float[] rule, bool pairs, bool means)"
+      " -> (Tensor, Tensor, Tensor)");
+  m.def(
       "normalise_tiles(Tensor numerators, Tensor[] moments, Tensor input, Tensor coefficients,"
       " int[] batch, float[] rule, Tensor(a!) out) -> Tensor");
   m.def(

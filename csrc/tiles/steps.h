@@ -71,6 +71,12 @@ std::tuple<Tensor, Tensor> cut_tiles(const Tensor& input, Sizes batch, bool cent
 std::tuple<Tensor, Tensor, Tensor, Tensor> tile_moments(const Tensor& input, const Tensor& stats,
                                                         Sizes batch, Numbers rule, bool with_means);
 
+// Norms, states and means in float64, from moments that are merged from parts; as `pairs`, tiles are
+// transformed two by two.
+std::tuple<Tensor, Tensor, Tensor> merged_moments(const Tensor& input, const Tensor& stats,
+                                                  Sizes batch, Numbers rule, bool pairs,
+                                                  bool with_means);
+
 // Writes scores; how many doubtful windows of each tile are too many to be recomputed.
 Tensor normalise_tiles(const Tensor& numerators, Tensors moments, const Tensor& input,
                        const Tensor& coefficients, Sizes batch, Numbers rule, const Tensor& out);

@@ -139,6 +139,28 @@ def test_moments(name: str, dtype: torch.dtype, pairs: bool, zero_mean: bool, ba
         assert (moments.states == WindowState.NON_FINITE).any()
 
 
+@every_geometry
+@every_dtype
+@pytest.mark.parametrize("pairs", (True, False))
+@pytest.mark.parametrize("zero_mean, eps", ((True, 0.0), (False, 0.0), (True, 1e-3)))
+def test_merged_moments(
+    name: str, dtype: torch.dtype, pairs: bool, zero_mean: bool, eps: float
+) -> None:
+    batch, image = batch_of(name, pairs), image_of(name, dtype)
+    # So large a limit that it divides the windows.
+    rule = replace(rule_of(dtype, pairs, zero_mean=zero_mean), eps=eps, least_energy=0.4)
+    stats = cut_stats(image, batch, zero_mean, pairs)
+    numbers = (batch.numbers, rule.numbers, pairs)
+    norms, states, means = ops.merged_moments(image, stats.rows, *numbers, True)
+    want = tile_definitions.merged_moments(image, stats, batch, rule, pairs)
+    assert norms.dtype == means.dtype == torch.float64
+    same(norms, want.norms, 1e-6)
+    same(means, want.means, 1e-9, 1e-11)
+    assert torch.equal(states, want.states)
+    *_, none = ops.merged_moments(image, stats.rows, *numbers, False)
+    assert none.numel() == 0
+
+
 def _valid(tiling: Tiling, tile: int) -> tuple[slice, ...]:
     if tile < 0:
         return tuple(slice(0, 0) for _ in tiling.grid)

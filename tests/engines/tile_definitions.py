@@ -165,6 +165,38 @@ def tile_moments(
     return moments, is_doubtful(states).flatten(1).sum(1)
 
 
+def merged_moments(
+    input: Tensor, stats: TileStats, batch: TileBatch, rule: ScoreRule, pairs: bool
+) -> TileMoments:
+    """Norms, states and means in float64, each window in two passes; finite input."""
+    tiling = batch.tiling
+    ndim, count = len(tiling.window), input.shape[1] * math.prod(tiling.window)
+    raw, there = raw_tiles(input, batch)
+    raw = torch.where(there, widen(raw), 0.0)[(..., *(slice(0, n) for n in tiling.extent))]
+    seen = windows(raw, tiling.window, tiling.stride)
+    axes = tuple(range(-ndim - 1, 0))
+    first = seen[(..., *(slice(0, 1),) * (ndim + 1))]
+    level = first + (seen - first).mean(axes, keepdim=True)
+    energy = (seen - level).square().mean(axes)
+    flat = seen.amin(axes) == seen.amax(axes)
+    energy = torch.where(flat, 0.0, energy)
+    mean = level[(..., *(0,) * (ndim + 1))]
+    if not rule.zero_mean:
+        energy = energy + mean.square()
+    tile_level, scale, power = (
+        _column(s, ndim) for s in (stats.level, stats.scale, stats.mean_square)
+    )
+    if pairs:
+        power = power.unflatten(0, (-1, 2)).sum(1).repeat_interleave(2, 0)
+    energy, softened = energy * scale**2, (energy + rule.eps) * scale**2
+    states = torch.zeros_like(energy, dtype=torch.uint8)
+    states[softened < rule.least_energy * power] = WindowState.DOUBTFUL
+    states[energy == 0] = WindowState.FLAT
+    norms = torch.where(energy == 0, 0.0, 1 / (count * softened.sqrt()))
+    means = (mean - tile_level) * scale if rule.zero_mean else torch.zeros_like(mean)
+    return TileMoments(stats, norms, states, means)
+
+
 def normalise_tiles(
     numerators: Tensor,
     moments: TileMoments,

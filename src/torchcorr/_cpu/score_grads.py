@@ -25,6 +25,7 @@ from .._plan.dtypes import HALVES
 from .._plan.tiling import Batch, TileBatch, TileMoments, TileStats
 from . import steps
 from .scores import TiledScores
+from .spectra import TemplateSpectra
 
 # Error of the float32 score that a gradient is computed from.
 _SCORE_ERROR = rounding.ALLOWED_SCORE_ERROR[torch.float32]
@@ -47,6 +48,7 @@ class _Gradients(TiledScores):
         call = arrange(*sizes, "fft", normalised=True, dtype=input.dtype, device="cpu")
         super().__init__(input, of.template, call, of.zero_mean, of.eps)
         self.plan = stepwise(self.problem, self.tiling, "fft")
+        self.spectra = TemplateSpectra(self.coefficients, self.tiling)
         leads, ndim = self.problem.leads, len(self.tiling.stride)
         self.grad = leads.output(of.grad, ndim).contiguous()
         self.score = leads.output(of.score, ndim).contiguous()
@@ -74,17 +76,34 @@ class _Gradients(TiledScores):
             return Outcome.NOT_FINITE
         return Outcome.EXACT if self.wide or self._is_quiet() else Outcome.TOO_NOISY
 
+    def _cut(self, tiles: list[int]) -> tuple[Tensor, TileStats]:
+        batch = TileBatch(self.tiling, tiles).numbers
+        values, rows = steps.cut_tiles(self.input, batch, self.rule.zero_mean, self.wide, True)
+        return values, TileStats(rows)
+
+    def _moments(self, tiles: list[int], stats: TileStats) -> TileMoments | None:
+        """The moments of tiles; None if one needs float64."""
+        batch = TileBatch(self.tiling, tiles).numbers
+        if self.wide:
+            windows = steps.merged_moments(
+                self.input, stats.rows, batch, self.wide_rule().numbers, True, True
+            )
+            return TileMoments(stats, *windows)
+        *windows, doubtful = steps.tile_moments(
+            self.input, stats.rows, batch, self.rule.numbers, True
+        )
+        if bool((doubtful > self.rule.budget).any()):
+            return None
+        return TileMoments(stats, *windows)
+
     def _tiles_of(self, batch: Batch) -> Outcome:
         """Adds what the tiles of one pair contribute."""
-        tiles, stats = self.cut(batch.tiles, centred=self.rule.zero_mean, wide=self.wide)
+        tiles, stats = self._cut(batch.tiles)
         if bool((stats.non_finite > 0).any()):
             return Outcome.NOT_FINITE
-        if self.wide:
-            moments = self.wide_moments(batch.tiles, stats)
-        else:
-            moments, hard = self.moments(batch.tiles, stats, means=True)
-            if hard:
-                return Outcome.TOO_NOISY
+        moments = self._moments(batch.tiles, stats)
+        if moments is None:
+            return Outcome.TOO_NOISY
         numbers = TileBatch(self.tiling, batch.tiles).numbers
         steps.recompute_norms(moments.tensors, self.input, numbers, self.rule.numbers)
         ndim = len(self.tiling.stride)

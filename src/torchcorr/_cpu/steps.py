@@ -17,6 +17,7 @@ correlate_direct_input_grad = torch.ops.torchcorr_cpu.correlate_direct_input_gra
 correlate_direct_template_grad = torch.ops.torchcorr_cpu.correlate_direct_template_grad.default
 cut_tiles = torch.ops.torchcorr_cpu.cut_tiles.default
 tile_moments = torch.ops.torchcorr_cpu.tile_moments.default
+merged_moments = torch.ops.torchcorr_cpu.merged_moments.default
 normalise_tiles = torch.ops.torchcorr_cpu.normalise_tiles.default
 score_tiles = torch.ops.torchcorr_cpu.score_tiles.default
 emit_sums = torch.ops.torchcorr_cpu.emit_sums.default
