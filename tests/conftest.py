@@ -22,7 +22,13 @@ TESTS = Path(__file__).parent
 ENGINES = "engines"
 # The files in tests/engines/ that need an engine of the package.
 ENGINE_TESTS = {
-    "_cpu": ("test_direct_kernel.py", "test_kernels.py", "test_threads.py", "test_tiles.py"),
+    "_cpu": (
+        "test_bytes.py",
+        "test_direct_kernel.py",
+        "test_kernels.py",
+        "test_threads.py",
+        "test_tiles.py",
+    ),
     "_triton": ("test_cuda.py", "test_triton_*.py"),
 }
 # Files, relative to tests/, that concern the CPU, files or text, whatever the device.

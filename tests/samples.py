@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from inputs import METHODS, draw
 
+import torchcorr
+
 STRIDE = [1, 2]
 
 
@@ -26,6 +28,15 @@ def scores(method, dtype):
             yield "ncc", (image, template, *how)
             args = (delta.detach(), image.detach(), template.detach(), delta.detach().tanh())
             yield "ncc_grads", (*args, *how, True, True)
+
+
+def whole_scores(method):
+    """Scores of integers, and of real numbers that hold them."""
+    image, template = draw((2, 3, 7, 8)) * 255, draw((4, 1, 3, 3, 2), seed=1) * 255
+    for dtype in (torch.uint8, torch.float32):
+        x, w = image.to(torch.uint8).to(dtype), template.to(torch.uint8).to(dtype)
+        standard = torchcorr._contract.standardise(w.float(), 2, True)
+        yield "ncc", (x, standard, STRIDE, True, 0.1, method, None, w)
 
 
 def windows(dtype):
@@ -52,6 +63,7 @@ def samples():
         yield from windows(dtype)
     for method in METHODS:
         yield from scores(method, torch.complex128)
+        yield from whole_scores(method)
 
 
 SAMPLES = list(samples())

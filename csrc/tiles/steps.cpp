@@ -12,6 +12,7 @@ STABLE_TORCH_LIBRARY(torchcorr_cpu, m) {
   m.def(
       "correlate_direct_template_grad(Tensor grad, Tensor input, int[] template_shape,"
       " int[] stride) -> Tensor");
+  m.def("take_counts(Tensor(a!) counts) -> ()");
   m.def("take_large_pages(Tensor(a!) x) -> ()");
   m.def(
       "cut_tiles(Tensor input, int[] batch, bool centred, bool wide, bool pairs)"
@@ -28,6 +29,11 @@ STABLE_TORCH_LIBRARY(torchcorr_cpu, m) {
   m.def(
       "score_tiles(Tensor input, Tensor coefficients, Tensor? spectra, int[] batch, int[] block,"
       " float[] rule, float[] wide_rule, Tensor(a!) out) -> ()");
+  m.def("as_bytes(Tensor x) -> (Tensor, int)");
+  m.def("byte_kernels(Tensor x) -> int");
+  m.def(
+      "score_bytes(Tensor input, Tensor templates, Tensor? coefficients, Tensor? spectra, int[] batch,"
+      " int[] block, float[] rule, Tensor(a!) out) -> ()");
   m.def(
       "emit_sums(Tensor numerators, Tensor? absolute, Tensor[] moments, Tensor input,"
       " Tensor template, int[] batch, float[] rule, Tensor(a!) out) -> Tensor");

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import pad as torch_pad
 
 from . import _checks, _engines
-from ._plan.dtypes import HALVES
+from ._plan.dtypes import BYTES, HALVES
 from ._plan.shapes import Ints, padding
 
 Window = int | Sequence[int]
@@ -53,6 +53,13 @@ class Arguments:
         """x with a channel axis: the one it has if joint, otherwise a new one of length 1."""
         _checks.memory_fits(x)
         return x if self.joint else x.unsqueeze(-self.ndim - 1)
+
+    def pads_with(self, dtype: torch.dtype) -> bool:
+        """Whether padding is within an integer type."""
+        if self.mode == "valid" or self.pad_mode != "constant":
+            return True
+        limits = torch.iinfo(dtype)
+        return self.pad_value in range(limits.min, limits.max + 1)
 
     def padded(self, x: Tensor, window: Ints, name: str) -> Tensor:
         """x extended so that valid positions are the positions of the mode."""
@@ -104,10 +111,12 @@ def normal_pair(
     *,
     name: str,
     complex_allowed: bool,
+    bytes_kept: bool = False,
     data: bool = True,
 ) -> tuple[Tensor, Tensor, torch.dtype]:
     """Both tensors in normal form, padded and in their working dtype; and the result's dtype.
 
+    With `bytes_kept` 8-bit integers stay as they are, unless they are padded with another number.
     Without `data` only shapes are computed, on the meta device.
     """
     _checks.tensor(input, "input")
@@ -125,7 +134,8 @@ def normal_pair(
     if arguments.joint:
         _checks.channels_match(x.shape[-arguments.ndim - 1], w.shape[-arguments.ndim - 1])
     _checks.leads_broadcast(x.shape[: -arguments.ndim - 1], w.shape[: -arguments.ndim - 1])
-    x, w = in_working_dtype(working, x, w)
+    if not (bytes_kept and x.dtype in BYTES and arguments.pads_with(x.dtype)):
+        x, w = in_working_dtype(working, x, w)
     return arguments.padded(x, window, name), w, result
 
 

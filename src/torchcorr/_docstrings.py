@@ -11,7 +11,8 @@ Documented = TypeVar("Documented", bound=Callable[..., Any])
 
 _DTYPES_OF_SCORES = """\
 float64 and float32 keep their dtype; float16 and bfloat16 are computed in float32 and come back
-as themselves; uint8, int8, int16, uint16 and int32 become float32; complex tensors are refused."""
+as themselves; uint8, int8, int16, uint16 and int32 become float32; complex tensors are refused.
+uint8 and int8 are scored on the CPU from exact sums with one rounding: a copy scores exactly 1."""
 
 SHARED = {
     "input": """\

@@ -7,6 +7,7 @@ from torch import Tensor
 from . import _checks, _contract
 from ._arguments import Arguments, Window, normal_pair
 from ._docstrings import shared
+from ._plan.dtypes import MAYBE_BYTES
 from ._prepared import PreparedTemplate
 
 
@@ -296,11 +297,15 @@ def scores(
 ) -> Tensor:
     """`zncc`, or `ncc` without `zero_mean`, of arguments that are parsed."""
     _checks.not_negative(eps, "eps")
-    x, w, result = normal_pair(input, template, arguments, name="template", complex_allowed=False)
+    x, whole, result = normal_pair(
+        input, template, arguments, name="template", complex_allowed=False, bytes_kept=True
+    )
+    w = whole if whole.is_floating_point() else whole.float()
     w = _contract.standardise(w, arguments.ndim, zero_mean)
     stride, method = arguments.stride, arguments.method
     spectra = None
     if prepared is not None:
         spectra = prepared.spectra_for(x, w, stride, method, normalised=True)
-    out: Tensor = _contract.ncc(x, w, stride, zero_mean, float(eps), method, spectra)
+    given = whole.detach() if whole.dtype in MAYBE_BYTES else None
+    out: Tensor = _contract.ncc(x, w, stride, zero_mean, float(eps), method, spectra, given)
     return out.to(result)

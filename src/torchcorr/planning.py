@@ -74,7 +74,13 @@ def plan(
     """
     arguments = Arguments.parse(ndim, mode, stride, channels, "constant", 0.0, method)
     x, w, _ = normal_pair(
-        input, template, arguments, name="template", complex_allowed=not normalised, data=False
+        input,
+        template,
+        arguments,
+        name="template",
+        complex_allowed=not normalised,
+        bytes_kept=normalised,
+        data=False,
     )
     return arrange(
         x.shape,

@@ -68,7 +68,13 @@ def _ncc_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     else:
         grads = ncc_grads(*args)
     chosen = (g if want else None for g, want in zip(grads, wanted, strict=True))
-    return (*chosen, None, None, None, None, None)
+    return (*chosen, *(None,) * 6)
+
+
+def _fake_ncc(input: Tensor, *args: Any) -> Tensor:
+    """Integers are scored in float32."""
+    score = fake_score(input, *args)
+    return score if input.is_floating_point() else score.float()
 
 
 def _batch_ncc(
@@ -77,7 +83,10 @@ def _batch_ncc(
     core = len(stride) + 1
     lead = max(rank(input, dims[0]), rank(template, dims[1])) - core
     both = (front(input, dims[0], core, lead), front(template, dims[1], core, lead))
-    return ncc(*both, stride, *args), 0
+    *rest, whole = args
+    if whole is not None:
+        whole = front(whole, dims[-1], core, lead)
+    return ncc(*both, stride, *rest, whole), 0
 
 
 standardise = register(
@@ -92,9 +101,9 @@ standardise = register(
 ncc = register(
     "ncc",
     "(Tensor input, Tensor template, int[] stride, bool zero_mean, float eps, str method,"
-    " Tensor? spectra=None) -> Tensor",
+    " Tensor? spectra=None, Tensor? whole=None) -> Tensor",
     definition.ncc,
-    fake_score,
+    _fake_ncc,
     setup=_save_score,
     backward=_ncc_backward,
     batch=_batch_ncc,

@@ -1,6 +1,6 @@
 """Which scores and sums are recomputed exactly, and the form in which steps take these rules.
 
-csrc/tiles/steps.h defines them a second time, in C++.
+csrc/tiles/steps.h and csrc/integer/moments.h define them a second time, in C++.
 """
 
 from __future__ import annotations
@@ -33,6 +33,33 @@ class ScoreRule:
             self.least_variance,
             self.noise,
             self.budget,
+        ]
+
+
+@dataclass(frozen=True)
+class ByteRule:
+    """How bytes are scored; elements are bytes minus a constant, their zero."""
+
+    zero_mean: bool
+    eps: float  # added to a window's energy, in squared units of the input
+    zero_of_input: int
+    zero_of_template: int
+    exact: bool  # every numerator must be right, not only those whose rounding would show
+    noise: float  # of a float32 transform, relative to what it contains
+    allowed: float  # error of a score
+    kernel: int  # of the direct loop: 0 is the best that the CPU can run
+
+    @cached_property
+    def numbers(self) -> list[float]:
+        return [
+            self.zero_mean,
+            self.eps,
+            self.zero_of_input,
+            self.zero_of_template,
+            self.exact,
+            self.noise,
+            self.allowed,
+            self.kernel,
         ]
 
 

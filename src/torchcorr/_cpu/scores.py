@@ -21,7 +21,7 @@ from .._plan import rounding
 from .._plan.choose import Arrangement, arrange, blocks
 from .._plan.dtypes import HALVES, widen
 from .._plan.tiling import Block, TileBatch
-from . import steps
+from . import bytes, steps
 from .rules import ScoreRule
 
 # What the numerators of a transform usually contain, relative to the deviation of their tile.
@@ -122,7 +122,14 @@ def ncc(
     eps: float,
     method: str,
     spectra: Tensor | None = None,
+    whole: Tensor | None = None,
 ) -> Tensor:
+    if whole is not None:
+        exact = bytes.ncc(input, whole, stride, zero_mean, eps, method)
+        if exact is not None:
+            return exact
+        if not input.is_floating_point():
+            return definition.ncc(input, template, stride, zero_mean, eps, method, None, whole)
     if input.dtype in HALVES:
         wide = input.float()
         return ncc(wide, template, stride, zero_mean, eps, method).to(input.dtype)

@@ -20,19 +20,23 @@ tile_moments = torch.ops.torchcorr_cpu.tile_moments.default
 merged_moments = torch.ops.torchcorr_cpu.merged_moments.default
 normalise_tiles = torch.ops.torchcorr_cpu.normalise_tiles.default
 score_tiles = torch.ops.torchcorr_cpu.score_tiles.default
+as_bytes = torch.ops.torchcorr_cpu.as_bytes.default
+byte_kernels = torch.ops.torchcorr_cpu.byte_kernels.default
+score_bytes = torch.ops.torchcorr_cpu.score_bytes.default
 emit_sums = torch.ops.torchcorr_cpu.emit_sums.default
 recompute_norms = torch.ops.torchcorr_cpu.recompute_norms.default
 cut_upstream = torch.ops.torchcorr_cpu.cut_upstream.default
 emit_input_grad = torch.ops.torchcorr_cpu.emit_input_grad.default
+take_counts = torch.ops.torchcorr_cpu.take_counts.default
 take_large_pages = torch.ops.torchcorr_cpu.take_large_pages.default
 
 # Bytes from which on the first touch of a result's pages shows in the time of a call.
 _LARGE = 4 << 20
 
 
-def new_map(like: Tensor, shape: Sequence[int]) -> Tensor:
+def new_map(like: Tensor, shape: Sequence[int], dtype: torch.dtype | None = None) -> Tensor:
     """A tensor that will be written as a whole, on large pages if it is large."""
-    out = like.new_empty(shape)
+    out = like.new_empty(shape, dtype=dtype)
     if out.nbytes >= _LARGE:
         take_large_pages(out)
     return out

@@ -12,7 +12,7 @@ from torch import Tensor
 from .._plan import rounding
 from .._plan.dtypes import widen
 from .._plan.shapes import offsets, positions
-from . import transforms
+from . import bytes, transforms
 from .correlate import (
     all_finite,
     by_transforms,
@@ -64,8 +64,14 @@ def ncc(
     eps: float,
     method: str,
     spectra: Tensor | None = None,
+    whole: Tensor | None = None,
 ) -> Tensor:
-    """Score of a standardised template at each window (math.md, eq. zncc)."""
+    """Score of a standardised template at each window (math.md, eq. zncc).
+
+    `whole` is the template before that, for inputs of 8-bit integers.
+    """
+    if whole is not None and not input.is_floating_point():
+        return bytes.ncc(input, whole, stride, zero_mean, eps, method)
     ndim = len(stride)
     window = template.shape[-ndim:]
     if input.dtype == torch.float64:

@@ -10,12 +10,14 @@ from functools import lru_cache
 import torch
 
 from .costs import Costs, costs_of
+from .dtypes import BYTES
 from .leads import Leads
 from .shapes import Ints, output_size
 from .tiling import EMPTY, Batch, Block, Tiling
 
 # How many times faster a plan must be to take more scratch than allowed.
 _WORTH_SCRATCH = 8
+_MOST_BYTE_PRODUCTS = 2**16
 _MOST = 2**31 - 2**12  # elements of a tile that a GPU's kernels number
 
 
@@ -69,6 +71,7 @@ class Problem:
     normalised: bool  # a score; a plain sum is transformed in float64 and needs no norms
     device: str = "cpu"  # its kind, as `family` names it
     is_complex: bool = False  # transformed as a whole, not in tiles
+    of_bytes: bool = False  # scored from exact sums of 8-bit integers
 
     @property
     def costs(self) -> Costs:
@@ -155,16 +158,18 @@ def _passed(problem: Problem, tiling: Tiling, method: str) -> Plan:
     leads, costs, width = problem.leads, problem.costs, problem.itemsize
     n, m, channels = math.prod(tiling.length), math.prod(tiling.outputs), problem.channels
     each = max(1, leads.inputs * tiling.tiles)
+    # A tile of bytes, and a norm and a sum of each window instead of a norm.
+    bytes_and_sums = channels * n + 8 * m if problem.of_bytes else 0
     if method == "fft":
         spectra = _spectra_bytes(problem, tiling.length)
         templates = max(1, min(leads.templates, costs.spectra_bytes // spectra))
         shared = templates == channels == 1
         # The tile and its spectrum, products and their inverse, and the norms of its windows.
-        tile = (2 * channels * n + (n if shared else 2 * n) + m) * width
+        tile = (2 * channels * n + (n if shared else 2 * n) + m) * width + bytes_and_sums
         batch = min(max(2, costs.unit_bytes // tile // 2 * 2), each + each % 2)
     else:
         spectra = channels * math.prod(problem.window) * width
-        tile = (channels * n + m) * width
+        tile = (channels * n + m) * width + bytes_and_sums
         templates = max(1, min(leads.templates, (costs.unit_bytes - tile) // (m * width)))
         tile += templates * m * width
         batch = min(max(1, costs.unit_bytes // tile), each)
@@ -202,7 +207,8 @@ def _cost(problem: Problem, tiling: Tiling, method: str, batch: int, templates: 
     if method == "direct":
         scores = tiles * leads.templates * math.prod(tiling.outputs)
         products = problem.channels * math.prod(problem.window)
-        product = costs.product * costs.shape[len(problem.window) - 1]
+        product = costs.byte_product if problem.of_bytes else costs.product
+        product *= costs.shape[len(problem.window) - 1]
         if problem.normalised:
             product *= costs.scored
         return cost + scores * (costs.position + products * product) * width
@@ -225,9 +231,9 @@ def tiling_of(problem: Problem, plan: Plan) -> Tiling:
 def make_plan(problem: Problem, method: str) -> Plan:
     """The cheapest plan of a method, or of all for `auto`."""
     plans = []
-    if method in ("auto", "direct"):
+    if method in ("auto", "direct") and not _overflows(problem):
         plans.append(_direct_plan(problem))
-    if method in ("auto", "fft"):
+    if method in ("auto", "fft") or not plans:
         grids = _grids(problem) if not problem.is_complex else [(1,) * len(problem.size)]
         for grid in grids:
             plans.append(_batched(problem, _tiling(problem, grid, True), "fft"))
@@ -239,6 +245,12 @@ def make_plan(problem: Problem, method: str) -> Plan:
     # A large template takes more scratch by transforms than allowed, and hours by the direct loop.
     quick = [plan for plan in plans if plan.cost * _WORTH_SCRATCH < best.cost]
     return min(quick, key=lambda plan: plan.bytes) if quick else best
+
+
+def _overflows(problem: Problem) -> bool:
+    """Whether direct sums of bytes may exceed 32 bits; by either method they are the same."""
+    products = problem.channels * math.prod(problem.window)
+    return problem.of_bytes and products > _MOST_BYTE_PRODUCTS
 
 
 def _direct_plan(problem: Problem) -> Plan:
@@ -319,6 +331,7 @@ def _arranged(
         normalised=normalised,
         device=device,
         is_complex=dtype.is_complex,
+        of_bytes=normalised and dtype in BYTES and costs_of(device).pairs,
     )
     plan = make_plan(problem, method)
     return Arrangement(problem, plan, tiling_of(problem, plan))

@@ -19,6 +19,7 @@ class Costs:
     score_element: float  # the same of a direct score, which sums moments on its way on a GPU
     position: float  # a position of the direct loop
     product: float  # a multiply-add of the direct loop
+    byte_product: float  # the same of 8-bit integers
     scored: float  # its factor where moments are summed in the same loop
     shape: tuple[float, float, float]  # its factor for lines, planes and volumes
     batch: float  # a batch of tiles, whatever its size
@@ -46,6 +47,7 @@ _COSTS = {
         score_element=1.2,
         position=0.2,
         product=0.0075,
+        byte_product=0.005,
         scored=1.0,
         shape=(1.7, 1.0, 2.0),
         batch=1.2e5,
@@ -87,6 +89,7 @@ _COSTS = {
         score_element=0.0,
         position=3e-3,
         product=6e-5,
+        byte_product=6e-5,
         scored=2.5,
         shape=(1.0, 1.0, 1.0),
         batch=5e4,

@@ -6,6 +6,9 @@ import torch
 from torch import Tensor
 
 HALVES = (torch.float16, torch.bfloat16)
+# Integers whose scores are exact, and with float32 all types that may hold such numbers.
+BYTES = (torch.uint8, torch.int8)
+MAYBE_BYTES = (*BYTES, torch.float32)
 
 
 def wide_dtype(x: Tensor) -> torch.dtype:

@@ -19,7 +19,10 @@ def ncc(
     eps: float,
     method: str,
     spectra: Tensor | None = None,
+    whole: Tensor | None = None,
 ) -> Tensor:
+    if not input.is_floating_point():
+        input = input.float()
     call = arranged(input.shape, template.shape, stride, method, input, normalised=True)
     score = direct.ncc if call.plan.method == "direct" else tiles.ncc
     return score(input, template, stride, zero_mean, eps)

@@ -1,0 +1,68 @@
+// Whole numbers of a byte: tensors of 8-bit integers, and float32 tensors that hold nothing else.
+
+#include <algorithm>
+#include <atomic>
+#include <tuple>
+
+#include "common/tensors.h"
+
+namespace torchcorr {
+namespace {
+
+// Elements that are looked at before it is asked whether they were whole numbers.
+constexpr int64_t kChunk = 1 << 14;
+
+// to = x + zero; whether each x was a whole number and the sum is a byte.
+TORCHCORR_CLONES bool convert(int64_t n, const float* x, int32_t zero, uint8_t* to) {
+  int wrong = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    const int32_t whole = static_cast<int32_t>(x[i] > -256.0F && x[i] < 256.0F ? x[i] : 512.0F);
+    const int32_t moved = whole + zero;
+    wrong |= (static_cast<float>(whole) != x[i]) | (moved < 0) | (moved > 255);
+    to[i] = static_cast<uint8_t>(moved);
+  }
+  return wrong == 0;
+}
+
+bool convert_all(const Tensor& x, int64_t zero, const Tensor& to) {
+  const float* from = x.const_data_ptr<float>();
+  uint8_t* bytes = to.mutable_data_ptr<uint8_t>();
+  const int64_t n = x.numel();
+  // Most tensors that hold other numbers show it at once.
+  if (!convert(std::min<int64_t>(n, 64), from, static_cast<int32_t>(zero), bytes)) return false;
+  std::atomic<bool> whole{true};
+  torch::stable::parallel_for(0, ceil_div(n, kChunk), 4, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end && whole; ++i) {
+      const int64_t first = i * kChunk, count = std::min(kChunk, n - first);
+      if (!convert(count, from + first, static_cast<int32_t>(zero), bytes + first)) whole = false;
+    }
+  });
+  return whole;
+}
+
+// The elements plus a constant as bytes, and that constant: 0, or 128 if some are negative. Nothing
+// if an element is no whole number in [0, 255] or in [-128, 127].
+std::tuple<Tensor, int64_t> as_bytes(const Tensor& given) {
+  const Tensor x = packed(given);
+  if (x.scalar_type() == ScalarType::Byte) return {x, 0};
+  Tensor bytes = torch::stable::new_empty(x, Sizes(x.sizes().begin(), x.sizes().end()),
+                                          ScalarType::Byte);
+  if (x.scalar_type() == ScalarType::Char) {
+    const int8_t* from = x.const_data_ptr<int8_t>();
+    uint8_t* to = bytes.mutable_data_ptr<uint8_t>();
+    for (int64_t i = 0; i < x.numel(); ++i) to[i] = static_cast<uint8_t>(from[i] + 128);
+    return {bytes, 128};
+  }
+  STD_TORCH_CHECK(x.scalar_type() == ScalarType::Float, "numbers must be float32 or of 8 bits");
+  for (const int64_t zero : {0, 128}) {
+    if (convert_all(x, zero, bytes)) return {bytes, zero};
+  }
+  return {torch::stable::new_empty(x, Sizes{0}, ScalarType::Byte), 0};
+}
+
+}  // namespace
+}  // namespace torchcorr
+
+STABLE_TORCH_LIBRARY_IMPL(torchcorr_cpu, CPU, m) {
+  m.impl("as_bytes", TORCH_BOX(&torchcorr::as_bytes));
+}

@@ -1,0 +1,47 @@
+// The step `moments` for bytes: exact sums of the elements of windows and of their squares.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "integer/dots.h"
+
+namespace torchcorr::integer {
+
+// How bytes are scored: `ByteRule` of _cpu/rules.py. Elements are bytes minus a constant, their zero.
+struct ByteRule {
+  bool zero_mean;
+  double eps;  // added to a window's energy, in squared units of the input
+  int64_t zero_of_input, zero_of_template;
+  bool exact;      // every numerator must be right, not only those whose rounding would show
+  double noise;    // of a float32 transform, relative to what it contains
+  double allowed;  // error of a score
+  int64_t kernel;  // of the direct loop
+
+  explicit ByteRule(const std::vector<double>& n) {
+    STD_TORCH_CHECK(n.size() == 8, "a rule of bytes has eight numbers");
+    zero_mean = n[0] != 0, eps = n[1];
+    zero_of_input = static_cast<int64_t>(n[2]), zero_of_template = static_cast<int64_t>(n[3]);
+    exact = n[4] != 0, noise = n[5], allowed = n[6], kernel = static_cast<int64_t>(n[7]);
+  }
+};
+
+// N times the energy of elements about their mean; or their energy, if means are not subtracted.
+// Unsigned numbers wrap around, and the result is right if it is less than 2^63.
+inline int64_t energy_of(int64_t count, uint64_t sum, uint64_t squares, bool zero_mean,
+                         int64_t zero) {
+  const uint64_t n = static_cast<uint64_t>(count), z = static_cast<uint64_t>(zero);
+  return static_cast<int64_t>(zero_mean ? n * squares - sum * sum
+                                        : squares - 2 * z * sum + n * z * z);
+}
+
+// Of each position of a tile: the sum of its window and 1 / sqrt(energy), 0 if that is 0.
+struct ByteMoments {
+  std::vector<uint32_t> sums;
+  std::vector<double> norms;
+  double largest_norm = 0.0, smallest_norm = 0.0;  // of those that are not 0
+};
+
+ByteMoments moments_of(const Tiling& tiling, const ByteTile& tile, const ByteRule& rule);
+
+}  // namespace torchcorr::integer

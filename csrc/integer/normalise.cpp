@@ -1,0 +1,102 @@
+#include "integer/normalise.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "common/vectors.h"
+
+namespace torchcorr::integer {
+namespace {
+
+// Most elements of a template for which numerators and their products are exact in float64.
+constexpr int64_t kInFloat64 = 1 << 18;
+
+template <class T>
+TORCHCORR_INLINE Content content_of_lanes(int64_t n, const T* values) {
+  constexpr int64_t kLanes = lanes_of<T>;
+  Vector<T> square = {}, peak = {};
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    const Vector<T> v = load(values + i), size = v < 0 ? -v : v;
+    square += v * v;
+    peak = size > peak ? size : peak;
+  }
+  Content content;
+  const auto add = [&](double squares, double largest) TORCHCORR_FLAT {
+    content.square += squares;
+    content.peak = std::max(content.peak, largest);
+  };
+  for (int64_t l = 0; l < kLanes; ++l) {
+    add(static_cast<double>(square[l]), static_cast<double>(peak[l]));
+  }
+  for (; i < n; ++i) {
+    const double v = static_cast<double>(values[i]);
+    add(v * v, std::abs(v));
+  }
+  return content;
+}
+
+template <class In>
+TORCHCORR_INLINE void score_in_float64(const NumeratorRow<In>& row, const Constants& by,
+                                       float* out) {
+  const double scale = static_cast<double>(by.scale), slope = static_cast<double>(by.slope);
+  const double offset = static_cast<double>(by.offset), norm = by.norm;
+  const int64_t step = row.step;
+  const In* first = row.first;
+  for (int64_t i = 0; i < row.n; ++i) {
+    const double numerator = std::nearbyint(static_cast<double>(first[i * step]));
+    const double sum = static_cast<double>(row.sums[i]);
+    const double score = (scale * numerator - slope * sum - offset) * row.norms[i] * norm;
+    const double low = score < -1.0 ? -1.0 : score;
+    out[i] = static_cast<float>(low > 1.0 ? 1.0 : low);
+  }
+}
+
+template <class In>
+void score_in_integers(const NumeratorRow<In>& row, const Constants& by, float* out) {
+  for (int64_t i = 0; i < row.n; ++i) {
+    const auto numerator = static_cast<int64_t>(
+        std::nearbyint(static_cast<double>(row.first[i * row.step])));
+    const uint64_t sum = static_cast<uint64_t>(by.scale) * static_cast<uint64_t>(numerator) -
+                         static_cast<uint64_t>(by.slope) * row.sums[i] -
+                         static_cast<uint64_t>(by.offset);
+    const double score =
+        static_cast<double>(static_cast<int64_t>(sum)) * row.norms[i] * by.norm;
+    out[i] = static_cast<float>(std::clamp(score, -1.0, 1.0));
+  }
+}
+
+#define TORCHCORR_SCORE(In)                                                      \
+  TORCHCORR_CLONES void in_float64(const NumeratorRow<In>& row, const Constants& by, float* out) { \
+    score_in_float64(row, by, out);                                             \
+  }
+TORCHCORR_SCORE(float)
+TORCHCORR_SCORE(double)
+TORCHCORR_SCORE(int32_t)
+#undef TORCHCORR_SCORE
+
+TORCHCORR_CLONES Content content_of_floats(int64_t n, const float* values) {
+  return content_of_lanes(n, values);
+}
+
+template <class In>
+void choose(int64_t elements, const NumeratorRow<In>& row, const Constants& by, float* out) {
+  elements <= kInFloat64 ? in_float64(row, by, out) : score_in_integers(row, by, out);
+}
+
+}  // namespace
+
+Content content_of(int64_t n, const float* values) { return content_of_floats(n, values); }
+
+void score_row(int64_t elements, const NumeratorRow<float>& row, const Constants& by, float* out) {
+  choose(elements, row, by, out);
+}
+void score_row(int64_t elements, const NumeratorRow<double>& row, const Constants& by, float* out) {
+  choose(elements, row, by, out);
+}
+void score_row(int64_t elements, const NumeratorRow<int32_t>& row, const Constants& by,
+               float* out) {
+  choose(elements, row, by, out);
+}
+
+}  // namespace torchcorr::integer

@@ -1,0 +1,38 @@
+// The step `normalise` of scores of bytes: from whole numerators to scores, and how near to whole
+// numbers the values of a transform may be expected.
+#pragma once
+
+#include <cstdint>
+
+#include "common/tensors.h"
+
+namespace torchcorr::integer {
+
+// What the values of a transform tell of its rounding.
+struct Content {
+  double square = 0, peak = 0;  // sum of squares, largest size
+};
+
+Content content_of(int64_t n, const float* values);
+
+// score = (scale * numerator - slope * sum of the window - offset) * norms.
+struct Constants {
+  int64_t scale, slope, offset;
+  double norm;
+};
+
+// A row of numerators, `step` apart, and of the windows they belong to.
+template <class In>
+struct NumeratorRow {
+  int64_t n, step;
+  const In* first;
+  const uint32_t* sums;
+  const double* norms;
+};
+
+// Scores of `elements` of a window. Numerators are rounded to whole numbers first.
+void score_row(int64_t elements, const NumeratorRow<float>& row, const Constants& by, float* out);
+void score_row(int64_t elements, const NumeratorRow<double>& row, const Constants& by, float* out);
+void score_row(int64_t elements, const NumeratorRow<int32_t>& row, const Constants& by, float* out);
+
+}  // namespace torchcorr::integer

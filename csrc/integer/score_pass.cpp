@@ -1,0 +1,424 @@
+// Scores of bytes, exact but for one rounding, in one parallel region: a worker carries a unit of
+// tiles through cut, moments, correlate and normalise, as tiles/score_pass.cpp does for real
+// numbers. Numerators are whole numbers, and transforms are rounded to them.
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <limits>
+#include <optional>
+
+#include "common/counters.h"
+#include "integer/digits.h"
+#include "integer/dots.h"
+#include "integer/moments.h"
+#include "integer/normalise.h"
+#include "tiles/spectra.h"
+#include "tiles/steps.h"
+
+namespace torchcorr::integer {
+namespace {
+
+// Largest error of a numerator that is rounded to the right whole number, with some margin.
+constexpr double kRoundsRight = 0.4;
+// A score that a tile is expected to contain in its window of the highest contrast.
+constexpr double kLikely = 0.5;
+// Leading indices and templates that are computed at once, and how many tiles make a unit: `Block`
+// of _plan/tiling.py.
+struct ScoreBlock {
+  int64_t first_pair, last_pair, first_template, last_template, tiles_of_unit;
+
+  explicit ScoreBlock(const Sizes& n) {
+    STD_TORCH_CHECK(n.size() == 5, "a block of scores has five numbers");
+    first_pair = n[0], last_pair = n[1], first_template = n[2], last_template = n[3];
+    tiles_of_unit = n[4];
+  }
+  int64_t pairs() const { return last_pair - first_pair; }
+  int64_t templates() const { return last_template - first_template; }
+};
+
+// Sums of one template and what they make of it: the constants of its scores.
+struct ByteTemplate {
+  int64_t sum = 0, centre = 0;  // numerators are of elements minus `centre`
+  double norm = 0.0;            // 1 / sqrt(energy)
+  double energy = 0.0;          // of elements minus `centre`
+};
+
+// to[2 * i] = x - level.
+#define TORCHCORR_CENTRE(T)                                                            \
+  TORCHCORR_CLONES void centre_row(int64_t n, const uint8_t* x, int64_t level, T* to) { \
+    const T subtracted = static_cast<T>(level);                                        \
+    for (int64_t i = 0; i < n; ++i) to[2 * i] = static_cast<T>(x[i]) - subtracted;     \
+  }
+TORCHCORR_CENTRE(float)
+TORCHCORR_CENTRE(double)
+#undef TORCHCORR_CENTRE
+
+TORCHCORR_CLONES void add_row(int64_t n, const uint8_t* x, int64_t& sum, int64_t& square) {
+  uint32_t a = 0, b = 0;
+  for (int64_t i = 0; i < n; ++i) a += x[i], b += static_cast<uint32_t>(x[i]) * x[i];
+  sum += a, square += b;
+}
+
+// A tile that is cut, and its moments.
+struct Tile {
+  ByteTile cut;
+  ByteMoments moments;
+  int64_t number = -1, level = 0;
+  double energy = 0;  // of the elements about the level
+};
+
+// Tiles of a unit and their spectra, in float32 and where they were needed in float64.
+struct Correlated {
+  const std::vector<Tile>& tiles;
+  Tensor spectrum, products{};
+  std::vector<std::optional<Tensor>> wide{};
+};
+
+// One call.
+class BytePass {
+ public:
+  BytePass(const Tensor& input, const Tensor& templates, const std::optional<Tensor>& coefficients,
+           const std::optional<Tensor>& spectra, const Sizes& batch, const ScoreBlock& block,
+           const ByteRule& rule, const Kernel& kernel, const Tensor& out)
+      : input_(input), tiling_(TileBatch(batch, input).tiling), block_(block), rule_(rule),
+        kernel_(kernel), out_(out) {
+    const int64_t size = tiling_.window_size(), all = templates.size(1);
+    for (int64_t pair = block.first_pair; pair < block.last_pair; ++pair) {
+      for (int64_t k = block.first_template; k < block.last_template; ++k) {
+        const int64_t line = pair * all + k;
+        const uint8_t* elements = templates.const_data_ptr<uint8_t>() + line * size;
+        const double* centred =
+            coefficients ? coefficients->const_data_ptr<double>() + line * size : nullptr;
+        templates_.push_back(template_of(elements, centred));
+        if (!spectra) packed_.push_back(pack(tiling_, elements, kernel.group));
+      }
+    }
+    if (!spectra) return;
+    Tensor own = part(part(*coefficients, 0, block.first_pair, block.pairs()), 1,
+                      block.first_template, block.templates());
+    own = packed(own);
+    spectra_.emplace(tiling_, own, *spectra);
+    digits_.emplace(tiling_, own);
+  }
+
+  const Tiling& tiling() const { return tiling_; }
+  bool by_transforms() const { return spectra_.has_value(); }
+
+  // Writes the scores of tiles of one leading index.
+  void score(const Sizes& numbers, int64_t pair) {
+    std::vector<Tile> tiles;
+    for (const int64_t number : numbers) tiles.push_back(tile_of(number));
+    if (!by_transforms()) return score_directly(tiles, pair);
+    Correlated at{tiles, spectrum_of<float>(tiles, 0, tiles.size())};
+    at.products = products_like(at.spectrum);
+    at.wide.resize(tiles.size() / 2);
+    for (int64_t k = 0; k < block_.templates(); ++k) {
+      const int64_t line = pair * block_.templates() + k, n = tiling_.tile_size();
+      const bool tried = is_any_likely_whole(tiles, line);
+      std::optional<Tensor> sums;
+      if (tried) {
+        sums = numerators<float>(at.spectrum, at.products, spectra_->of<float>(line));
+      }
+      for (size_t i = 0; i < tiles.size(); i += 2) {
+        if (tried) {
+          const float* values = static_cast<const float*>(sums->const_data_ptr()) + i * n;
+          if (rounds_right(&tiles[i], line, content_of(2 * n, values))) {
+            count_way(Way::kFloat32, tiles_of(&tiles[i]));
+            emit(&tiles[i], line, k, values);
+            continue;
+          }
+        }
+        if (!score_by_digits(at, i, line, k)) score_in_float64(at, i, line, k);
+      }
+    }
+  }
+
+ private:
+  static Tensor part(Tensor x, int64_t axis, int64_t first, int64_t count) {
+    return torch::stable::narrow(x, axis, first, count);
+  }
+
+  ByteTemplate template_of(const uint8_t* elements, const double* centred) const {
+    ByteTemplate one;
+    const int64_t count = tiling_.window_size();
+    int64_t squares = 0;
+    for (int64_t i = 0; i < count; ++i) {
+      one.sum += elements[i];
+      squares += static_cast<int64_t>(elements[i]) * elements[i];
+    }
+    one.centre = centred ? elements[0] - static_cast<int64_t>(centred[0]) : 128;
+    const int64_t energy = energy_of(count, static_cast<uint64_t>(one.sum),
+                                     static_cast<uint64_t>(squares), rule_.zero_mean,
+                                     rule_.zero_of_template);
+    one.norm = energy > 0 ? 1 / std::sqrt(static_cast<double>(energy)) : 0.0;
+    one.energy = static_cast<double>(squares - 2 * one.centre * one.sum +
+                                     one.centre * one.centre * count);
+    return one;
+  }
+
+  Tile tile_of(int64_t number) const {
+    Tile tile;
+    tile.number = number;
+    if (number < 0) return tile;
+    tile.cut = new_tile(tiling_);
+    const TilePlace place(tiling_, number);
+    int64_t sum = 0, squares = 0, count = 0;
+    for_rows(place, [&](int64_t c, int64_t z, int64_t y, const TileRow<uint8_t>& row) {
+      uint8_t* to = tile.cut.bytes.data() + (c * tiling_.extent[0] + z) * tile.cut.plane +
+                    y * tile.cut.pitch;
+      std::copy(row.data + row.begin, row.data + row.end, to + row.begin);
+      add_row(row.end - row.begin, row.data + row.begin, sum, squares);
+      count += row.end - row.begin;
+    });
+    tile.level = count > 0 ? (2 * sum + count) / (2 * count) : 0;
+    tile.energy = static_cast<double>(squares - 2 * tile.level * sum +
+                                      tile.level * tile.level * count);
+    tile.moments = moments_of(tiling_, tile.cut, rule_);
+    if (by_transforms()) tile.cut = {};
+    return tile;
+  }
+
+  template <class F>
+  void for_rows(const TilePlace& place, const F& f) const {
+    const uint8_t* data = input_.const_data_ptr<uint8_t>();
+    for (int64_t c = 0; c < tiling_.channels; ++c) {
+      for (int64_t z = 0; z < tiling_.extent[0]; ++z) {
+        for (int64_t y = 0; y < tiling_.extent[1]; ++y) {
+          const TileRow<uint8_t> row(tiling_, place, data, c, z, y);
+          if (row.end > row.begin) f(c, z, y, row);
+        }
+      }
+    }
+  }
+
+  // Of tiles two by two, minus their levels, zeros where the input ends.
+  template <class R>
+  Tensor spectrum_of(const std::vector<Tile>& tiles, size_t begin, size_t end) const {
+    const int64_t pairs = static_cast<int64_t>(end - begin) / 2, n = tiling_.tile_size();
+    Sizes shape{pairs, tiling_.channels};
+    for (int64_t length : sizes_of(tiling_.length, tiling_.ndim)) shape.push_back(length);
+    shape.push_back(2);
+    const Tensor lines = torch::stable::new_zeros(
+        out_, shape, sizeof(R) == sizeof(double) ? ScalarType::Double : ScalarType::Float);
+    R* to = lines.mutable_data_ptr<R>();
+    for (size_t i = begin; i < end; ++i) {
+      if (tiles[i].number < 0) continue;
+      const TilePlace place(tiling_, tiles[i].number);
+      const int64_t line = static_cast<int64_t>(i - begin) / 2, lane = (i - begin) % 2;
+      for_rows(place, [&](int64_t c, int64_t z, int64_t y, const TileRow<uint8_t>& row) {
+        const int64_t at = (line * tiling_.channels + c) * n +
+                           (z * tiling_.length[1] + y) * tiling_.length[2] + row.begin;
+        centre_row(row.end - row.begin, row.data + row.begin, tiles[i].level, to + 2 * at + lane);
+      });
+    }
+    return transform(lines_of_tiles(lines), true);
+  }
+
+  Tensor products_like(const Tensor& spectrum) const {
+    Sizes shape = sizes_of(spectrum);
+    shape[0] /= tiling_.channels;
+    return torch::stable::new_empty(spectrum, shape);
+  }
+
+  static int64_t tiles_of(const Tile* pair) { return 1 + (pair[1].number >= 0); }
+
+  template <class R>
+  Tensor numerators(const Tensor& spectrum, const Tensor& products, const R* weights) const {
+    multiply_spectra(products.size(0), tiling_.channels, tiling_.tile_size(),
+                     static_cast<const R*>(spectrum.const_data_ptr()), weights,
+                     static_cast<R*>(products.mutable_data_ptr()));
+    return transform(products, false);
+  }
+
+  // Scores of two tiles from the i-th on; whether the sums of both digits were near whole numbers.
+  bool score_by_digits(const Correlated& at, size_t i, int64_t line, int64_t k) {
+    const int64_t n = tiling_.tile_size(), pair = static_cast<int64_t>(i / 2);
+    const Tensor spectrum = part(at.spectrum, 0, pair * tiling_.channels, tiling_.channels);
+    const Tensor products = part(at.products, 0, pair, 1);
+    const Tensor high = numerators<float>(spectrum, products, digits_->of(line, true));
+    const double share = 1.0 / (DigitSpectra::kBase * DigitSpectra::kBase);
+    float* sums = static_cast<float*>(high.mutable_data_ptr());
+    if (!is_whole(&at.tiles[i], share * templates_[line].energy, content_of(2 * n, sums))) {
+      return false;
+    }
+    const Tensor low = numerators<float>(spectrum, products, digits_->of(line, false));
+    const float* rest = static_cast<const float*>(low.const_data_ptr());
+    const double most = DigitSpectra::kBase * DigitSpectra::kBase / 4 *
+                        static_cast<double>(tiling_.window_size());
+    if (!is_whole(&at.tiles[i], most, content_of(2 * n, rest))) return false;
+    const Tensor total = new_float64(out_, {2 * n});
+    join_digits(2 * n, sums, rest, total.mutable_data_ptr<double>());
+    count_way(Way::kDigits, tiles_of(&at.tiles[i]));
+    emit(&at.tiles[i], line, k, total.const_data_ptr<double>());
+    return true;
+  }
+
+  void score_in_float64(Correlated& at, size_t i, int64_t line, int64_t k) {
+    std::optional<Tensor>& spectrum = at.wide[i / 2];
+    if (!spectrum) spectrum = spectrum_of<double>(at.tiles, i, i + 2);
+    const Tensor sums = numerators<double>(*spectrum, products_like(*spectrum),
+                                           spectra_->of<double>(line));
+    count_way(Way::kFloat64, tiles_of(&at.tiles[i]));
+    emit(&at.tiles[i], line, k, static_cast<const double*>(sums.const_data_ptr()));
+  }
+
+  // Largest rounding error of float32 sums of two tiles with a template of this energy.
+  double error_of(const Tile* tiles, double energy, const Content& content) const {
+    const double n = static_cast<double>(tiling_.tile_size());
+    const double power = (tiles[0].energy + tiles[1].energy) * energy / n;
+    return rule_.noise * (std::sqrt(power + content.square / n) + 0.5 * content.peak);
+  }
+
+  bool is_whole(const Tile* tiles, double energy, const Content& content) const {
+    return error_of(tiles, energy, content) < kRoundsRight;
+  }
+
+  // Whether float32 is worth a try: if a good match in the window of the highest contrast would not
+  // round wrongly, or if few windows are so faint that it would show.
+  bool is_any_likely_whole(const std::vector<Tile>& tiles, int64_t line) const {
+    if (!rule_.exact) return true;
+    const double count = rule_.zero_mean ? static_cast<double>(tiling_.window_size()) : 1.0;
+    for (size_t i = 0; i < tiles.size(); i += 2) {
+      const double norm = std::min(norm_of(tiles[i]), norm_of(tiles[i + 1]));
+      const double peak = kLikely / (norm * templates_[line].norm * count);
+      if (rule_.noise * 0.5 * peak < kRoundsRight) return true;
+    }
+    return false;
+  }
+
+  static double norm_of(const Tile& tile) {
+    const double norm = tile.moments.smallest_norm;
+    return norm > 0 ? norm : std::numeric_limits<double>::infinity();
+  }
+
+  // Whether they are near enough to whole numbers, or so precise relative to all windows that it
+  // does not show.
+  bool rounds_right(const Tile* tiles, int64_t line, const Content& content) const {
+    if (is_whole(tiles, templates_[line].energy, content)) return true;
+    if (rule_.exact) return false;
+    const double norm = std::max(tiles[0].moments.largest_norm, tiles[1].moments.largest_norm);
+    const double scale = rule_.zero_mean ? static_cast<double>(tiling_.window_size()) : 1.0;
+    const double error = error_of(tiles, templates_[line].energy, content);
+    return error * scale * norm * templates_[line].norm <= rule_.allowed;
+  }
+
+  Constants constants_of(const ByteTemplate& one, int64_t level) const {
+    const int64_t count = tiling_.window_size();
+    if (rule_.zero_mean) {
+      const int64_t slope = one.sum - count * one.centre;
+      return {count, slope, -slope * count * level, one.norm};
+    }
+    const int64_t to_centre = one.centre - rule_.zero_of_template;
+    const int64_t to_level = level - rule_.zero_of_input;
+    const int64_t fixed = to_level * (one.sum - count * rule_.zero_of_template);
+    return {1, -to_centre, to_centre * count * level - fixed, one.norm};
+  }
+
+  // Scores of two tiles from their numerators, one behind the other.
+  template <class R>
+  void emit(const Tile* tiles, int64_t line, int64_t k, const R* values) const {
+    const Axes3 &length = tiling_.length, &stride = tiling_.stride;
+    for (int lane = 0; lane < 2; ++lane) {
+      const Constants by = constants_of(templates_[line], tiles[lane].level);
+      emit_tile(tiles[lane], by, k, 2 * stride[2], [&](int64_t z, int64_t y) {
+        return values + 2 * (z * stride[0] * length[1] + y * stride[1]) * length[2] + lane;
+      });
+    }
+  }
+
+  template <class Row>
+  void emit_tile(const Tile& tile, const Constants& by, int64_t k, int64_t step,
+                 const Row& row_of) const {
+    if (tile.number < 0) return;
+    const TilePlace place(tiling_, tile.number);
+    const int64_t ndim = tiling_.ndim, n = valid_positions(tiling_, place, 2);
+    const Axes3 total = last_sizes(out_, ndim);
+    float* out = out_.mutable_data_ptr<float>() +
+                 (place.item * out_.size(1) + block_.first_template + k) * product(total);
+    for (int64_t z = 0; z < valid_positions(tiling_, place, 0); ++z) {
+      for (int64_t y = 0; y < valid_positions(tiling_, place, 1); ++y) {
+        const int64_t at = (z * tiling_.outputs[1] + y) * tiling_.outputs[2];
+        const auto* first = row_of(z, y);
+        using In = std::remove_const_t<std::remove_pointer_t<decltype(first)>>;
+        const NumeratorRow<In> row{n, step, first, &tile.moments.sums[at],
+                                   &tile.moments.norms[at]};
+        float* to = out + ((place.first(tiling_, 0) + z) * total[1] + place.first(tiling_, 1) + y) *
+                              total[2] + place.first(tiling_, 2);
+        score_row(tiling_.window_size(), row, by, to);
+      }
+    }
+  }
+
+  void score_directly(const std::vector<Tile>& tiles, int64_t pair) const {
+    SumMap sums(tiling_);
+    for (const Tile& tile : tiles) {
+      for (int64_t k = 0; k < block_.templates(); ++k) {
+        const int64_t line = pair * block_.templates() + k;
+        count_way(Way::kIntegers, 1);
+        kernel_.correlate(tiling_, tile.cut, packed_[line], sums);
+        emit_tile(tile, constants_of(templates_[line], 0), k, tiling_.stride[2],
+                  [&](int64_t z, int64_t y) { return sums.row(z, y); });
+      }
+    }
+  }
+
+  const Tensor& input_;
+  const Tiling tiling_;
+  const ScoreBlock& block_;
+  const ByteRule& rule_;
+  const Kernel& kernel_;
+  const Tensor& out_;
+  std::vector<ByteTemplate> templates_;
+  std::vector<PackedTemplate> packed_;
+  std::optional<TemplateSpectra> spectra_;
+  std::optional<DigitSpectra> digits_;
+};
+
+const Kernel& kernel_named(int64_t index) {
+  const std::vector<Kernel>& all = kernels();
+  STD_TORCH_CHECK(index >= 0 && index < static_cast<int64_t>(all.size()), "no such kernel");
+  return all[index];
+}
+
+void score_bytes(const Tensor& input, const Tensor& templates, std::optional<Tensor> coefficients,
+                 std::optional<Tensor> spectra, Sizes batch, Sizes block_numbers, Numbers numbers,
+                 const Tensor& out) {
+  const ScoreBlock block(block_numbers);
+  const ByteRule rule(numbers);
+  BytePass pass(input, templates, coefficients, spectra, batch, block, rule,
+                kernel_named(rule.kernel), out);
+  const Tiling& tiling = pass.tiling();
+  const int64_t tiles = input.size(0) / templates.size(0) * tiling.tiles_per_item();
+  const int64_t units_of_pair = ceil_div(tiles, block.tiles_of_unit);
+  const int64_t units = units_of_pair * block.pairs();
+  const auto score_unit = [&](int64_t unit) {
+    const int64_t pair = unit / units_of_pair;
+    const int64_t begin = unit % units_of_pair * block.tiles_of_unit;
+    const int64_t end = std::min(begin + block.tiles_of_unit, tiles);
+    Sizes some;
+    for (int64_t t = begin; t < end; ++t) some.push_back((block.first_pair + pair) * tiles + t);
+    if (pass.by_transforms() && some.size() % 2 != 0) some.push_back(-1);
+    pass.score(some, pair);
+  };
+  // The threads share the transforms of a single unit: what is rounded to whole numbers does not
+  // depend on how they divide them.
+  if (units == 1) return score_unit(0);
+  std::atomic<int64_t> next{0};
+  const int64_t threads = torch::stable::get_num_threads();
+  torch::stable::parallel_for(0, std::max<int64_t>(2, std::min(threads, units)), 1,
+                              [&](int64_t, int64_t) {
+                                for (int64_t u = next++; u < units; u = next++) score_unit(u);
+                              });
+}
+
+// How many kinds of loops for small templates this CPU can run, the best first.
+int64_t byte_kernels(const Tensor&) { return static_cast<int64_t>(kernels().size()); }
+
+}  // namespace
+}  // namespace torchcorr::integer
+
+STABLE_TORCH_LIBRARY_IMPL(torchcorr_cpu, CPU, m) {
+  m.impl("score_bytes", TORCH_BOX(&torchcorr::integer::score_bytes));
+  m.impl("byte_kernels", TORCH_BOX(&torchcorr::integer::byte_kernels));
+}

@@ -1,0 +1,82 @@
+"""Scores of whole numbers of a byte, from exact sums.
+
+Tensors of 8-bit integers, and float32 tensors that hold nothing else, such as photographs that were
+converted. Sums of products come from integer arithmetic, or from transforms that are rounded to
+whole numbers: in float32 where an estimate of their rounding, made of what they contain, is below
+a half, otherwise in float64.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .._definition.spectra import template_spectra
+from .._plan import rounding
+from .._plan.choose import arrange, blocks
+from .._plan.tiling import TileBatch
+from . import steps
+from .rules import ByteRule
+
+# Elements of a window whose sums of squares, times their number, are less than 2^63.
+_MOST_ELEMENTS = 1 << 24
+
+
+def ncc(
+    input: Tensor,
+    whole: Tensor,
+    stride: Sequence[int],
+    zero_mean: bool,
+    eps: float,
+    method: str,
+    kernel: int = 0,
+) -> Tensor | None:
+    """Scores in float32, or None if the elements are not whole numbers of a byte.
+
+    `whole` is the template as it was before it was standardised. float32 scores are within what is
+    promised, those of integers exact but for one rounding.
+    """
+    ndim = len(stride)
+    count = math.prod(whole.shape[-ndim - 1 :])
+    if count == 0 or input.numel() == 0 or count > _MOST_ELEMENTS:
+        return None
+    small, zero_of_template = steps.as_bytes(whole)
+    if small.numel() == 0:
+        return None
+    large, zero_of_input = steps.as_bytes(input)
+    if large.numel() == 0:
+        return None
+    sizes = (input.shape, whole.shape, stride)
+    call = arrange(*sizes, method, normalised=True, dtype=torch.uint8, device="cpu")
+    rule = ByteRule(
+        zero_mean,
+        eps,
+        zero_of_input,
+        zero_of_template,
+        not input.is_floating_point(),
+        rounding.TRANSFORM * rounding.unit(torch.float32),
+        rounding.ALLOWED_SCORE_ERROR[torch.float32],
+        kernel,
+    )
+    leads = call.problem.leads
+    items = leads.input(large, ndim + 1).contiguous()
+    templates = leads.template(small, ndim + 1).contiguous()
+    shape = (leads.paired * leads.inputs, leads.templates, *call.tiling.positions)
+    out = steps.new_map(items, shape, torch.float32)
+    batch = TileBatch(call.tiling, []).numbers
+    coefficients = None
+    if call.plan.method == "fft":
+        wide = templates.to(torch.float64)
+        coefficients = wide - wide.mean(tuple(range(2, wide.dim())), keepdim=True).round()
+    for block in blocks(call.problem, call.plan):
+        spectra = None
+        if coefficients is not None:
+            part = coefficients[block.pairs, block.templates]
+            spectra = template_spectra(part, call.tiling.length, torch.float32)
+            spectra = spectra.flatten(0, 1).contiguous()
+        operands = (items, templates, coefficients, spectra)
+        steps.score_bytes(*operands, batch, block.numbers, rule.numbers, out)
+    return leads.restored(out, ndim)

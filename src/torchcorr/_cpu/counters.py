@@ -1,0 +1,31 @@
+"""Which way the tiles and windows of calls took, for tests and benchmarks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import torch
+
+from . import steps
+
+
+@dataclass(frozen=True)
+class Ways:
+    """Counts since the last reading, of all threads; csrc/common/counters.h has the same order.
+
+    A tile counts once for each template. One that was begun in float32 and repeated counts for what
+    its result came from.
+    """
+
+    float32: int  # tiles by float32 transforms or sums
+    float64: int
+    integers: int  # tiles by sums of products of bytes
+    digits: int  # tiles whose templates were split, so that float32 transforms are exact
+    exact_windows: int  # windows recomputed from their definition
+
+
+def take() -> Ways:
+    """The counts since the last call."""
+    counts = torch.zeros(len(fields(Ways)), dtype=torch.int64)
+    steps.take_counts(counts)
+    return Ways(*counts.tolist())
