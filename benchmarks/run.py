@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -102,7 +103,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"the machine is busy (load {load:.1f}): ratios suffer", file=sys.stderr)
     records: list[dict[str, str]] = []
     # Once, since a row may change the number of threads.
-    where = machine()
+    where, start = machine(), time.monotonic()
     for name, make in functions.items():
         if not args.quick:
             touch_memory()
@@ -118,7 +119,8 @@ def main(arguments: list[str] | None = None) -> int:
             order = [name for functions in known() for name in functions]
             write(output, merged(read(output), records, order))
     short = sum(record["verdict"] in ("short", "inexact") for record in records)
-    print(f"{len(records)} rows, {short} of them short or inexact")
+    minutes = (time.monotonic() - start) / 60
+    print(f"{len(records)} rows, {short} of them short or inexact, in {minutes:.1f} min")
     return 0
 
 
