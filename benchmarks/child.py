@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from multiprocessing.connection import Connection
@@ -41,8 +43,17 @@ def _failed(row: Row, how: str) -> Row:
 
 
 def _send(to: Connection, row: Row, measure: Measure, arguments: tuple[Any, ...]) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     done = measure(row, *arguments)
     to.send(replace(done, ours=_without_result(done.ours), theirs=_without_result(done.theirs)))
+
+
+def _end_with_parent() -> None:
+    """A parent that is ended from outside cannot end its child."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _without_result(timing: Timing | None) -> Timing | None:
