@@ -93,6 +93,24 @@ def correlate_accuracy(
     return Accuracy(error, SCORE[result.dtype]), exact, scale
 
 
+def transform_accuracy(
+    ours: Tensor, theirs: Tensor, image: Tensor, template: Tensor
+) -> tuple[Accuracy, float]:
+    """The same for float64 sums by FFT, relative to the norms of both inputs; and the peer's error.
+
+    Both are checked at some positions, and ours everywhere against the peer's.
+    """
+    size = tuple(template.shape)
+    norms = float(image.norm() * template.norm())
+
+    def definition(window: np.ndarray) -> np.ndarray:
+        return oracle.correlate(window, template.numpy(), ndim=len(size))
+
+    doubts = [disagreement(x, image, size, definition) / norms for x in (ours, theirs)]
+    error = max(doubts[0], largest(ours - theirs) / norms)
+    return Accuracy(error, 64 * torch.finfo(torch.float64).eps), doubts[1]
+
+
 def std_accuracy(result: Tensor, image: Tensor, window: int) -> tuple[Accuracy, Tensor]:
     """The same for deviations in mode `same`, relative to the deviation itself."""
     exact = torchcorr.local_std(image.double(), window, mode="same")

@@ -14,7 +14,7 @@ from torch import Tensor
 
 import torchcorr
 
-from . import accuracy, peers
+from . import accuracy, ipp, peers
 from .measure import Accuracy, Bound, Row, Settings, alternate, at_least, at_most, ratio_row
 
 SIZES = (
@@ -30,9 +30,9 @@ SIZES = (
 
 
 def cut(image: Tensor, window: int) -> Tensor:
-    """A template from inside an image, at a third of every window axis."""
-    size = image.shape[-2:]
-    return image[(..., *(slice(n // 3, n // 3 + window) for n in size))].clone()
+    """A template from inside an image, at a third of every window axis if it fits there."""
+    starts = (min(n // 3, n - window) for n in image.shape[-2:])
+    return image[(..., *(slice(at, at + window) for at in starts))].clone()
 
 
 def score_row(
@@ -77,22 +77,6 @@ def c1(settings: Settings) -> Iterator[Row]:
         rows.append(score_row(settings, "C1", case, image, template, peer, at_least(2.5)))
         yield rows[-1]
     yield mean_row(rows, at_least(4))
-
-
-def c1_pictures(settings: Settings) -> Iterator[Row]:
-    """The same on photographs, whose smooth regions need more precision than noise does."""
-    import skimage.data
-
-    for name, window in (("camera", 64), ("camera", 16), ("page", 24), ("retina", 64)):
-        picture = getattr(skimage.data, name)()
-        grey = picture.mean(-1) if picture.ndim == 3 else picture
-        image = torch.from_numpy(grey.astype(np.float32))
-        if settings.quick:
-            image, window = image[:96, :96].contiguous(), 8
-        template = cut(image, window)
-        peer = ("OpenCV", peers.opencv(image, template))
-        case = f"zncc {name} {image.shape[0]}×{image.shape[1]}/{window}²"
-        yield score_row(settings, "C1 pictures", case, image, template, peer, None)
 
 
 def c2(settings: Settings) -> Iterator[Row]:
@@ -291,6 +275,46 @@ def _loss_gradients(
     return torch.autograd.grad(loss(), leaves)
 
 
+def i1(settings: Settings) -> Iterator[Row]:
+    """C1 against Intel IPP, one thread each."""
+    rows = []
+    usual = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for whole in SIZES:
+            size, window = settings.small(*whole)
+            image = draw((size, size), torch.float32)
+            template = cut(image, window)
+            peer = ("Intel IPP", ipp.scores(image, template))
+            case = f"zncc {size}²/{window}², one thread"
+            rows.append(score_row(settings, "I1", case, image, template, peer, at_least(1)))
+            yield rows[-1]
+    finally:
+        torch.set_num_threads(usual)
+    yield mean_row(rows, at_least(1.3))
+
+
+def l2(settings: Settings) -> Iterator[Row]:
+    """A plain sum has less to do than a score."""
+    for whole in SIZES:
+        size, window = settings.small(*whole)
+        image = draw((size, size), torch.float32)
+        template = cut(image, window)
+        timings = alternate(
+            {
+                "ours": partial(torchcorr.correlate, image, template),
+                "theirs": partial(torchcorr.zncc, image, template),
+            },
+            settings.rounds,
+        )
+        ours, theirs = timings["ours"], timings["theirs"]
+        kept, *_ = accuracy.correlate_accuracy(ours.result, image, template)
+        yield Row(
+            "L2", f"correlate {size}²/{window}²", "our own zncc", "ours / peer",
+            ours.ms / theirs.ms, at_most(0.9), kept, ours=ours, theirs=theirs,
+        )  # fmt: skip
+
+
 def c14(settings: Settings) -> Iterator[Row]:
     size, window = ((14, 16, 14), 5) if settings.quick else ((96, 112, 96), 9)
     a, b = (draw(size, torch.float32, seed).requires_grad_() for seed in (0, 1))
@@ -319,7 +343,6 @@ def c14(settings: Settings) -> Iterator[Row]:
 
 CASES: dict[str, Callable[[Settings], Iterator[Row]]] = {
     "C1": c1,
-    "C1 pictures": c1_pictures,
     "C2": c2,
     "C3": c3,
     "C4": c4,
@@ -330,4 +353,6 @@ CASES: dict[str, Callable[[Settings], Iterator[Row]]] = {
     "C10": c10,
     "C11": c11,
     "C14": c14,
+    "I1": i1,
+    "L2": l2,
 }

@@ -20,16 +20,21 @@ Call = Callable[[], Any]
 ROUNDS = 7
 # Quick calls get more rounds than asked for, until they were timed for this long or this often.
 SECONDS, MOST_ROUNDS = 0.4, 51
+LIMIT = 120.0
 # A contestant whose warm-up took longer than this many seconds is timed in fewer rounds.
 SLOW = ((20.0, 1), (5.0, 3))
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Rounds at least, and whether sizes are shrunk to see only that everything runs."""
+    """Rounds at least, and whether sizes are shrunk to see only that everything runs.
+
+    A row that is measured in a child process may take `limit` seconds.
+    """
 
     rounds: int = ROUNDS
     quick: bool = False
+    limit: float = LIMIT
 
     def small(self, size: int, window: int) -> tuple[int, int]:
         """Sizes of one case, shrunk in a quick run."""
@@ -226,6 +231,8 @@ PACKAGES = (
     ("scikit_image", "scikit-image"),
     ("scipy", "scipy"),
     ("stumpy", "stumpy"),
+    ("monai", "monai"),
+    ("ipp", "ipp"),
 )
 
 

@@ -6,9 +6,13 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .report import PLOTS, Record, read
 from .sizes import TABLE
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 # Colours that the colour-blind can distinguish (Okabe and Ito).
 STYLES = {
@@ -26,36 +30,51 @@ LABELS = {
 
 
 def draw(axis: str, records: Sequence[Record], path: Path) -> None:
-    """One log-log plot: a line for each contestant."""
+    """Noise and a photograph side by side, on logarithmic axes."""
     import matplotlib
 
     matplotlib.use("Agg")
     # The same data gives the same file.
     matplotlib.rcParams["svg.hashsalt"] = "torchcorr"
-    from matplotlib import pyplot, ticker
+    from matplotlib import pyplot
 
     column, label, fixed = LABELS[axis]
     lines = [record for record in records if record["axis"] == axis]
-    figure, axes = pyplot.subplots(figsize=(8.4, 4.6), layout="constrained")
+    pictures = list(dict.fromkeys(record["picture"] for record in lines))
+    figure, panels = pyplot.subplots(
+        1, len(pictures), figsize=(5.4 * len(pictures), 4.8), layout="constrained",
+        sharey=True, squeeze=False,
+    )  # fmt: skip
+    for picture, axes in zip(pictures, panels[0], strict=True):
+        _panel(axes, [record for record in lines if record["picture"] == picture], column)
+        axes.set_title(picture)
+        axes.set_xlabel(label)
+    first = panels[0, 0]
+    first.set_ylabel("milliseconds of a call")
+    figure.suptitle(f"zncc, float32, {fixed.format(**lines[0])}, {lines[0]['threads']} threads")
+    labels = first.get_legend_handles_labels()
+    figure.legend(*labels, loc="outside lower center", ncols=len(STYLES), frameon=False, fontsize=9)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    metadata = {"Date": None} if path.suffix == ".svg" else None
+    figure.savefig(path, facecolor="white", metadata=metadata)
+    pyplot.close(figure)
+
+
+def _panel(axes: Axes, records: Sequence[Record], column: str) -> None:
+    """A line for each contestant."""
+    from matplotlib import ticker
+
     for name, style in STYLES.items():
-        line = [(int(r[column]), float(r["ms"])) for r in lines if r["name"] == name]
+        line = [(int(r[column]), float(r["ms"])) for r in records if r["name"] == name]
         axes.plot(*zip(*line, strict=True), label=name, markersize=5, **style)
-    sizes = sorted({int(r[column]) for r in lines})
+    sizes = sorted({int(record[column]) for record in records})
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     axes.set_xticks(sizes, [str(size) for size in sizes])
     axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.yaxis.set_minor_locator(ticker.NullLocator())
-    axes.set_xlabel(label)
-    axes.set_ylabel("milliseconds of a call")
-    axes.set_title(f"zncc, float32, {fixed.format(**lines[0])}, {lines[0]['threads']} threads")
     axes.grid(True, which="major", color="#cccccc", linewidth=0.6)
-    figure.legend(loc="outside right upper", frameon=False, fontsize=9)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    metadata = {"Date": None} if path.suffix == ".svg" else None
-    figure.savefig(path, facecolor="white", metadata=metadata)
-    pyplot.close(figure)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -32,7 +32,9 @@ def read(path: Path) -> list[Record]:
 def write(path: Path, records: Sequence[Record]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, list(records[0]), lineterminator="\n")
+        # Rows measured before a column was added have none of it.
+        columns = list(dict.fromkeys(column for record in records for column in record))
+        writer = csv.DictWriter(stream, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(records)
 
@@ -43,7 +45,8 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _distinct(records: Sequence[Record], column: str) -> str:
-    return ", ".join(dict.fromkeys(record[column] for record in records if record[column]))
+    values = (record.get(column) for record in records)
+    return ", ".join(dict.fromkeys(value for value in values if value))
 
 
 def _where(records: Sequence[Record]) -> str:
@@ -56,6 +59,8 @@ def _where(records: Sequence[Record]) -> str:
         "scikit_image": "scikit-image",
         "scipy": "SciPy",
         "stumpy": "stumpy",
+        "monai": "MONAI",
+        "ipp": "Intel IPP",
     }
     versions = [
         f"{shown} {_distinct(records, column)}"
@@ -105,9 +110,35 @@ def _rows(records: Sequence[Record]) -> str:
     return f"{', '.join(counts)}.\n\n{_table(head, rows)}"
 
 
+def _is_photograph(record: Record) -> bool:
+    """Whether a row is one photograph with one template; means and the worst have a target."""
+    return record["row"] in ("P1", "P2", "P3") and not record["bound"]
+
+
 def table_section() -> str:
-    records = read(RESULTS / "cpu.csv")
+    records = [r for r in read(RESULTS / "cpu.csv") if not _is_photograph(r)]
     return f"{_where(records)}\n\n{_rows(records)}" if records else NOTHING
+
+
+def photograph_section() -> str:
+    """Ratios, a line for each photograph and a column for each row and template."""
+    records = [r for r in read(RESULTS / "cpu.csv") if _is_photograph(r)]
+    if not records:
+        return NOTHING
+    ratios: dict[str, dict[str, str]] = {}
+    for r in records:
+        picture, _, template = r["case"].removeprefix("zncc ").rpartition("/")
+        slow = float(r["value"]) < 1 or r["verdict"] == "inexact"
+        shown = f"**{r['value']}**" if slow else r["value"]
+        ratios.setdefault(picture, {})[f"{r['row']} {template}"] = shown
+    columns = sorted({c for cells in ratios.values() for c in cells}, key=_row_and_size)
+    rows = [[picture, *(cells.get(c, "") for c in columns)] for picture, cells in ratios.items()]
+    return "\n\n".join((_where(records), _table(["photograph", *columns], rows)))
+
+
+def _row_and_size(column: str) -> tuple[str, int]:
+    row, template = column.split()
+    return row, int(template.rstrip("²"))
 
 
 def gpu_section() -> str:
@@ -147,8 +178,8 @@ def plot_section() -> str:
     if not records or not plots:
         return NOTHING
     captions = {
-        "image_size": "Milliseconds of one call against the image's size; template 64².",
-        "template_size": "Milliseconds of one call against the template's size; image 1024².",
+        "image_size": "Milliseconds of a call against the image's size; template 64².",
+        "template_size": "Milliseconds of a call against the template's size; image 1024².",
     }
     pictures = [f"![{captions[p.stem]}](_static/benchmarks/{p.name})" for p in plots]
     return "\n\n".join((_where(records), *pictures))
@@ -156,6 +187,7 @@ def plot_section() -> str:
 
 SECTIONS: dict[str, Callable[[], str]] = {
     "table": table_section,
+    "photographs": photograph_section,
     "plots": plot_section,
     "torture": torture_section,
     "gpu": gpu_section,

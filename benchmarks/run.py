@@ -9,6 +9,8 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -16,7 +18,7 @@ import torch
 import torchcorr  # noqa: F401  (registers the operators)
 
 from . import RESULTS
-from .measure import ROUNDS, Row, Settings, machine
+from .measure import LIMIT, ROUNDS, Row, Settings, machine
 from .report import read, write
 
 TABLE = RESULTS / "cpu.csv"
@@ -24,19 +26,32 @@ TABLE = RESULTS / "cpu.csv"
 BUSY = 0.5
 
 
-def chosen(names: str | None) -> dict[str, object]:
-    """Functions that measure the named rows; all of them for None."""
-    from .cases import CASES
-    from .limits import LIMITS
+Functions = dict[str, Callable[[Settings], Iterator[Row]]]
 
-    known = CASES | LIMITS
+
+def known() -> tuple[Functions, Functions]:
+    """Functions that measure the rows of each name: the usual ones, and the large ones."""
+    from .cases import CASES
+    from .full import f1
+    from .large import LARGE
+    from .limits import LIMITS
+    from .load import l1
+    from .photographs import PHOTOGRAPHS
+
+    return CASES | PHOTOGRAPHS | {"F1": f1, "L1": l1} | LIMITS, LARGE
+
+
+def chosen(names: str | None) -> Functions:
+    """Functions of the named rows; of all usual ones for None."""
+    usual, large = known()
     if names is None:
-        return known
+        return usual
+    every = usual | large
     wanted = [name.strip() for name in names.split(",")]
     for name in wanted:
-        if name not in known:
-            raise SystemExit(f"--rows must name rows of {', '.join(known)}; got {name!r}")
-    return {name: known[name] for name in known if name in wanted}
+        if name not in every:
+            raise SystemExit(f"--rows must name rows of {', '.join(every)}; got {name!r}")
+    return {name: every[name] for name in every if name in wanted}
 
 
 def touch_memory() -> None:
@@ -66,32 +81,46 @@ def line(row: Row) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__)
-    parser.add_argument("--rows", help="names of rows, between commas; all by default")
+    parser.add_argument(
+        "--rows", help="names of rows, between commas; by default all but the large ones"
+    )
     parser.add_argument("--rounds", type=int, help=f"rounds of each contestant, default {ROUNDS}")
+    parser.add_argument(
+        "--limit", type=float, default=LIMIT,
+        help=f"seconds of a row that has a process of its own, default {LIMIT:g}",
+    )  # fmt: skip
     parser.add_argument(
         "--quick", action="store_true", help="tiny sizes, one round, nothing kept: does it run?"
     )
     parser.add_argument("--output", type=Path, help="the CSV to keep the rows in")
     args = parser.parse_args(arguments)
     rounds = args.rounds or (1 if args.quick else ROUNDS)
-    settings = Settings(rounds, args.quick)
+    settings = Settings(rounds, args.quick, args.limit)
     output = args.output or (None if args.quick else TABLE)
     functions = chosen(args.rows)
     load = os.getloadavg()[0]
     if load > BUSY:
         print(f"the machine is busy (load {load:.1f}): ratios suffer", file=sys.stderr)
     records: list[dict[str, str]] = []
-    for make in functions.values():
+    # Once, since a row may change the number of threads.
+    where, start = machine(), time.monotonic()
+    for name, make in functions.items():
         if not args.quick:
             touch_memory()
-        for row in make(settings):
-            print(line(row), flush=True)
-            records.append(row.record() | machine())
+        try:
+            for row in make(settings):
+                print(line(row), flush=True)
+                records.append(row.record() | where)
+        except ImportError as error:
+            print(f"{name} is left out: {error}", file=sys.stderr)
+            continue
         if output is not None:
             # After each row, so that a row that fails does not lose the earlier ones.
-            write(output, merged(read(output), records, list(chosen(None))))
+            order = [name for functions in known() for name in functions]
+            write(output, merged(read(output), records, order))
     short = sum(record["verdict"] in ("short", "inexact") for record in records)
-    print(f"{len(records)} rows, {short} of them short or inexact")
+    minutes = (time.monotonic() - start) / 60
+    print(f"{len(records)} rows, {short} of them short or inexact, in {minutes:.1f} min")
     return 0
 
 

@@ -1,4 +1,7 @@
-"""Time against the image's and the template's size, for the plots: `python -m benchmarks.sizes`."""
+"""Time against the image's and the template's size, for the plots: `python -m benchmarks.sizes`.
+
+Each size is measured on noise and on a photograph.
+"""
 
 from __future__ import annotations
 
@@ -16,11 +19,13 @@ import torchcorr
 from . import RESULTS, peers
 from .cases import cut
 from .measure import Call, alternate, machine
+from .photographs import of_size
 from .report import write
 
 TABLE = RESULTS / "cpu_sizes.csv"
 IMAGES, TEMPLATE = (256, 512, 1024, 2048, 4096), 64
 TEMPLATES, IMAGE = (8, 16, 32, 64, 128, 256), 1024
+NOISE, PHOTOGRAPH = "noise", "retina"
 # On logarithmic axes a few rounds are exact enough for a point.
 ROUNDS = 5
 
@@ -38,28 +43,34 @@ def contestants(image: torch.Tensor, template: torch.Tensor) -> dict[str, Call]:
     }
 
 
-def points(quick: bool) -> Iterator[tuple[str, int, int]]:
-    """(axis of the plot, image size, template size)."""
+def points(quick: bool) -> Iterator[tuple[str, str, int, int]]:
+    """(axis of the plot, picture, image size, template size)."""
     scale = 4 if quick else 1
-    for size in IMAGES:
-        yield "image_size", size // scale, TEMPLATE // scale
-    for window in TEMPLATES:
-        yield "template_size", IMAGE // scale, window // scale
+    for picture in (NOISE, PHOTOGRAPH):
+        for size in IMAGES:
+            yield "image_size", picture, size // scale, TEMPLATE // scale
+        for window in TEMPLATES:
+            yield "template_size", picture, IMAGE // scale, window // scale
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.sizes", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="tiny sizes, one round")
+    parser.add_argument("--quick", action="store_true", help="small sizes, one round")
+    parser.add_argument("--rounds", type=int, help=f"of each contestant, default {ROUNDS}")
     parser.add_argument("--output", type=Path, help="the CSV; a quick run keeps none by default")
     args = parser.parse_args(arguments)
     output = args.output or (None if args.quick else TABLE)
+    rounds = args.rounds or (1 if args.quick else ROUNDS)
     records = []
-    for axis, size, window in points(args.quick):
-        image = draw((size, size), torch.float32)
-        timings = alternate(contestants(image, cut(image, window)), 1 if args.quick else ROUNDS)
+    for axis, picture, size, window in points(args.quick):
+        noise = picture == NOISE
+        image = draw((size, size), torch.float32) if noise else of_size(picture, size)
+        timings = alternate(contestants(image, cut(image, window)), rounds)
         for name, timing in timings.items():
-            print(f"{size:6} {window:6} {name:20} {timing.ms:10.3f} ms × {timing.rounds}")
-            record = {"axis": axis, "image": str(size), "template": str(window), "name": name}
+            what = f"{picture:8}{size:6} {window:6} {name:20}"
+            print(f"{what} {timing.ms:10.3f} ms × {timing.rounds}", flush=True)
+            record = {"axis": axis, "picture": picture, "image": str(size)}
+            record |= {"template": str(window), "name": name}
             record |= {"ms": f"{timing.ms:.4g}", "rounds": str(timing.rounds)}
             records.append(record | machine())
     if output is not None:

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import ast
+import math
+import os
 import sys
+import time
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import oracle
 import pytest
 import torch
 
@@ -13,7 +19,8 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 if str(ROOT) not in sys.path:
     sys.path.append(str(ROOT))
 
-from benchmarks import fit, measure, report, run  # noqa: E402
+from benchmarks import fit, load, measure, photographs, report, run  # noqa: E402
+from benchmarks.child import limited  # noqa: E402
 
 PEERS = {"cv2", "monai", "stumpy", "skimage", "scipy", "matplotlib"}
 
@@ -108,6 +115,76 @@ def test_rows_without_peers_run_and_are_kept(tmp_path):
     assert {"machine", "torch", "date", "threads", "rounds", "peer_rounds"} <= set(records[0])
 
 
+def test_large_rows_are_measured_only_where_they_are_named():
+    assert not {"M1", "large"} & set(run.chosen(None))
+    assert list(run.chosen("large,C1")) == ["C1", "large"]
+
+
+def test_rows_of_a_missing_peer_are_left_out(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    table = tmp_path / "cpu.csv"
+    assert run.main(["--quick", "--rows", "C2,C7", "--output", str(table)]) == 0
+    assert {r["row"] for r in report.read(table)} == {"C7"}
+    assert "C2 is left out: import of cv2" in capsys.readouterr().err
+
+
+def _slow(row: measure.Row) -> measure.Row:
+    time.sleep(600)
+    return row
+
+
+def _ending(row: measure.Row) -> measure.Row:
+    os._exit(3)
+
+
+def _measured(row: measure.Row, value: float) -> measure.Row:
+    return replace(row, value=value, ours=measure.Timing(2.0, 7, torch.ones(3)))
+
+
+def test_a_row_in_a_child_process_is_ended_at_its_limit():
+    row = measure.Row("F1", "a case", "a peer", "peer / ours", math.nan, measure.at_least(2))
+    done = limited(row, 60, _measured, 3.0)
+    assert done == replace(row, value=3.0, ours=measure.Timing(2.0, 7, None))
+    start = time.perf_counter()
+    slow = limited(row, 0.1, _slow)
+    assert time.perf_counter() - start < 30
+    ending = limited(row, 60, _ending)
+    assert (slow.case, ending.case) == (
+        "a case: stopped after 0.1 s",
+        "a case: ended with exit code 3",
+    )
+    assert all(math.isnan(r.value) and r.verdict == "short" for r in (slow, ending))
+
+
+@pytest.mark.parametrize("scale", [1, 255])
+def test_the_exact_scores_of_photographs(scale):
+    grey = np.random.default_rng(0).integers(90, 250, (40, 37)).astype(np.uint8)
+    grey[:20, :15] = 7
+    image = grey if scale == 1 else grey.astype(np.float32) / scale
+    template = image[12:24, 9:20]
+    exact = oracle.zncc(image, template)
+    assert (exact == 0).any()
+    assert np.abs(photographs.exact_scores(image, template) - exact).max() < 1e-12
+
+
+def test_a_busy_process_works_and_rests():
+    def spent() -> int:
+        fields = Path(f"/proc/{neighbour.child.pid}/stat").read_text().rpartition(")")[2].split()
+        return int(fields[11]) + int(fields[12])
+
+    with load.Neighbour(load.BUSY, measure.Settings(quick=True)) as neighbour:
+        neighbour.works(False)
+        resting = spent()
+        time.sleep(0.3)
+        assert spent() == resting
+        neighbour.works(True)
+        patience = time.monotonic() + 30
+        while spent() == resting:
+            assert time.monotonic() < patience
+            time.sleep(0.05)
+    assert neighbour.child.returncode is not None
+
+
 def test_constants_of_a_gpu_can_be_fitted(capsys):
     fit.fit_gpu(1, "cpu", True)
     said = capsys.readouterr().out
@@ -133,6 +210,33 @@ def test_the_page_shows_every_row(tmp_path, monkeypatch):
     assert "0 reached, 1 short, 1 inexact, 0 informative." in section
     monkeypatch.setattr(report, "RESULTS", tmp_path / "none")
     assert report.table_section() == report.NOTHING
+
+
+def test_photographs_have_a_table_of_ratios(tmp_path, monkeypatch):
+    exact, wrong = measure.Accuracy(1e-7, 1e-5), measure.Accuracy(1e-4, 1e-5)
+    rows = [
+        measure.Row(row, f"zncc clock 300×400/{k}²", "OpenCV", "peer / ours", value, None, kept)
+        for row, k, value, kept in (
+            ("P1", 128, 0.5, exact), ("P1", 16, 2.0, exact), ("P2", 16, 3.0, wrong),
+        )
+    ]  # fmt: skip
+    rows.append(replace(rows[0], case="worst of the 2", bound=measure.at_least(1)))
+    report.write(tmp_path / "cpu.csv", [row.record() | measure.machine() for row in rows])
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    section = report.photograph_section()
+    assert "| photograph | P1 16² | P1 128² | P2 16² |" in section
+    assert "| clock 300×400 | 2 | **0.5** | **3** |" in section
+    table = report.table_section()
+    assert "worst of the 2" in table and "clock" not in table
+
+
+def test_the_page_names_every_row():
+    page = report.PAGE.read_text(encoding="utf-8")
+    described = page[page.index("## What the rows are") : page.index("## Results")]
+    cells = [line.split("|")[1] for line in described.splitlines() if line.startswith("|")]
+    named = {name.strip() for cell in cells for name in cell.split(",")}
+    usual, large = run.known()
+    assert set(usual) | set(large) <= named
 
 
 def test_the_page_agrees_with_the_csvs():
