@@ -21,9 +21,7 @@ merged_moments = torch.ops.torchcorr_cpu.merged_moments.default
 normalise_tiles = torch.ops.torchcorr_cpu.normalise_tiles.default
 score_tiles = torch.ops.torchcorr_cpu.score_tiles.default
 emit_sums = torch.ops.torchcorr_cpu.emit_sums.default
-recompute_norms = torch.ops.torchcorr_cpu.recompute_norms.default
-cut_upstream = torch.ops.torchcorr_cpu.cut_upstream.default
-emit_input_grad = torch.ops.torchcorr_cpu.emit_input_grad.default
+score_grad_tiles = torch.ops.torchcorr_cpu.score_grad_tiles.default
 take_large_pages = torch.ops.torchcorr_cpu.take_large_pages.default
 
 # Bytes from which on the first touch of a result's pages shows in the time of a call.
