@@ -117,29 +117,41 @@ class ScoreGradPass {
     if (!work) return UnitNoise::of_non_finite();
     for (int64_t k = 0; k < templates; ++k) add_template(*work, k);
     const UnitNoise noise = noise_of(*work);
-    if (to_.need_input() && noise.is_finite()) add_input(*work);
+    if (to_.need_input() && noise.is_finite()) {
+      // What only the templates needed is free before the last transform.
+      work->spectrum.reset();
+      work->moments.resize(1);
+      add_input(*work);
+    }
     return noise;
   }
 
   // Everything before the templates; nothing if an element is not finite.
   template <class R>
   std::optional<Work<R>> measured(int64_t unit) const {
-    constexpr bool kIsWide = sizeof(R) > sizeof(In);
-    Sizes batch = numbers_;
     const Sizes tiles = units_.tiles_of(unit);
+    Sizes batch = numbers_;
     batch.insert(batch.end(), tiles.begin(), tiles.end());
-    auto [cut, stats] = cut_tiles(of_.input, batch, rule_.zero_mean, kIsWide, true);
+    const auto [spectrum, stats] = seen<R>(batch);
     for (size_t i = 0; i < tiles.size(); ++i) {
       if (rows_of_stats(stats)[i].non_finite > 0) return std::nullopt;
     }
     const Tensors moments = moments_of<R>(batch, stats);
     Sizes shape = sizes_of(moments[1]);
     shape.insert(shape.begin(), 2);
-    std::optional<Tensor> spectrum;
-    if (to_.need_template() || kIsWide) spectrum = transform(lines_of_tiles(cut), true);
     return Work<R>{unit % units_.of_pair, units_.pair(unit), batch, moments,
                    torch::stable::new_zeros(moments[1], shape), spectrum, std::nullopt,
                    std::vector<UpstreamSums>(tiles.size())};
+  }
+
+  // The spectrum of tiles, if it is needed, and their stats. The tiles themselves are free again
+  // before the moments take memory.
+  template <class R>
+  std::pair<std::optional<Tensor>, Tensor> seen(const Sizes& batch) const {
+    constexpr bool kIsWide = sizeof(R) > sizeof(In);
+    const auto [cut, stats] = cut_tiles(of_.input, batch, rule_.zero_mean, kIsWide, true);
+    if (!to_.need_template() && !kIsWide) return {std::nullopt, stats};
+    return {transform(lines_of_tiles(cut), true), stats};
   }
 
   template <class R>
@@ -204,14 +216,17 @@ class ScoreGradPass {
   template <class R>
   void add_template_grad(const Work<R>& work, int64_t k, const R* given, double offset) {
     const int64_t channels = tiling_.channels, size = tiling_.tile_size();
-    const Tensor sum = lines_like(*work.spectrum, channels, tiling_);
+    const int64_t lines = work.spectrum->size(0), line = work.pair * units_.block.templates() + k;
+    // The last template may overwrite the only two tiles.
+    const bool in_place = k + 1 == units_.block.templates() && lines == channels;
+    const Tensor sum = in_place ? *work.spectrum : lines_like(*work.spectrum, channels, tiling_);
     R* to = static_cast<R*>(sum.mutable_data_ptr());
     const R* seen = static_cast<const R*>(work.spectrum->const_data_ptr());
-    for (int64_t i = 0; i < work.spectrum->size(0); ++i) {
+    for (int64_t i = 0; i < lines; ++i) {
       multiply_complex(size, i >= channels, seen + 2 * i * size, given + 2 * (i / channels) * size,
                        to + 2 * (i % channels) * size);
     }
-    const int64_t line = work.pair * units_.block.templates() + k, numbers = 2 * channels * size;
+    const int64_t numbers = 2 * channels * size;
     order_.put(line, work.unit, [this, sum, offset, line, numbers] {
       const Tensor& spectra = sizeof(R) > sizeof(In) ? to_.wide_spectra : to_.spectra;
       R* out = static_cast<R*>(spectra.mutable_data_ptr()) + line * numbers;
@@ -222,8 +237,9 @@ class ScoreGradPass {
   }
 
   template <class R>
-  void add_input(const Work<R>& work) {
+  void add_input(Work<R>& work) {
     const Tensor tiles = tiles_of_lines(transform(*work.products, true));
+    work.products.reset();
     spread_window_grads(tiles, work.window_grads, work.moments[0], of_.input, work.batch);
     const int64_t line = units_.block.pairs() * units_.block.templates() + work.pair;
     order_.put(line, work.unit, [this, tiles, batch = work.batch] {
