@@ -6,15 +6,19 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
+from typing import Any
 
 import pytest
 import torch
 from inputs import draw
-from tile_geometries import batch_of, every_dtype, every_geometry, image_of, rule_of, same
+from tile_geometries import LIMITS, batch_of, every_dtype, every_geometry, image_of, rule_of, same
 from tolerances import GRADIENT_OF_FLOAT32
 
+import torchcorr
+from torchcorr._cpu import steps
 from torchcorr._definition import scores as definition
 from torchcorr._definition.spectra import template_spectra
+from torchcorr._plan import choose
 from torchcorr._plan.tiling import Block, TileBatch, Tiling
 
 ops = torch.ops.torchcorr_cpu
@@ -103,3 +107,39 @@ def test_score_grads_of_what_is_not_finite(place: str) -> None:
     block = Block(slice(0, 1), slice(0, 3), 2)
     *_, noise = score_grads(operands, batch_of("2d", True).tiling, block, [], 100)
     assert noise.isnan().any()
+
+
+def test_a_hard_tile_among_easy_ones(
+    monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    """One hot pixel costs its own tiles a transform in float64, and no others."""
+    image, template = draw((150, 160), torch.float32), draw((9, 9), torch.float32, 1)
+    image[20, 30] = 1e6
+    image[100:, 120:] = 0.5 + 1e-6 * image[100:, 120:]
+
+    def cut(problem: choose.Problem, method: str) -> choose.Plan:
+        tiling = Tiling.cut(problem.size, problem.window, problem.stride, (4, 4))
+        return choose.Plan(method, tiling.outputs, tiling.length, 16, 2, 1, 0, 0.0)
+
+    choose._arranged.cache_clear()
+    monkeypatch.setattr(choose, "make_plan", cut)
+    request.addfinalizer(choose._arranged.cache_clear)
+    wide: list[Sequence[int]] = []
+
+    def spy(operands: list[torch.Tensor], *args: Any) -> torch.Tensor:
+        wide.append(args[3])
+        return ops.score_grad_tiles(operands, *args)
+
+    monkeypatch.setattr(steps, "score_grad_tiles", spy)
+    pairs = [[x.to(t).requires_grad_() for x in (image, template)] for t in LIMITS]
+    grads = []
+    for pair in pairs:
+        score = torchcorr.zncc(*pair, method="fft")
+        upstream = draw(tuple(score.shape), seed=5).sub(0.5).to(score.dtype)
+        # A faint window would give by far the largest gradient.
+        upstream[90:, 110:] = 0
+        grads.append(torch.autograd.grad(score, pair, upstream))
+    units = wide[1]
+    assert not wide[0] and 0 in units and 0 < len(units) < 4
+    for got, want in zip(*grads, strict=True):
+        assert (got - want).abs().max() <= GRADIENT_OF_FLOAT32 * want.abs().max()
