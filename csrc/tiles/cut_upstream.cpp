@@ -9,12 +9,6 @@
 namespace torchcorr {
 namespace {
 
-// What a tile and template contribute: the sums of the squares of alpha and of alpha times the
-// mean, and the largest size of alpha.
-struct UpstreamSums {
-  double squares = 0, offset = 0, largest = 0;
-};
-
 // A row of windows: alpha = g norm is written; b = g Z N norm^2, what goes to the window's square,
 // and c = b mean, what goes to its mean, are added up.
 template <class T>
@@ -79,19 +73,17 @@ TORCHCORR_UPSTREAM(double, double)
 TORCHCORR_UPSTREAM(double, float)
 #undef TORCHCORR_UPSTREAM
 
-// One call. Scores are a map as the gradient is, or those of the tiles (tiles, templates,
-// *positions).
+// One call.
 template <class G, class T>
 class CutUpstream {
  public:
-  CutUpstream(const TileBatch& batch, const G* grad, const Axes3& map, int64_t all_templates,
-              const T* score, bool of_tiles)
-      : batch_(batch), t_(batch.tiling), grad_(grad), map_(map), all_(all_templates), score_(score),
-        of_tiles_(of_tiles) {}
+  CutUpstream(const TileBatch& batch, const Upstream& of)
+      : batch_(batch), t_(batch.tiling), grad_(of.grad.const_data_ptr<G>()),
+        score_(of.score.const_data_ptr<T>()), map_(last_sizes(of.grad, t_.ndim)),
+        all_(of.grad.size(1)), of_tiles_(of.of_tiles) {}
 
   // The windows' moments, and what is written.
   struct Target {
-    int64_t templates;
     double count;
     const T *norms, *means;
     T *b, *c, *alpha;
@@ -112,70 +104,56 @@ class CutUpstream {
     const int64_t rows = t_.outputs[0] * t_.outputs[1], width = t_.outputs[2];
     const int64_t x = place.first(t_, 2), n = std::min(width, map_[2] - x);
     const T sign = t % 2 == 0 ? T(1) : T(-1);
-    for (int64_t k = 0; k < to.templates; ++k) {
-      UpstreamSums& sums = to.sums[t * to.templates + k];
-      const int64_t which = place.item * all_ + batch_.first_template + k;
-      for (int64_t r = 0; r < rows; ++r) {
-        const int64_t i = r / t_.outputs[1], j = r % t_.outputs[1];
-        const int64_t z = place.first(t_, 0) + i, y = place.first(t_, 1) + j;
-        if (z >= map_[0] || y >= map_[1]) continue;
-        const int64_t at = (t * rows + r) * width;
-        const int64_t in_map = ((which * map_[0] + z) * map_[1] + y) * map_[2] + x;
-        const int64_t of_score = of_tiles_ ? ((t * to.templates + k) * rows + r) * width : in_map;
-        upstream_of(n, grad_ + in_map, score_ + of_score, to.count,
-                    UpstreamRow<T>{to.norms + at, to.means + at, line, to.b + at, to.c + at}, sums);
-        T* pair = to.alpha + ((t / 2 * to.templates + k) * t_.tile_size() +
-                              (i * t_.stride[0] * t_.length[1] + j * t_.stride[1]) * t_.length[2]) *
-                                 2;
-        scatter(n, 2 * t_.stride[2], sign, line, pair + t % 2);
-      }
+    const int64_t which = place.item * all_ + batch_.first_template;
+    T* pair = to.alpha + t / 2 * t_.tile_size() * 2 + t % 2;
+    for (int64_t r = 0; r < rows; ++r) {
+      const int64_t i = r / t_.outputs[1], j = r % t_.outputs[1];
+      const int64_t z = place.first(t_, 0) + i, y = place.first(t_, 1) + j;
+      if (z >= map_[0] || y >= map_[1]) continue;
+      const int64_t at = (t * rows + r) * width;
+      const int64_t in_map = ((which * map_[0] + z) * map_[1] + y) * map_[2] + x;
+      upstream_of(n, grad_ + in_map, score_ + (of_tiles_ ? at : in_map), to.count,
+                  UpstreamRow<T>{to.norms + at, to.means + at, line, to.b + at, to.c + at},
+                  to.sums[t]);
+      const int64_t first = (i * t_.stride[0] * t_.length[1] + j * t_.stride[1]) * t_.length[2];
+      scatter(n, 2 * t_.stride[2], sign, line, pair + 2 * first);
     }
   }
 
   const TileBatch& batch_;
   const Tiling& t_;
   const G* grad_;
-  Axes3 map_;  // positions of the gradient
-  int64_t all_;
   const T* score_;
-  bool of_tiles_;
+  const Axes3 map_;    // positions of the gradient
+  const int64_t all_;  // templates of the gradient
+  const bool of_tiles_;
 };
 
-// Returns alpha as pairs (first, minus second) in zeros, and for each tile and template its
-// `UpstreamSums`. Adds to `window_grads` (2, tiles, *positions).
-std::tuple<Tensor, Tensor> cut_upstream(const Tensor& grad, const Tensor& score, bool of_tiles,
-                                        Tensors tensors, Sizes numbers, int64_t templates,
-                                        int64_t count, const Tensor& window_grads) {
+}  // namespace
+
+Tensor cut_upstream(const Upstream& of, const Tensors& tensors, const Sizes& numbers,
+                    const Tensor& window_grads, std::vector<UpstreamSums>& sums) {
   const TileBatch batch(numbers);
   const Tiling& t = batch.tiling;
   const TileMoments moments(tensors);
   const Tensor& norms = moments.known_norms();
-  Sizes shape{batch.count() / 2, templates};
+  Sizes shape{batch.count() / 2, 1};
   for (int64_t n : sizes_of(t.length, t.ndim)) shape.push_back(n);
   shape.push_back(2);
-  Tensor alpha = torch::stable::new_zeros(norms, shape);
-  Tensor sums = torch::stable::new_zeros(norms, {batch.count(), templates, 3}, ScalarType::Double);
-  static_assert(sizeof(UpstreamSums) == 3 * sizeof(double));
+  const Tensor alpha = torch::stable::new_zeros(norms, shape);
+  sums.assign(batch.count(), {});
   with_real_type(norms, "norms", [&](auto zero) {
     using T = decltype(zero);
     T* maps = window_grads.mutable_data_ptr<T>();
-    with_real_type(grad, "grad", [&](auto grad_zero) {
+    with_real_type(of.grad, "grad", [&](auto grad_zero) {
       using G = decltype(grad_zero);
-      STD_TORCH_CHECK(of_tiles || (std::is_same_v<T, G>), "scores of a map share grad's dtype");
-      CutUpstream<G, T>(batch, grad.const_data_ptr<G>(), last_sizes(grad, t.ndim), grad.size(1),
-                        score.const_data_ptr<T>(), of_tiles)
-          .run({templates, static_cast<double>(count), norms.const_data_ptr<T>(),
-                moments.means->const_data_ptr<T>(), maps, maps + norms.numel(),
-                alpha.mutable_data_ptr<T>(),
-                reinterpret_cast<UpstreamSums*>(sums.mutable_data_ptr<double>())});
+      STD_TORCH_CHECK(of.of_tiles || (std::is_same_v<T, G>), "scores of a map share grad's dtype");
+      CutUpstream<G, T>(batch, of).run(
+          {of.count, norms.const_data_ptr<T>(), moments.means->const_data_ptr<T>(), maps,
+           maps + norms.numel(), alpha.mutable_data_ptr<T>(), sums.data()});
     });
   });
-  return {alpha, sums};
+  return alpha;
 }
 
-}  // namespace
 }  // namespace torchcorr
-
-STABLE_TORCH_LIBRARY_IMPL(torchcorr_cpu, CPU, m) {
-  m.impl("cut_upstream", TORCH_BOX(&torchcorr::cut_upstream));
-}

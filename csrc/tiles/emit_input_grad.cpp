@@ -1,6 +1,5 @@
-// The last step of the input's gradient: adds the contributions of transforms and of windows.
-
-#include <type_traits>
+// The last steps of the input's gradient: what goes through transforms and through windows is added
+// up in each tile, and the tiles in their items.
 
 #include "tiles/steps.h"
 #include "tiles/window_grads.h"
@@ -8,85 +7,52 @@
 namespace torchcorr {
 namespace {
 
-// `products` (pairs, C, *length, 2) become the tiles' gradients, which are added to `out` in the
-// order of the tiles. `window_grads` go to the squares and to the means of windows.
+template <class In, class T>
+void spread_tiles(const TileBatch& batch, const In* image, const TileStats* stats,
+                  const T* window_grads, T* products) {
+  const Tiling& t = batch.tiling;
+  const int64_t strips = spread::strips_of(t).units(), each = t.positions();
+  const T* of_means = window_grads + batch.count() * each;
+  torch::stable::parallel_for(0, batch.count() * strips, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t u = begin; u < end; ++u) {
+      const int64_t i = u / strips;
+      if (batch.tiles[i] < 0) continue;
+      T* pair = products + i / 2 * 2 * t.channels * t.tile_size();
+      spread::spread_unit(t, u % strips,
+                          spread::TileGrads<In, T>{batch.tiles[i], i % 2, stats[i], image,
+                                                   window_grads + i * each, of_means + i * each,
+                                                   pair});
+    }
+  });
+}
+
+// Tile i of a batch, its elements every second number.
 template <class T, class In>
-class EmitInputGrad {
- public:
-  EmitInputGrad(const TileBatch& batch, const In* image, const TileStats* stats,
-                const T* window_grads, T* products, In* out)
-      : batch_(batch), t_(batch.tiling), image_(image), stats_(stats), window_grads_(window_grads),
-        products_(products), out_(out) {}
-
-  void run() const {
-    const int64_t units = spread::strips_of(t_).units();
-    torch::stable::parallel_for(0, batch_.count() * units, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t u = begin; u < end; ++u) {
-        if (batch_.tiles[u / units] >= 0) spread_tile(u / units, u % units);
+void add_tile(const Tiling& t, const TilePlace& place, const T* tile, In* out) {
+  const auto end = [&](int axis) {
+    return std::min(t.extent[axis], t.size[axis] - place.start[axis]);
+  };
+  for (int64_t c = 0; c < t.channels; ++c) {
+    for (int64_t z = 0; z < end(0); ++z) {
+      for (int64_t y = 0; y < end(1); ++y) {
+        const int64_t row = ((place.item * t.channels + c) * t.size[0] + place.start[0] + z);
+        In* to = out + (row * t.size[1] + place.start[1] + y) * t.size[2] + place.start[2];
+        const T* from = tile + 2 * (((c * t.length[0] + z) * t.length[1] + y) * t.length[2]);
+        spread::add_row(end(2), from, to);
       }
-    });
-    int64_t first = -1, last = -1;
-    for (int64_t tile : batch_.tiles) {
-      if (tile < 0) continue;
-      const int64_t item = tile / t_.tiles_per_item();
-      first = first < 0 ? item : std::min(first, item);
-      last = std::max(last, item);
-    }
-    if (last < 0) return;
-    const int64_t rows = t_.channels * t_.size[0] * t_.size[1];
-    torch::stable::parallel_for(0, (last - first + 1) * rows, 16, [&](int64_t begin, int64_t end) {
-      for (int64_t r = begin; r < end; ++r) add_row(first + r / rows, r % rows);
-    });
-  }
-
- private:
-  void spread_tile(int64_t t, int64_t unit) const {
-    const T* squares = window_grads_ + t * t_.positions();
-    const T* means = squares + batch_.count() * t_.positions();
-    T* pair = products_ + t / 2 * 2 * t_.channels * t_.tile_size();
-    spread::spread_unit(
-        t_, unit,
-        spread::TileGrads<In, T>{batch_.tiles[t], t % 2, stats_[t], image_, squares, means, pair});
-  }
-
-  // Adds all tiles to one row (channel, z, y) of an item.
-  void add_row(int64_t item, int64_t row) const {
-    const int64_t channel = row / (t_.size[0] * t_.size[1]);
-    const int64_t z = row / t_.size[1] % t_.size[0], y = row % t_.size[1];
-    In* to = out_ + (item * t_.channels * t_.size[0] * t_.size[1] + row) * t_.size[2];
-    for (int64_t t = 0; t < batch_.count(); ++t) {
-      const TilePlace p(t_, batch_.tiles[t]);
-      if (!p.exists || p.item != item) continue;
-      const int64_t i = z - p.start[0], j = y - p.start[1];
-      if (i < 0 || i >= t_.extent[0] || j < 0 || j >= t_.extent[1]) continue;
-      const T* from = products_ + (t / 2 * t_.channels + channel) * t_.tile_size() * 2 +
-                      (i * t_.length[1] + j) * t_.length[2] * 2 + t % 2;
-      spread::add_row(std::min(t_.extent[2], t_.size[2] - p.start[2]), from, to + p.start[2]);
     }
   }
+}
 
-  const TileBatch& batch_;
-  const Tiling& t_;
-  const In* image_;
-  const TileStats* stats_;
-  const T* window_grads_;
-  T* products_;
-  In* out_;
-};
-
-void emit_input_grad(const Tensor& products, const Tensor& window_grads, const Tensor& stats,
-                     const Tensor& input, Sizes numbers, const Tensor& out) {
-  const Tensor image = packed(input);
-  const TileBatch batch(numbers, image);
+// Calls f with pointers of the types of a tile and of an input, of which tiles are at least as wide.
+template <class F>
+void with_types(const Tensor& products, const Tensor& input, const F& f) {
   with_real_type(products, "products", [&](auto zero) {
     using T = decltype(zero);
-    with_real_type(out, "out", [&](auto out_zero) {
-      using In = decltype(out_zero);
+    with_real_type(input, "input", [&](auto input_zero) {
+      using In = decltype(input_zero);
       if constexpr (sizeof(T) >= sizeof(In)) {
-        EmitInputGrad<T, In>(batch, image.const_data_ptr<In>(), rows_of_stats(stats),
-                             window_grads.const_data_ptr<T>(), products.mutable_data_ptr<T>(),
-                             out.mutable_data_ptr<In>())
-            .run();
+        f(products.mutable_data_ptr<T>(), input.mutable_data_ptr<In>());
       } else {
         STD_TORCH_CHECK(false, "tiles must be as wide as the gradient they are added to");
       }
@@ -95,8 +61,26 @@ void emit_input_grad(const Tensor& products, const Tensor& window_grads, const T
 }
 
 }  // namespace
-}  // namespace torchcorr
 
-STABLE_TORCH_LIBRARY_IMPL(torchcorr_cpu, CPU, m) {
-  m.impl("emit_input_grad", TORCH_BOX(&torchcorr::emit_input_grad));
+void spread_window_grads(const Tensor& products, const Tensor& window_grads, const Tensor& stats,
+                         const Tensor& input, const Sizes& numbers) {
+  const TileBatch batch(numbers, input);
+  with_types(products, input, [&](auto* values, const auto* image) {
+    using T = std::remove_pointer_t<decltype(values)>;
+    spread_tiles(batch, image, rows_of_stats(stats), window_grads.const_data_ptr<T>(), values);
+  });
 }
+
+void add_input_grads(const Tensor& products, const Sizes& numbers, const Tensor& out) {
+  const TileBatch batch(numbers, out);
+  const Tiling& t = batch.tiling;
+  with_types(products, out, [&](const auto* values, auto* to) {
+    for (int64_t i = 0; i < batch.count(); ++i) {
+      const TilePlace place(t, batch.tiles[i]);
+      if (!place.exists) continue;
+      add_tile(t, place, values + i / 2 * 2 * t.channels * t.tile_size() + i % 2, to);
+    }
+  });
+}
+
+}  // namespace torchcorr

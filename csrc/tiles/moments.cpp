@@ -306,7 +306,10 @@ class RecomputeNorms {
   ExactWindow exact_;
 };
 
-void recompute_norms(Tensors tensors, const Tensor& input, Sizes numbers, Numbers rule) {
+}  // namespace
+
+void recompute_norms(const Tensors& tensors, const Tensor& input, const Sizes& numbers,
+                     const Numbers& rule) {
   const Tensor image = packed(input);
   const TileBatch batch(numbers, image);
   const TileMoments moments(tensors);
@@ -325,10 +328,8 @@ void recompute_norms(Tensors tensors, const Tensor& input, Sizes numbers, Number
   });
 }
 
-}  // namespace
 }  // namespace torchcorr
 
 STABLE_TORCH_LIBRARY_IMPL(torchcorr_cpu, CPU, m) {
   m.impl("tile_moments", TORCH_BOX(&torchcorr::tile_moments));
-  m.impl("recompute_norms", TORCH_BOX(&torchcorr::recompute_norms));
 }

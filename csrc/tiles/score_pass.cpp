@@ -4,30 +4,16 @@
 // worker. Steps that divide their work among threads run on one thread here.
 
 #include <algorithm>
-#include <atomic>
 #include <limits>
 #include <utility>
 
 #include "direct/correlate.h"
 #include "tiles/spectra.h"
 #include "tiles/steps.h"
+#include "tiles/units.h"
 
 namespace torchcorr {
 namespace {
-
-// Leading indices and templates that are computed at once, and how many tiles make a unit: `Block`
-// of _plan/tiling.py.
-struct Block {
-  int64_t first_pair, last_pair, first_template, last_template, tiles_of_unit;
-
-  explicit Block(const Sizes& n) {
-    STD_TORCH_CHECK(n.size() == 5, "a block of scores has five numbers");
-    first_pair = n[0], last_pair = n[1], first_template = n[2], last_template = n[3];
-    tiles_of_unit = n[4];
-  }
-  int64_t pairs() const { return last_pair - first_pair; }
-  int64_t templates() const { return last_template - first_template; }
-};
 
 Tensor part_of(const Tensor& x, int64_t axis, int64_t first, int64_t count) {
   Tensor whole = x;
@@ -202,26 +188,11 @@ void score_tiles(const Tensor& input, const Tensor& coefficients, std::optional<
     ScorePass<decltype(zero)> pass(input, coefficients, spectra, batch, block, rule, wide_rule, out);
     const Tiling& tiling = pass.tiling();
     const int64_t tiles = input.size(0) / coefficients.size(0) * tiling.tiles_per_item();
-    const int64_t units_of_pair = ceil_div(tiles, block.tiles_of_unit);
-    const int64_t units = units_of_pair * block.pairs();
-    const auto score_unit = [&](int64_t unit) {
-      const int64_t pair = unit / units_of_pair;
-      const int64_t begin = unit % units_of_pair * block.tiles_of_unit;
-      const int64_t end = std::min(begin + block.tiles_of_unit, tiles);
-      Sizes some;
-      for (int64_t t = begin; t < end; ++t) some.push_back((block.first_pair + pair) * tiles + t);
-      if (pass.lanes() == 2 && some.size() % 2 != 0) some.push_back(-1);
-      pass.score(some, pair);
-    };
-    // The threads share the steps of a single unit, unless it is a line: MKL would divide its
-    // transform among them and round differently for each number of threads.
-    if (units == 1 && (tiling.ndim > 1 || pass.lanes() == 1)) return score_unit(0);
-    std::atomic<int64_t> next{0};
-    const int64_t threads = torch::stable::get_num_threads();
-    torch::stable::parallel_for(0, std::max<int64_t>(2, std::min(threads, units)), 1,
-                                [&](int64_t, int64_t) {
-                                  for (int64_t u = next++; u < units; u = next++) score_unit(u);
-                                });
+    const Units units(block, tiles, pass.lanes());
+    // MKL would divide the transform of a line among threads and round differently for each number
+    // of them.
+    run_units(units.count(), tiling.ndim == 1 && pass.lanes() == 2,
+              [&](int64_t unit) { pass.score(units.tiles_of(unit), units.pair(unit)); });
   });
 }
 

@@ -21,25 +21,25 @@ TORCHCORR_INLINE void multiply_row(int64_t n, const T* a, const T* b, T* out) {
   }
 }
 
-#define TORCHCORR_MULTIPLY(T)                                                            \
-  TORCHCORR_CLONES void multiply(int64_t n, bool add, const T* a, const T* b, T* out) {  \
-    add ? multiply_row<true>(n, a, b, out) : multiply_row<false>(n, a, b, out);          \
-  }
-TORCHCORR_MULTIPLY(float)
-TORCHCORR_MULTIPLY(double)
-#undef TORCHCORR_MULTIPLY
-
 template <class T>
 void multiply_tiles(int64_t tiles, int64_t channels, int64_t size, const T* spectrum,
                     const T* other, T* out) {
   for (int64_t i = 0; i < tiles * channels; ++i) {
     const int64_t c = i % channels;
-    multiply(size, c > 0, spectrum + 2 * i * size, other + 2 * c * size,
+    multiply_complex(size, c > 0, spectrum + 2 * i * size, other + 2 * c * size,
              out + 2 * (i / channels) * size);
   }
 }
 
 }  // namespace
+
+#define TORCHCORR_MULTIPLY(T)                                                                      \
+  TORCHCORR_CLONES void multiply_complex(int64_t n, bool add, const T* a, const T* b, T* out) {    \
+    add ? multiply_row<true>(n, a, b, out) : multiply_row<false>(n, a, b, out);                    \
+  }
+TORCHCORR_MULTIPLY(float)
+TORCHCORR_MULTIPLY(double)
+#undef TORCHCORR_MULTIPLY
 
 Tensor transform(const Tensor& x, bool forward) {
   Sizes axes;

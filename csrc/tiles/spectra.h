@@ -16,6 +16,10 @@ Tensor transform(const Tensor& x, bool forward);
 Tensor lines_of_tiles(const Tensor& tiles);
 Tensor tiles_of_lines(const Tensor& lines);
 
+// out = a * b of n complex numbers, or out += a * b.
+void multiply_complex(int64_t n, bool add, const float* a, const float* b, float* out);
+void multiply_complex(int64_t n, bool add, const double* a, const double* b, double* out);
+
 // out = sum_c spectrum[i, c] * other[c] for each tile i of `size` complex elements a channel.
 void multiply_spectra(int64_t tiles, int64_t channels, int64_t size, const float* spectrum,
                       const float* other, float* out);

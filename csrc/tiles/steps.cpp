@@ -37,11 +37,7 @@ STABLE_TORCH_LIBRARY(torchcorr_cpu, m) {
   m.def(
       "emit_sums(Tensor numerators, Tensor? absolute, Tensor[] moments, Tensor input,"
       " Tensor template, int[] batch, float[] rule, Tensor(a!) out) -> Tensor");
-  m.def("recompute_norms(Tensor(a!)[] moments, Tensor input, int[] batch, float[] rule) -> ()");
   m.def(
-      "cut_upstream(Tensor grad, Tensor score, bool of_tiles, Tensor[] moments, int[] batch,"
-      " int templates, int count, Tensor(a!) window_grads) -> (Tensor, Tensor)");
-  m.def(
-      "emit_input_grad(Tensor(a!) products, Tensor window_grads, Tensor stats, Tensor input,"
-      " int[] batch, Tensor(b!) out) -> ()");
+      "score_grad_tiles(Tensor[] operands, Tensor spectra, int[] batch, int[] block, int[] wide,"
+      " float[] rule, Tensor(a!)[] sums) -> Tensor");
 }

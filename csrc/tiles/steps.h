@@ -77,6 +77,38 @@ std::tuple<Tensor, Tensor, Tensor> merged_moments(const Tensor& input, const Ten
                                                   Sizes batch, Numbers rule, bool pairs,
                                                   bool with_means);
 
+// Norms and means of unknown windows from the definition; no window stays doubtful.
+void recompute_norms(const Tensors& moments, const Tensor& input, const Sizes& batch,
+                     const Numbers& rule);
+
+// The gradient of a map and its scores: a map too, or those of the tiles (tiles, *positions); and
+// how many elements a window has.
+struct Upstream {
+  const Tensor &grad, &score;
+  bool of_tiles;
+  double count;
+};
+
+// What a tile contributes with one template: the sums of the squares of alpha and of alpha times
+// the mean, and the largest size of alpha.
+struct UpstreamSums {
+  double squares = 0, offset = 0, largest = 0;
+};
+
+// Upstream gradients of one template times norms, alpha, as pairs of tiles (first, minus second) in
+// zeros. Adds what goes to squares and to means of windows to `window_grads`
+// (2, tiles, *positions).
+Tensor cut_upstream(const Upstream& of, const Tensors& moments, const Sizes& batch,
+                    const Tensor& window_grads, std::vector<UpstreamSums>& sums);
+
+// Turns products of transforms, pairs of tiles (first, minus second), into the tiles' gradients:
+// adds what goes through squares and means of windows.
+void spread_window_grads(const Tensor& products, const Tensor& window_grads, const Tensor& stats,
+                         const Tensor& input, const Sizes& batch);
+
+// Adds the gradients of tiles to those of their items, in the order of the tiles.
+void add_input_grads(const Tensor& products, const Sizes& batch, const Tensor& out);
+
 // Writes scores; how many doubtful windows of each tile are too many to be recomputed.
 Tensor normalise_tiles(const Tensor& numerators, Tensors moments, const Tensor& input,
                        const Tensor& coefficients, Sizes batch, Numbers rule, const Tensor& out);

@@ -57,6 +57,16 @@ def test_many_templates_and_many_inputs_are_cut_too():
         assert plan.bytes <= 64 * MIB
 
 
+def test_gradients_of_many_templates_are_cut_too():
+    """Their spectra are kept twice, as factors and as sums, so fewer are in a block."""
+    sizes = ((1, 1024, 1024), (1000, 1, 48, 48), (1, 1))
+    call = choose.arrange_gradients(*sizes, dtype=torch.float32, device="cpu")
+    assert call.plan.bytes <= 64 * MIB
+    templates = [block.templates for block in choose.blocks(call.problem, call.plan)]
+    assert [part.start for part in templates[1:]] == [part.stop for part in templates[:-1]]
+    assert templates[0].start == 0 and templates[-1].stop == 1000
+
+
 @pytest.mark.parametrize("window", (1024, 2048, 4096))
 def test_a_large_template_is_transformed(window):
     """By the direct loop these take hours, whatever the scratch of the transforms."""

@@ -78,6 +78,25 @@ def test_runs_and_numbers_of_threads_agree_bit_for_bit(
     assert same(results(name, method, LARGE[size]), alone)
 
 
+@pytest.mark.parametrize("hard", (False, True), ids=("easy", "hard"))
+@pytest.mark.parametrize("size", LARGE)
+def test_gradients_of_scores_do_not_depend_on_which_worker_is_first(size: str, hard: bool) -> None:
+    """Units of tiles are ready in any order; with hard ones among them, in float64."""
+    shape, window = LARGE[size]
+    image = draw((2, 1, *shape), torch.float32)
+    if hard:
+        image.view(-1)[image.numel() // 3] = 1e6
+    tensors = [image.requires_grad_(), draw((2, *window), torch.float32, 1).requires_grad_()]
+    score = torchcorr.zncc(*tensors, ndim=len(shape), method="fft")
+    delta = draw(tuple(score.shape), torch.float32, 2) - 0.5
+    grads = []
+    for threads in (1, 2, 3, 4, 4, 4):
+        torch.set_num_threads(threads)
+        again = torch.autograd.grad(score, tensors, delta, retain_graph=True)
+        grads.append([*again])
+    assert all(same(other, grads[0]) for other in grads[1:])
+
+
 @pytest.mark.parametrize(("name", "method"), CALLS)
 def test_one_thread_does_all_the_work_of_one(name: str, method: str | None) -> None:
     torch.set_num_threads(1)

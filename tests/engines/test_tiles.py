@@ -13,7 +13,15 @@ import pytest
 import tile_definitions
 import torch
 from inputs import draw
-from tile_geometries import GEOMETRIES, image_of
+from tile_geometries import (
+    GEOMETRIES,
+    batch_of,
+    every_dtype,
+    every_geometry,
+    image_of,
+    rule_of,
+    same,
+)
 from tolerances import SCORE
 
 import torchcorr
@@ -22,7 +30,6 @@ from torchcorr._definition import scores as definition
 from torchcorr._definition.spectra import template_spectra
 from torchcorr._plan import choose, rounding
 from torchcorr._plan.tiling import (
-    EMPTY,
     Block,
     TileBatch,
     TileMoments,
@@ -32,29 +39,6 @@ from torchcorr._plan.tiling import (
 )
 
 ops = torch.ops.torchcorr_cpu
-every_geometry = pytest.mark.parametrize("name", GEOMETRIES)
-every_dtype = pytest.mark.parametrize("dtype", (torch.float32, torch.float64), ids=str)
-LIMITS = {torch.float32: (5.5e-3, 1e-8), torch.float64: (2e-10, 3e-5)}
-
-
-def batch_of(name: str, pairs: bool, first_template: int = 0) -> TileBatch:
-    """All tiles of two items."""
-    size, window, stride, grid = GEOMETRIES[name]
-    tiling = Tiling.cut(size, window, stride, grid, fast=pairs)
-    tiles = list(range(2 * tiling.tiles))
-    return TileBatch(tiling, tiles + [EMPTY] * (pairs and len(tiles) % 2), first_template)
-
-
-def rule_of(
-    dtype: torch.dtype,
-    pairs: bool,
-    *,
-    zero_mean: bool = True,
-    noise: float = 0.0,
-    budget: float = 0,
-) -> ScoreRule:
-    least_energy, least_variance = LIMITS[dtype]
-    return ScoreRule(zero_mean, 0.0, least_energy, not pairs, least_variance, noise, budget)
 
 
 def cut_stats(image: torch.Tensor, batch: TileBatch, centred: bool, pairs: bool) -> TileStats:
@@ -66,14 +50,6 @@ def moments_of(
 ) -> tuple[TileMoments, torch.Tensor]:
     *windows, doubtful = ops.tile_moments(image, stats.rows, batch.numbers, rule.numbers, means)
     return TileMoments(stats, *windows), doubtful
-
-
-def copied(moments: TileMoments) -> TileMoments:
-    return TileMoments(moments.stats, *(x.clone() for x in moments.tensors[1:]))
-
-
-def same(got: torch.Tensor, want: torch.Tensor, rtol: float, atol: float = 0.0) -> None:
-    torch.testing.assert_close(got, want, rtol=rtol, atol=atol, equal_nan=True)
 
 
 def test_states_have_the_values_of_the_kernels() -> None:
@@ -299,86 +275,6 @@ def test_sums(name: str, dtype: torch.dtype, budget: int, bounded: bool, bad: bo
     assert (left > 0).any() or budget > 0 or name != "2d"
     assert budget < 10**6 or not (left > 0).any()
     same(out, want, 1e-6 if dtype == torch.float32 else 1e-12, 1e-12)
-
-
-def _measured(
-    name: str, dtype: torch.dtype, wide: bool, first_template: int = 0
-) -> tuple[TileBatch, torch.Tensor, ScoreRule, TileMoments]:
-    """Pairs of tiles with their moments, in their dtype or in double precision."""
-    batch, image = batch_of(name, True, first_template), image_of(name, dtype)
-    rule = rule_of(dtype, True)
-    stats = cut_stats(image, batch, True, True)
-    moments, _ = tile_definitions.tile_moments(image, stats, batch, rule, True)
-    if wide:
-        windows = (moments.norms.double(), moments.states, moments.means.double())
-        moments = TileMoments(stats, *windows)
-    return batch, image, rule, moments
-
-
-@every_geometry
-@every_dtype
-@pytest.mark.parametrize("wide", (True, False))
-def test_recomputed_norms(name: str, dtype: torch.dtype, wide: bool) -> None:
-    batch, image, rule, moments = _measured(name, dtype, wide)
-    moments.states.view(-1)[::3] = WindowState.DOUBTFUL
-    moments.states.view(-1)[1::3] = WindowState.UNKNOWN
-    want = copied(moments)
-    ops.recompute_norms(moments.tensors, image, batch.numbers, rule.numbers)
-    tile_definitions.recompute_norms(want, image, batch, rule)
-    rtol = 1e-6 if moments.norms.dtype == torch.float32 else 1e-9
-    for row, i in enumerate(batch.tiles):
-        inside = (row, *_valid(batch.tiling, i))
-        same(moments.norms[inside], want.norms[inside], rtol)
-        same(moments.means[inside], want.means[inside], 0, 1e-6)
-        assert torch.equal(moments.states[inside], want.states[inside])
-        assert not tile_definitions.is_doubtful(moments.states[inside]).any()
-
-
-@every_geometry
-@every_dtype
-@pytest.mark.parametrize("of_tiles", (True, False))
-def test_upstream(name: str, dtype: torch.dtype, of_tiles: bool) -> None:
-    batch, _, _, moments = _measured(name, dtype, of_tiles, 1)
-    norms = moments.norms
-    grad = draw((2, 4, *batch.tiling.positions), dtype, 1)
-    score = draw(grad.shape, dtype, 2)
-    if of_tiles:
-        score = draw((len(batch.tiles), 2, *norms.shape[1:]), seed=2)
-    maps = torch.stack([draw(norms.shape, norms.dtype, 3), draw(norms.shape, norms.dtype, 4)])
-    want_maps = maps.clone()
-    alpha, sums = ops.cut_upstream(
-        grad, score, of_tiles, moments.tensors, batch.numbers, 2, 9, maps
-    )
-    want, want_sums = tile_definitions.cut_upstream(
-        grad, score, of_tiles, moments, batch, 2, 9, want_maps
-    )
-    tight = 1e-6 if norms.dtype == torch.float32 else 1e-13
-    same(alpha, want, tight)
-    same(sums, want_sums, 1e-9, 1e-9 * float(want_sums.abs().max()))
-    same(maps, want_maps, tight, tight)
-
-
-@every_geometry
-@every_dtype
-@pytest.mark.parametrize("wide", (True, False))
-def test_input_grad(name: str, dtype: torch.dtype, wide: bool) -> None:
-    batch, image, _, moments = _measured(name, dtype, wide)
-    norms, stats = moments.norms, moments.stats
-    products = draw((len(batch.tiles) // 2, 2, *batch.tiling.length, 2), norms.dtype, 1)
-    maps = torch.stack([draw(norms.shape, norms.dtype, 2), draw(norms.shape, norms.dtype, 3)])
-    for row, i in enumerate(batch.tiles):
-        # Positions outside the map have no gradient.
-        inside = _valid(batch.tiling, i)
-        for m in maps:
-            kept = m[row][inside].clone()
-            m[row] = 0
-            m[row][inside] = kept
-    out = draw(image.shape, dtype, 4)
-    want = out.double()
-    ops.emit_input_grad(products.clone(), maps, stats.rows, image, batch.numbers, out)
-    tile_definitions.emit_input_grad(products, maps, stats, image, batch, want)
-    tight = 1e-5 if dtype == torch.float32 else 1e-12
-    same(out.double(), want, tight, tight * float(want.abs().max()))
 
 
 def test_geometry_is_checked() -> None:

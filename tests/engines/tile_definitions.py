@@ -14,7 +14,7 @@ from torch import Tensor
 
 from torchcorr._definition import correlate as correlation
 from torchcorr._definition import scores
-from torchcorr._definition.windows import window_spread, windows
+from torchcorr._definition.windows import windows
 from torchcorr._plan.dtypes import widen
 from torchcorr._plan.tiling import TileBatch, TileMoments, TileStats, WindowState
 
@@ -240,100 +240,6 @@ def normalise_tiles(
         score = torch.where(recomputed, exact[(slice(None), *to)], score)
         out[(item, templates, *to)] = score
     return left
-
-
-def recompute_norms(moments: TileMoments, input: Tensor, batch: TileBatch, rule: ScoreRule) -> None:
-    """Norm and mean of unknown windows from the definition; no window stays doubtful."""
-    tiling = batch.tiling
-    ndim, window = len(tiling.window), tiling.window
-    count = input.shape[1] * math.prod(window)
-    raw, _ = raw_tiles(input, batch)
-    raw = raw[(..., *(slice(0, n) for n in tiling.extent))]
-    level, scale = (_column(s, ndim + 1) for s in (moments.stats.level, moments.stats.scale))
-    seen = windows(widen(raw) * scale, window, tiling.stride)
-    axes = tuple(range(-ndim - 1, 0))
-    mean = seen.mean(axes, keepdim=True)
-    mean = mean + (seen - mean).mean(axes, keepdim=True)
-    if not rule.zero_mean:
-        mean = torch.zeros_like(mean)
-    energy = (seen - mean).square().mean(axes)
-    norm = 1 / (count * torch.sqrt(energy + rule.eps * scale.squeeze(1).square()))
-    norm = torch.where(energy == 0, 0.0, norm)
-    column = mean[(..., *(0,) * (ndim + 1))] - (level * scale).squeeze(1) * rule.zero_mean
-    norms, states, means = moments.norms, moments.states, moments.means
-    unknown = states == WindowState.UNKNOWN
-    norms.copy_(torch.where(unknown, norm.to(norms.dtype), norms))
-    means.copy_(torch.where(unknown, column.to(norms.dtype), means))
-    states[states == WindowState.DOUBTFUL] = WindowState.GOOD
-    states[unknown & (energy == 0)] = WindowState.FLAT
-    states[unknown & (energy != 0)] = WindowState.GOOD
-
-
-def cut_upstream(
-    grad: Tensor,
-    score: Tensor,
-    of_tiles: bool,
-    moments: TileMoments,
-    batch: TileBatch,
-    templates: int,
-    count: int,
-    window_grads: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """Upstream gradients times norms as pairs of tiles (first, minus second), at the positions'
-    places in zeros; sums of their squares, of their products with the means, and their largest.
-
-    What goes to a window's square and to its mean is added to `window_grads`. `score` is a map as
-    grad is, or (tiles, templates, *positions).
-    """
-    tiling, norms, means = batch.tiling, moments.norms, moments.means
-    alpha = norms.new_zeros((len(batch.tiles), templates, *tiling.length))
-    sums = widen(norms.new_zeros((len(batch.tiles), templates, 3)))
-    part = slice(batch.first_template, batch.first_template + templates)
-    for row, item, to, source in _places(batch, grad.shape[2:]):
-        norm, mean = widen(norms[(row, *source)]), widen(means[(row, *source)])
-        a = widen(grad[(item, part, *to)]) * norm
-        a = torch.where(norm == 0, torch.zeros_like(a), a)
-        scored = score[(row, slice(None), *source)] if of_tiles else score[(item, part, *to)]
-        share = (a * widen(scored) * count * norm).sum(0)
-        window_grads[(0, row, *source)] += share.to(norms.dtype)
-        window_grads[(1, row, *source)] += (share * mean).to(norms.dtype)
-        at = tuple(slice(0, s.stop * k, k) for s, k in zip(source, tiling.stride, strict=True))
-        alpha[(row, slice(None), *at)] = a.to(norms.dtype)
-        flat = a.flatten(1)
-        sums[row] = torch.stack(
-            (flat.square().sum(1), (a * mean).flatten(1).sum(1), flat.abs().amax(1)), 1
-        )
-    return torch.stack((alpha[0::2], -alpha[1::2]), -1), sums
-
-
-def emit_input_grad(
-    products: Tensor,
-    window_grads: Tensor,
-    stats: TileStats,
-    input: Tensor,
-    batch: TileBatch,
-    out: Tensor,
-) -> None:
-    """Adds to `out` what the transforms return, pairs of (first, minus second) tiles, and what the
-    windows do; `products` may be overwritten.
-    """
-    tiling = batch.tiling
-    for row, i in enumerate(batch.tiles):
-        if i < 0:
-            continue
-        item, tile = divmod(i, tiling.tiles)
-        level, scale = stats.level[row], stats.scale[row]
-        to_square, to_mean = (
-            window_spread(widen(x[row]), tiling.window, (1, *tiling.extent), tiling.stride)
-            for x in window_grads
-        )
-        through = widen(products[row // 2, ..., row % 2]) * (1 - 2 * (row % 2))
-        to, at = (tuple(s) for s in zip(*_tile_slices(batch, tile), strict=True))
-        target = (item, slice(None), *at)
-        inside = (slice(None), *to)
-        deviation = (widen(input[target]) - level) * scale
-        value = through[inside] - deviation * to_square[inside] + to_mean[inside]
-        out[target] += (scale * value).to(out.dtype)
 
 
 def emit_sums(

@@ -1,9 +1,13 @@
-"""Geometries of tiles, and the image that the tests cut."""
+"""Geometries of tiles, the image that the tests cut, and the rules they cut it by."""
 
 from __future__ import annotations
 
+import pytest
 import torch
 from inputs import draw
+
+from torchcorr._cpu.rules import ScoreRule
+from torchcorr._plan.tiling import EMPTY, TileBatch, Tiling
 
 # size, window, stride, tiles along each axis
 GEOMETRIES = {
@@ -18,6 +22,9 @@ GEOMETRIES = {
     "3d": ((13, 11, 19), (3, 4, 5), (1, 1, 1), (2, 2, 2)),
     "3d-stride": ((12, 17, 15), (4, 3, 2), (2, 3, 1), (2, 1, 3)),
 }
+every_geometry = pytest.mark.parametrize("name", GEOMETRIES)
+every_dtype = pytest.mark.parametrize("dtype", (torch.float32, torch.float64), ids=str)
+LIMITS = {torch.float32: (5.5e-3, 1e-8), torch.float64: (2e-10, 3e-5)}
 
 
 def image_of(name: str, dtype: torch.dtype, channels: int = 2) -> torch.Tensor:
@@ -27,3 +34,27 @@ def image_of(name: str, dtype: torch.dtype, channels: int = 2) -> torch.Tensor:
     image[0, :, : size[0] // 3] = 0.25
     image[1, :, size[0] // 2 :] *= 1e-3
     return (image + 5).to(dtype)
+
+
+def batch_of(name: str, pairs: bool, first_template: int = 0) -> TileBatch:
+    """All tiles of two items."""
+    size, window, stride, grid = GEOMETRIES[name]
+    tiling = Tiling.cut(size, window, stride, grid, fast=pairs)
+    tiles = list(range(2 * tiling.tiles))
+    return TileBatch(tiling, tiles + [EMPTY] * (pairs and len(tiles) % 2), first_template)
+
+
+def rule_of(
+    dtype: torch.dtype,
+    pairs: bool,
+    *,
+    zero_mean: bool = True,
+    noise: float = 0.0,
+    budget: float = 0,
+) -> ScoreRule:
+    least_energy, least_variance = LIMITS[dtype]
+    return ScoreRule(zero_mean, 0.0, least_energy, not pairs, least_variance, noise, budget)
+
+
+def same(got: torch.Tensor, want: torch.Tensor, rtol: float, atol: float = 0.0) -> None:
+    torch.testing.assert_close(got, want, rtol=rtol, atol=atol, equal_nan=True)

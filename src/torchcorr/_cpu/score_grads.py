@@ -1,16 +1,17 @@
 """Both gradients of a score through transforms, tile by tile.
 
-One transform of the upstream gradient serves both. They are computed in the input's precision
-where an estimate of the rounding, relative to the largest element of the gradient, is below what is
-promised; otherwise both are computed in float64. Tensors that are not finite take the
-gradient composed of operators, which confines them to their windows where the method does.
+One transform of the upstream gradient serves both. A unit of tiles is computed in the input's
+precision where an estimate of its rounding, relative to the largest element of the gradient, is
+below what is promised. The others are known once the gradients are: then all is computed again,
+these units in float64. Tensors that are not finite take the gradient composed of operators, which
+confines them to their windows where the method does.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from enum import Enum, auto
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -18,204 +19,167 @@ from torch import Tensor
 from .. import _contract
 from .._definition import scores as definition
 from .._definition.scores import ScoreGradCall
-from .._definition.spectra import forward_fft, inverse_fft
+from .._definition.spectra import inverse_fft, template_spectra
 from .._plan import rounding
-from .._plan.choose import arrange, batches, stepwise
+from .._plan.choose import arrange_gradients, blocks
 from .._plan.dtypes import HALVES
-from .._plan.tiling import Batch, TileBatch, TileMoments, TileStats
+from .._plan.tiling import Block, TileBatch
 from . import steps
 from .scores import TiledScores
-from .spectra import TemplateSpectra
 
 # Error of the float32 score that a gradient is computed from.
 _SCORE_ERROR = rounding.ALLOWED_SCORE_ERROR[torch.float32]
 
 
-class Outcome(Enum):
-    """Whether gradients in one precision can be returned."""
+@dataclass(frozen=True)
+class UnitNoise:
+    """How much rounding each unit of tiles contributes (math.md, eq. noise).
 
-    EXACT = auto()
-    TOO_NOISY = auto()
-    NOT_FINITE = auto()
+    Rows of csrc/tiles/score_grad_pass.cpp: of the input's gradient, what its transforms and the
+    scores that it is computed from contribute; the square of the template's.
+    """
+
+    rows: Tensor  # (units, 3)
+
+    def of_input(self, unit: float) -> Tensor:
+        return rounding.TRANSFORM * unit * self.rows[:, 0] + _SCORE_ERROR * self.rows[:, 1]
+
+    @property
+    def squares(self) -> Tensor:
+        return self.rows[:, 2]
 
 
 class _Gradients(TiledScores):
-    """The gradients of one call in one precision."""
+    """The gradients of one call."""
 
-    def __init__(self, of: ScoreGradCall, *, wide: bool) -> None:
+    def __init__(self, of: ScoreGradCall) -> None:
         input = of.input
         sizes = (input.shape, of.template.shape, of.stride)
-        call = arrange(*sizes, "fft", normalised=True, dtype=input.dtype, device="cpu")
+        call = arrange_gradients(*sizes, dtype=input.dtype, device="cpu")
         super().__init__(input, of.template, call, of.zero_mean, of.eps)
-        self.plan = stepwise(self.problem, self.tiling, "fft")
-        self.spectra = TemplateSpectra(self.coefficients, self.tiling)
         leads, ndim = self.problem.leads, len(self.tiling.stride)
-        self.grad = leads.output(of.grad, ndim).contiguous()
-        self.score = leads.output(of.score, ndim).contiguous()
-        self.wide = wide
-        self.working = torch.float64 if wide else input.dtype
-        # A float32 score is rounded too much for terms that nearly cancel in float64.
-        self.rescored = wide and input.dtype != torch.float64
-        shape = (*self.coefficients.shape[:3], *self.tiling.length)
-        self.spectrum = self.coefficients.new_zeros(shape, dtype=self.working.to_complex())
-        self.offset = self.coefficients.new_zeros(self.coefficients.shape[:2])
-        self.for_input = None
+        grad, score = (leads.output(x, ndim).contiguous() for x in (of.grad, of.score))
+        self.operands = [grad, self.input, self.coefficients, score]
+        self.blocks = list(blocks(self.problem, self.plan))
+        self.for_input = self.input.new_empty(0)
         if of.need_input:
-            self.for_input = steps.new_map(self.input, self.input.shape).zero_()
-        self.need_template = of.need_template
-        self.noise_input, self.noise_template = 0.0, 0.0
+            self.for_input = steps.new_map(self.input, self.input.shape)
+        self.for_template = self.coefficients.new_empty(0)
+        if of.need_template:
+            self.for_template = torch.empty_like(self.coefficients)
+        # Scores are given: a window is doubtful only if its norm is unknown.
+        self.unknown_rule = replace(self.rule, least_energy=0.0)
 
-    def both(self) -> Outcome:
-        """Computes both gradients."""
-        for batch in batches(self.problem, self.plan):
-            for one in batch.by_pair():
-                outcome = self._tiles_of(one)
-                if outcome is not Outcome.EXACT:
-                    return outcome
-        if not math.isfinite(self.noise_input + self.noise_template):
-            return Outcome.NOT_FINITE
-        return Outcome.EXACT if self.wide or self._is_quiet() else Outcome.TOO_NOISY
+    def run(self) -> bool:
+        """Computes both gradients; whether everything was finite."""
+        none = torch.zeros(0, dtype=torch.int64)
+        wide = [none] * len(self.blocks)
+        while True:
+            noise = self._compute(wide)
+            if noise is None:
+                return False
+            chosen = self._too_noisy(noise, wide)
+            if chosen is None:
+                return True
+            # A second time only once: what is too noisy still is computed in float64 throughout.
+            wide = chosen if wide[0] is none else [torch.arange(len(n.rows)) for n in noise]
 
-    def _cut(self, tiles: list[int]) -> tuple[Tensor, TileStats]:
-        batch = TileBatch(self.tiling, tiles).numbers
-        values, rows = steps.cut_tiles(self.input, batch, self.rule.zero_mean, self.wide, True)
-        return values, TileStats(rows)
+    def _compute(self, wide: list[Tensor]) -> list[UnitNoise] | None:
+        """The noise of each block's units, of which `wide` are computed in float64; None if an
+        element is not finite."""
+        self.for_input.zero_()
+        noise = []
+        for block, units in zip(self.blocks, wide, strict=True):
+            rows = self._block(block, units.tolist())
+            if not bool(rows.isfinite().all()):
+                return None
+            noise.append(UnitNoise(rows))
+        return noise
 
-    def _moments(self, tiles: list[int], stats: TileStats) -> TileMoments | None:
-        """The moments of tiles; None if one needs float64."""
-        batch = TileBatch(self.tiling, tiles).numbers
-        if self.wide:
-            windows = steps.merged_moments(
-                self.input, stats.rows, batch, self.wide_rule().numbers, True, True
-            )
-            return TileMoments(stats, *windows)
-        *windows, doubtful = steps.tile_moments(
-            self.input, stats.rows, batch, self.rule.numbers, True
+    def _block(self, block: Block, wide: list[int]) -> Tensor:
+        """Adds what a block contributes to the input's gradient, writes the template's."""
+        part = (block.pairs, block.templates)
+        coefficients = self.coefficients[part]
+        lead, dtype = coefficients.shape[:3], self.input.dtype
+        spectra = template_spectra(coefficients, self.tiling.length, dtype).flatten(0, 1)
+        shape, kinds = (*lead, *self.tiling.length), (dtype, torch.float64)
+        needed = (self.for_template.numel() > 0, self.for_template.numel() > 0 and bool(wide))
+        sums = [
+            coefficients.new_zeros(shape if need else 0, dtype=kind.to_complex())
+            for kind, need in zip(kinds, needed, strict=True)
+        ]
+        offsets = coefficients.new_zeros(lead[:2] if needed[0] else 0)
+        rows = steps.score_grad_tiles(
+            self.operands,
+            spectra.contiguous(),
+            TileBatch(self.tiling, []).numbers,
+            block.numbers,
+            wide,
+            self.unknown_rule.numbers,
+            [self.for_input, *sums, offsets],
         )
-        if bool((doubtful > self.rule.budget).any()):
+        if needed[0]:
+            total = self._window_of(sums[0])
+            if needed[1]:
+                total += self._window_of(sums[1])
+            total -= offsets[(..., *(None,) * (total.dim() - 2))]
+            self.for_template[part] = total
+        return rows
+
+    def _window_of(self, spectra: Tensor) -> Tensor:
+        """The template's gradient from its spectra, before the standardisation, in float64."""
+        lines, lead = spectra.flatten(0, 2), spectra.shape[:3]
+        lengths, window = self.tiling.length, self.tiling.window
+        if len(window) == 1:
+            lines = inverse_fft(lines, 1)[:, : window[0]]
+        else:
+            # Axis by axis, so that lines outside the window are not transformed.
+            for axis, size in enumerate(window, 1):
+                lines = torch.fft.ifft(lines, dim=axis, norm="forward").narrow(axis, 0, size)
+        return lines.real.to(torch.float64).unflatten(0, lead) / math.prod(lengths)
+
+    def _too_noisy(self, noise: list[UnitNoise], wide: list[Tensor]) -> list[Tensor] | None:
+        """Units of each block that must be computed in float64, those that were included; None if
+        none must be."""
+        if self.input.dtype == torch.float64:
             return None
-        return TileMoments(stats, *windows)
-
-    def _tiles_of(self, batch: Batch) -> Outcome:
-        """Adds what the tiles of one pair contribute."""
-        tiles, stats = self._cut(batch.tiles)
-        if bool((stats.non_finite > 0).any()):
-            return Outcome.NOT_FINITE
-        moments = self._moments(batch.tiles, stats)
-        if moments is None:
-            return Outcome.TOO_NOISY
-        numbers = TileBatch(self.tiling, batch.tiles).numbers
-        steps.recompute_norms(moments.tensors, self.input, numbers, self.rule.numbers)
-        ndim = len(self.tiling.stride)
-        spectrum = None
-        if self.need_template or self.rescored:
-            lines = torch.view_as_complex(tiles)
-            spectrum = forward_fft(lines.flatten(0, 1), ndim).unflatten(0, lines.shape[:2])
-        del tiles
-        # What goes to the squares and to the means of windows.
-        window_grads = moments.norms.new_zeros((2, *moments.norms.shape))
-        through: Tensor | None = None
-        for first in range(0, self.coefficients.shape[1], self.plan.templates):
-            last = min(first + self.plan.templates, self.coefficients.shape[1])
-            weights = self.spectra.part(self.working, batch.pairs, first, last)[0]
-            score = self.score
-            if self.rescored and spectrum is not None:
-                score = self._scores(spectrum, weights, moments)
-            upstream, sums = steps.cut_upstream(
-                self.grad,
-                score,
-                self.rescored,
-                moments.tensors,
-                TileBatch(self.tiling, batch.tiles, first).numbers,
-                last - first,
-                self.count,
-                window_grads,
-            )
-            # The upstream's conjugate spectrum: with the input's spectrum it gives the
-            # template's gradient, with the template's conjugate one that of the input, conjugate.
-            lines = torch.view_as_complex(upstream)
-            given = inverse_fft(lines.flatten(0, 1), ndim).unflatten(0, lines.shape[:2])
-            del upstream, lines
-            if spectrum is not None and self.need_template:
-                total = self.spectrum[batch.pairs.start, first:last]
-                for one, other in zip(spectrum, given, strict=True):
-                    torch.addcmul(total, one, other.unsqueeze(1), out=total)
-                self.offset[batch.pairs.start, first:last] += sums[..., 1].sum(0)
-            self._add_noise(sums, stats)
-            if self.for_input is not None:
-                through = self._through(given, weights, through)
-        if self.for_input is not None and through is not None:
-            lead = through.shape[:2]
-            lines = forward_fft(through.flatten(0, 1), ndim).unflatten(0, lead)
-            products = torch.view_as_real(lines)
-            operands = (window_grads, stats.rows, self.input, numbers, self.for_input)
-            steps.emit_input_grad(products, *operands)
-        return Outcome.EXACT
-
-    def _through(self, given: Tensor, weights: Tensor, total: Tensor | None) -> Tensor:
-        """(pairs, C, ...): products of upstream and template spectra, summed over templates."""
-        if total is None and given.shape[1] == 1 and weights.shape[1] == 1:
-            return given.mul_(weights)
-        start = 0
-        if total is None:
-            total, start = given[:, :1] * weights[0], 1
-        for k in range(start, given.shape[1]):
-            torch.addcmul(total, given[:, k : k + 1], weights[k], out=total)
-        return total
-
-    def _scores(self, spectrum: Tensor, weights: Tensor, moments: TileMoments) -> Tensor:
-        """Scores of these tiles in float64."""
-        product = (spectrum.unsqueeze(1) * weights).sum(2)
-        lines = inverse_fft(product.flatten(0, 1), len(self.tiling.stride))
-        lines = lines.unflatten(0, product.shape[:2])
-        sums = torch.view_as_real(lines).movedim(-1, 1).flatten(0, 1)
-        at = tuple(
-            slice(0, (m - 1) * s + 1, s)
-            for m, s in zip(self.tiling.outputs, self.tiling.stride, strict=True)
-        )
-        return (sums[(..., *at)] * moments.norms.unsqueeze(1)).clamp(-1, 1).contiguous()
-
-    def _add_noise(self, sums: Tensor, stats: TileStats) -> None:
-        """Adds up how much rounding these tiles contribute (math.md, eq. noise)."""
-        unit = rounding.unit(self.working)
-        n, count = math.prod(self.tiling.length), self.count
-        power = sums[..., 0].sum(1)
-        root = power.unflatten(0, (-1, 2)).sum(1).div(n).sqrt().repeat_interleave(2)
-        score = torch.maximum(4 * sums[..., 2].amax(1), 5 * root * math.sqrt(count))
-        noise = rounding.TRANSFORM * unit * root * count + _SCORE_ERROR * score
-        largest = float((stats.scale * noise).amax())
-        self.noise_input = largest if largest != largest else max(self.noise_input, largest)
-        both = stats.mean_square.unflatten(0, (-1, 2)).sum(1)
-        self.noise_template += float((both * power.unflatten(0, (-1, 2)).sum(1)).sum())
-
-    def template_grad(self) -> Tensor:
-        """(pairs, templates, C, *window) in float64, before the standardisation."""
-        ndim = len(self.tiling.stride)
-        window = (..., *(slice(0, k) for k in self.tiling.window))
-        lead = self.spectrum.shape[:3]
-        lines = inverse_fft(self.spectrum.flatten(0, 2), ndim).unflatten(0, lead)
-        gradient = lines.real[window].to(torch.float64) / math.prod(self.tiling.length)
-        return gradient - self.offset[(..., *(None,) * (ndim + 1))]
-
-    def _is_quiet(self) -> bool:
-        """Whether the rounding is below what is allowed."""
-        if self.for_input is not None:
+        counts = [len(n.rows) for n in noise]
+        narrow = torch.ones(sum(counts), dtype=torch.bool)
+        for flags, units in zip(narrow.split(counts), wide, strict=True):
+            flags[units] = False
+        unit = rounding.unit(self.input.dtype)
+        bad = torch.zeros_like(narrow)
+        if self.for_input.numel() > 0:
             most = max(abs(float(x)) for x in torch.aminmax(self.for_input))
-            if not self.noise_input <= rounding.ALLOWED_GRADIENT_ERROR * most:
-                return False
-        if self.need_template:
-            axes = tuple(range(-len(self.tiling.stride) - 1, 0))
-            gradient, weights = self.template_grad(), self.coefficients
-            largest = float(gradient.abs().amax())
-            # The promise is on the gradient behind the standardisation.
-            if self.rule.zero_mean:
-                gradient = gradient - gradient.mean(axes, keepdim=True)
-            gradient = gradient - weights * (gradient * weights).mean(axes, keepdim=True)
-            unit = rounding.unit(self.working)
-            noise = rounding.TRANSFORM * unit * (3 * math.sqrt(self.noise_template) + largest)
-            if not noise <= rounding.ALLOWED_GRADIENT_ERROR * float(gradient.abs().amax()):
-                return False
-        return True
+            of_input = torch.cat([n.of_input(unit) for n in noise])
+            bad |= ~(of_input <= rounding.ALLOWED_GRADIENT_ERROR * most)
+        if self.for_template.numel() > 0:
+            squares = torch.cat([n.squares for n in noise])
+            bad |= self._too_noisy_for_template(torch.where(narrow, squares, 0.0), unit)
+        bad &= narrow
+        if not bool(bad.any()):
+            return None
+        return [x.nonzero().flatten() for x in (bad | ~narrow).split(counts)]
+
+    def _too_noisy_for_template(self, squares: Tensor, unit: float) -> Tensor:
+        """The noisiest units, as many as the template's gradient cannot bear."""
+        axes = tuple(range(-len(self.tiling.stride) - 1, 0))
+        gradient, weights = self.for_template, self.coefficients
+        largest = float(gradient.abs().amax())
+        # The promise is on the gradient behind the standardisation.
+        if self.rule.zero_mean:
+            gradient = gradient - gradient.mean(axes, keepdim=True)
+        gradient = gradient - weights * (gradient * weights).mean(axes, keepdim=True)
+        allowed = rounding.ALLOWED_GRADIENT_ERROR * float(gradient.abs().amax())
+        allowed /= rounding.TRANSFORM * unit
+        # Sums of the quietest units: the noise that is left without the others.
+        order = squares.argsort()
+        quiet = 3 * squares[order].cumsum(0).sqrt() + largest <= allowed
+        if not bool((squares > 0).any()):
+            return torch.zeros_like(quiet)
+        bad = torch.empty_like(quiet)
+        bad[order] = ~quiet
+        return bad
 
 
 def ncc_grads(
@@ -241,20 +205,15 @@ def ncc_grads(
     if grad.numel() == 0 or input.numel() == 0 or template.numel() == 0:
         return definition.ncc_grads(*args, "direct", *needs)
     scores = ScoreGradCall(*args, method, *needs)
-    call = _Gradients(scores, wide=input.dtype == torch.float64)
-    outcome = call.both()
-    if outcome is Outcome.TOO_NOISY:
-        call = _Gradients(scores, wide=True)
-        outcome = call.both()
-    if outcome is Outcome.NOT_FINITE:
+    call = _Gradients(scores)
+    if not call.run():
         return definition.composed_grads(_KERNELS, scores)
     leads, core = call.problem.leads, len(stride) + 1
-    for_input, for_template = input.new_empty(0), template.new_empty(0)
-    if call.for_input is not None:
-        for_input = leads.input_restored(call.for_input, tuple(input.shape), core)
+    for_input, for_template = call.for_input, call.for_template.to(template.dtype)
+    if need_input:
+        for_input = leads.input_restored(for_input, tuple(input.shape), core)
     if need_template:
-        gradient = call.template_grad().to(template.dtype)
-        for_template = leads.template_restored(gradient, tuple(template.shape), core)
+        for_template = leads.template_restored(for_template, tuple(template.shape), core)
     return for_input, for_template
 
 

@@ -24,9 +24,7 @@ as_bytes = torch.ops.torchcorr_cpu.as_bytes.default
 byte_kernels = torch.ops.torchcorr_cpu.byte_kernels.default
 score_bytes = torch.ops.torchcorr_cpu.score_bytes.default
 emit_sums = torch.ops.torchcorr_cpu.emit_sums.default
-recompute_norms = torch.ops.torchcorr_cpu.recompute_norms.default
-cut_upstream = torch.ops.torchcorr_cpu.cut_upstream.default
-emit_input_grad = torch.ops.torchcorr_cpu.emit_input_grad.default
+score_grad_tiles = torch.ops.torchcorr_cpu.score_grad_tiles.default
 take_counts = torch.ops.torchcorr_cpu.take_counts.default
 take_large_pages = torch.ops.torchcorr_cpu.take_large_pages.default
 

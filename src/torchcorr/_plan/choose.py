@@ -178,6 +178,25 @@ def _passed(problem: Problem, tiling: Tiling, method: str) -> Plan:
     return Plan(method, tiling.outputs, tiling.length, tiling.tiles, batch, templates, size, cost)
 
 
+def gradient_plan(problem: Problem, tiling: Tiling) -> Plan:
+    """Units of tiles for both gradients of a score, and templates whose spectra are kept twice: as
+    factors and as sums."""
+    leads, costs, width = problem.leads, problem.costs, problem.itemsize
+    n, m, channels = math.prod(tiling.length), math.prod(tiling.outputs), problem.channels
+    each = max(1, leads.inputs * tiling.tiles)
+    spectra = 2 * _spectra_bytes(problem, tiling.length)
+    templates = max(1, min(leads.templates, costs.spectra_bytes // spectra))
+    # The input's spectrum, an upstream gradient and its transform, products, and of its windows
+    # norms, means and what goes through both.
+    tile = ((2 * channels + 2) * n + 4 * m) * width
+    batch = min(max(2, costs.unit_bytes // tile // 2 * 2), each + each % 2)
+    # What a unit adds to each template's spectra and to the input's gradient, kept for its turn.
+    kept = (2 + batch) * channels * n * width
+    size = costs.workers * (batch * tile + kept) + templates * spectra
+    cost = _cost(problem, tiling, "fft", batch, templates) * 1e-6
+    return Plan("fft", tiling.outputs, tiling.length, tiling.tiles, batch, templates, size, cost)
+
+
 def _idle(units: int) -> float:
     """Time on several workers relative to that of work which divides evenly among them.
 
@@ -307,6 +326,19 @@ def arrange(
         dtype,
         device,
     )
+
+
+def arrange_gradients(
+    input: Sequence[int],
+    template: Sequence[int],
+    stride: Sequence[int],
+    *,
+    dtype: torch.dtype,
+    device: str,
+) -> Arrangement:
+    """How both gradients of a normalised score are computed: always by transforms."""
+    call = arrange(input, template, stride, "fft", normalised=True, dtype=dtype, device=device)
+    return Arrangement(call.problem, gradient_plan(call.problem, call.tiling), call.tiling)
 
 
 @lru_cache(maxsize=1024)

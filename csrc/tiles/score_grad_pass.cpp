@@ -1,0 +1,331 @@
+// Both gradients of scores for a block of templates in one parallel region. A worker takes a unit of
+// tiles and carries it through all steps: cut, moments, the transform of the input, and for each
+// template the upstream gradient, its transform and the products with both spectra; then it takes
+// the next unit. What units contribute is added up in their order.
+
+#include <atomic>
+#include <cmath>
+#include <limits>
+#include <type_traits>
+
+#include "common/in_order.h"
+#include "tiles/spectra.h"
+#include "tiles/steps.h"
+#include "tiles/units.h"
+
+namespace torchcorr {
+namespace {
+
+struct Operands {
+  Tensor grad, input, coefficients, score;
+
+  explicit Operands(const Tensors& t) : grad(t.at(0)), input(t.at(1)), coefficients(t.at(2)),
+                                        score(t.at(3)) {}
+};
+
+// What is added to; a gradient that is not needed is empty. Spectra of the template's gradient are
+// those of the block, (pairs, templates, C, *length), apart for units in float64; so are offsets.
+struct GradSums {
+  Tensor input, spectra, wide_spectra, offsets;
+
+  explicit GradSums(const Tensors& t) : input(t.at(0)), spectra(t.at(1)), wide_spectra(t.at(2)),
+                                        offsets(t.at(3)) {}
+  bool need_input() const { return input.numel() > 0; }
+  bool need_template() const { return offsets.numel() > 0; }
+};
+
+// How much rounding a unit contributes (math.md, eq. noise): to the input's gradient through its
+// transforms and through its scores, to the template's as a square; NaN if it is not finite. A row
+// of `UnitNoise` of _cpu/score_grads.py.
+struct UnitNoise {
+  double transforms = 0, scores = 0, squares = 0;
+
+  static UnitNoise of_non_finite() {
+    constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
+    return {kNaN, kNaN, kNaN};
+  }
+  bool is_finite() const { return std::isfinite(transforms + scores + squares); }
+};
+constexpr int64_t kNoise = sizeof(UnitNoise) / sizeof(double);
+
+Tensor lines_like(const Tensor& lines, int64_t count, const Tiling& t) {
+  Sizes shape{count};
+  for (int64_t n : sizes_of(t.length, t.ndim)) shape.push_back(n);
+  return torch::stable::new_empty(lines, shape);
+}
+
+// In is the type of the input, R that of a unit.
+template <class In>
+class ScoreGradPass {
+ public:
+  ScoreGradPass(const Operands& of, const Tensor& spectra, const Sizes& batch, const Block& block,
+                const Numbers& rule, const GradSums& to)
+      : of_(of), to_(to), numbers_(batch), rule_numbers_(rule), rule_(rule),
+        tiling_(TileBatch(batch, of.input).tiling),
+        units_(block, of.input.size(0) / of.coefficients.size(0) * tiling_.tiles_per_item(), 2),
+        spectra_(tiling_, part_of(part_of(of.coefficients, 0, block.first_pair, block.pairs()), 1,
+                                  block.first_template, block.templates()), spectra),
+        order_(block.pairs() * (block.templates() + 1), torch::stable::get_num_threads()) {}
+
+  const Units& units() const { return units_; }
+
+  void run(const std::vector<uint8_t>& is_wide, UnitNoise* noise) {
+    run_units(units_.count(), tiling_.ndim == 1, [&](int64_t u) {
+      if (stopped_) {
+        noise[u] = UnitNoise::of_non_finite();
+        return;
+      }
+      try {
+        noise[u] = is_wide[u] ? add_unit<double>(u) : add_unit<In>(u);
+      } catch (...) {
+        stop();
+        throw;
+      }
+      if (!noise[u].is_finite()) stop();
+    });
+  }
+
+ private:
+  static Tensor part_of(const Tensor& x, int64_t axis, int64_t first, int64_t count) {
+    Tensor whole = x;
+    return packed(torch::stable::narrow(whole, axis, first, count));
+  }
+
+  void stop() {
+    stopped_ = true;
+    order_.stop();
+  }
+
+  // A unit and what is known of it.
+  template <class R>
+  struct Work {
+    int64_t unit, pair;
+    Sizes batch;
+    Tensors moments;
+    Tensor window_grads;              // (2, tiles, *positions)
+    std::optional<Tensor> spectrum;   // of the input, if it is needed
+    std::optional<Tensor> products;   // with the templates' spectra, summed over the templates
+    std::vector<UpstreamSums> total;  // over the templates
+
+    int64_t tiles() const { return window_grads.size(1); }
+  };
+
+  template <class R>
+  UnitNoise add_unit(int64_t unit) {
+    const int64_t templates = units_.block.templates();
+    std::optional<Work<R>> work = measured<R>(unit);
+    if (!work) return UnitNoise::of_non_finite();
+    for (int64_t k = 0; k < templates; ++k) add_template(*work, k);
+    const UnitNoise noise = noise_of(*work);
+    if (to_.need_input() && noise.is_finite()) {
+      // What only the templates needed is free before the last transform.
+      work->spectrum.reset();
+      work->moments.resize(1);
+      add_input(*work);
+    }
+    return noise;
+  }
+
+  // Everything before the templates; nothing if an element is not finite.
+  template <class R>
+  std::optional<Work<R>> measured(int64_t unit) const {
+    const Sizes tiles = units_.tiles_of(unit);
+    Sizes batch = numbers_;
+    batch.insert(batch.end(), tiles.begin(), tiles.end());
+    const auto [spectrum, stats] = seen<R>(batch);
+    for (size_t i = 0; i < tiles.size(); ++i) {
+      if (rows_of_stats(stats)[i].non_finite > 0) return std::nullopt;
+    }
+    const Tensors moments = moments_of<R>(batch, stats);
+    Sizes shape = sizes_of(moments[1]);
+    shape.insert(shape.begin(), 2);
+    return Work<R>{unit % units_.of_pair, units_.pair(unit), batch, moments,
+                   torch::stable::new_zeros(moments[1], shape), spectrum, std::nullopt,
+                   std::vector<UpstreamSums>(tiles.size())};
+  }
+
+  // The spectrum of tiles, if it is needed, and their stats. The tiles themselves are free again
+  // before the moments take memory.
+  template <class R>
+  std::pair<std::optional<Tensor>, Tensor> seen(const Sizes& batch) const {
+    constexpr bool kIsWide = sizeof(R) > sizeof(In);
+    const auto [cut, stats] = cut_tiles(of_.input, batch, rule_.zero_mean, kIsWide, true);
+    if (!to_.need_template() && !kIsWide) return {std::nullopt, stats};
+    return {transform(lines_of_tiles(cut), true), stats};
+  }
+
+  template <class R>
+  Tensors moments_of(const Sizes& batch, const Tensor& stats) const {
+    if constexpr (sizeof(R) < sizeof(double)) {
+      const auto [norms, states, means, unknown] =
+          tile_moments(of_.input, stats, batch, rule_numbers_, true);
+      const int64_t* counts = unknown.const_data_ptr<int64_t>();
+      const int64_t most = *std::max_element(counts, counts + unknown.numel());
+      if (static_cast<double>(most) <= rule_.budget) {
+        const Tensors moments{stats, norms, states, means};
+        if (most > 0) recompute_norms(moments, of_.input, batch, rule_numbers_);
+        return moments;
+      }
+    }
+    const auto [norms, states, means] =
+        merged_moments(of_.input, stats, batch, rule_numbers_, true, true);
+    if constexpr (sizeof(R) == sizeof(double)) return {stats, norms, states, means};
+    return {stats, in_type_of(of_.input, norms), states, in_type_of(of_.input, means)};
+  }
+
+  // Adds a unit's products with template k of the block, or keeps those that other templates add to.
+  template <class R>
+  void add_template(Work<R>& work, int64_t k) {
+    constexpr bool kIsWide = sizeof(R) > sizeof(In);
+    const int64_t channels = tiling_.channels, size = tiling_.tile_size();
+    const R* weights = spectra_.template of<R>(work.pair * units_.block.templates() + k);
+    set_first_template(work.batch, units_.block.first_template + k);
+    std::vector<UpstreamSums> sums;
+    const Tensor score = kIsWide ? rescored(work, weights) : of_.score;
+    const Upstream upstream{of_.grad, score, kIsWide, static_cast<double>(tiling_.window_size())};
+    const Tensor alpha = transform(
+        lines_of_tiles(cut_upstream(upstream, work.moments, work.batch, work.window_grads, sums)),
+        false);
+    double offset = 0;
+    for (size_t i = 0; i < sums.size(); ++i) {
+      offset += sums[i].offset;
+      work.total[i].squares += sums[i].squares;
+      work.total[i].largest = std::max(work.total[i].largest, sums[i].largest);
+    }
+    R* given = static_cast<R*>(alpha.mutable_data_ptr());
+    if (to_.need_template()) add_template_grad(work, k, given, offset);
+    if (!to_.need_input()) return;
+    const bool is_first = !work.products;
+    if (is_first && channels == 1) {
+      // Element by element, so that the factor may be overwritten.
+      for (int64_t p = 0; p < alpha.size(0); ++p) {
+        multiply_complex(size, false, given + 2 * p * size, weights, given + 2 * p * size);
+      }
+      work.products = alpha;
+      return;
+    }
+    if (is_first) work.products = lines_like(alpha, alpha.size(0) * channels, tiling_);
+    R* to = static_cast<R*>(work.products->mutable_data_ptr());
+    for (int64_t i = 0; i < alpha.size(0) * channels; ++i) {
+      multiply_complex(size, !is_first, given + 2 * (i / channels) * size,
+                       weights + 2 * (i % channels) * size, to + 2 * i * size);
+    }
+  }
+
+  // Adds the products of a unit's upstream spectra `given` with those of its input.
+  template <class R>
+  void add_template_grad(const Work<R>& work, int64_t k, const R* given, double offset) {
+    const int64_t channels = tiling_.channels, size = tiling_.tile_size();
+    const int64_t lines = work.spectrum->size(0), line = work.pair * units_.block.templates() + k;
+    // The last template may overwrite the only two tiles.
+    const bool in_place = k + 1 == units_.block.templates() && lines == channels;
+    const Tensor sum = in_place ? *work.spectrum : lines_like(*work.spectrum, channels, tiling_);
+    R* to = static_cast<R*>(sum.mutable_data_ptr());
+    const R* seen = static_cast<const R*>(work.spectrum->const_data_ptr());
+    for (int64_t i = 0; i < lines; ++i) {
+      multiply_complex(size, i >= channels, seen + 2 * i * size, given + 2 * (i / channels) * size,
+                       to + 2 * (i % channels) * size);
+    }
+    const int64_t numbers = 2 * channels * size;
+    order_.put(line, work.unit, [this, sum, offset, line, numbers] {
+      const Tensor& spectra = sizeof(R) > sizeof(In) ? to_.wide_spectra : to_.spectra;
+      R* out = static_cast<R*>(spectra.mutable_data_ptr()) + line * numbers;
+      const R* from = static_cast<const R*>(sum.const_data_ptr());
+      for (int64_t i = 0; i < numbers; ++i) out[i] += from[i];
+      to_.offsets.template mutable_data_ptr<double>()[line] += offset;
+    });
+  }
+
+  template <class R>
+  void add_input(Work<R>& work) {
+    const Tensor tiles = tiles_of_lines(transform(*work.products, true));
+    work.products.reset();
+    spread_window_grads(tiles, work.window_grads, work.moments[0], of_.input, work.batch);
+    const int64_t line = units_.block.pairs() * units_.block.templates() + work.pair;
+    order_.put(line, work.unit, [this, tiles, batch = work.batch] {
+      add_input_grads(tiles, batch, to_.input);
+    });
+  }
+
+  // Scores of tiles in float64, (tiles, *positions): those of the map are rounded too much for terms
+  // that nearly cancel.
+  template <class R>
+  Tensor rescored(const Work<R>& work, const R* weights) const {
+    const int64_t twos = work.tiles() / 2, size = tiling_.tile_size();
+    const Tensor product = lines_like(*work.spectrum, twos, tiling_);
+    multiply_spectra(twos, tiling_.channels, size,
+                     static_cast<const R*>(work.spectrum->const_data_ptr()), weights,
+                     static_cast<R*>(product.mutable_data_ptr()));
+    const Tensor sums = transform(product, false);
+    const Tensor& norms = work.moments[1];
+    const Tensor scores = torch::stable::new_empty(norms, sizes_of(norms));
+    const R *from = static_cast<const R*>(sums.const_data_ptr()),
+            *norm = norms.template const_data_ptr<R>();
+    R* to = scores.template mutable_data_ptr<R>();
+    const Axes3 &step = tiling_.stride, &length = tiling_.length;
+    for (int64_t i = 0; i < norms.numel(); ++i) {
+      const int64_t tile = i / tiling_.positions();
+      const Axes3 at = unravel(i % tiling_.positions(), tiling_.outputs);
+      const int64_t element = ((at[0] * step[0]) * length[1] + at[1] * step[1]) * length[2] +
+                              at[2] * step[2];
+      const R score = from[2 * (tile / 2 * size + element) + tile % 2] * norm[i];
+      to[i] = score > 1 ? R(1) : score < -1 ? R(-1) : score;
+    }
+    return scores;
+  }
+
+  template <class R>
+  UnitNoise noise_of(const Work<R>& work) const {
+    const TileStats* stats = rows_of_stats(work.moments[0]);
+    const double n = static_cast<double>(tiling_.tile_size());
+    const double count = static_cast<double>(tiling_.window_size());
+    UnitNoise noise;
+    for (int64_t i = 0; i < work.tiles(); i += 2) {
+      const double power = work.total[i].squares + work.total[i + 1].squares;
+      const double root = std::sqrt(power / n);
+      if (!std::isfinite(power)) return UnitNoise::of_non_finite();
+      noise.squares += (stats[i].mean_square + stats[i + 1].mean_square) * power;
+      for (int64_t lane = i; lane < i + 2; ++lane) {
+        const double score = std::max(4 * work.total[lane].largest, 5 * root * std::sqrt(count));
+        noise.transforms = std::max(noise.transforms, stats[lane].scale * root * count);
+        noise.scores = std::max(noise.scores, stats[lane].scale * score);
+      }
+    }
+    return noise;
+  }
+
+  const Operands& of_;
+  const GradSums& to_;
+  const Sizes& numbers_;
+  const Numbers& rule_numbers_;
+  const ScoreRule rule_;
+  const Tiling tiling_;
+  const Units units_;
+  TemplateSpectra spectra_;
+  InOrder order_;
+  std::atomic<bool> stopped_{false};
+};
+
+// The rounding of each unit, (units, 3). `wide` are the units that are computed in float64.
+Tensor score_grad_tiles(Tensors operands, const Tensor& spectra, Sizes batch, Sizes block_numbers,
+                        Sizes wide, Numbers rule, Tensors sums) {
+  const Operands of(operands);
+  const GradSums to(sums);
+  std::optional<Tensor> noise;
+  with_real_type(of.input, "input", [&](auto zero) {
+    ScoreGradPass<decltype(zero)> pass(of, spectra, batch, Block(block_numbers), rule, to);
+    const int64_t units = pass.units().count();
+    std::vector<uint8_t> is_wide(units);
+    for (int64_t unit : wide) is_wide.at(unit) = 1;
+    noise = new_float64(of.input, {units, kNoise});
+    pass.run(is_wide, reinterpret_cast<UnitNoise*>(noise->mutable_data_ptr<double>()));
+  });
+  return *noise;
+}
+
+}  // namespace
+}  // namespace torchcorr
+
+STABLE_TORCH_LIBRARY_IMPL(torchcorr_cpu, CPU, m) {
+  m.impl("score_grad_tiles", TORCH_BOX(&torchcorr::score_grad_tiles));
+}

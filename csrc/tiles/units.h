@@ -1,0 +1,60 @@
+// The tiles of a block in units, each of which one worker carries through all steps.
+#pragma once
+
+#include <algorithm>
+#include <atomic>
+
+#include "common/tiling.h"
+
+namespace torchcorr {
+
+// Leading indices and templates that are computed at once, and how many tiles make a unit: `Block`
+// of _plan/tiling.py.
+struct Block {
+  int64_t first_pair, last_pair, first_template, last_template, tiles_of_unit;
+
+  explicit Block(const Sizes& n) {
+    STD_TORCH_CHECK(n.size() == 5, "a block of scores has five numbers");
+    first_pair = n[0], last_pair = n[1], first_template = n[2], last_template = n[3];
+    tiles_of_unit = n[4];
+  }
+  int64_t pairs() const { return last_pair - first_pair; }
+  int64_t templates() const { return last_template - first_template; }
+};
+
+// The units of a block, equally many of each pair of leading indices that has `tiles` tiles. With
+// two lanes an empty tile makes their number even.
+struct Units {
+  Block block;
+  int64_t tiles, lanes, of_pair;
+
+  Units(const Block& b, int64_t tiles_of_pair, int64_t lanes_of_tiles)
+      : block(b), tiles(tiles_of_pair), lanes(lanes_of_tiles),
+        of_pair(ceil_div(tiles_of_pair, b.tiles_of_unit)) {}
+
+  int64_t count() const { return of_pair * block.pairs(); }
+  int64_t pair(int64_t unit) const { return unit / of_pair; }  // of the block
+  Sizes tiles_of(int64_t unit) const {
+    const int64_t begin = unit % of_pair * block.tiles_of_unit;
+    const int64_t end = std::min(begin + block.tiles_of_unit, tiles);
+    Sizes some;
+    for (int64_t t = begin; t < end; ++t) some.push_back((block.first_pair + pair(unit)) * tiles + t);
+    if (lanes == 2 && some.size() % 2 != 0) some.push_back(-1);
+    return some;
+  }
+};
+
+// Calls f(unit) for all units in one parallel region, where steps that divide their work among
+// threads run on one. The threads share the steps of a single unit, unless it is `undivided`.
+template <class F>
+void run_units(int64_t units, bool undivided, const F& f) {
+  if (units == 1 && !undivided) return f(0);
+  std::atomic<int64_t> next{0};
+  const int64_t threads = torch::stable::get_num_threads();
+  torch::stable::parallel_for(0, std::max<int64_t>(2, std::min(threads, units)), 1,
+                              [&](int64_t, int64_t) {
+                                for (int64_t u = next++; u < units; u = next++) f(u);
+                              });
+}
+
+}  // namespace torchcorr

@@ -1,0 +1,145 @@
+"""The pass of the gradients of scores against their definition, unit by unit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any
+
+import pytest
+import torch
+from inputs import draw
+from tile_geometries import LIMITS, batch_of, every_dtype, every_geometry, image_of, rule_of, same
+from tolerances import GRADIENT_OF_FLOAT32
+
+import torchcorr
+from torchcorr._cpu import steps
+from torchcorr._definition import scores as definition
+from torchcorr._definition.spectra import template_spectra
+from torchcorr._plan import choose
+from torchcorr._plan.tiling import Block, TileBatch, Tiling
+
+ops = torch.ops.torchcorr_cpu
+
+
+def score_grads(
+    operands: list[torch.Tensor], tiling: Tiling, block: Block, wide: Sequence[int], budget: float
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Both gradients for a block's templates, and the rounding of its units."""
+    _, image, coefficients, _ = operands
+    rule = replace(rule_of(image.dtype, True, budget=budget), least_energy=0.0)
+    part = coefficients[block.pairs, block.templates]
+    spectra = template_spectra(part, tiling.length, image.dtype)
+    narrow, double = torch.zeros_like(spectra), torch.zeros_like(spectra, dtype=torch.complex128)
+    offsets = part.new_zeros(part.shape[:2])
+    sums = [torch.zeros_like(image), narrow, double, offsets]
+    batch = TileBatch(tiling, []).numbers
+    spectra = spectra.flatten(0, 1).contiguous()
+    options = (batch, block.numbers, list(wide), rule.numbers)
+    noise = ops.score_grad_tiles(operands, spectra, *options, sums)
+    axes = tuple(range(3, part.dim()))
+    total = torch.fft.ifftn(narrow.to(torch.complex128) + double, dim=axes).real
+    total = total[(..., *(slice(0, n) for n in tiling.window))]
+    return sums[0], total - offsets[(..., *(None,) * (part.dim() - 2))], noise
+
+
+@lru_cache
+def score_grad_operands(
+    name: str, dtype: torch.dtype, pairs: int
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """An upstream gradient, an input, three templates and their scores; both gradients."""
+    tiling, image = batch_of(name, True).tiling, image_of(name, dtype)
+    ndim = len(tiling.window)
+    templates = definition.standardise(draw((pairs, 3, 2, *tiling.window), seed=1), ndim, True)
+    wide = image.double().unsqueeze(1)
+    score = definition.ncc(wide, templates, tiling.stride, True, 0.0, "direct")
+    grad = (draw(tuple(score.shape), seed=5) - 0.5).to(dtype)
+    how = (tiling.stride, True, 0.0, "direct", True, True)
+    exact = definition.ncc_grads(grad.double(), wide, templates, score, *how)
+    operands = [grad, image, templates, score.to(dtype)]
+    return operands, [exact[0].squeeze(1), exact[1]]
+
+
+@every_geometry
+@every_dtype
+@pytest.mark.parametrize("budget", (0, 10**6), ids=("merged", "exact"))
+@pytest.mark.parametrize("wide", ("none", "one", "all"))
+def test_score_grad_tiles(name: str, dtype: torch.dtype, wide: str, budget: int) -> None:
+    """Whatever the units are and whichever of them are computed in float64."""
+    operands, exact = score_grad_operands(name, dtype, 1)
+    tiling = batch_of(name, True).tiling
+    for tiles in (2, 1000):
+        count = -(-2 * tiling.tiles // tiles)
+        units = {"none": [], "one": [count - 1], "all": list(range(count))}[wide]
+        block = Block(slice(0, 1), slice(0, 3), tiles)
+        *grads, noise = score_grads(operands, tiling, block, units, budget)
+        assert noise.shape == (count, 3) and (noise >= 0).all() and noise.any()
+        bound = GRADIENT_OF_FLOAT32 if dtype == torch.float32 else 1e-9
+        if dtype == torch.float32 and wide == "all":
+            bound = 1e-6
+        for got, want in zip(grads, exact, strict=True):
+            same(got.double(), want, 0, bound * float(want.abs().max()))
+
+
+@every_dtype
+def test_score_grads_of_a_block(dtype: torch.dtype) -> None:
+    """Blocks add up to the gradients: those of each pair, with its own templates."""
+    operands, exact = score_grad_operands("2d", dtype, 2)
+    tiling, total = batch_of("2d", True).tiling, 0.0
+    bound = GRADIENT_OF_FLOAT32 if dtype == torch.float32 else 1e-9
+    for pair in range(2):
+        for first, last in ((0, 1), (1, 3)):
+            block = Block(slice(pair, pair + 1), slice(first, last), 2)
+            for_input, for_templates, _ = score_grads(operands, tiling, block, [], 100)
+            assert not for_input[1 - pair].any()
+            total = total + for_input
+            want = exact[1][pair : pair + 1, first:last]
+            same(for_templates, want, 0, bound * float(want.abs().max()))
+    same(total.double(), exact[0], 0, bound * float(exact[0].abs().max()))
+
+
+@pytest.mark.parametrize("place", ("grad", "input"))
+def test_score_grads_of_what_is_not_finite(place: str) -> None:
+    operands = [x.clone() for x in score_grad_operands("2d", torch.float32, 1)[0]]
+    operands[place == "input"].view(-1)[-77] = math.nan
+    block = Block(slice(0, 1), slice(0, 3), 2)
+    *_, noise = score_grads(operands, batch_of("2d", True).tiling, block, [], 100)
+    assert noise.isnan().any()
+
+
+def test_a_hard_tile_among_easy_ones(
+    monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    """One hot pixel costs its own tiles a transform in float64, and no others."""
+    image, template = draw((150, 160), torch.float32), draw((9, 9), torch.float32, 1)
+    image[20, 30] = 1e6
+    image[100:, 120:] = 0.5 + 1e-6 * image[100:, 120:]
+
+    def cut(problem: choose.Problem, method: str) -> choose.Plan:
+        tiling = Tiling.cut(problem.size, problem.window, problem.stride, (4, 4))
+        return choose.Plan(method, tiling.outputs, tiling.length, 16, 2, 1, 0, 0.0)
+
+    choose._arranged.cache_clear()
+    monkeypatch.setattr(choose, "make_plan", cut)
+    request.addfinalizer(choose._arranged.cache_clear)
+    wide: list[Sequence[int]] = []
+
+    def spy(operands: list[torch.Tensor], *args: Any) -> torch.Tensor:
+        wide.append(args[3])
+        return ops.score_grad_tiles(operands, *args)
+
+    monkeypatch.setattr(steps, "score_grad_tiles", spy)
+    pairs = [[x.to(t).requires_grad_() for x in (image, template)] for t in LIMITS]
+    grads = []
+    for pair in pairs:
+        score = torchcorr.zncc(*pair, method="fft")
+        upstream = draw(tuple(score.shape), seed=5).sub(0.5).to(score.dtype)
+        # A faint window would give by far the largest gradient.
+        upstream[90:, 110:] = 0
+        grads.append(torch.autograd.grad(score, pair, upstream))
+    units = wide[1]
+    assert not wide[0] and 0 in units and 0 < len(units) < 4
+    for got, want in zip(*grads, strict=True):
+        assert (got - want).abs().max() <= GRADIENT_OF_FLOAT32 * want.abs().max()
