@@ -4,41 +4,15 @@
 // worker. Steps that divide their work among threads run on one thread here.
 
 #include <algorithm>
-#include <atomic>
 #include <limits>
 #include <utility>
 
 #include "direct/correlate.h"
-#include "tiles/spectra.h"
+#include "tiles/pass.h"
 #include "tiles/steps.h"
 
 namespace torchcorr {
 namespace {
-
-// Leading indices and templates that are computed at once, and how many tiles make a unit: `Block`
-// of _plan/tiling.py.
-struct Block {
-  int64_t first_pair, last_pair, first_template, last_template, tiles_of_unit;
-
-  explicit Block(const Sizes& n) {
-    STD_TORCH_CHECK(n.size() == 5, "a block of scores has five numbers");
-    first_pair = n[0], last_pair = n[1], first_template = n[2], last_template = n[3];
-    tiles_of_unit = n[4];
-  }
-  int64_t pairs() const { return last_pair - first_pair; }
-  int64_t templates() const { return last_template - first_template; }
-};
-
-Tensor part_of(const Tensor& x, int64_t axis, int64_t first, int64_t count) {
-  Tensor whole = x;
-  return torch::stable::narrow(whole, axis, first, count);
-}
-
-// Tiles in one precision, ready to be correlated: as they are cut, or their spectrum and room for
-// its products.
-struct Operand {
-  Tensor tiles, product;
-};
 
 // T is the type of the input. Tiles are transformed two by two, and taken one by one for direct sums.
 template <class T>
@@ -61,7 +35,7 @@ class ScorePass {
 
   // Writes the scores of tiles of one leading index.
   void score(const Sizes& tiles, int64_t pair) {
-    const Sizes batch = batch_of(tiles);
+    const Sizes batch = with_tiles(numbers_, tiles);
     auto [cut, stats] = cut_tiles(input_, batch, rule_.zero_mean, false, lanes_ == 2);
     const auto [norms, states, means, doubtful] =
         tile_moments(input_, stats, batch, rule_numbers_, false);
@@ -88,12 +62,6 @@ class ScorePass {
   }
 
  private:
-  Sizes batch_of(const Sizes& tiles) const {
-    Sizes batch = numbers_;
-    batch.insert(batch.end(), tiles.begin(), tiles.end());
-    return batch;
-  }
-
   // The largest count of the tiles that are transformed together, from the i-th on.
   double most(const Tensor& counts, size_t i) const {
     const int64_t* from = counts.const_data_ptr<int64_t>() + i;
@@ -104,7 +72,8 @@ class ScorePass {
   // on.
   void score_wide(const Sizes& tiles, const Tensors& known, size_t i, int64_t pair, int64_t begin,
                   int64_t end) {
-    const Sizes batch = batch_of(Sizes(tiles.begin() + i, tiles.begin() + i + lanes_));
+    const Sizes batch =
+        with_tiles(numbers_, Sizes(tiles.begin() + i, tiles.begin() + i + lanes_));
     auto [cut, stats] = cut_tiles(input_, batch, rule_.zero_mean, true, lanes_ == 2);
     const Tensors moments = wide_moments(batch, stats, part_of(known[1], 0, i, lanes_),
                                          part_of(known[2], 0, i, lanes_));
@@ -149,14 +118,9 @@ class ScorePass {
     return {stats, norms, states, no_means};
   }
 
-  // Takes the tiles, so that their memory is free once they are transformed.
   Operand operand_of(Tensor cut) const {
     if (lanes_ == 1) return {cut, cut};
-    const Tensor spectrum = transform(lines_of_tiles(cut), true);
-    if (block_.templates() == 1 && tiling_.channels == 1) return {spectrum, spectrum};
-    Sizes shape = sizes_of(spectrum);
-    shape[0] /= tiling_.channels;
-    return {spectrum, torch::stable::new_empty(spectrum, shape)};
+    return transformed(std::move(cut), tiling_, block_.templates() == 1);
   }
 
   // Sums of products with `some` templates from the k-th of the block on: (tiles, some, *positions),
@@ -164,11 +128,8 @@ class ScorePass {
   template <class R>
   Tensor numerators(const Operand& of, int64_t pair, int64_t k, int64_t some) {
     if (lanes_ == 2) {
-      multiply_spectra(of.product.size(0), tiling_.channels, tiling_.tile_size(),
-                       static_cast<const R*>(of.tiles.const_data_ptr()),
-                       spectra_->template of<R>(pair * block_.templates() + k),
-                       static_cast<R*>(of.product.mutable_data_ptr()));
-      return tiles_of_lines(transform(of.product, false));
+      return products_of(of, tiling_,
+                         spectra_->template of<R>(pair * block_.templates() + k));
     }
     const Tensor& all = sizeof(R) < sizeof(double) ? narrow_ : wide_;
     const Tensor some_of = part_of(part_of(all, 0, pair, 1), 1, k, some);
@@ -202,26 +163,8 @@ void score_tiles(const Tensor& input, const Tensor& coefficients, std::optional<
     ScorePass<decltype(zero)> pass(input, coefficients, spectra, batch, block, rule, wide_rule, out);
     const Tiling& tiling = pass.tiling();
     const int64_t tiles = input.size(0) / coefficients.size(0) * tiling.tiles_per_item();
-    const int64_t units_of_pair = ceil_div(tiles, block.tiles_of_unit);
-    const int64_t units = units_of_pair * block.pairs();
-    const auto score_unit = [&](int64_t unit) {
-      const int64_t pair = unit / units_of_pair;
-      const int64_t begin = unit % units_of_pair * block.tiles_of_unit;
-      const int64_t end = std::min(begin + block.tiles_of_unit, tiles);
-      Sizes some;
-      for (int64_t t = begin; t < end; ++t) some.push_back((block.first_pair + pair) * tiles + t);
-      if (pass.lanes() == 2 && some.size() % 2 != 0) some.push_back(-1);
-      pass.score(some, pair);
-    };
-    // The threads share the steps of a single unit, unless it is a line: MKL would divide its
-    // transform among them and round differently for each number of threads.
-    if (units == 1 && (tiling.ndim > 1 || pass.lanes() == 1)) return score_unit(0);
-    std::atomic<int64_t> next{0};
-    const int64_t threads = torch::stable::get_num_threads();
-    torch::stable::parallel_for(0, std::max<int64_t>(2, std::min(threads, units)), 1,
-                                [&](int64_t, int64_t) {
-                                  for (int64_t u = next++; u < units; u = next++) score_unit(u);
-                                });
+    for_units({block, tiles, pass.lanes()}, tiling.ndim,
+              [&](const Sizes& some, int64_t pair) { pass.score(some, pair); });
   });
 }
 

@@ -41,6 +41,15 @@ void multiply_tiles(int64_t tiles, int64_t channels, int64_t size, const T* spec
 
 }  // namespace
 
+TORCHCORR_CLONES void add_conjugate_products(int64_t size, const double* a, const double* b,
+                                             double* out) {
+#pragma GCC ivdep
+  for (int64_t i = 0; i < 2 * size; i += 2) {
+    out[i] += a[i] * b[i] + a[i + 1] * b[i + 1];
+    out[i + 1] += a[i + 1] * b[i] - a[i] * b[i + 1];
+  }
+}
+
 Tensor transform(const Tensor& x, bool forward) {
   Sizes axes;
   for (int64_t axis = 1; axis < x.dim(); ++axis) axes.push_back(axis);
@@ -64,6 +73,22 @@ void multiply_spectra(int64_t tiles, int64_t channels, int64_t size, const doubl
   multiply_tiles(tiles, channels, size, spectrum, other, out);
 }
 
+Tensor template_spectrum(const Tiling& tiling, const Tensor& coefficients) {
+  const Axes3 &length = tiling.length, &window = tiling.window;
+  Sizes shape{tiling.channels};
+  for (int64_t n : sizes_of(length, tiling.ndim)) shape.push_back(n);
+  const Tensor padded = torch::stable::new_zeros(coefficients, shape, ScalarType::ComplexDouble);
+  double* to = static_cast<double*>(padded.mutable_data_ptr());
+  const double* from = coefficients.const_data_ptr<double>();
+  const double share = 1 / static_cast<double>(tiling.tile_size());
+  for (int64_t row = 0; row < tiling.channels * window[0] * window[1]; ++row) {
+    const Axes3 place = unravel(row, {tiling.channels, window[0], window[1]});
+    const int64_t at = ((place[0] * length[0] + place[1]) * length[1] + place[2]) * length[2];
+    for (int64_t x = 0; x < window[2]; ++x) to[2 * (at + x)] = *from++ * share;
+  }
+  return transform(padded, false);
+}
+
 TemplateSpectra::TemplateSpectra(const Tiling& tiling, const Tensor& coefficients,
                                  const Tensor& given)
     : tiling_(tiling), coefficients_(coefficients), given_(given), wide_(given.size(0)),
@@ -77,24 +102,12 @@ const void* TemplateSpectra::numbers(int64_t line, bool wide) {
     return first + numbers * static_cast<int64_t>(wide ? sizeof(double) : sizeof(float));
   }
   STD_TORCH_CHECK(wide, "float64 spectra are not rounded to float32");
-  std::call_once(ready_[line], [&] { wide_[line] = transformed(line); });
+  std::call_once(ready_[line], [&] {
+    Tensor all = coefficients_;
+    wide_[line] = template_spectrum(
+        tiling_, torch::stable::select(torch::stable::flatten(all, 0, 1), 0, line));
+  });
   return wide_[line].const_data_ptr();
-}
-
-Tensor TemplateSpectra::transformed(int64_t line) const {
-  const Axes3 &length = tiling_.length, &window = tiling_.window;
-  Sizes shape{tiling_.channels};
-  for (int64_t n : sizes_of(length, tiling_.ndim)) shape.push_back(n);
-  const Tensor padded = torch::stable::new_zeros(coefficients_, shape, ScalarType::ComplexDouble);
-  double* to = static_cast<double*>(padded.mutable_data_ptr());
-  const double* from = coefficients_.const_data_ptr<double>() + line * tiling_.window_size();
-  const double share = 1 / static_cast<double>(tiling_.tile_size());
-  for (int64_t row = 0; row < tiling_.channels * window[0] * window[1]; ++row) {
-    const Axes3 place = unravel(row, {tiling_.channels, window[0], window[1]});
-    const int64_t at = ((place[0] * length[0] + place[1]) * length[1] + place[2]) * length[2];
-    for (int64_t x = 0; x < window[2]; ++x) to[2 * (at + x)] = *from++ * share;
-  }
-  return transform(padded, false);
 }
 
 }  // namespace torchcorr

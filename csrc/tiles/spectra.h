@@ -22,6 +22,13 @@ void multiply_spectra(int64_t tiles, int64_t channels, int64_t size, const float
 void multiply_spectra(int64_t tiles, int64_t channels, int64_t size, const double* spectrum,
                       const double* other, double* out);
 
+// out += a * conj(b) of `size` complex elements.
+void add_conjugate_products(int64_t size, const double* a, const double* b, double* out);
+
+// The conjugate float64 spectrum (C, *length) of a template (C, *window), divided by the number of a
+// tile's elements.
+Tensor template_spectrum(const Tiling& tiling, const Tensor& coefficients);
+
 // Conjugate spectra of templates (lines, C, *window), divided by the number of a tile's elements:
 // those that are given, (lines, C, *length), and float64 ones, made when a tile first needs them.
 class TemplateSpectra {
@@ -35,7 +42,6 @@ class TemplateSpectra {
 
  private:
   const void* numbers(int64_t line, bool wide);
-  Tensor transformed(int64_t line) const;
 
   const Tiling tiling_;
   const Tensor coefficients_, given_;

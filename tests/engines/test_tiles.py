@@ -13,16 +13,15 @@ import pytest
 import tile_definitions
 import torch
 from inputs import draw
-from tile_geometries import GEOMETRIES, image_of
+from tile_geometries import GEOMETRIES, batch_of, image_of
 from tolerances import SCORE
 
 import torchcorr
-from torchcorr._cpu.rules import ScoreRule, SumRule
+from torchcorr._cpu.rules import ScoreRule
 from torchcorr._definition import scores as definition
 from torchcorr._definition.spectra import template_spectra
 from torchcorr._plan import choose, rounding
 from torchcorr._plan.tiling import (
-    EMPTY,
     Block,
     TileBatch,
     TileMoments,
@@ -35,14 +34,6 @@ ops = torch.ops.torchcorr_cpu
 every_geometry = pytest.mark.parametrize("name", GEOMETRIES)
 every_dtype = pytest.mark.parametrize("dtype", (torch.float32, torch.float64), ids=str)
 LIMITS = {torch.float32: (5.5e-3, 1e-8), torch.float64: (2e-10, 3e-5)}
-
-
-def batch_of(name: str, pairs: bool, first_template: int = 0) -> TileBatch:
-    """All tiles of two items."""
-    size, window, stride, grid = GEOMETRIES[name]
-    tiling = Tiling.cut(size, window, stride, grid, fast=pairs)
-    tiles = list(range(2 * tiling.tiles))
-    return TileBatch(tiling, tiles + [EMPTY] * (pairs and len(tiles) % 2), first_template)
 
 
 def rule_of(
@@ -264,41 +255,6 @@ def test_score_tiles_of_a_block(dtype: torch.dtype, transforms: bool) -> None:
     assert torch.equal(part[1, 1:], whole[1, 1:]) and not whole.isnan().any()
     part[1, 1:] = math.nan
     assert part.isnan().all()
-
-
-@every_geometry
-@every_dtype
-@pytest.mark.parametrize("budget", (0, 5, 10**6))
-@pytest.mark.parametrize("bounded, bad", ((True, False), (False, False), (False, True)))
-def test_sums(name: str, dtype: torch.dtype, budget: int, bounded: bool, bad: bool) -> None:
-    batch, templates = batch_of(name, True, 1), 3
-    tiling = batch.tiling
-    image = image_of(name, dtype) - 5
-    image[1, :, : image.shape[2] // 3] = 0
-    weights = draw((1, templates + 1, 2, *tiling.window), seed=1)
-    _, rows = ops.cut_tiles(image, batch.numbers, True, True, True)
-    moments = [rows]
-    if bad:
-        image[1, 1].view(-1)[-3] = math.nan
-        _, rows = ops.cut_tiles(image, batch.numbers, True, True, True)
-        rule = ScoreRule(False, 0.0, 0.0, False, 0.0, 0.0, 0.0).numbers
-        *windows, _ = ops.tile_moments(image, rows, batch.numbers, rule, False)
-        moments = [rows, *windows]
-    shape = (len(batch.tiles) // 2, templates, *tiling.length, 2)
-    numerators = draw(shape, seed=2) - 0.5
-    absolute = draw(shape, torch.float32, 3) if bounded else None
-    rule = SumRule(10.0, 1.0, budget)
-    out = torch.full((2, templates + 1, *tiling.positions), math.nan, dtype=dtype)
-    want = out.clone()
-    operands = (image, weights, batch.numbers, rule.numbers)
-    left = ops.emit_sums(numerators, absolute, moments, *operands, out)
-    want_left = tile_definitions.emit_sums(
-        numerators, absolute, moments, image, weights, batch, rule, want
-    )
-    assert torch.equal(left, want_left)
-    assert (left > 0).any() or budget > 0 or name != "2d"
-    assert budget < 10**6 or not (left > 0).any()
-    same(out, want, 1e-6 if dtype == torch.float32 else 1e-12, 1e-12)
 
 
 def _measured(

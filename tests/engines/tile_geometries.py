@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from inputs import draw
 
+from torchcorr._plan.tiling import EMPTY, TileBatch, Tiling
+
 # size, window, stride, tiles along each axis
 GEOMETRIES = {
     "1d": ((67,), (5,), (1,), (3,)),
@@ -27,3 +29,11 @@ def image_of(name: str, dtype: torch.dtype, channels: int = 2) -> torch.Tensor:
     image[0, :, : size[0] // 3] = 0.25
     image[1, :, size[0] // 2 :] *= 1e-3
     return (image + 5).to(dtype)
+
+
+def batch_of(name: str, pairs: bool, first_template: int = 0) -> TileBatch:
+    """All tiles of two items."""
+    size, window, stride, grid = GEOMETRIES[name]
+    tiling = Tiling.cut(size, window, stride, grid, fast=pairs)
+    tiles = list(range(2 * tiling.tiles))
+    return TileBatch(tiling, tiles + [EMPTY] * (pairs and len(tiles) % 2), first_template)
