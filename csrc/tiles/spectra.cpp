@@ -90,24 +90,34 @@ Tensor template_spectrum(const Tiling& tiling, const Tensor& coefficients) {
 }
 
 TemplateSpectra::TemplateSpectra(const Tiling& tiling, const Tensor& coefficients,
-                                 const Tensor& given)
-    : tiling_(tiling), coefficients_(coefficients), given_(given), wide_(given.size(0)),
-      ready_(new std::once_flag[given.size(0)]) {}
+                                 const std::optional<Tensor>& given)
+    : tiling_(tiling), coefficients_(coefficients), given_(given) {
+  const int64_t lines = coefficients.size(0) * coefficients.size(1);
+  wide_.resize(lines), narrow_.resize(lines);
+  wide_ready_.reset(new std::once_flag[lines]);
+  narrow_ready_.reset(new std::once_flag[lines]);
+}
 
 const void* TemplateSpectra::numbers(int64_t line, bool wide) {
-  const bool given_is_wide = given_.scalar_type() == ScalarType::ComplexDouble;
-  if (wide == given_is_wide) {
+  if (given_ && wide == (given_->scalar_type() == ScalarType::ComplexDouble)) {
     const int64_t numbers = 2 * line * tiling_.channels * tiling_.tile_size();
-    const char* first = static_cast<const char*>(given_.const_data_ptr());
+    const char* first = static_cast<const char*>(given_->const_data_ptr());
     return first + numbers * static_cast<int64_t>(wide ? sizeof(double) : sizeof(float));
   }
-  STD_TORCH_CHECK(wide, "float64 spectra are not rounded to float32");
-  std::call_once(ready_[line], [&] {
+  STD_TORCH_CHECK(wide || !given_, "float64 spectra are not rounded to float32");
+  const auto made = [&] {
     Tensor all = coefficients_;
-    wide_[line] = template_spectrum(
+    return template_spectrum(
         tiling_, torch::stable::select(torch::stable::flatten(all, 0, 1), 0, line));
+  };
+  if (wide) {
+    std::call_once(wide_ready_[line], [&] { wide_[line] = made(); });
+    return wide_[line].const_data_ptr();
+  }
+  std::call_once(narrow_ready_[line], [&] {
+    narrow_[line] = torch::stable::to(made(), ScalarType::ComplexFloat);
   });
-  return wide_[line].const_data_ptr();
+  return narrow_[line].const_data_ptr();
 }
 
 }  // namespace torchcorr

@@ -29,7 +29,7 @@ STABLE_TORCH_LIBRARY(torchcorr_cpu, m) {
       "score_tiles(Tensor input, Tensor coefficients, Tensor? spectra, int[] batch, int[] block,"
       " float[] rule, float[] wide_rule, Tensor(a!) out) -> ()");
   m.def(
-      "sum_tiles(Tensor input, Tensor template, Tensor spectra, int[] batch, int[] block,"
+      "sum_tiles(Tensor input, Tensor template, Tensor? spectra, int[] batch, int[] block,"
       " float[] rule, Tensor(a!) out) -> Tensor");
   m.def(
       "template_grad_spectra(Tensor upstream, Tensor input, int[] upstream_batch, int[] batch,"

@@ -68,8 +68,8 @@ struct Measured {
 template <class T>
 class SumPass {
  public:
-  SumPass(const Tensor& input, const Tensor& templ, const Tensor& spectra, const Sizes& batch,
-          const Block& block, const SumRule& rule, const Tensor& out)
+  SumPass(const Tensor& input, const Tensor& templ, const std::optional<Tensor>& spectra,
+          const Sizes& batch, const Block& block, const SumRule& rule, const Tensor& out)
       : input_(input), numbers_(batch), block_(block), rule_(rule),
         tiling_(TileBatch(batch, input).tiling),
         // Padding is zero, not level.
@@ -401,8 +401,8 @@ class SumPass {
 };
 
 // Writes sums; the (tile, template) that still have too many unknown ones.
-Tensor sum_tiles(const Tensor& input, const Tensor& templ, const Tensor& spectra, Sizes batch,
-                 Sizes block_numbers, Numbers numbers, const Tensor& out) {
+Tensor sum_tiles(const Tensor& input, const Tensor& templ, std::optional<Tensor> spectra,
+                 Sizes batch, Sizes block_numbers, Numbers numbers, const Tensor& out) {
   const Block block(block_numbers);
   const SumRule rule(numbers);
   Tensor left = torch::stable::new_empty(templ, {0, 2}, ScalarType::Long);

@@ -71,6 +71,63 @@ def test_sparse_times_sparse_is_exactly_zero(dtype: type = np.float32) -> None:
     check(image, template)
 
 
+def hard_images() -> dict[str, np.ndarray]:
+    """Where a bound of sums of absolute products may be wrong, or large parts of it are zero."""
+    rng = np.random.default_rng(4)
+    noise = rng.random((110, 120))
+    images = {"noise": noise, "both signs": noise - 0.5, "ones": np.ones_like(noise)}
+    for value in (1e2, 1e6):
+        images[f"one pixel {value:.0e}"] = noise.copy()
+        images[f"one pixel {value:.0e}"][60, 70] = value
+    for name, faint in (("zero half", 0.0), ("faint half", 1e-3), ("fainter half", 1e-6)):
+        images[name] = noise.copy()
+        images[name][:, 60:] *= faint
+    images["checkerboard"] = np.indices(noise.shape).sum(0) % 2 + 0.0
+    images["spots"] = np.where(rng.random(noise.shape) > 0.99, noise, 0)
+    return images
+
+
+def hard_templates() -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(5)
+    noise = rng.normal(size=(64, 60))
+    sparse = np.where(rng.random(noise.shape) > 0.98, noise, 0)
+    steps = np.where(rng.random(noise.shape) > 0.9, noise, 1e-4 * noise)
+    checkerboard = np.indices(noise.shape).sum(0) % 2 + 0.0
+    return {"noise": noise, "sparse": sparse, "steps": steps, "checkerboard": checkerboard}
+
+
+@pytest.mark.parametrize("image", hard_images())
+@pytest.mark.parametrize("template", hard_templates())
+def test_float32_transforms_keep_the_promise(image: str, template: str) -> None:
+    pair = [x.astype(np.float32) for x in (hard_images()[image], hard_templates()[template])]
+    exact, size = sums(*pair)
+    values = array(torchcorr.correlate(*map(tensor, pair), method="fft"))
+    assert (np.abs(values - exact) <= 8 * ROUNDING[torch.float32] * size).all()
+    if (image, template) == ("noise", "noise"):
+        # Not all values are those of a float64 transform, rounded.
+        assert (values != exact.astype(np.float32)).mean() > 0.05
+
+
+def test_two_long_signals_take_no_quadratic_time() -> None:
+    """By the direct loop a call takes minutes; some values at the ends are faint."""
+    n = 200_000
+    rng = np.random.default_rng(6)
+    for dtype in (np.float32, np.float64):
+        for fade in (1.0, np.hanning(n)):
+            one, other = ((rng.normal(size=n) * fade).astype(dtype) for _ in range(2))
+            got = torchcorr.correlate(tensor(one), tensor(other), ndim=1, mode="full")
+            middle = np.dot(one.astype(np.longdouble), other.astype(np.longdouble))
+            norms = float(np.linalg.norm(one) * np.linalg.norm(other))
+            assert abs(float(got[n - 1]) - middle) <= 64 * ROUNDING[got.dtype] * norms
+            ends = [one[:k].astype(np.longdouble) for k in (1, 2, 100, 5000)]
+            if dtype == np.float32:
+                for part in ends:
+                    seen = other[n - len(part) :].astype(np.longdouble)
+                    size = np.dot(np.abs(part), np.abs(seen))
+                    error = abs(float(got[len(part) - 1]) - np.dot(part, seen))
+                    assert error <= 8 * ROUNDING[got.dtype] * size
+
+
 @pytest.mark.parametrize("bad", (np.nan, np.inf, -np.inf))
 @pytest.mark.parametrize("at", ((0, 0), (30, 41), (79, 83), (79, 0)))
 def test_a_value_that_is_not_finite_affects_only_its_windows(

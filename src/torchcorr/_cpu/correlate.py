@@ -47,9 +47,9 @@ def correlate(
     call = _arranged(input.shape, template.shape, stride, method, input.dtype)
     if call.plan.method == "direct":
         return steps.correlate_direct(input, template, stride)
-    finite = bool(torch.isfinite(template).all())
+    finite = definition.all_finite(template)
     if input.is_complex():
-        finite = finite and bool(torch.isfinite(input).all())
+        finite = finite and definition.all_finite(input)
     if not finite or input.numel() == 0 or template.numel() == 0:
         return definition.correlate(input, template, stride, "direct")
     if input.is_complex():
@@ -68,7 +68,7 @@ def correlate_input_grad(
         return steps.correlate_direct_input_grad(grad, template, shape, stride)
     if grad.numel() == 0:
         return grad.new_zeros(shape)
-    if grad.is_complex() or not bool(torch.isfinite(grad).all()):
+    if grad.is_complex() or not definition.all_finite(grad):
         return transforms.correlate_input_grad(grad, template, shape, stride)
     call = Transpose.into_input(grad, template, shape, stride, "cpu")
     upstream, weights = call.upstream, call.other
@@ -90,8 +90,7 @@ def correlate_template_grad(
         return steps.correlate_direct_template_grad(grad, input, shape, stride)
     if grad.numel() == 0:
         return grad.new_zeros(shape)
-    finite = bool(torch.isfinite(grad).all()) and bool(torch.isfinite(input).all())
-    if grad.is_complex() or not finite:
+    if grad.is_complex() or not definition.all_finite(grad, input):
         return transforms.correlate_template_grad(grad, input, shape, stride)
     call = Transpose.into_template(grad, input, shape, stride, "cpu")
     leads, upstream, seen, tiling = call.leads, call.upstream, call.other, call.tiling
@@ -154,11 +153,14 @@ class _Tiled:
         left = []
         for block in blocks(self.problem, self.plan):
             part = (block.pairs, block.templates)
+            spectra = None
             if prepared is not None and prepared.dtype == working.to_complex():
                 spectra = prepared[part]
-            else:
+            elif len(self.tiling.window) > 1:
+                # Quicker here, axis by axis; that of a line is made by a worker.
                 spectra = template_spectra(template[part], self.tiling.length, working)
-            spectra = spectra.flatten(0, 1).contiguous()
+            if spectra is not None:
+                spectra = spectra.flatten(0, 1).contiguous()
             how = (batch, block.numbers, rule.numbers)
             left += steps.sum_tiles(input, template, spectra, *how, out).tolist()
         return left
@@ -193,7 +195,7 @@ def _sum_in_halves(input: Tensor, template: Tensor, stride: Ints, out: Tensor) -
         to = out.narrow(axis, begin, end - begin)
         seen, weights = _without_zeros(seen, template, stride, to.shape)
         if seen.numel() <= (1 - _LEFT_OUT) * input.numel():
-            to.copy_(correlate(seen, weights, stride, "auto"))
+            to.copy_(correlate(seen, weights.to(seen.dtype), stride, "auto"))
             continue
         sizes = (tuple(seen.shape), tuple(weights.shape), stride)
         loop, quick = (_arranged(*sizes, m, input.dtype).plan.cost for m in ("direct", "fft"))

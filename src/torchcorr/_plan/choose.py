@@ -159,6 +159,9 @@ def _passed(problem: Problem, tiling: Tiling, method: str) -> Plan:
     if method == "fft":
         spectra = _spectra_bytes(problem, tiling.length)
         templates = max(1, min(leads.templates, costs.spectra_bytes // spectra))
+        if not problem.normalised and width < 8:
+            # Sums are cut in float64, and some tiles are transformed in it.
+            width, spectra = 8, 3 * spectra
         shared = templates == channels == 1
         # The tile and its spectrum, products and their inverse, and what is known of its windows.
         tile = (2 * channels * n + (n if shared else 2 * n) + m) * width
