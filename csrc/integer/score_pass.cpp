@@ -3,7 +3,6 @@
 // numbers. Numerators are whole numbers, and transforms are rounded to them.
 
 #include <algorithm>
-#include <atomic>
 #include <cmath>
 #include <limits>
 #include <optional>
@@ -13,7 +12,7 @@
 #include "integer/dots.h"
 #include "integer/moments.h"
 #include "integer/normalise.h"
-#include "tiles/spectra.h"
+#include "tiles/pass.h"
 #include "tiles/steps.h"
 
 namespace torchcorr::integer {
@@ -23,20 +22,6 @@ namespace {
 constexpr double kRoundsRight = 0.4;
 // A score that a tile is expected to contain in its window of the highest contrast.
 constexpr double kLikely = 0.5;
-// Leading indices and templates that are computed at once, and how many tiles make a unit: `Block`
-// of _plan/tiling.py.
-struct ScoreBlock {
-  int64_t first_pair, last_pair, first_template, last_template, tiles_of_unit;
-
-  explicit ScoreBlock(const Sizes& n) {
-    STD_TORCH_CHECK(n.size() == 5, "a block of scores has five numbers");
-    first_pair = n[0], last_pair = n[1], first_template = n[2], last_template = n[3];
-    tiles_of_unit = n[4];
-  }
-  int64_t pairs() const { return last_pair - first_pair; }
-  int64_t templates() const { return last_template - first_template; }
-};
-
 // Sums of one template and what they make of it: the constants of its scores.
 struct ByteTemplate {
   int64_t sum = 0, centre = 0;  // numerators are of elements minus `centre`
@@ -79,7 +64,7 @@ struct Correlated {
 class BytePass {
  public:
   BytePass(const Tensor& input, const Tensor& templates, const std::optional<Tensor>& coefficients,
-           const std::optional<Tensor>& spectra, const Sizes& batch, const ScoreBlock& block,
+           const std::optional<Tensor>& spectra, const Sizes& batch, const Block& block,
            const ByteRule& rule, const Kernel& kernel, const Tensor& out)
       : input_(input), tiling_(TileBatch(batch, input).tiling), block_(block), rule_(rule),
         kernel_(kernel), out_(out) {
@@ -95,7 +80,7 @@ class BytePass {
       }
     }
     if (!spectra) return;
-    Tensor own = part(part(*coefficients, 0, block.first_pair, block.pairs()), 1,
+    Tensor own = part_of(part_of(*coefficients, 0, block.first_pair, block.pairs()), 1,
                       block.first_template, block.templates());
     own = packed(own);
     spectra_.emplace(tiling_, own, *spectra);
@@ -135,10 +120,6 @@ class BytePass {
   }
 
  private:
-  static Tensor part(Tensor x, int64_t axis, int64_t first, int64_t count) {
-    return torch::stable::narrow(x, axis, first, count);
-  }
-
   ByteTemplate template_of(const uint8_t* elements, const double* centred) const {
     ByteTemplate one;
     const int64_t count = tiling_.window_size();
@@ -234,8 +215,8 @@ class BytePass {
   // Scores of two tiles from the i-th on; whether the sums of both digits were near whole numbers.
   bool score_by_digits(const Correlated& at, size_t i, int64_t line, int64_t k) {
     const int64_t n = tiling_.tile_size(), pair = static_cast<int64_t>(i / 2);
-    const Tensor spectrum = part(at.spectrum, 0, pair * tiling_.channels, tiling_.channels);
-    const Tensor products = part(at.products, 0, pair, 1);
+    const Tensor spectrum = part_of(at.spectrum, 0, pair * tiling_.channels, tiling_.channels);
+    const Tensor products = part_of(at.products, 0, pair, 1);
     const Tensor high = numerators<float>(spectrum, products, digits_->of(line, true));
     const double share = 1.0 / (DigitSpectra::kBase * DigitSpectra::kBase);
     float* sums = static_cast<float*>(high.mutable_data_ptr());
@@ -365,7 +346,7 @@ class BytePass {
 
   const Tensor& input_;
   const Tiling tiling_;
-  const ScoreBlock& block_;
+  const Block& block_;
   const ByteRule& rule_;
   const Kernel& kernel_;
   const Tensor& out_;
@@ -384,32 +365,16 @@ const Kernel& kernel_named(int64_t index) {
 void score_bytes(const Tensor& input, const Tensor& templates, std::optional<Tensor> coefficients,
                  std::optional<Tensor> spectra, Sizes batch, Sizes block_numbers, Numbers numbers,
                  const Tensor& out) {
-  const ScoreBlock block(block_numbers);
+  const Block block(block_numbers);
   const ByteRule rule(numbers);
   BytePass pass(input, templates, coefficients, spectra, batch, block, rule,
                 kernel_named(rule.kernel), out);
   const Tiling& tiling = pass.tiling();
   const int64_t tiles = input.size(0) / templates.size(0) * tiling.tiles_per_item();
-  const int64_t units_of_pair = ceil_div(tiles, block.tiles_of_unit);
-  const int64_t units = units_of_pair * block.pairs();
-  const auto score_unit = [&](int64_t unit) {
-    const int64_t pair = unit / units_of_pair;
-    const int64_t begin = unit % units_of_pair * block.tiles_of_unit;
-    const int64_t end = std::min(begin + block.tiles_of_unit, tiles);
-    Sizes some;
-    for (int64_t t = begin; t < end; ++t) some.push_back((block.first_pair + pair) * tiles + t);
-    if (pass.by_transforms() && some.size() % 2 != 0) some.push_back(-1);
-    pass.score(some, pair);
-  };
-  // The threads share the transforms of a single unit: what is rounded to whole numbers does not
-  // depend on how they divide them.
-  if (units == 1) return score_unit(0);
-  std::atomic<int64_t> next{0};
-  const int64_t threads = torch::stable::get_num_threads();
-  torch::stable::parallel_for(0, std::max<int64_t>(2, std::min(threads, units)), 1,
-                              [&](int64_t, int64_t) {
-                                for (int64_t u = next++; u < units; u = next++) score_unit(u);
-                              });
+  // One unit's threads share its transforms: whole numbers do not depend on how they divide them.
+  const Units units(block, tiles, pass.by_transforms() ? 2 : 1);
+  run_units(units.count(), false,
+            [&](int64_t unit) { pass.score(units.tiles_of(unit), units.pair(unit)); });
 }
 
 // How many kinds of loops for small templates this CPU can run, the best first.

@@ -8,23 +8,12 @@
 #include <utility>
 
 #include "direct/correlate.h"
-#include "tiles/spectra.h"
+#include "tiles/pass.h"
 #include "tiles/steps.h"
 #include "tiles/units.h"
 
 namespace torchcorr {
 namespace {
-
-Tensor part_of(const Tensor& x, int64_t axis, int64_t first, int64_t count) {
-  Tensor whole = x;
-  return torch::stable::narrow(whole, axis, first, count);
-}
-
-// Tiles in one precision, ready to be correlated: as they are cut, or their spectrum and room for
-// its products.
-struct Operand {
-  Tensor tiles, product;
-};
 
 // T is the type of the input. Tiles are transformed two by two, and taken one by one for direct sums.
 template <class T>
@@ -47,7 +36,7 @@ class ScorePass {
 
   // Writes the scores of tiles of one leading index.
   void score(const Sizes& tiles, int64_t pair) {
-    const Sizes batch = batch_of(tiles);
+    const Sizes batch = with_tiles(numbers_, tiles);
     auto [cut, stats] = cut_tiles(input_, batch, rule_.zero_mean, false, lanes_ == 2);
     const auto [norms, states, means, doubtful] =
         tile_moments(input_, stats, batch, rule_numbers_, false);
@@ -74,12 +63,6 @@ class ScorePass {
   }
 
  private:
-  Sizes batch_of(const Sizes& tiles) const {
-    Sizes batch = numbers_;
-    batch.insert(batch.end(), tiles.begin(), tiles.end());
-    return batch;
-  }
-
   // The largest count of the tiles that are transformed together, from the i-th on.
   double most(const Tensor& counts, size_t i) const {
     const int64_t* from = counts.const_data_ptr<int64_t>() + i;
@@ -90,7 +73,8 @@ class ScorePass {
   // on.
   void score_wide(const Sizes& tiles, const Tensors& known, size_t i, int64_t pair, int64_t begin,
                   int64_t end) {
-    const Sizes batch = batch_of(Sizes(tiles.begin() + i, tiles.begin() + i + lanes_));
+    const Sizes batch =
+        with_tiles(numbers_, Sizes(tiles.begin() + i, tiles.begin() + i + lanes_));
     auto [cut, stats] = cut_tiles(input_, batch, rule_.zero_mean, true, lanes_ == 2);
     const Tensors moments = wide_moments(batch, stats, part_of(known[1], 0, i, lanes_),
                                          part_of(known[2], 0, i, lanes_));
@@ -135,14 +119,9 @@ class ScorePass {
     return {stats, norms, states, no_means};
   }
 
-  // Takes the tiles, so that their memory is free once they are transformed.
   Operand operand_of(Tensor cut) const {
     if (lanes_ == 1) return {cut, cut};
-    const Tensor spectrum = transform(lines_of_tiles(cut), true);
-    if (block_.templates() == 1 && tiling_.channels == 1) return {spectrum, spectrum};
-    Sizes shape = sizes_of(spectrum);
-    shape[0] /= tiling_.channels;
-    return {spectrum, torch::stable::new_empty(spectrum, shape)};
+    return transformed(std::move(cut), tiling_, block_.templates() == 1);
   }
 
   // Sums of products with `some` templates from the k-th of the block on: (tiles, some, *positions),
@@ -150,11 +129,8 @@ class ScorePass {
   template <class R>
   Tensor numerators(const Operand& of, int64_t pair, int64_t k, int64_t some) {
     if (lanes_ == 2) {
-      multiply_spectra(of.product.size(0), tiling_.channels, tiling_.tile_size(),
-                       static_cast<const R*>(of.tiles.const_data_ptr()),
-                       spectra_->template of<R>(pair * block_.templates() + k),
-                       static_cast<R*>(of.product.mutable_data_ptr()));
-      return tiles_of_lines(transform(of.product, false));
+      return products_of(of, tiling_,
+                         spectra_->template of<R>(pair * block_.templates() + k));
     }
     const Tensor& all = sizeof(R) < sizeof(double) ? narrow_ : wide_;
     const Tensor some_of = part_of(part_of(all, 0, pair, 1), 1, k, some);
@@ -188,11 +164,8 @@ void score_tiles(const Tensor& input, const Tensor& coefficients, std::optional<
     ScorePass<decltype(zero)> pass(input, coefficients, spectra, batch, block, rule, wide_rule, out);
     const Tiling& tiling = pass.tiling();
     const int64_t tiles = input.size(0) / coefficients.size(0) * tiling.tiles_per_item();
-    const Units units(block, tiles, pass.lanes());
-    // MKL would divide the transform of a line among threads and round differently for each number
-    // of them.
-    run_units(units.count(), tiling.ndim == 1 && pass.lanes() == 2,
-              [&](int64_t unit) { pass.score(units.tiles_of(unit), units.pair(unit)); });
+    for_units({block, tiles, pass.lanes()}, tiling.ndim,
+              [&](const Sizes& some, int64_t pair) { pass.score(some, pair); });
   });
 }
 

@@ -40,6 +40,14 @@ void multiply_tiles(int64_t tiles, int64_t channels, int64_t size, const T* spec
 TORCHCORR_MULTIPLY(float)
 TORCHCORR_MULTIPLY(double)
 #undef TORCHCORR_MULTIPLY
+TORCHCORR_CLONES void add_conjugate_products(int64_t size, const double* a, const double* b,
+                                             double* out) {
+#pragma GCC ivdep
+  for (int64_t i = 0; i < 2 * size; i += 2) {
+    out[i] += a[i] * b[i] + a[i + 1] * b[i + 1];
+    out[i + 1] += a[i + 1] * b[i] - a[i] * b[i + 1];
+  }
+}
 
 Tensor transform(const Tensor& x, bool forward) {
   Sizes axes;
@@ -64,30 +72,13 @@ void multiply_spectra(int64_t tiles, int64_t channels, int64_t size, const doubl
   multiply_tiles(tiles, channels, size, spectrum, other, out);
 }
 
-TemplateSpectra::TemplateSpectra(const Tiling& tiling, const Tensor& coefficients,
-                                 const Tensor& given)
-    : tiling_(tiling), coefficients_(coefficients), given_(given), wide_(given.size(0)),
-      ready_(new std::once_flag[given.size(0)]) {}
-
-const void* TemplateSpectra::numbers(int64_t line, bool wide) {
-  const bool given_is_wide = given_.scalar_type() == ScalarType::ComplexDouble;
-  if (wide == given_is_wide) {
-    const int64_t numbers = 2 * line * tiling_.channels * tiling_.tile_size();
-    const char* first = static_cast<const char*>(given_.const_data_ptr());
-    return first + numbers * static_cast<int64_t>(wide ? sizeof(double) : sizeof(float));
-  }
-  STD_TORCH_CHECK(wide, "float64 spectra are not rounded to float32");
-  std::call_once(ready_[line], [&] { wide_[line] = template_spectrum(tiling_, coefficients_, line); });
-  return wide_[line].const_data_ptr();
-}
-
-Tensor template_spectrum(const Tiling& tiling, const Tensor& coefficients, int64_t line) {
+Tensor template_spectrum(const Tiling& tiling, const Tensor& coefficients) {
   const Axes3 &length = tiling.length, &window = tiling.window;
   Sizes shape{tiling.channels};
   for (int64_t n : sizes_of(length, tiling.ndim)) shape.push_back(n);
   const Tensor padded = torch::stable::new_zeros(coefficients, shape, ScalarType::ComplexDouble);
   double* to = static_cast<double*>(padded.mutable_data_ptr());
-  const double* from = coefficients.const_data_ptr<double>() + line * tiling.window_size();
+  const double* from = coefficients.const_data_ptr<double>();
   const double share = 1 / static_cast<double>(tiling.tile_size());
   for (int64_t row = 0; row < tiling.channels * window[0] * window[1]; ++row) {
     const Axes3 place = unravel(row, {tiling.channels, window[0], window[1]});
@@ -95,6 +86,37 @@ Tensor template_spectrum(const Tiling& tiling, const Tensor& coefficients, int64
     for (int64_t x = 0; x < window[2]; ++x) to[2 * (at + x)] = *from++ * share;
   }
   return transform(padded, false);
+}
+
+TemplateSpectra::TemplateSpectra(const Tiling& tiling, const Tensor& coefficients,
+                                 const std::optional<Tensor>& given)
+    : tiling_(tiling), coefficients_(coefficients), given_(given) {
+  const int64_t lines = coefficients.size(0) * coefficients.size(1);
+  wide_.resize(lines), narrow_.resize(lines);
+  wide_ready_.reset(new std::once_flag[lines]);
+  narrow_ready_.reset(new std::once_flag[lines]);
+}
+
+const void* TemplateSpectra::numbers(int64_t line, bool wide) {
+  if (given_ && wide == (given_->scalar_type() == ScalarType::ComplexDouble)) {
+    const int64_t numbers = 2 * line * tiling_.channels * tiling_.tile_size();
+    const char* first = static_cast<const char*>(given_->const_data_ptr());
+    return first + numbers * static_cast<int64_t>(wide ? sizeof(double) : sizeof(float));
+  }
+  STD_TORCH_CHECK(wide || !given_, "float64 spectra are not rounded to float32");
+  const auto made = [&] {
+    Tensor all = coefficients_;
+    return template_spectrum(
+        tiling_, torch::stable::select(torch::stable::flatten(all, 0, 1), 0, line));
+  };
+  if (wide) {
+    std::call_once(wide_ready_[line], [&] { wide_[line] = made(); });
+    return wide_[line].const_data_ptr();
+  }
+  std::call_once(narrow_ready_[line], [&] {
+    narrow_[line] = torch::stable::to(made(), ScalarType::ComplexFloat);
+  });
+  return narrow_[line].const_data_ptr();
 }
 
 }  // namespace torchcorr

@@ -3,6 +3,7 @@
 
 #include <memory>
 #include <mutex>
+#include <optional>
 
 #include "common/tiling.h"
 
@@ -26,14 +27,19 @@ void multiply_spectra(int64_t tiles, int64_t channels, int64_t size, const float
 void multiply_spectra(int64_t tiles, int64_t channels, int64_t size, const double* spectrum,
                       const double* other, double* out);
 
-// The float64 spectrum of one of templates (lines, C, *window), as `TemplateSpectra` keeps them.
-Tensor template_spectrum(const Tiling& tiling, const Tensor& coefficients, int64_t line);
+// out += a * conj(b) of `size` complex elements.
+void add_conjugate_products(int64_t size, const double* a, const double* b, double* out);
+
+// The conjugate float64 spectrum (C, *length) of a template (C, *window), divided by the number of a
+// tile's elements.
+Tensor template_spectrum(const Tiling& tiling, const Tensor& coefficients);
 
 // Conjugate spectra of templates (lines, C, *window), divided by the number of a tile's elements:
-// those that are given, (lines, C, *length), and float64 ones, made when a tile first needs them.
+// those that are given, (lines, C, *length), if any, and others, made when a tile first needs them.
 class TemplateSpectra {
  public:
-  TemplateSpectra(const Tiling& tiling, const Tensor& coefficients, const Tensor& given);
+  TemplateSpectra(const Tiling& tiling, const Tensor& coefficients,
+                  const std::optional<Tensor>& given);
 
   template <class T>
   const T* of(int64_t line) {
@@ -44,9 +50,10 @@ class TemplateSpectra {
   const void* numbers(int64_t line, bool wide);
 
   const Tiling tiling_;
-  const Tensor coefficients_, given_;
-  std::vector<Tensor> wide_;
-  std::unique_ptr<std::once_flag[]> ready_;
+  const Tensor coefficients_;
+  const std::optional<Tensor> given_;
+  std::vector<Tensor> wide_, narrow_;
+  std::unique_ptr<std::once_flag[]> wide_ready_, narrow_ready_;
 };
 
 }  // namespace torchcorr

@@ -1,6 +1,6 @@
 // The steps of the CPU engine, as `_cpu/steps.py` calls them: schemas in a separate library, since
 // they are no operators that users or compilers see. `batch` is a `TileBatch`, `rule` a
-// `ScoreRule` or a `SumRule`, `moments` a `TileMoments` (steps.h).
+// `ScoreRule` (steps.h) or a `SumRule` (sum_pass.cpp), `moments` a `TileMoments`.
 
 #include <torch/csrc/stable/library.h>
 
@@ -35,8 +35,11 @@ STABLE_TORCH_LIBRARY(torchcorr_cpu, m) {
       "score_bytes(Tensor input, Tensor templates, Tensor? coefficients, Tensor? spectra, int[] batch,"
       " int[] block, float[] rule, Tensor(a!) out) -> ()");
   m.def(
-      "emit_sums(Tensor numerators, Tensor? absolute, Tensor[] moments, Tensor input,"
-      " Tensor template, int[] batch, float[] rule, Tensor(a!) out) -> Tensor");
+      "sum_tiles(Tensor input, Tensor template, Tensor? spectra, int[] batch, int[] block,"
+      " float[] rule, Tensor(a!) out) -> Tensor");
+  m.def(
+      "template_grad_spectra(Tensor upstream, Tensor input, int[] upstream_batch, int[] batch,"
+      " int pairs, int groups, int parts) -> Tensor");
   m.def(
       "score_grad_tiles(Tensor[] operands, Tensor spectra, int[] batch, int[] block, int[] wide,"
       " float[] rule, Tensor(a!)[] sums) -> Tensor");

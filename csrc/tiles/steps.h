@@ -30,18 +30,6 @@ struct ScoreRule {
   }
 };
 
-// Which plain sums are recomputed exactly.
-struct SumRule {
-  double noise;    // of a transform, relative to what it contains
-  double allowed;  // error of a sum, relative to its sum of absolute products
-  double budget;   // doubtful windows of a tile and template that are recomputed
-
-  explicit SumRule(const Numbers& n) {
-    STD_TORCH_CHECK(n.size() == 3, "a rule of sums has three numbers");
-    noise = n[0], allowed = n[1], budget = n[2];
-  }
-};
-
 // What is known of tiles, and after the step `moments` of their windows, (tiles, *positions) each:
 // norms 1 / (N deviation), 0 if flat or unknown; states; means, which may be empty.
 struct TileMoments {

@@ -57,4 +57,12 @@ void run_units(int64_t units, bool undivided, const F& f) {
                               });
 }
 
+// Calls f(tiles, pair of the block) for each unit of tiles that are transformed or not. MKL would
+// divide the transform of a single line among threads and round differently for each number of them.
+template <class F>
+void for_units(const Units& units, int64_t ndim, const F& f) {
+  run_units(units.count(), ndim == 1 && units.lanes == 2,
+            [&](int64_t unit) { f(units.tiles_of(unit), units.pair(unit)); });
+}
+
 }  // namespace torchcorr

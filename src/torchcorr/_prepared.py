@@ -54,7 +54,7 @@ class PreparedTemplate:
         # An engine that does not transform tiles in pairs transforms templates in each call.
         if call.plan.method != "fft" or input.is_complex() or not call.problem.costs.pairs:
             return None
-        working = input.dtype if normalised else torch.float64
+        working = torch.float64 if input.dtype == torch.float64 else torch.float32
         key = (tuple(template.shape), call.tiling.length, working)
         if key not in self.spectra:
             weights = call.problem.leads.template(widen(template.detach()), len(stride) + 1)

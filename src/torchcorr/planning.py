@@ -38,8 +38,7 @@ def plan(
     $channels
     $method
     normalised : bool
-        Whether for a score, `zncc` or `ncc`, or for a plain sum, `correlate` or `convolve`, whose
-        transforms run in float64.
+        Whether for a score, `zncc` or `ncc`, or for a plain sum, `correlate` or `convolve`.
     device : str, optional
         Kind of device that is planned for, ``"cpu"`` or ``"cuda"``; by default that of the input,
         and ``"cpu"`` for one without data. Families of GPUs whose costs were measured by

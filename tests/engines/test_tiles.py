@@ -25,7 +25,7 @@ from tile_geometries import (
 from tolerances import SCORE
 
 import torchcorr
-from torchcorr._cpu.rules import ScoreRule, SumRule
+from torchcorr._cpu.rules import ScoreRule
 from torchcorr._definition import scores as definition
 from torchcorr._definition.spectra import template_spectra
 from torchcorr._plan import choose, rounding
@@ -240,41 +240,6 @@ def test_score_tiles_of_a_block(dtype: torch.dtype, transforms: bool) -> None:
     assert torch.equal(part[1, 1:], whole[1, 1:]) and not whole.isnan().any()
     part[1, 1:] = math.nan
     assert part.isnan().all()
-
-
-@every_geometry
-@every_dtype
-@pytest.mark.parametrize("budget", (0, 5, 10**6))
-@pytest.mark.parametrize("bounded, bad", ((True, False), (False, False), (False, True)))
-def test_sums(name: str, dtype: torch.dtype, budget: int, bounded: bool, bad: bool) -> None:
-    batch, templates = batch_of(name, True, 1), 3
-    tiling = batch.tiling
-    image = image_of(name, dtype) - 5
-    image[1, :, : image.shape[2] // 3] = 0
-    weights = draw((1, templates + 1, 2, *tiling.window), seed=1)
-    _, rows = ops.cut_tiles(image, batch.numbers, True, True, True)
-    moments = [rows]
-    if bad:
-        image[1, 1].view(-1)[-3] = math.nan
-        _, rows = ops.cut_tiles(image, batch.numbers, True, True, True)
-        rule = ScoreRule(False, 0.0, 0.0, False, 0.0, 0.0, 0.0).numbers
-        *windows, _ = ops.tile_moments(image, rows, batch.numbers, rule, False)
-        moments = [rows, *windows]
-    shape = (len(batch.tiles) // 2, templates, *tiling.length, 2)
-    numerators = draw(shape, seed=2) - 0.5
-    absolute = draw(shape, torch.float32, 3) if bounded else None
-    rule = SumRule(10.0, 1.0, budget)
-    out = torch.full((2, templates + 1, *tiling.positions), math.nan, dtype=dtype)
-    want = out.clone()
-    operands = (image, weights, batch.numbers, rule.numbers)
-    left = ops.emit_sums(numerators, absolute, moments, *operands, out)
-    want_left = tile_definitions.emit_sums(
-        numerators, absolute, moments, image, weights, batch, rule, want
-    )
-    assert torch.equal(left, want_left)
-    assert (left > 0).any() or budget > 0 or name != "2d"
-    assert budget < 10**6 or not (left > 0).any()
-    same(out, want, 1e-6 if dtype == torch.float32 else 1e-12, 1e-12)
 
 
 def test_geometry_is_checked() -> None:

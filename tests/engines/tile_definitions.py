@@ -19,7 +19,7 @@ from torchcorr._plan.dtypes import widen
 from torchcorr._plan.tiling import TileBatch, TileMoments, TileStats, WindowState
 
 if TYPE_CHECKING:
-    from torchcorr._cpu.rules import ScoreRule, SumRule
+    from torchcorr._cpu.rules import ScoreRule
 
 
 def correlate(input: Tensor, template: Tensor, stride: Sequence[int]) -> Tensor:
@@ -239,59 +239,4 @@ def normalise_tiles(
         recomputed = doubtful & _column(counts <= rule.budget, ndim)
         score = torch.where(recomputed, exact[(slice(None), *to)], score)
         out[(item, templates, *to)] = score
-    return left
-
-
-def emit_sums(
-    numerators: Tensor,
-    absolute: Tensor | None,
-    moments: Sequence[Tensor],
-    input: Tensor,
-    template: Tensor,
-    batch: TileBatch,
-    rule: SumRule,
-    out: Tensor,
-) -> Tensor:
-    """Writes sums in the input's units and level, the definition where they are doubtful.
-
-    A value is good if it, or its sum of products in `absolute`, is at least 1 / `allowed` times
-    what rounding left, `noise` times the larger of both sides of the tile's sums, and if its window
-    is finite where `moments` say so. A tile and template with more than `budget` others keeps
-    them; they are counted. `moments` are stats only, or those of windows too.
-    """
-    tiling, stats = batch.tiling, TileStats(moments[0])
-    states = moments[2] if len(moments) > 1 else None
-    ndim, templates = len(tiling.stride), numerators.shape[1]
-    part = slice(batch.first_template, batch.first_template + templates)
-    pairs = numerators.square().sum(-1).mean(tuple(range(-ndim, 0)))
-    left = torch.zeros(len(batch.tiles), dtype=torch.int64, device=stats.rows.device)
-    for row, item, to, source in _places(batch, out.shape[2:]):
-        weights = template[item // (input.shape[0] // template.shape[0])][part]
-        level, scale = stats.level[row], stats.scale[row]
-        norm = weights.flatten(1).norm(dim=1)
-        both = stats.mean_square[row // 2 * 2 : row // 2 * 2 + 2].sum()
-        error = rule.noise * (both * norm.square() + pairs[row // 2]).sqrt() / scale
-        at = tuple(
-            slice(0, (s.stop - 1) * k + 1, k) for s, k in zip(source, tiling.stride, strict=True)
-        )
-        value = numerators[(row // 2, slice(None), *at, row % 2)] / scale
-        value = value + level * _column(weights.flatten(1).sum(1), ndim)
-        size = value.abs()
-        if absolute is not None:
-            size = widen(absolute[(row // 2, slice(None), *at, row % 2)]) / scale
-        doubtful = ~(size >= _column(error / rule.allowed, ndim))
-        if states is not None:
-            doubtful = doubtful | (states[(row, *source)] == WindowState.NON_FINITE)
-        exact = correlate(widen(input[item]), weights, tiling.stride)[(slice(None), *to)]
-        occupied = (input[item] != 0).to(weights.dtype)
-        empty = correlate(occupied, torch.ones_like(weights), tiling.stride)
-        zero = doubtful & (empty[(slice(None), *to)] == 0)
-        count = doubtful.flatten(1).sum(1)
-        if states is None:
-            value = torch.where(zero & _column(count > rule.budget, ndim), 0.0, value)
-            count = torch.where(count > rule.budget, count - zero.flatten(1).sum(1), count)
-        recomputed = _column(count <= rule.budget, ndim) & doubtful
-        value = torch.where(recomputed, exact, value)
-        left[row] = torch.where(count > rule.budget, count, 0).sum()
-        out[(item, part, *to)] = value.to(out.dtype)
     return left

@@ -1,10 +1,10 @@
-"""Plain correlation and its two transposes: direct loops, or tiles through float64 transforms."""
+"""Plain correlation and its two transposes: direct loops, or tiles through transforms."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -12,20 +12,27 @@ from torch import Tensor
 from .. import _contract
 from .._definition import correlate as definition
 from .._definition import transforms
-from .._definition.spectra import forward_fft, inverse_fft
+from .._definition.spectra import inverse_fft, template_spectra
 from .._definition.transposes import Transpose
 from .._plan import rounding
-from .._plan.choose import Arrangement, arrange, batches
+from .._plan.choose import Arrangement, Plan, Problem, arrange, blocks
 from .._plan.dtypes import HALVES, widen
 from .._plan.shapes import Ints
-from .._plan.tiling import Batch, TileBatch, TileStats
+from .._plan.tiling import TileBatch, Tiling
 from . import steps
-from .rules import ScoreRule, SumRule
-from .spectra import TemplateSpectra, numerators, pair_scales
+from .rules import SumRule
 
-# Multiply-adds of recomputed windows, for each element of a tile, that cost less than a decision
-# by sums of absolute products.
+# Multiply-adds of recomputed windows, for each element of a tile, that take about as long as its
+# transform.
 _RECOMPUTED = 32
+# Groups of tiles, or of templates, that workers share in the gradient of a template, and bytes of
+# the spectra that groups are summed in.
+_GROUPS = 4
+_ROOM = 16 << 20
+# A part of a tile is cut smaller as long as that leaves out this share of its elements. Then it is
+# computed by the direct loop, if that takes no more than so many times as long as transforms.
+_LEFT_OUT = 0.3
+_WORTH_LOOP = 16.0
 
 
 def correlate(
@@ -40,14 +47,14 @@ def correlate(
     call = _arranged(input.shape, template.shape, stride, method, input.dtype)
     if call.plan.method == "direct":
         return steps.correlate_direct(input, template, stride)
-    finite = bool(torch.isfinite(template).all())
+    finite = definition.all_finite(template)
     if input.is_complex():
-        finite = finite and bool(torch.isfinite(input).all())
+        finite = finite and definition.all_finite(input)
     if not finite or input.numel() == 0 or template.numel() == 0:
         return definition.correlate(input, template, stride, "direct")
     if input.is_complex():
         return transforms.correlate(input, template, stride)
-    return TiledSums(input, template, call, spectra).run()
+    return _sums(input, template, call, spectra)
 
 
 def correlate_input_grad(
@@ -61,20 +68,14 @@ def correlate_input_grad(
         return steps.correlate_direct_input_grad(grad, template, shape, stride)
     if grad.numel() == 0:
         return grad.new_zeros(shape)
-    if grad.is_complex() or not bool(torch.isfinite(grad).all()):
+    if grad.is_complex() or not definition.all_finite(grad):
         return transforms.correlate_input_grad(grad, template, shape, stride)
     call = Transpose.into_input(grad, template, shape, stride, "cpu")
-    upstream, weights, tiling = call.upstream, call.other, call.tiling
-    spectra = TemplateSpectra(weights, tiling)
+    upstream, weights = call.upstream, call.other
     out = steps.new_map(upstream, (upstream.shape[0], weights.shape[1], *shape[-len(stride) :]))
-    # Nothing is doubtful, so neither the input nor the template is read.
-    rule = SumRule(0.0, 1.0, 0.0).numbers
-    for batch in batches(call.problem, call.plan):
-        whole = TileBatch(tiling, batch.tiles)
-        tiles, stats = steps.cut_tiles(upstream, whole.numbers, False, True, True)
-        for first, sums in numerators(tiles, spectra, batch.pairs, call.plan.templates):
-            part = replace(whole, first_template=first)
-            steps.emit_sums(sums, None, [stats], upstream, weights, part.numbers, rule, out)
+    tiled = _Tiled(call.problem, call.plan, call.tiling)
+    # A gradient is exact relative to its largest element, so no sum is computed again.
+    tiled.sum(upstream, weights, _UNCHECKED, out)
     return call.leads.input_restored(out, shape, len(stride) + 1)
 
 
@@ -89,23 +90,17 @@ def correlate_template_grad(
         return steps.correlate_direct_template_grad(grad, input, shape, stride)
     if grad.numel() == 0:
         return grad.new_zeros(shape)
-    finite = bool(torch.isfinite(grad).all()) and bool(torch.isfinite(input).all())
-    if grad.is_complex() or not finite:
+    if grad.is_complex() or not definition.all_finite(grad, input):
         return transforms.correlate_template_grad(grad, input, shape, stride)
     call = Transpose.into_template(grad, input, shape, stride, "cpu")
     leads, upstream, seen, tiling = call.leads, call.upstream, call.other, call.tiling
     # Tiles of the gradient: the same positions, and nothing around them.
     of_upstream = replace(tiling, window=(1,) * ndim, extent=tiling.outputs)
-    total = upstream.new_zeros(
-        (leads.paired, leads.templates, seen.shape[1], *tiling.length), dtype=torch.complex128
-    )
-    for batch in batches(call.problem, call.plan):
-        for one in batch.by_pair():
-            inputs = _spectra_of(seen, TileBatch(tiling, one.tiles), ndim)
-            upstreams = _spectra_of(upstream, TileBatch(of_upstream, one.tiles), ndim)
-            sums = total[one.pairs.start]
-            for a, b in zip(inputs, upstreams.conj().resolve_conj(), strict=True):
-                torch.addcmul(sums, a.unsqueeze(0), b.unsqueeze(1), out=sums)
+    spectra = upstream.shape[1] * seen.shape[1] * math.prod(tiling.length) * 16
+    groups = max(1, min(_ROOM // spectra, _GROUPS, -(-leads.inputs * tiling.tiles // 2)))
+    parts = 1 if groups > 1 else _GROUPS
+    numbers = (TileBatch(of_upstream, []).numbers, TileBatch(tiling, []).numbers)
+    total = steps.template_grad_spectra(upstream, seen, *numbers, leads.paired, groups, parts)
     lead = total.shape[:3]
     lines = inverse_fft(total.flatten(0, 2), ndim).unflatten(0, lead).real
     lines = lines[(..., *(slice(0, k) for k in tiling.window))] / math.prod(tiling.length)
@@ -118,108 +113,118 @@ def _arranged(
     return arrange(input, template, stride, method, normalised=False, dtype=dtype, device="cpu")
 
 
-def _spectra_of(x: Tensor, batch: TileBatch, ndim: int) -> Tensor:
-    """(pairs, channels, ...): spectra of tiles (first, second) as one complex tile."""
-    tiles, rows = steps.cut_tiles(x, batch.numbers, False, True, True)
-    tiles.div_(pair_scales(TileStats(rows).scale, tiles))
-    lines = torch.view_as_complex(tiles)
-    return forward_fft(lines.flatten(0, 1), ndim).unflatten(0, lines.shape[:2])
+_UNCHECKED = SumRule(0.0, 0.0, 0.0, math.inf, 0)
 
 
-class TiledSums:
-    """One correlation in tiles, in float64, each value within a few roundings of its terms.
+def _rule_of(call: Arrangement, dtype: torch.dtype) -> SumRule:
+    """Sums of float32 are within a few roundings of their terms, those of float64 as transforms."""
+    if dtype == torch.float64:
+        return _UNCHECKED
+    unit = rounding.unit(dtype)
+    count = call.problem.channels * math.prod(call.tiling.window)
+    return SumRule(
+        rounding.TRANSFORM * unit,
+        rounding.TRANSFORM_OF_SUMS * rounding.unit(torch.float64),
+        rounding.ALLOWED_ROUNDINGS_IN_FLOAT32 * unit,
+        rounding.ALLOWED_ROUNDINGS * unit,
+        max(1, _RECOMPUTED * math.prod(call.tiling.length) // count),
+    )
 
-    A value that is large relative to the rounding of its tile is known to be right. For tiles that
-    have many others, the sums of absolute products decide; windows that stay doubtful are
-    recomputed from the definition, whole tiles of them by the direct loop.
-    """
 
-    def __init__(
-        self, input: Tensor, template: Tensor, call: Arrangement, prepared: Tensor | None
-    ) -> None:
-        self.problem, self.plan, self.tiling = call.problem, call.plan, call.tiling
-        leads, core = self.problem.leads, len(self.tiling.stride) + 1
-        self.input = leads.input(input, core).contiguous()
-        self.template = leads.template(widen(template), core).contiguous()
-        self.spectra = TemplateSpectra(self.template, self.tiling, prepared=prepared)
-        self.absolute_spectra: TemplateSpectra | None = None
-        count = self.problem.channels * math.prod(self.tiling.window)
-        self.rule = SumRule(
-            rounding.TRANSFORM_OF_SUMS * rounding.unit(torch.float64),
-            rounding.ALLOWED_ROUNDINGS * rounding.unit(input.dtype),
-            max(1, _RECOMPUTED * math.prod(self.tiling.length) // count),
-        )
+@dataclass(frozen=True)
+class _Tiled:
+    """Tiles in which sums are computed."""
 
-    def run(self) -> Tensor:
-        leads = self.problem.leads
-        shape = (leads.paired * leads.inputs, leads.templates, *self.tiling.positions)
-        self.out = steps.new_map(self.input, shape)
-        for batch in batches(self.problem, self.plan):
-            self._batch(batch)
-        return leads.restored(self.out, len(self.tiling.stride))
+    problem: Problem
+    plan: Plan
+    tiling: Tiling
 
-    def _batch(self, batch: Batch) -> None:
-        numbers = TileBatch(self.tiling, batch.tiles).numbers
-        tiles, rows = steps.cut_tiles(self.input, numbers, True, True, True)
-        moments = [rows]
-        if bool((TileStats(rows).non_finite > 0).any()):
-            # Only which windows are not finite counts, so nothing is doubtful.
-            rule = ScoreRule(False, 0.0, 0.0, False, 0.0, 0.0, 0.0).numbers
-            *windows, _ = steps.tile_moments(self.input, rows, numbers, rule, False)
-            moments += windows
-        for first, sums in numerators(tiles, self.spectra, batch.pairs, self.plan.templates):
-            doubtful = self._emit(sums, None, moments, batch.tiles, first)
-            if doubtful:
-                self._decide_by_absolute_sums(batch, moments, sums, first, doubtful)
-
-    def _emit(
+    def sum(
         self,
-        sums: Tensor,
-        absolute: Tensor | None,
-        moments: list[Tensor],
-        tiles: list[int],
-        first: int,
-    ) -> list[int]:
-        """Writes values; the places of tiles that have too many doubtful ones left."""
-        batch = TileBatch(self.tiling, tiles, first).numbers
-        operands = (self.input, self.template, batch, self.rule.numbers, self.out)
-        counts = steps.emit_sums(sums, absolute, moments, *operands)
-        return [i for i, n in enumerate(counts.tolist()) if n > 0]
+        input: Tensor,
+        template: Tensor,
+        rule: SumRule,
+        out: Tensor,
+        prepared: Tensor | None = None,
+    ) -> list[list[int]]:
+        """Writes sums of tensors in normal form; (tile, template) that have many unknown ones."""
+        working = torch.float32 if rule.narrow_allowed > 0 else torch.float64
+        batch = TileBatch(self.tiling, []).numbers
+        left = []
+        for block in blocks(self.problem, self.plan):
+            part = (block.pairs, block.templates)
+            spectra = None
+            if prepared is not None and prepared.dtype == working.to_complex():
+                spectra = prepared[part]
+            elif len(self.tiling.window) > 1:
+                # Quicker here, axis by axis; that of a line is made by a worker.
+                spectra = template_spectra(template[part], self.tiling.length, working)
+            if spectra is not None:
+                spectra = spectra.flatten(0, 1).contiguous()
+            how = (batch, block.numbers, rule.numbers)
+            left += steps.sum_tiles(input, template, spectra, *how, out).tolist()
+        return left
 
-    def _decide_by_absolute_sums(
-        self, batch: Batch, moments: list[Tensor], sums: Tensor, first: int, doubtful: list[int]
-    ) -> None:
-        """Decides doubtful values by their sums of absolute products, for which float32 is enough,
-        and computes the tiles that still have many by the direct loop.
-        """
-        if self.absolute_spectra is None:
-            self.absolute_spectra = TemplateSpectra(self.template.abs(), self.tiling)
-        templates, each = sums.shape[1], len(batch.tiles) // batch.groups
-        for k, one in enumerate(batch.by_pair()):
-            both = sorted({i // 2 for i in doubtful if i // each == k})
-            if not both:
-                continue
-            places = [i for p in both for i in (2 * p, 2 * p + 1)]
-            tiles = [batch.tiles[i] for i in places]
-            numbers = TileBatch(self.tiling, tiles).numbers
-            raw, raw_rows = steps.cut_tiles(self.input, numbers, False, True, True)
-            of_places = [x[places] if x.numel() > 0 else x for x in moments]
-            # In the scale of the centred tiles.
-            ratio = TileStats(of_places[0]).scale / TileStats(raw_rows).scale
-            raw = raw.abs_().mul_(pair_scales(ratio, raw)).to(torch.float32)
-            of_templates = (templates, first, first + templates)
-            _, absolute = next(numerators(raw, self.absolute_spectra, one.pairs, *of_templates))
-            for i in self._emit(sums[both], absolute, of_places, tiles, first):
-                self._write_directly(tiles[i], one.pairs.start, first, templates)
 
-    def _write_directly(self, tile: int, pair: int, first: int, templates: int) -> None:
-        """One tile by its definition."""
-        item, number = divmod(tile, self.tiling.tiles)
-        elements, positions = self.tiling.slices(number)
-        part = self.input[(slice(item, item + 1), slice(None), *elements)].to(torch.float64)
-        weights = self.template[pair, first : first + templates]
-        values = steps.correlate_direct(part, weights, self.tiling.stride)
-        self.out[(item, slice(first, first + templates), *positions)] = values.to(self.out.dtype)
+def _sums(input: Tensor, template: Tensor, call: Arrangement, prepared: Tensor | None) -> Tensor:
+    leads, tiling = call.problem.leads, call.tiling
+    ndim = len(tiling.stride)
+    image = leads.input(input, ndim + 1).contiguous()
+    weights = leads.template(widen(template), ndim + 1).contiguous()
+    shape = (leads.paired * leads.inputs, leads.templates, *tiling.positions)
+    out = steps.new_map(image, shape)
+    tiled = _Tiled(call.problem, call.plan, tiling)
+    for tile, k in tiled.sum(image, weights, _rule_of(call, input.dtype), out, prepared):
+        item, number = divmod(tile, tiling.tiles)
+        elements, positions = tiling.slices(number)
+        part = image[(item, slice(None), *elements)]
+        of_item = weights[item // leads.inputs, k]
+        _sum_in_halves(part, of_item, tiling.stride, out[(item, k, *positions)])
+    return leads.restored(out, ndim)
+
+
+def _sum_in_halves(input: Tensor, template: Tensor, stride: Ints, out: Tensor) -> None:
+    """Sums of a part of an input that is too varied for one transform."""
+    axis = max(range(out.dim()), key=lambda i: out.shape[i])
+    middle, last = out.shape[axis] // 2, out.shape[axis]
+    for begin, end in ((0, middle), (middle, last)):
+        if begin == end:
+            continue
+        step, k = stride[axis], template.shape[axis + 1]
+        seen = input.narrow(axis + 1, begin * step, (end - 1 - begin) * step + k)
+        to = out.narrow(axis, begin, end - begin)
+        seen, weights = _without_zeros(seen, template, stride, to.shape)
+        if seen.numel() <= (1 - _LEFT_OUT) * input.numel():
+            to.copy_(correlate(seen, weights.to(seen.dtype), stride, "auto"))
+            continue
+        sizes = (tuple(seen.shape), tuple(weights.shape), stride)
+        loop, quick = (_arranged(*sizes, m, input.dtype).plan.cost for m in ("direct", "fft"))
+        # Otherwise they keep the rounding of their tile: no promise is worth quadratic time.
+        if loop <= _WORTH_LOOP * quick:
+            to.copy_(steps.correlate_direct(widen(seen)[None], weights[None, None], stride)[0, 0])
+
+
+def _without_zeros(
+    input: Tensor, template: Tensor, stride: Ints, positions: Sequence[int]
+) -> tuple[Tensor, Tensor]:
+    """Both without the margins that are zero in one of them at all positions."""
+    for axis, (m, s) in enumerate(zip(positions, stride, strict=True), 1):
+        first, last = _live(input, axis)
+        begin, end = _live(template, axis)
+        begin, end = max(begin, first - (m - 1) * s), min(end, last)
+        # One element is left where nothing is.
+        begin = min(begin, template.shape[axis] - 1)
+        end = max(end, begin + 1)
+        template = template.narrow(axis, begin, end - begin)
+        input = input.narrow(axis, begin, (m - 1) * s + end - begin)
+    return input.contiguous(), template.contiguous()
+
+
+def _live(x: Tensor, axis: int) -> tuple[int, int]:
+    """The first element along an axis that is not zero, and the one behind the last."""
+    others = [i for i in range(x.dim()) if i != axis]
+    live = (x != 0).sum(others).nonzero()
+    return (int(live[0]), int(live[-1]) + 1) if live.numel() > 0 else (0, 0)
 
 
 def register() -> None:

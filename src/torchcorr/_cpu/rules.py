@@ -1,6 +1,6 @@
 """Which scores and sums are recomputed exactly, and the form in which steps take these rules.
 
-csrc/tiles/steps.h and csrc/integer/moments.h define them a second time, in C++.
+csrc/tiles/{steps.h,sum_pass.cpp} and csrc/integer/moments.h define them a second time, in C++.
 """
 
 from __future__ import annotations
@@ -65,12 +65,22 @@ class ByteRule:
 
 @dataclass(frozen=True)
 class SumRule:
-    """Which plain sums are recomputed exactly."""
+    """How exact plain sums are, through transforms in float32 and in float64."""
 
-    noise: float  # of a transform, relative to what it contains
-    allowed: float  # error of a sum, relative to its sum of absolute products
-    budget: float  # doubtful windows of a tile and template that are recomputed
+    narrow_noise: float  # of a transform, relative to what it contains
+    wide_noise: float
+    # Error of a sum, relative to its sum of absolute products: 0 if float32 is never enough, inf if
+    # float64 always is.
+    narrow_allowed: float
+    wide_allowed: float
+    budget: float  # unknown windows of a tile and template that are recomputed
 
     @cached_property
     def numbers(self) -> list[float]:
-        return [self.noise, self.allowed, self.budget]
+        return [
+            self.narrow_noise,
+            self.wide_noise,
+            self.narrow_allowed,
+            self.wide_allowed,
+            self.budget,
+        ]

@@ -1,14 +1,11 @@
-"""Spectra of templates, and the step `correlate`: numerators of tiles and templates."""
+"""Spectra of templates that the tiles of a gradient multiply."""
 
 from __future__ import annotations
-
-from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-from .._definition.spectra import forward_fft, inverse_fft, template_spectra
-from .._definition.transforms import sum_channels
+from .._definition.spectra import template_spectra
 from .._plan.tiling import Tiling
 
 # Bytes of spectra that a call keeps for its other batches.
@@ -22,18 +19,13 @@ class TemplateSpectra:
         self,
         template: Tensor,
         tiling: Tiling,
-        *,
-        prepared: Tensor | None = None,
     ) -> None:
         self.template, self.tiling = template, tiling
-        self._prepared = prepared
         self._kept: dict[tuple[torch.dtype, int, int, int], Tensor] = {}
         self._room = _ROOM
 
     def part(self, dtype: torch.dtype, pairs: slice, first: int, last: int) -> Tensor:
         """Templates first to last of some pairs, in one precision."""
-        if self._prepared is not None and self._prepared.dtype == dtype.to_complex():
-            return self._prepared[pairs, first:last]
         key = (dtype, pairs.start, first, last)
         spectra = self._kept.get(key)
         if spectra is None:
@@ -43,42 +35,3 @@ class TemplateSpectra:
             if self._room >= 0:
                 self._kept[key] = spectra
         return spectra
-
-
-def numerators(
-    tiles: Tensor,
-    spectra: TemplateSpectra,
-    pairs: slice,
-    at_once: int,
-    start: int = 0,
-    stop: int | None = None,
-) -> Iterator[tuple[int, Tensor]]:
-    """(first template, numerators) for templates `start` to `stop`; each of the `pairs` has equally
-    many of the tiles.
-
-    Two tiles are one complex tile, as they are given and as they are returned:
-    a template is real, so real and imaginary parts do not mix (math.md, eq. pair).
-    """
-    ndim = len(spectra.tiling.length)
-    groups = pairs.stop - pairs.start
-    end = spectra.template.shape[1] if stop is None else stop
-    shape = (groups, tiles.shape[0] // groups, 1, *tiles.shape[1:-1])
-    lines = torch.view_as_complex(tiles)
-    spectrum = forward_fft(lines.flatten(0, 1), ndim).reshape(shape)
-    in_place = spectra.template.shape[1:3] == (1, 1)
-    for first in range(start, end, at_once):
-        last = min(first + at_once, end)
-        weights = spectra.part(tiles.dtype, pairs, first, last).unsqueeze(1)
-        if in_place:
-            product = spectrum.squeeze(-ndim - 1).mul_(weights.squeeze(-ndim - 1))
-        else:
-            product = sum_channels(spectrum, weights, ndim)
-        lead = product.shape[:-ndim]
-        lines = inverse_fft(product.flatten(0, -ndim - 1), ndim)
-        sums = torch.view_as_real(lines.unflatten(0, lead))
-        yield first, sums.reshape(tiles.shape[0], *sums.shape[2:])
-
-
-def pair_scales(scale: Tensor, tiles: Tensor) -> Tensor:
-    """One number a tile, shaped to multiply pairs of tiles."""
-    return scale.unflatten(0, (-1, 2)).reshape(tiles.shape[0], *(1,) * (tiles.dim() - 2), 2)

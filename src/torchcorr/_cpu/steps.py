@@ -23,9 +23,10 @@ score_tiles = torch.ops.torchcorr_cpu.score_tiles.default
 as_bytes = torch.ops.torchcorr_cpu.as_bytes.default
 byte_kernels = torch.ops.torchcorr_cpu.byte_kernels.default
 score_bytes = torch.ops.torchcorr_cpu.score_bytes.default
-emit_sums = torch.ops.torchcorr_cpu.emit_sums.default
 score_grad_tiles = torch.ops.torchcorr_cpu.score_grad_tiles.default
 take_counts = torch.ops.torchcorr_cpu.take_counts.default
+sum_tiles = torch.ops.torchcorr_cpu.sum_tiles.default
+template_grad_spectra = torch.ops.torchcorr_cpu.template_grad_spectra.default
 take_large_pages = torch.ops.torchcorr_cpu.take_large_pages.default
 
 # Bytes from which on the first touch of a result's pages shows in the time of a call.

@@ -12,10 +12,13 @@ from .._plan import rounding
 from .._plan.dtypes import widen
 from .._plan.shapes import offsets, output_size, positions
 from . import transforms
-from .windows import chosen_windows, finite_values
+from .windows import chosen_windows, finite_values, window_sum
 
 # Elements of a window from which on transforms take less time than the loop.
 _CROSSOVER = 16
+# Multiply-adds of recomputed sums for each element of the input, and at least in all.
+_RECOMPUTED = 32
+_LEAST_RECOMPUTED = 1 << 24
 
 
 def template_axes(x: Tensor, ndim: int) -> Tensor:
@@ -31,7 +34,8 @@ def by_transforms(method: str, window: Sequence[int], *tensors: Tensor) -> bool:
 
 
 def all_finite(*tensors: Tensor) -> bool:
-    return all(bool(torch.isfinite(x).all()) for x in tensors)
+    # A finite sum says so without a tensor of flags.
+    return all(bool(torch.isfinite(x.sum())) or bool(torch.isfinite(x).all()) for x in tensors)
 
 
 def correlate(
@@ -63,37 +67,58 @@ def _by_loop(input: Tensor, template: Tensor, stride: Sequence[int]) -> Tensor:
 
 
 def _through_transforms(input: Tensor, template: Tensor, stride: Sequence[int]) -> Tensor:
-    """The same by float64 transforms; values that rounding may have spoilt are recomputed."""
+    """The same by float64 transforms; in float32, values that rounding spoils are recomputed."""
     window = template.shape[-len(stride) :]
     raw, weights = widen(input), widen(template)
     wide, affected = finite_values(raw, window, stride)
-    numerators = transforms.correlate(wide, weights, stride)
-    doubtful = torch.zeros_like(numerators, dtype=torch.bool)
-    if not input.is_complex():
-        doubtful = _rounding_may_show(numerators, wide, weights, stride, input.dtype)
+    sums = transforms.correlate(wide, weights, stride)
+    if input.is_complex():
+        if affected is not None:
+            sums = recompute_exactly(sums, affected, raw, weights, stride)
+        return sums.to(input.dtype)
+    if input.dtype != torch.float64:
+        sums = _recompute_faint(sums, wide, weights, stride, input.dtype)
     if affected is not None:
-        doubtful = doubtful | affected
-    return recompute_exactly(numerators, doubtful, raw, weights, stride).to(input.dtype)
+        sums = torch.where(affected, _non_finite_sums(raw, weights, stride), sums)
+    return sums.to(input.dtype)
 
 
-def _rounding_may_show(
-    numerators: Tensor, input: Tensor, template: Tensor, stride: Sequence[int], result: torch.dtype
+def _recompute_faint(
+    sums: Tensor, input: Tensor, template: Tensor, stride: Sequence[int], result: torch.dtype
 ) -> Tensor:
-    """Which sums may differ by more than the promise, relative to their sums of absolute products.
+    """Recomputes sums that may differ by more than the promise, relative to their sums of absolute
+    products, if that does not take quadratic time.
 
     A sum is at most that of absolute products, which is computed if the sum itself is too small.
     """
     ndim, allowed = len(stride), rounding.unit(result)
-    if result == torch.float64:
-        allowed *= rounding.ALLOWED_ROUNDINGS
-    noise = transforms.noise(input, template, numerators, ndim)
-    doubtful = numerators.abs() * allowed < noise
-    if bool(doubtful.any()):
-        pair = input.abs(), template.abs()
-        terms = transforms.correlate(*pair, stride)
-        terms -= transforms.noise(*pair, terms, ndim)
-        doubtful &= terms * allowed < noise
-    return doubtful
+    noise = transforms.noise(input, template, sums, ndim)
+    doubtful = sums.abs() * allowed < noise
+    if not bool(doubtful.any()):
+        return sums
+    pair = input.abs(), template.abs()
+    terms = transforms.correlate(*pair, stride)
+    terms -= transforms.noise(*pair, terms, ndim)
+    doubtful &= terms * allowed < noise
+    # How many products are not zero.
+    there = [(x != 0).to(x.dtype) for x in (input, template)]
+    empty = doubtful & (transforms.correlate(there[0], there[1], stride) < 0.5)
+    sums = sums.masked_fill(empty, 0)
+    doubtful &= ~empty
+    products = int(doubtful.sum()) * template.shape[-ndim - 1 :].numel()
+    if products > max(_LEAST_RECOMPUTED, _RECOMPUTED * input.numel()):
+        return sums
+    return recompute_exactly(sums, doubtful, input, template, stride)
+
+
+def _non_finite_sums(input: Tensor, template: Tensor, stride: Sequence[int]) -> Tensor:
+    """Sums over windows with elements that are not finite (math.md, eq. non-finite)."""
+    window = template.shape[-len(stride) :]
+    counts = window_sum((~torch.isfinite(input)).to(input.dtype), window, stride)
+    infinite = torch.where(torch.isinf(input), input.sign(), 0.0)
+    signs = transforms.correlate(infinite, template.sign(), stride).round()
+    sums = torch.where(signs == counts, torch.inf, torch.nan).to(input.dtype)
+    return torch.where(signs == -counts, -torch.inf, sums)
 
 
 def recompute_exactly(

@@ -68,7 +68,7 @@ class Problem:
     channels: int
     leads: Leads
     itemsize: int
-    normalised: bool  # a score; a plain sum is transformed in float64 and needs no norms
+    normalised: bool  # a score; a plain sum needs no norms
     device: str = "cpu"  # its kind, as `family` names it
     is_complex: bool = False  # transformed as a whole, not in tiles
     of_bytes: bool = False  # scored from exact sums of 8-bit integers
@@ -81,9 +81,9 @@ class Problem:
 def _grids(problem: Problem) -> Iterator[Ints]:
     """Grids worth trying: one tile, and tiles of the same length along all axes."""
     total = output_size(problem.size, problem.window, problem.stride)
-    tried = {(1,) * len(total)}
-    yield (1,) * len(total)
-    costs = problem.costs
+    costs, rest = problem.costs, (1,) * (len(total) - 1)
+    tried = {(n, *rest) for n in ((1, 2, 4) if costs.pairs else (1,)) if n <= total[0]}
+    yield from sorted(tried)
     lengths = list(costs.long if len(total) == 1 else costs.lengths)
     while not costs.pairs and lengths[-1] < 2 * max(problem.window):
         lengths.append(2 * lengths[-1])
@@ -105,8 +105,9 @@ def _tiling(problem: Problem, grid: Sequence[int], fast: bool) -> Tiling:
 
 
 def _transformed_size(problem: Problem) -> int:
-    """Bytes of an element that is transformed: float64 for sums, the input's dtype for scores."""
-    return problem.itemsize if problem.normalised else max(8, problem.itemsize)
+    """Bytes of an element that is transformed: on a GPU, sums are in float64."""
+    in_dtype = problem.normalised or problem.costs.pairs
+    return problem.itemsize if in_dtype else max(8, problem.itemsize)
 
 
 def _bytes(problem: Problem, tiling: Tiling, method: str) -> tuple[int, int]:
@@ -144,8 +145,8 @@ def stepwise(problem: Problem, tiling: Tiling, method: str) -> Plan:
 
 
 def _in_passes(problem: Problem) -> bool:
-    """Whether each worker carries a unit of tiles through all steps of a score."""
-    return problem.normalised and problem.costs.pairs
+    """Whether each worker carries a unit of tiles through all steps."""
+    return problem.costs.pairs
 
 
 def _spectra_bytes(problem: Problem, length: Ints) -> int:
@@ -163,8 +164,11 @@ def _passed(problem: Problem, tiling: Tiling, method: str) -> Plan:
     if method == "fft":
         spectra = _spectra_bytes(problem, tiling.length)
         templates = max(1, min(leads.templates, costs.spectra_bytes // spectra))
+        if not problem.normalised and width < 8:
+            # Sums are cut in float64, and some tiles are transformed in it.
+            width, spectra = 8, 3 * spectra
         shared = templates == channels == 1
-        # The tile and its spectrum, products and their inverse, and the norms of its windows.
+        # The tile and its spectrum, products and their inverse, and what is known of its windows.
         tile = (2 * channels * n + (n if shared else 2 * n) + m) * width + bytes_and_sums
         batch = min(max(2, costs.unit_bytes // tile // 2 * 2), each + each % 2)
     else:

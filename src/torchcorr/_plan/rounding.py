@@ -10,6 +10,8 @@ TRANSFORM = 10.0
 TRANSFORM_OF_SUMS = 64.0
 # Error that a plain sum may have, in roundings of its sum of absolute products.
 ALLOWED_ROUNDINGS = 16.0
+# The same where the transform is in float32: the promise, less one for the rounding of the result.
+ALLOWED_ROUNDINGS_IN_FLOAT32 = 7.0
 # Error that a score may have: the promise, less a margin for the other steps of a score.
 ALLOWED_SCORE_ERROR = {torch.float32: 8e-6, torch.float64: 8e-11}
 # Error that a gradient may have, relative to its largest element.

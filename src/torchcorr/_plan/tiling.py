@@ -158,7 +158,7 @@ class Block:
 
     @property
     def numbers(self) -> list[int]:
-        """`Block` of csrc/tiles/score_pass.cpp is read from them."""
+        """`Block` of csrc/tiles/pass.h is read from them."""
         pairs, templates = self.pairs, self.templates
         return [pairs.start, pairs.stop, templates.start, templates.stop, self.tiles_of_unit]
 

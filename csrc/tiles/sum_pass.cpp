@@ -1,0 +1,427 @@
+// Plain sums of products of a block of templates in one parallel region. A worker takes a unit of
+// tiles and carries it through all steps (cut, bounds, correlate, emit), then takes the next. Two
+// tiles are transformed in float32 where a bound of their sums of absolute products allows it, and
+// otherwise in float64, where few sums are so small that they must be computed again.
+
+#include <cmath>
+#include <mutex>
+#include <optional>
+#include <utility>
+
+#include "tiles/emit_sums.h"
+#include "tiles/pass.h"
+#include "tiles/steps.h"
+#include "tiles/sum_bounds.h"
+#include "windows/flat.h"
+
+namespace torchcorr {
+namespace {
+
+// What the numerators of noise amount to, relative to the norms of two tiles and a template: the root
+// of a sum of squares and half of the largest.
+constexpr double kUsualContents = 3.2;
+
+// How exact sums are: `SumRule` of _cpu/rules.py.
+struct SumRule {
+  double narrow_noise, wide_noise;      // of a transform, relative to what it contains
+  double narrow_allowed, wide_allowed;  // error of a sum, relative to its sum of absolute products
+  double budget;  // unknown windows of a tile and template that are recomputed
+
+  explicit SumRule(const Numbers& n) {
+    STD_TORCH_CHECK(n.size() == 5, "a rule of sums has five numbers");
+    narrow_noise = n[0], wide_noise = n[1], narrow_allowed = n[2], wide_allowed = n[3];
+    budget = n[4];
+  }
+  bool is_checked() const { return std::isfinite(wide_allowed); }
+};
+
+// Of a template: its sum, its norms, and sums of its smallest values.
+struct TemplateFacts {
+  double sum = 0, sizes = 0, norm = 0;
+  SmallestWeights smallest;
+
+  TemplateFacts(int64_t n, const double* w) : smallest(n, w) {
+    for (int64_t i = 0; i < n; ++i) sum += w[i], sizes += std::abs(w[i]), norm += w[i] * w[i];
+    norm = std::sqrt(norm);
+  }
+};
+
+// Two tiles that are transformed together.
+struct Two {
+  Sizes tiles;
+  const TileStats* stats;
+  const TileMass* masses = nullptr;
+
+  // Whether all elements of a tile are known to be zero.
+  bool is_zero(int64_t lane) const { return masses && masses[lane].largest == 0; }
+  double mean_square() const { return stats[0].mean_square + stats[1].mean_square; }
+};
+
+// Tiles of a unit and the masses that are known of them.
+struct Measured {
+  Sizes tiles;
+  std::vector<TileMass> masses;
+
+  Sizes two(size_t i) const { return {tiles[i], tiles[i + 1]}; }
+};
+
+template <class T>
+class SumPass {
+ public:
+  SumPass(const Tensor& input, const Tensor& templ, const std::optional<Tensor>& spectra,
+          const Sizes& batch, const Block& block, const SumRule& rule, const Tensor& out)
+      : input_(input), numbers_(batch), block_(block), rule_(rule),
+        tiling_(TileBatch(batch, input).tiling),
+        // Padding is zero, not level.
+        centred_(tiling_.pad == Axes3{0, 0, 0}),
+        templ_(packed(part_of(part_of(templ, 0, block.first_pair, block.pairs()), 1,
+                              block.first_template, block.templates()))),
+        spectra_(tiling_, templ_, spectra), map_(tiling_, out) {
+    const int64_t n = tiling_.window_size(), lines = block.pairs() * block.templates();
+    for (int64_t line = 0; line < lines; ++line) {
+      facts_.emplace_back(n, templ_.const_data_ptr<double>() + line * n);
+    }
+    for (int64_t k = 0; k < block.templates(); ++k) all_.push_back(k);
+  }
+
+  const Tiling& tiling() const { return tiling_; }
+
+  // Writes the sums of tiles of one leading index.
+  void sum(const Sizes& tiles, int64_t pair) {
+    if constexpr (sizeof(T) < sizeof(double)) {
+      if (rule_.narrow_allowed > 0) return sum_by_precision(tiles, pair);
+    }
+    sum_wide({tiles, {}}, cut(tiles), pair, all_);
+  }
+
+  // Tiles and templates that still have too many unknown sums, in their order.
+  std::vector<std::array<int64_t, 2>> left() {
+    std::sort(left_.begin(), left_.end());
+    return left_;
+  }
+
+ private:
+  int64_t line_of(int64_t pair, int64_t k) const { return pair * block_.templates() + k; }
+  const TemplateFacts& facts_of(int64_t pair, int64_t k) const { return facts_[line_of(pair, k)]; }
+  const double* template_of(int64_t pair, int64_t k) const {
+    return templ_.const_data_ptr<double>() + line_of(pair, k) * tiling_.window_size();
+  }
+  double elements() const { return static_cast<double>(tiling_.tile_size()); }
+
+  struct Cut {
+    Tensor tiles, stats;
+    const TileStats* rows() const { return rows_of_stats(stats); }
+  };
+  Cut cut(const Sizes& tiles) const {
+    const auto [values, stats] =
+        cut_tiles(input_, with_tiles(numbers_, tiles), centred_, true, true);
+    return {values, stats};
+  }
+
+  // --- float32 ---
+
+  // Divides the work of each two tiles into templates that float32 is enough for, and others.
+  void sum_by_precision(const Sizes& tiles, int64_t pair) {
+    Measured all{tiles, {}};
+    Cut wide = cut(tiles);
+    const TileStats* rows = wide.rows();
+    std::vector<Sizes> quiet, loud;  // templates of each two tiles
+    bool all_quiet = true, all_loud = true;
+    for (size_t i = 0; i < tiles.size(); i += 2) {
+      for (size_t lane = 0; lane < 2; ++lane) {
+        all.masses.push_back(
+            mass_of(tiling_, tiles[i + lane], input_.template const_data_ptr<T>()));
+      }
+      const Two two{all.two(i), rows + i, all.masses.data() + i};
+      quiet.emplace_back(), loud.emplace_back();
+      for (int64_t k : all_) {
+        const TemplateFacts& templ = facts_of(pair, k);
+        (is_quiet(two, expected_contents(two, templ), templ) ? quiet : loud).back().push_back(k);
+      }
+      all_quiet = all_quiet && loud.back().empty();
+      all_loud = all_loud && quiet.back().empty();
+    }
+    if (all_quiet) return sum_narrow(all, std::move(wide), pair, all_);
+    if (all_loud) return sum_wide(all, std::move(wide), pair, all_);
+    for (size_t i = 0; i < tiles.size(); i += 2) {
+      const Measured both{all.two(i), {all.masses[i], all.masses[i + 1]}};
+      const auto part = [&] {
+        return Cut{part_of(wide.tiles, 0, static_cast<int64_t>(i) / 2, 1),
+                   part_of(wide.stats, 0, static_cast<int64_t>(i), 2)};
+      };
+      if (!loud[i / 2].empty()) sum_wide(both, part(), pair, loud[i / 2]);
+      if (!quiet[i / 2].empty()) sum_narrow(both, part(), pair, quiet[i / 2]);
+    }
+  }
+
+  // What numerators usually contain, until they are known: what noise would make of the tile, and
+  // the changes of brightness that the template lets through.
+  double expected_contents(const Two& two, const TemplateFacts& templ) const {
+    double swing = 0;
+    for (int64_t lane = 0; lane < 2; ++lane) {
+      const TileMass& mass = two.masses[lane];
+      if (two.tiles[lane] >= 0) swing += (mass.most - mass.least) / 2 * two.stats[lane].scale;
+    }
+    const double mean = templ.sum / static_cast<double>(tiling_.window_size());
+    return kUsualContents * templ.norm * std::sqrt(two.mean_square()) + std::abs(mean) * swing;
+  }
+
+  // Whether the rounding of numerators that contain so much is within what every window allows.
+  bool is_quiet(const Two& two, double contents, const TemplateFacts& templ) const {
+    for (int64_t lane = 0; lane < 2; ++lane) {
+      const TileMass& mass = two.masses[lane];
+      if (two.tiles[lane] < 0 || two.is_zero(lane)) continue;
+      // So that no sum of float32 sizes overflows.
+      if (two.stats[lane].non_finite > 0 || !(mass.largest < 1e30)) return false;
+      const double noise = rule_.narrow_noise * contents / two.stats[lane].scale;
+      if (!(noise <= rule_.narrow_allowed * least_products(mass, templ.smallest))) return false;
+    }
+    return true;
+  }
+
+  // Sums of templates through float32, and those that turn out to need it through float64.
+  void sum_narrow(const Measured& of, Cut wide, int64_t pair, const Sizes& templates) {
+    const Tensor stats = wide.stats;
+    Tensor tiles = torch::stable::to(wide.tiles, ScalarType::Float);
+    wide = {};
+    const Operand operand = transformed(std::move(tiles), tiling_, templates.size() == 1);
+    for (int64_t k : templates) {
+      const TemplateFacts& templ = facts_of(pair, k);
+      const Tensor sums =
+          products_of(operand, tiling_, spectra_.template of<float>(line_of(pair, k)));
+      for (size_t i = 0; i < of.tiles.size(); i += 2) {
+        const Two two{of.two(i), rows_of_stats(stats) + i, of.masses.data() + i};
+        const float* numerators = sums.const_data_ptr<float>() + i * tiling_.tile_size();
+        const Contents in = contents_of(2 * tiling_.tile_size(), numerators);
+        const double power = templ.norm * templ.norm * two.mean_square();
+        const double contents = std::sqrt(power + in.squares / elements()) + in.largest / 2;
+        if (!is_quiet(two, contents, templ)) {
+          sum_wide({two.tiles, {two.masses[0], two.masses[1]}}, cut(two.tiles), pair, {k});
+          continue;
+        }
+        for (int64_t lane = 0; lane < 2; ++lane) write(two, lane, pair, k, numerators);
+      }
+    }
+  }
+
+  // --- float64 ---
+
+  void sum_wide(const Measured& of, Cut wide, int64_t pair, const Sizes& templates) {
+    const Tensor stats = wide.stats;
+    const Operand operand = transformed(std::move(wide.tiles), tiling_, templates.size() == 1);
+    for (int64_t k : templates) {
+      const Tensor sums =
+          products_of(operand, tiling_, spectra_.template of<double>(line_of(pair, k)));
+      for (size_t i = 0; i < of.tiles.size(); i += 2) {
+        const TileMass* masses = of.masses.empty() ? nullptr : of.masses.data() + i;
+        const Two two{of.two(i), rows_of_stats(stats) + i, masses};
+        const double* numerators = sums.const_data_ptr<double>() + i * tiling_.tile_size();
+        for (int64_t lane = 0; lane < 2; ++lane) write(two, lane, pair, k, numerators);
+        if (rule_.is_checked()) check(two, pair, k, numerators);
+        if (two.stats[0].non_finite + two.stats[1].non_finite > 0) emit_non_finite(two, pair, k);
+      }
+    }
+  }
+
+  template <class R>
+  void write(const Two& two, int64_t lane, int64_t pair, int64_t k, const R* numerators) const {
+    const TilePlace place(tiling_, two.tiles[lane]);
+    if (!place.exists) return;
+    const TileStats& tile = two.stats[lane];
+    map_.write(place, block_.first_template + k, numerators + lane,
+               {two.is_zero(lane) ? 0.0 : 1 / tile.scale, tile.level * facts_of(pair, k).sum});
+  }
+
+  // Finds the sums whose rounding may exceed what is allowed, where it does not for all of them.
+  void check(const Two& two, int64_t pair, int64_t k, const double* numerators) {
+    const TemplateFacts& templ = facts_of(pair, k);
+    const auto is_safe = [&](int64_t lane, double noise) {
+      if (two.tiles[lane] < 0 || two.is_zero(lane)) return true;
+      const double least = noise / two.stats[lane].scale / rule_.wide_allowed;
+      return two.masses && least_products(two.masses[lane], templ.smallest) >= least;
+    };
+    // By Young's inequality numerators contain no more than this.
+    const double bound = rule_.wide_noise * std::sqrt(2 * two.mean_square()) * templ.sizes;
+    if (is_safe(0, bound) && is_safe(1, bound)) return;
+    const double noise = wide_noise(two.mean_square(), templ, numerators);
+    for (int64_t lane = 0; lane < 2; ++lane) {
+      if (is_safe(lane, noise)) continue;
+      const TilePlace place(tiling_, two.tiles[lane]);
+      decide({place, two.tiles, lane, pair, k},
+             noise / two.stats[lane].scale / rule_.wide_allowed);
+    }
+  }
+
+  double wide_noise(double mean_square, const TemplateFacts& templ,
+                    const double* numerators) const {
+    const double squares = contents_of(2 * tiling_.tile_size(), numerators).squares;
+    return rule_.wide_noise *
+           std::sqrt(templ.norm * templ.norm * mean_square + squares / elements());
+  }
+
+  // One of two tiles, and a template.
+  struct Case {
+    TilePlace place;
+    Sizes two;
+    int64_t lane, pair, k;
+  };
+
+  // Finds out which of the sums that are smaller than `least` are exactly zero or large relative to
+  // their sum of absolute products; computes the others again, if they are few.
+  void decide(const Case& of, double least) {
+    const int64_t k = block_.first_template + of.k;
+    std::vector<uint8_t> states(tiling_.positions(), kGood);
+    int64_t count = map_.mark_unknown(of.place, k, nullptr, 1, least, states.data());
+    const auto many = [&] { return static_cast<double>(count) > rule_.budget; };
+    const T* image = input_.template const_data_ptr<T>();
+    if (many()) {
+      count -= FlatWindows<T>(tiling_, false).mark(of.two[of.lane], image, states.data());
+    }
+    if (many()) count = mark_large(of, least, states.data());
+    if (many()) {
+      const auto there = [](double x) { return x != 0 ? 1.0 : 0.0; };
+      const Tensor counts = products_of_parts(of, there, there);
+      count -= map_.mark_zeros(of.place, counts.const_data_ptr<double>() + of.lane, states.data());
+    }
+    map_.write_zeros(of.place, k, states.data());
+    if (many()) {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      left_.push_back({of.two[of.lane], k});
+    } else if (count > 0) {
+      map_.recompute(of.place, k, states.data(),
+                     image + of.place.item * tiling_.channels * tiling_.item_size(),
+                     template_of(of.pair, of.k));
+    }
+  }
+
+  // Sums are known if their sums of absolute products are not too small.
+  int64_t mark_large(const Case& of, double least, uint8_t* states) const {
+    double largest = 0;
+    each_element(of.two, [&](int64_t, double x) { largest = std::max(largest, std::abs(x)); });
+    int exponent = 0;
+    std::frexp(largest, &exponent);
+    const double unit = std::ldexp(1.0, exponent);
+    const Tensor sizes = products_of_parts(
+        of, [&](double x) { return std::abs(x) / unit; }, [](double w) { return std::abs(w); });
+    double squares = 0;
+    each_element(of.two, [&](int64_t, double x) { squares += (x / unit) * (x / unit); });
+    const double* first = sizes.const_data_ptr<double>();
+    const double noise = wide_noise(squares / elements(), facts_of(of.pair, of.k), first) * unit;
+    return map_.mark_unknown(of.place, block_.first_template + of.k, first + of.lane, unit,
+                             least + noise, states);
+  }
+
+  // Sums over what is not finite are NaN unless all products are infinite with the same sign.
+  void emit_non_finite(const Two& two, int64_t pair, int64_t k) const {
+    bool infinite = false;
+    for (int64_t lane = 0; lane < 2; ++lane) {
+      each_of(two.tiles[lane], [&](int64_t, double x) { infinite = infinite || std::isinf(x); });
+    }
+    const Case of{TilePlace(tiling_, two.tiles[0]), two.tiles, 0, pair, k};
+    const Tensor counts = products_of_parts(
+        of, [](double x) { return std::isfinite(x) ? 0.0 : 1.0; }, [](double) { return 1.0; },
+        false);
+    std::optional<Tensor> signs;
+    if (infinite) {
+      const auto sign = [](double x) { return x > 0 ? 1.0 : x < 0 ? -1.0 : 0.0; };
+      signs = products_of_parts(
+          of, [&](double x) { return std::isinf(x) ? sign(x) : 0.0; }, sign, false);
+    }
+    for (int64_t lane = 0; lane < 2; ++lane) {
+      const TilePlace place(tiling_, two.tiles[lane]);
+      if (!place.exists || two.stats[lane].non_finite == 0) continue;
+      map_.write_non_finite(place, block_.first_template + k,
+                            signs ? signs->const_data_ptr<double>() + lane : nullptr,
+                            counts.const_data_ptr<double>() + lane);
+    }
+  }
+
+  // Calls f(place in the tile, element) for each element of a tile that is in the input.
+  template <class F>
+  void each_of(int64_t tile, const F& f) const {
+    const TilePlace place(tiling_, tile);
+    const T* image = input_.template const_data_ptr<T>();
+    for (int64_t r = 0; r < tiling_.channels * tiling_.extent[0] * tiling_.extent[1]; ++r) {
+      const Axes3 at = unravel(r, {tiling_.channels, tiling_.extent[0], tiling_.extent[1]});
+      const TileRow<T> row(tiling_, place, image, at[0], at[1], at[2]);
+      const int64_t first =
+          ((at[0] * tiling_.length[0] + at[1]) * tiling_.length[1] + at[2]) * tiling_.length[2];
+      for (int64_t x = row.begin; x < row.end; ++x) f(first + x, static_cast<double>(row.data[x]));
+    }
+  }
+
+  // The same for two tiles that alternate, and for what is finite.
+  template <class F>
+  void each_element(const Sizes& two, const F& f) const {
+    for (int64_t lane = 0; lane < 2; ++lane) {
+      each_of(two[lane], [&](int64_t at, double x) {
+        if (std::isfinite(x)) f(2 * at + lane, x);
+      });
+    }
+  }
+
+  // Sums of products of what is made of the elements and of the weights, in float64.
+  template <class F, class G>
+  Tensor products_of_parts(const Case& of, const F& element, const G& weight,
+                           bool finite = true) const {
+    Sizes shape{1, tiling_.channels};
+    for (int64_t n : sizes_of(tiling_.length, tiling_.ndim)) shape.push_back(n);
+    shape.push_back(2);
+    Tensor tiles = torch::stable::new_zeros(templ_, shape);
+    double* to = tiles.mutable_data_ptr<double>();
+    for (int64_t lane = 0; lane < 2; ++lane) {
+      each_of(of.two[lane], [&](int64_t at, double x) {
+        if (std::isfinite(x) || !finite) to[2 * at + lane] = element(x);
+      });
+    }
+    shape = {tiling_.channels};
+    for (int64_t n : sizes_of(tiling_.window, tiling_.ndim)) shape.push_back(n);
+    const Tensor weights = new_float64(templ_, shape);
+    const double* from = template_of(of.pair, of.k);
+    double* part = weights.mutable_data_ptr<double>();
+    for (int64_t i = 0; i < weights.numel(); ++i) part[i] = weight(from[i]);
+    const Operand operand = transformed(std::move(tiles), tiling_, true);
+    const Tensor spectrum = template_spectrum(tiling_, weights);
+    return products_of(operand, tiling_, static_cast<const double*>(spectrum.const_data_ptr()));
+  }
+
+  const Tensor& input_;
+  const Sizes& numbers_;
+  const Block& block_;
+  const SumRule& rule_;
+  const Tiling tiling_;
+  const bool centred_;
+  const Tensor templ_;  // the templates of the block
+  TemplateSpectra spectra_;
+  std::vector<TemplateFacts> facts_;
+  Sizes all_;  // numbers of the block's templates
+  SumMap<T> map_;
+  std::mutex mutex_;
+  std::vector<std::array<int64_t, 2>> left_;
+};
+
+// Writes sums; the (tile, template) that still have too many unknown ones.
+Tensor sum_tiles(const Tensor& input, const Tensor& templ, std::optional<Tensor> spectra,
+                 Sizes batch, Sizes block_numbers, Numbers numbers, const Tensor& out) {
+  const Block block(block_numbers);
+  const SumRule rule(numbers);
+  Tensor left = torch::stable::new_empty(templ, {0, 2}, ScalarType::Long);
+  with_real_type(input, "input", [&](auto zero) {
+    SumPass<decltype(zero)> pass(input, templ, spectra, batch, block, rule, out);
+    const int64_t tiles = input.size(0) / templ.size(0) * pass.tiling().tiles_per_item();
+    for_units({block, tiles, 2}, pass.tiling().ndim,
+              [&](const Sizes& some, int64_t pair) { pass.sum(some, pair); });
+    const auto pairs = pass.left();
+    left = torch::stable::new_empty(left, {static_cast<int64_t>(pairs.size()), 2});
+    std::copy(pairs.begin(), pairs.end(),
+              reinterpret_cast<std::array<int64_t, 2>*>(left.mutable_data_ptr<int64_t>()));
+  });
+  return left;
+}
+
+}  // namespace
+}  // namespace torchcorr
+
+STABLE_TORCH_LIBRARY_IMPL(torchcorr_cpu, CPU, m) {
+  m.impl("sum_tiles", TORCH_BOX(&torchcorr::sum_tiles));
+}
