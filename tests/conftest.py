@@ -23,9 +23,12 @@ ENGINES = "engines"
 # The files in tests/engines/ that need an engine of the package.
 ENGINE_TESTS = {
     "_cpu": (
-        "test_bytes.py",
+        "test_byte_kernels.py",
         "test_direct_kernel.py",
         "test_kernels.py",
+        "test_parts.py",
+        "test_score_grads.py",
+        "test_sum_pass.py",
         "test_threads.py",
         "test_tiles.py",
     ),

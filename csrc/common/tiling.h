@@ -12,21 +12,24 @@ namespace torchcorr {
 
 // How tiles cover items (C, z, y, x): `Tiling` of _plan/tiling.py. Tile t of an item begins at
 // element step * t - pad and has `extent` elements an axis, zeros where the item ends, in an array
-// of `length` elements. It covers `outputs` positions of a window.
+// of `length` elements. It covers `outputs` positions of a window. A window may be divided into
+// `parts` an axis, each of which meets `length` elements of a tile that is cut longer.
 struct Tiling {
   int64_t ndim = 1, channels = 1;
   Axes3 size{1, 1, 1}, grid{1, 1, 1}, step{1, 1, 1}, pad{0, 0, 0}, extent{1, 1, 1}, length{1, 1, 1},
-      window{1, 1, 1}, stride{1, 1, 1}, outputs{1, 1, 1};
+      window{1, 1, 1}, stride{1, 1, 1}, parts{1, 1, 1}, outputs{1, 1, 1};
 
   Tiling() = default;
 
-  // `numbers` are those of the Python record: grid, step, pad, extent, length, window and stride.
+  // `numbers` are those of the Python record: grid, step, pad, extent, length, window, stride
+  // and parts.
   Tiling(int64_t axes, const int64_t* numbers) : ndim(axes) {
-    for (Axes3* a : {&grid, &step, &pad, &extent, &length, &window, &stride}) {
+    for (Axes3* a : {&grid, &step, &pad, &extent, &length, &window, &stride, &parts}) {
       for (int64_t i = 3 - ndim; i < 3; ++i) (*a)[i] = *numbers++;
     }
     for (int64_t i = 3 - ndim; i < 3; ++i) {
-      STD_TORCH_CHECK(extent[i] >= 1 && length[i] >= extent[i], "a tile must cover its extent");
+      STD_TORCH_CHECK(parts[i] >= 1 && extent[i] >= 1 && cut_length()[i] >= extent[i],
+                      "a tile must cover its extent");
       STD_TORCH_CHECK(window[i] >= 1 && window[i] <= extent[i] && stride[i] >= 1,
                       "a window must lie in its tile");
       outputs[i] = (extent[i] - window[i]) / stride[i] + 1;
@@ -46,6 +49,17 @@ struct Tiling {
     return t;
   }
 
+  bool is_divided() const { return product(parts) > 1; }
+  Axes3 part() const {
+    return {ceil_div(window[0], parts[0]), ceil_div(window[1], parts[1]),
+            ceil_div(window[2], parts[2])};
+  }
+  // Elements of a tile as it is cut, an axis.
+  Axes3 cut_length() const {
+    const Axes3 k = part();
+    return {(parts[0] - 1) * k[0] + length[0], (parts[1] - 1) * k[1] + length[1],
+            (parts[2] - 1) * k[2] + length[2]};
+  }
   int64_t tiles_per_item() const { return product(grid); }
   int64_t item_size() const { return product(size); }  // elements of one channel
   int64_t tile_size() const { return product(length); }
@@ -63,11 +77,11 @@ struct TileBatch {
   explicit TileBatch(const Sizes& numbers) {
     STD_TORCH_CHECK(numbers.size() >= 2, "a batch of tiles needs its numbers");
     const int64_t ndim = numbers[0];
-    STD_TORCH_CHECK(ndim >= 1 && ndim <= 3 && numbers.size() >= static_cast<size_t>(2 + 7 * ndim),
-                    "a tiling has seven numbers for each of 1 to 3 axes");
+    STD_TORCH_CHECK(ndim >= 1 && ndim <= 3 && numbers.size() >= static_cast<size_t>(2 + 8 * ndim),
+                    "a tiling has eight numbers for each of 1 to 3 axes");
     tiling = Tiling(ndim, numbers.data() + 2);
     first_template = numbers[1];
-    tiles.assign(numbers.begin() + 2 + 7 * ndim, numbers.end());
+    tiles.assign(numbers.begin() + 2 + 8 * ndim, numbers.end());
   }
 
   TileBatch(const Sizes& numbers, const Tensor& input) : TileBatch(numbers) {

@@ -53,11 +53,11 @@ struct Tile {
   double energy = 0;  // of the elements about the level
 };
 
-// Tiles of a unit and their spectra, in float32 and where they were needed in float64.
+// Tiles of a unit in float32, and two by two in float64 where that was needed.
 struct Correlated {
   const std::vector<Tile>& tiles;
-  Tensor spectrum, products{};
-  std::vector<std::optional<Tensor>> wide{};
+  Operand all;
+  std::vector<std::optional<Operand>> wide{};
 };
 
 // One call.
@@ -95,15 +95,14 @@ class BytePass {
     std::vector<Tile> tiles;
     for (const int64_t number : numbers) tiles.push_back(tile_of(number));
     if (!by_transforms()) return score_directly(tiles, pair);
-    Correlated at{tiles, spectrum_of<float>(tiles, 0, tiles.size())};
-    at.products = products_like(at.spectrum);
+    Correlated at{tiles, operand_of<float>(tiles, 0, tiles.size())};
     at.wide.resize(tiles.size() / 2);
     for (int64_t k = 0; k < block_.templates(); ++k) {
       const int64_t line = pair * block_.templates() + k, n = tiling_.tile_size();
       const bool tried = is_any_likely_whole(tiles, line);
       std::optional<Tensor> sums;
       if (tried) {
-        sums = numerators<float>(at.spectrum, at.products, spectra_->of<float>(line));
+        sums = products_of(at.all, tiling_, spectra_->of<float>(line));
       }
       for (size_t i = 0; i < tiles.size(); i += 2) {
         if (tried) {
@@ -175,10 +174,11 @@ class BytePass {
 
   // Of tiles two by two, minus their levels, zeros where the input ends.
   template <class R>
-  Tensor spectrum_of(const std::vector<Tile>& tiles, size_t begin, size_t end) const {
-    const int64_t pairs = static_cast<int64_t>(end - begin) / 2, n = tiling_.tile_size();
+  Operand operand_of(const std::vector<Tile>& tiles, size_t begin, size_t end) const {
+    const int64_t pairs = static_cast<int64_t>(end - begin) / 2;
+    const Axes3 length = tiling_.cut_length();
     Sizes shape{pairs, tiling_.channels};
-    for (int64_t length : sizes_of(tiling_.length, tiling_.ndim)) shape.push_back(length);
+    for (int64_t n : sizes_of(length, tiling_.ndim)) shape.push_back(n);
     shape.push_back(2);
     const Tensor lines = torch::stable::new_zeros(
         out_, shape, sizeof(R) == sizeof(double) ? ScalarType::Double : ScalarType::Float);
@@ -188,42 +188,28 @@ class BytePass {
       const TilePlace place(tiling_, tiles[i].number);
       const int64_t line = static_cast<int64_t>(i - begin) / 2, lane = (i - begin) % 2;
       for_rows(place, [&](int64_t c, int64_t z, int64_t y, const TileRow<uint8_t>& row) {
-        const int64_t at = (line * tiling_.channels + c) * n +
-                           (z * tiling_.length[1] + y) * tiling_.length[2] + row.begin;
+        const int64_t plane = (line * tiling_.channels + c) * length[0] + z;
+        const int64_t at = (plane * length[1] + y) * length[2] + row.begin;
         centre_row(row.end - row.begin, row.data + row.begin, tiles[i].level, to + 2 * at + lane);
       });
     }
-    return transform(lines_of_tiles(lines), true);
-  }
-
-  Tensor products_like(const Tensor& spectrum) const {
-    Sizes shape = sizes_of(spectrum);
-    shape[0] /= tiling_.channels;
-    return torch::stable::new_empty(spectrum, shape);
+    return transformed(lines, tiling_, false);
   }
 
   static int64_t tiles_of(const Tile* pair) { return 1 + (pair[1].number >= 0); }
 
-  template <class R>
-  Tensor numerators(const Tensor& spectrum, const Tensor& products, const R* weights) const {
-    multiply_spectra(products.size(0), tiling_.channels, tiling_.tile_size(),
-                     static_cast<const R*>(spectrum.const_data_ptr()), weights,
-                     static_cast<R*>(products.mutable_data_ptr()));
-    return transform(products, false);
-  }
-
   // Scores of two tiles from the i-th on; whether the sums of both digits were near whole numbers.
   bool score_by_digits(const Correlated& at, size_t i, int64_t line, int64_t k) {
     const int64_t n = tiling_.tile_size(), pair = static_cast<int64_t>(i / 2);
-    const Tensor spectrum = part_of(at.spectrum, 0, pair * tiling_.channels, tiling_.channels);
-    const Tensor products = part_of(at.products, 0, pair, 1);
-    const Tensor high = numerators<float>(spectrum, products, digits_->of(line, true));
+    const Operand two{part_of(at.all.tiles, 0, pair * tiling_.channels, tiling_.channels),
+                      part_of(at.all.product, 0, pair, 1)};
+    const Tensor high = products_of(two, tiling_, digits_->of(line, true));
     const double share = 1.0 / (DigitSpectra::kBase * DigitSpectra::kBase);
     float* sums = static_cast<float*>(high.mutable_data_ptr());
     if (!is_whole(&at.tiles[i], share * templates_[line].energy, content_of(2 * n, sums))) {
       return false;
     }
-    const Tensor low = numerators<float>(spectrum, products, digits_->of(line, false));
+    const Tensor low = products_of(two, tiling_, digits_->of(line, false));
     const float* rest = static_cast<const float*>(low.const_data_ptr());
     const double most = DigitSpectra::kBase * DigitSpectra::kBase / 4 *
                         static_cast<double>(tiling_.window_size());
@@ -236,10 +222,9 @@ class BytePass {
   }
 
   void score_in_float64(Correlated& at, size_t i, int64_t line, int64_t k) {
-    std::optional<Tensor>& spectrum = at.wide[i / 2];
-    if (!spectrum) spectrum = spectrum_of<double>(at.tiles, i, i + 2);
-    const Tensor sums = numerators<double>(*spectrum, products_like(*spectrum),
-                                           spectra_->of<double>(line));
+    std::optional<Operand>& two = at.wide[i / 2];
+    if (!two) two = operand_of<double>(at.tiles, i, i + 2);
+    const Tensor sums = products_of(*two, tiling_, spectra_->of<double>(line));
     count_way(Way::kFloat64, tiles_of(&at.tiles[i]));
     emit(&at.tiles[i], line, k, static_cast<const double*>(sums.const_data_ptr()));
   }

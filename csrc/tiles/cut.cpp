@@ -118,23 +118,23 @@ class CutTiles {
  public:
   CutTiles(const TileBatch& batch, const T* input, bool centred, int64_t lanes, Out* out,
            TileStats* stats)
-      : t_(batch.tiling), tiles_(batch.tiles), input_(input), centred_(centred), lanes_(lanes),
+      : t_(batch.tiling), cut_(t_.cut_length()), tiles_(batch.tiles), input_(input), centred_(centred), lanes_(lanes),
         out_(out), stats_(stats) {
-    rows_ = t_.channels * t_.length[0] * t_.length[1];
-    chunk_ = std::max<int64_t>(1, kChunkElements / (t_.length[2] * lanes));
+    rows_ = t_.channels * cut_[0] * cut_[1];
+    chunk_ = std::max<int64_t>(1, kChunkElements / (cut_[2] * lanes));
     chunks_ = ceil_div(rows_, chunk_);
   }
 
   void run() {
     const int64_t count = static_cast<int64_t>(tiles_.size()), groups = count / lanes_;
-    const int64_t elements = t_.channels * t_.tile_size();
+    const int64_t elements = t_.channels * product(cut_);
     std::vector<Written> written(groups * chunks_ * lanes_);
     torch::stable::parallel_for(0, count, ceil_div(kChunkElements, elements),
                                 [&](int64_t begin, int64_t end) {
                                   for (int64_t t = begin; t < end; ++t) choose_level_and_scale(t);
                                 });
     torch::stable::parallel_for(0, groups * chunks_,
-                                1 + kChunkElements / (chunk_ * t_.length[2] * lanes_ + 1),
+                                1 + kChunkElements / (chunk_ * cut_[2] * lanes_ + 1),
                                 [&](int64_t begin, int64_t end) {
                                   for (int64_t u = begin; u < end; ++u) write(u, written);
                                 });
@@ -211,13 +211,13 @@ class CutTiles {
   }
 
   TileRow<T> row_of(const TilePlace& place, int64_t r) const {
-    const int64_t y = r % t_.length[1], z = r / t_.length[1] % t_.length[0];
+    const int64_t y = r % cut_[1], z = r / cut_[1] % cut_[0];
     if (y >= t_.extent[1] || z >= t_.extent[0]) return {};
-    return TileRow<T>(t_, place, input_, r / t_.length[1] / t_.length[0], z, y);
+    return TileRow<T>(t_, place, input_, r / cut_[1] / cut_[0], z, y);
   }
 
   void write(int64_t unit, std::vector<Written>& written) const {
-    const int64_t group = unit / chunks_, width = t_.length[2];
+    const int64_t group = unit / chunks_, width = cut_[2];
     const int64_t first = unit % chunks_ * chunk_, last = std::min(first + chunk_, rows_);
     const bool zipped = lanes_ == 2;
     const TilePlace places[2] = {TilePlace(t_, tiles_[group * lanes_]),
@@ -242,6 +242,7 @@ class CutTiles {
   }
 
   const Tiling& t_;
+  const Axes3 cut_;
   const Sizes& tiles_;
   const T* input_;
   bool centred_;
@@ -261,7 +262,7 @@ std::tuple<Tensor, Tensor> cut_tiles(const Tensor& input, Sizes numbers, bool ce
   STD_TORCH_CHECK(count % lanes == 0, "pairs need an even number of tiles, got ", count);
   const ScalarType type = wide ? ScalarType::Double : image.scalar_type();
   Sizes shape{count / lanes, batch.tiling.channels};
-  for (int64_t n : sizes_of(batch.tiling.length, batch.tiling.ndim)) shape.push_back(n);
+  for (int64_t n : sizes_of(batch.tiling.cut_length(), batch.tiling.ndim)) shape.push_back(n);
   if (pairs) shape.push_back(2);
   Tensor out = torch::stable::new_empty(image, shape, type);
   Tensor stats = new_float64(image, {count, kStats});

@@ -18,28 +18,48 @@ inline Sizes with_tiles(const Sizes& batch, const Sizes& tiles) {
   return numbers;
 }
 
-// Tiles in one precision, ready to be correlated: as they are cut, or their spectrum and room for
-// its products.
+// Tiles in one precision, ready to be correlated: as they are cut, or their spectrum, and room for
+// products.
 struct Operand {
   Tensor tiles, product;
 };
 
-// The spectrum of tiles, which may be overwritten by its only product (`once`). Takes the tiles, so
-// that their memory is free once they are transformed.
+// The spectrum of tiles, which may be overwritten by its only product (`once`); tiles whose template
+// is divided are transformed part by part later. Takes the tiles, so that their memory is free once
+// they are transformed.
 inline Operand transformed(Tensor cut, const Tiling& tiling, bool once) {
-  const Tensor spectrum = transform(lines_of_tiles(cut), true);
-  if (once && tiling.channels == 1) return {spectrum, spectrum};
-  Sizes shape = sizes_of(spectrum);
-  shape[0] /= tiling.channels;
-  return {spectrum, torch::stable::new_empty(spectrum, shape)};
+  Tensor lines = lines_of_tiles(cut);
+  cut = {};
+  if (!tiling.is_divided()) lines = transform(lines, true);
+  if (once && tiling.channels == 1 && !tiling.is_divided()) return {lines, lines};
+  Sizes shape{lines.size(0) / tiling.channels};
+  for (int64_t n : sizes_of(tiling.length, tiling.ndim)) shape.push_back(n);
+  return {lines, torch::stable::new_empty(lines, shape)};
+}
+
+// The elements of tiles that a part of the template meets.
+inline Tensor met_by(const Tensor& lines, const Tiling& tiling, int64_t part) {
+  const Axes3 place = unravel(part, tiling.parts), size = tiling.part();
+  Tensor met = lines;
+  for (int64_t i = 0; i < tiling.ndim; ++i) {
+    const int64_t axis = 3 - tiling.ndim + i;
+    met = torch::stable::narrow(met, 1 + i, place[axis] * size[axis], tiling.length[axis]);
+  }
+  return met;
 }
 
 // Sums of products with one template: (twos of tiles, 1, *length, 2).
 template <class R>
 Tensor products_of(const Operand& of, const Tiling& tiling, const R* spectrum) {
-  multiply_spectra(of.product.size(0), tiling.channels, tiling.tile_size(),
-                   static_cast<const R*>(of.tiles.const_data_ptr()), spectrum,
-                   static_cast<R*>(of.product.mutable_data_ptr()));
+  const SpectraSizes sizes{of.product.size(0), tiling.channels, tiling.tile_size()};
+  R* products = static_cast<R*>(of.product.mutable_data_ptr());
+  for (int64_t part = 0; part < product(tiling.parts); ++part) {
+    const Tensor met = tiling.is_divided()
+                           ? packed(transform(met_by(of.tiles, tiling, part), true))
+                           : of.tiles;
+    multiply_spectra(sizes, part > 0, static_cast<const R*>(met.const_data_ptr()),
+                     spectrum + 2 * part * sizes.channels * sizes.size, products);
+  }
   return tiles_of_lines(transform(of.product, false));
 }
 

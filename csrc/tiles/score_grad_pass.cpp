@@ -253,7 +253,7 @@ class ScoreGradPass {
   Tensor rescored(const Work<R>& work, const R* weights) const {
     const int64_t twos = work.tiles() / 2, size = tiling_.tile_size();
     const Tensor product = lines_like(*work.spectrum, twos, tiling_);
-    multiply_spectra(twos, tiling_.channels, size,
+    multiply_spectra({twos, tiling_.channels, size}, false,
                      static_cast<const R*>(work.spectrum->const_data_ptr()), weights,
                      static_cast<R*>(product.mutable_data_ptr()));
     const Tensor sums = transform(product, false);

@@ -22,12 +22,11 @@ TORCHCORR_INLINE void multiply_row(int64_t n, const T* a, const T* b, T* out) {
 }
 
 template <class T>
-void multiply_tiles(int64_t tiles, int64_t channels, int64_t size, const T* spectrum,
-                    const T* other, T* out) {
-  for (int64_t i = 0; i < tiles * channels; ++i) {
-    const int64_t c = i % channels;
-    multiply_complex(size, c > 0, spectrum + 2 * i * size, other + 2 * c * size,
-             out + 2 * (i / channels) * size);
+void multiply_tiles(const SpectraSizes& n, bool add, const T* spectrum, const T* other, T* out) {
+  for (int64_t i = 0; i < n.tiles * n.channels; ++i) {
+    const int64_t c = i % n.channels;
+    multiply_complex(n.size, add || c > 0, spectrum + 2 * i * n.size, other + 2 * c * n.size,
+                     out + 2 * (i / n.channels) * n.size);
   }
 }
 
@@ -63,27 +62,34 @@ Tensor tiles_of_lines(const Tensor& lines) {
   return torch::stable::unsqueeze(call_operator("aten::view_as_real", lines), 1);
 }
 
-void multiply_spectra(int64_t tiles, int64_t channels, int64_t size, const float* spectrum,
+void multiply_spectra(const SpectraSizes& sizes, bool add, const float* spectrum,
                       const float* other, float* out) {
-  multiply_tiles(tiles, channels, size, spectrum, other, out);
+  multiply_tiles(sizes, add, spectrum, other, out);
 }
-void multiply_spectra(int64_t tiles, int64_t channels, int64_t size, const double* spectrum,
+void multiply_spectra(const SpectraSizes& sizes, bool add, const double* spectrum,
                       const double* other, double* out) {
-  multiply_tiles(tiles, channels, size, spectrum, other, out);
+  multiply_tiles(sizes, add, spectrum, other, out);
 }
 
 Tensor template_spectrum(const Tiling& tiling, const Tensor& coefficients) {
-  const Axes3 &length = tiling.length, &window = tiling.window;
-  Sizes shape{tiling.channels};
+  const Axes3 &length = tiling.length, &window = tiling.window, part = tiling.part();
+  const int64_t channels = tiling.channels;
+  Sizes shape{product(tiling.parts) * channels};
   for (int64_t n : sizes_of(length, tiling.ndim)) shape.push_back(n);
   const Tensor padded = torch::stable::new_zeros(coefficients, shape, ScalarType::ComplexDouble);
   double* to = static_cast<double*>(padded.mutable_data_ptr());
   const double* from = coefficients.const_data_ptr<double>();
   const double share = 1 / static_cast<double>(tiling.tile_size());
-  for (int64_t row = 0; row < tiling.channels * window[0] * window[1]; ++row) {
-    const Axes3 place = unravel(row, {tiling.channels, window[0], window[1]});
-    const int64_t at = ((place[0] * length[0] + place[1]) * length[1] + place[2]) * length[2];
-    for (int64_t x = 0; x < window[2]; ++x) to[2 * (at + x)] = *from++ * share;
+  for (int64_t row = 0; row < channels * window[0] * window[1]; ++row) {
+    const Axes3 place = unravel(row, {channels, window[0], window[1]});
+    const int64_t z = place[1], y = place[2];
+    for (int64_t x = 0; x < window[2]; ++x) {
+      const int64_t which = ((z / part[0]) * tiling.parts[1] + y / part[1]) * tiling.parts[2] +
+                            x / part[2];
+      const int64_t plane = (which * channels + place[0]) * length[0] + z % part[0];
+      const int64_t at = (plane * length[1] + y % part[1]) * length[2] + x % part[2];
+      to[2 * at] = *from++ * share;
+    }
   }
   return transform(padded, false);
 }
@@ -99,7 +105,8 @@ TemplateSpectra::TemplateSpectra(const Tiling& tiling, const Tensor& coefficient
 
 const void* TemplateSpectra::numbers(int64_t line, bool wide) {
   if (given_ && wide == (given_->scalar_type() == ScalarType::ComplexDouble)) {
-    const int64_t numbers = 2 * line * tiling_.channels * tiling_.tile_size();
+    const int64_t numbers =
+        2 * line * product(tiling_.parts) * tiling_.channels * tiling_.tile_size();
     const char* first = static_cast<const char*>(given_->const_data_ptr());
     return first + numbers * static_cast<int64_t>(wide ? sizeof(double) : sizeof(float));
   }

@@ -21,21 +21,25 @@ Tensor tiles_of_lines(const Tensor& lines);
 void multiply_complex(int64_t n, bool add, const float* a, const float* b, float* out);
 void multiply_complex(int64_t n, bool add, const double* a, const double* b, double* out);
 
-// out = sum_c spectrum[i, c] * other[c] for each tile i of `size` complex elements a channel.
-void multiply_spectra(int64_t tiles, int64_t channels, int64_t size, const float* spectrum,
+// Spectra of tiles: `channels` of `size` complex elements each.
+struct SpectraSizes {
+  int64_t tiles, channels, size;
+};
+
+// out = sum_c spectrum[i, c] * other[c] for each tile i, or out += that.
+void multiply_spectra(const SpectraSizes& sizes, bool add, const float* spectrum,
                       const float* other, float* out);
-void multiply_spectra(int64_t tiles, int64_t channels, int64_t size, const double* spectrum,
+void multiply_spectra(const SpectraSizes& sizes, bool add, const double* spectrum,
                       const double* other, double* out);
 
 // out += a * conj(b) of `size` complex elements.
 void add_conjugate_products(int64_t size, const double* a, const double* b, double* out);
 
-// The conjugate float64 spectrum (C, *length) of a template (C, *window), divided by the number of a
-// tile's elements.
+// The conjugate float64 spectra (parts * C, *length) of the parts of a template (C, *window), divided
+// by the number of elements that are transformed.
 Tensor template_spectrum(const Tiling& tiling, const Tensor& coefficients);
 
-// Conjugate spectra of templates (lines, C, *window), divided by the number of a tile's elements:
-// those that are given, (lines, C, *length), if any, and others, made when a tile first needs them.
+// The same of templates (lines, C, *window): those that are given, (lines, parts * C, *length), if any, and others, made when a tile first needs them.
 class TemplateSpectra {
  public:
   TemplateSpectra(const Tiling& tiling, const Tensor& coefficients,

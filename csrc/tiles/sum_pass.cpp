@@ -344,8 +344,8 @@ class SumPass {
     for (int64_t r = 0; r < tiling_.channels * tiling_.extent[0] * tiling_.extent[1]; ++r) {
       const Axes3 at = unravel(r, {tiling_.channels, tiling_.extent[0], tiling_.extent[1]});
       const TileRow<T> row(tiling_, place, image, at[0], at[1], at[2]);
-      const int64_t first =
-          ((at[0] * tiling_.length[0] + at[1]) * tiling_.length[1] + at[2]) * tiling_.length[2];
+      const Axes3 cut = tiling_.cut_length();
+      const int64_t first = ((at[0] * cut[0] + at[1]) * cut[1] + at[2]) * cut[2];
       for (int64_t x = row.begin; x < row.end; ++x) f(first + x, static_cast<double>(row.data[x]));
     }
   }
@@ -365,7 +365,7 @@ class SumPass {
   Tensor products_of_parts(const Case& of, const F& element, const G& weight,
                            bool finite = true) const {
     Sizes shape{1, tiling_.channels};
-    for (int64_t n : sizes_of(tiling_.length, tiling_.ndim)) shape.push_back(n);
+    for (int64_t n : sizes_of(tiling_.cut_length(), tiling_.ndim)) shape.push_back(n);
     shape.push_back(2);
     Tensor tiles = torch::stable::new_zeros(templ_, shape);
     double* to = tiles.mutable_data_ptr<double>();

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ._definition.spectra import template_spectra
+from ._definition.spectra import tile_spectra
 from ._plan.choose import arrange
 from ._plan.costs import family
 from ._plan.dtypes import widen
@@ -20,7 +20,7 @@ class PreparedTemplate:
     """A template as it was when it was prepared, and its spectra for each length of tiles."""
 
     template: Tensor
-    spectra: dict[tuple[Ints, Ints, torch.dtype], Tensor] = field(default_factory=dict)
+    spectra: dict[tuple[Ints, Ints, Ints, torch.dtype], Tensor] = field(default_factory=dict)
 
     def is_of(self, template: Tensor) -> bool:
         """Whether the template still has the same values."""
@@ -55,8 +55,8 @@ class PreparedTemplate:
         if call.plan.method != "fft" or input.is_complex() or not call.problem.costs.pairs:
             return None
         working = torch.float64 if input.dtype == torch.float64 else torch.float32
-        key = (tuple(template.shape), call.tiling.length, working)
+        key = (tuple(template.shape), call.tiling.length, call.tiling.parts, working)
         if key not in self.spectra:
             weights = call.problem.leads.template(widen(template.detach()), len(stride) + 1)
-            self.spectra[key] = template_spectra(weights, call.tiling.length, working)
+            self.spectra[key] = tile_spectra(weights, call.tiling, working)
         return self.spectra[key]

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .._definition.spectra import template_spectra
+from .._definition.spectra import tile_spectra
 from .._plan import rounding
 from .._plan.choose import arrange, blocks
 from .._plan.tiling import TileBatch
@@ -75,7 +75,7 @@ def ncc(
         spectra = None
         if coefficients is not None:
             part = coefficients[block.pairs, block.templates]
-            spectra = template_spectra(part, call.tiling.length, torch.float32)
+            spectra = tile_spectra(part, call.tiling, torch.float32)
             spectra = spectra.flatten(0, 1).contiguous()
         operands = (items, templates, coefficients, spectra)
         steps.score_bytes(*operands, batch, block.numbers, rule.numbers, out)

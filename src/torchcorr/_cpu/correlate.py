@@ -12,7 +12,7 @@ from torch import Tensor
 from .. import _contract
 from .._definition import correlate as definition
 from .._definition import transforms
-from .._definition.spectra import inverse_fft, template_spectra
+from .._definition.spectra import inverse_fft, tile_spectra
 from .._definition.transposes import Transpose
 from .._plan import rounding
 from .._plan.choose import Arrangement, Plan, Problem, arrange, blocks
@@ -122,10 +122,12 @@ def _rule_of(call: Arrangement, dtype: torch.dtype) -> SumRule:
         return _UNCHECKED
     unit = rounding.unit(dtype)
     count = call.problem.channels * math.prod(call.tiling.window)
+    # One precision for a template in parts, whose spectra are large.
+    narrow = 0.0 if math.prod(call.tiling.parts) > 1 else rounding.ALLOWED_ROUNDINGS_IN_FLOAT32
     return SumRule(
         rounding.TRANSFORM * unit,
         rounding.TRANSFORM_OF_SUMS * rounding.unit(torch.float64),
-        rounding.ALLOWED_ROUNDINGS_IN_FLOAT32 * unit,
+        narrow * unit,
         rounding.ALLOWED_ROUNDINGS * unit,
         max(1, _RECOMPUTED * math.prod(call.tiling.length) // count),
     )
@@ -158,7 +160,7 @@ class _Tiled:
                 spectra = prepared[part]
             elif len(self.tiling.window) > 1:
                 # Quicker here, axis by axis; that of a line is made by a worker.
-                spectra = template_spectra(template[part], self.tiling.length, working)
+                spectra = tile_spectra(template[part], self.tiling, working)
             if spectra is not None:
                 spectra = spectra.flatten(0, 1).contiguous()
             how = (batch, block.numbers, rule.numbers)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .. import _contract
 from .._definition import scores as definition
-from .._definition.spectra import template_spectra
+from .._definition.spectra import tile_spectra
 from .._plan import rounding
 from .._plan.choose import Arrangement, arrange, blocks
 from .._plan.dtypes import HALVES, widen
@@ -111,7 +111,7 @@ class _Scores(TiledScores):
         part = (block.pairs, block.templates)
         if prepared is not None and prepared.dtype == self.input.dtype.to_complex():
             return prepared[part]
-        return template_spectra(self.coefficients[part], self.tiling.length, self.input.dtype)
+        return tile_spectra(self.coefficients[part], self.tiling, self.input.dtype)
 
 
 def ncc(

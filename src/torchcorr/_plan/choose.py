@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
@@ -13,10 +13,12 @@ from .costs import Costs, costs_of
 from .dtypes import BYTES
 from .leads import Leads
 from .shapes import Ints, output_size
-from .tiling import EMPTY, Batch, Block, Tiling
+from .tiling import EMPTY, Batch, Block, Tiling, tile_length
 
 # How many times faster a plan must be to take more scratch than allowed.
 _WORTH_SCRATCH = 8
+# Sides of windows of lines, planes and volumes from which on dividing them may pay.
+_LARGE_WINDOW = (1 << 15, 192, 64)
 _MOST_BYTE_PRODUCTS = 2**16
 _MOST = 2**31 - 2**12  # elements of a tile that a GPU's kernels number
 
@@ -35,6 +37,9 @@ class Plan:
         Positions that a tile covers, ``(*positions)``.
     transform : tuple of int
         Elements of a tile along each window axis: the length of its transforms.
+    parts : tuple of int
+        Parts that a large template is divided into along each window axis, so that its transforms
+        stay small.
     tiles : int
         Tiles of one item of the input.
     batch : int
@@ -51,6 +56,7 @@ class Plan:
     method: str
     tile: Ints
     transform: Ints
+    parts: Ints
     tiles: int
     batch: int
     templates: int
@@ -72,6 +78,7 @@ class Problem:
     device: str = "cpu"  # its kind, as `family` names it
     is_complex: bool = False  # transformed as a whole, not in tiles
     of_bytes: bool = False  # scored from exact sums of 8-bit integers
+    divisible: bool = False  # a large template may be divided into parts
 
     @property
     def costs(self) -> Costs:
@@ -99,9 +106,30 @@ def _grids(problem: Problem) -> Iterator[Ints]:
             yield grid
 
 
-def _tiling(problem: Problem, grid: Sequence[int], fast: bool) -> Tiling:
+def _divisions(problem: Problem) -> Iterator[tuple[Ints, Ints]]:
+    """Grids, and parts of a large window, for tiles that are shorter than several windows."""
+    if not problem.divisible or max(problem.window) < _LARGE_WINDOW[len(problem.window) - 1]:
+        return
+    total = output_size(problem.size, problem.window, problem.stride)
+    costs = problem.costs
+    for wanted in costs.long if len(total) == 1 else costs.lengths:
+        for share in (3, 2):
+            longest = wanted // share
+            parts = tuple(-(-k // longest) for k in problem.window)
+            if max(parts) == 1:
+                continue
+            sizes = zip(total, problem.window, parts, problem.stride, strict=True)
+            yield tuple(-(-n // ((wanted - -(-k // p)) // s + 1)) for n, k, p, s in sizes), parts
+
+
+def _tiling(problem: Problem, grid: Sequence[int], fast: bool, parts: Ints | None = None) -> Tiling:
     powers = not problem.costs.pairs
-    return Tiling.cut(problem.size, problem.window, problem.stride, grid, fast=fast, powers=powers)
+    sizes = (problem.size, problem.window, problem.stride)
+    return Tiling.cut(*sizes, grid, parts=parts, fast=fast, powers=powers)
+
+
+def _sizes(tiling: Tiling) -> tuple[Ints, Ints, Ints]:
+    return tiling.outputs, tiling.length, tiling.parts
 
 
 def _transformed_size(problem: Problem) -> int:
@@ -141,7 +169,7 @@ def stepwise(problem: Problem, tiling: Tiling, method: str) -> Plan:
     templates = max(1, min(leads.templates, (cache // batch - fixed) // each))
     size = batch * (fixed + templates * each)
     cost = _cost(problem, tiling, method, batch, templates) * 1e-6
-    return Plan(method, tiling.outputs, tiling.length, tiling.tiles, batch, templates, size, cost)
+    return Plan(method, *_sizes(tiling), tiling.tiles, batch, templates, size, cost)
 
 
 def _in_passes(problem: Problem) -> bool:
@@ -162,14 +190,16 @@ def _passed(problem: Problem, tiling: Tiling, method: str) -> Plan:
     # A tile of bytes, and a norm and a sum of each window instead of a norm.
     bytes_and_sums = channels * n + 8 * m if problem.of_bytes else 0
     if method == "fft":
-        spectra = _spectra_bytes(problem, tiling.length)
+        parts = math.prod(tiling.parts)
+        spectra = parts * _spectra_bytes(problem, tiling.length)
         templates = max(1, min(leads.templates, costs.spectra_bytes // spectra))
         if not problem.normalised and width < 8:
             # Sums are cut in float64, and some tiles are transformed in it.
-            width, spectra = 8, 3 * spectra
+            width, spectra = 8, (3 if parts == 1 else 2) * spectra
         shared = templates == channels == 1
         # The tile and its spectrum, products and their inverse, and what is known of its windows.
-        tile = (2 * channels * n + (n if shared else 2 * n) + m) * width + bytes_and_sums
+        held = channels * math.prod(tiling.cut_length) if parts > 1 else 0
+        tile = (held + 2 * channels * n + (n if shared else 2 * n) + m) * width + bytes_and_sums
         batch = min(max(2, costs.unit_bytes // tile // 2 * 2), each + each % 2)
     else:
         spectra = channels * math.prod(problem.window) * width
@@ -179,7 +209,7 @@ def _passed(problem: Problem, tiling: Tiling, method: str) -> Plan:
         batch = min(max(1, costs.unit_bytes // tile), each)
     cost = _cost(problem, tiling, method, batch, templates) * 1e-6
     size = costs.workers * batch * tile + templates * spectra
-    return Plan(method, tiling.outputs, tiling.length, tiling.tiles, batch, templates, size, cost)
+    return Plan(method, *_sizes(tiling), tiling.tiles, batch, templates, size, cost)
 
 
 def gradient_plan(problem: Problem, tiling: Tiling) -> Plan:
@@ -198,7 +228,7 @@ def gradient_plan(problem: Problem, tiling: Tiling) -> Plan:
     kept = (2 + batch) * channels * n * width
     size = costs.workers * (batch * tile + kept) + templates * spectra
     cost = _cost(problem, tiling, "fft", batch, templates) * 1e-6
-    return Plan("fft", tiling.outputs, tiling.length, tiling.tiles, batch, templates, size, cost)
+    return Plan("fft", *_sizes(tiling), tiling.tiles, batch, templates, size, cost)
 
 
 def _idle(units: int) -> float:
@@ -236,8 +266,13 @@ def _cost(problem: Problem, tiling: Tiling, method: str, batch: int, templates: 
             product *= costs.scored
         return cost + scores * (costs.position + products * product) * width
     # One for each channel of a tile, an inverse for each of its templates, and those of templates.
-    planes = (tiles * (problem.channels + leads.templates)) / 2
-    planes += leads.paired * leads.templates * problem.channels
+    # With parts, each of a tile for each template.
+    parts = math.prod(tiling.parts)
+    forward = problem.channels * (parts * leads.templates if parts > 1 else 1)
+    planes = (tiles * (forward + leads.templates)) / 2
+    planes += leads.paired * leads.templates * problem.channels * parts
+    if parts > 1:
+        cost += tiles * forward * n * costs.tile_element / 4 * width
     ndim, size = len(tiling.length), 8 * width * n
     strain = costs.strain[ndim - 1] * size / (1 << 20)
     transform = costs.transform * math.log2(max(n, 2)) * n * width * (1 + min(2.0, strain))
@@ -248,7 +283,15 @@ def tiling_of(problem: Problem, plan: Plan) -> Tiling:
     """The tiles of a plan."""
     total = output_size(problem.size, problem.window, problem.stride)
     grid = tuple(-(-n // m) for n, m in zip(total, plan.tile, strict=True))
-    return _tiling(problem, grid, plan.method == "fft")
+    return _tiling(problem, grid, plan.method == "fft", plan.parts)
+
+
+def _scratch_allowed(problem: Problem) -> float:
+    """A fixed budget, or eight transforms that hold the template where that is more."""
+    ndim = len(problem.window)
+    length = math.prod(tile_length(k, ndim) for k in problem.window)
+    width = problem.itemsize if problem.normalised else 8
+    return max(problem.costs.scratch, 8 * 2 * width * length)
 
 
 def make_plan(problem: Problem, method: str) -> Plan:
@@ -260,10 +303,13 @@ def make_plan(problem: Problem, method: str) -> Plan:
         grids = _grids(problem) if not problem.is_complex else [(1,) * len(problem.size)]
         for grid in grids:
             plans.append(_batched(problem, _tiling(problem, grid, True), "fft"))
+        for grid, parts in _divisions(problem):
+            plans.append(_batched(problem, _tiling(problem, grid, True, parts), "fft"))
     if not problem.costs.pairs:
         most = _MOST // problem.channels
         plans = [p for p in plans if p.method == "direct" or math.prod(p.transform) < most] or plans
-    fitting = [plan for plan in plans if plan.bytes <= problem.costs.scratch]
+    allowed = _scratch_allowed(problem)
+    fitting = [plan for plan in plans if plan.bytes <= allowed]
     best = min(fitting or plans, key=lambda plan: plan.cost)
     # A large template takes more scratch by transforms than allowed, and hours by the direct loop.
     quick = [plan for plan in plans if plan.cost * _WORTH_SCRATCH < best.cost]
@@ -283,8 +329,7 @@ def _direct_plan(problem: Problem) -> Plan:
     tiling, leads = _tiling(problem, (1,) * len(problem.size), False), problem.leads
     items = max(1, leads.paired * leads.inputs)
     cost = _cost(problem, tiling, "direct", items, leads.templates) * 1e-6
-    sizes = (tiling.outputs, tiling.length)
-    return Plan("direct", *sizes, tiling.tiles, items, leads.templates, 0, cost)
+    return Plan("direct", *_sizes(tiling), tiling.tiles, items, leads.templates, 0, cost)
 
 
 def _direct_tiling(problem: Problem) -> Tiling:
@@ -342,7 +387,10 @@ def arrange_gradients(
 ) -> Arrangement:
     """How both gradients of a normalised score are computed: always by transforms."""
     call = arrange(input, template, stride, "fft", normalised=True, dtype=dtype, device=device)
-    return Arrangement(call.problem, gradient_plan(call.problem, call.tiling), call.tiling)
+    problem, tiling = replace(call.problem, divisible=False), call.tiling
+    if math.prod(tiling.parts) > 1:
+        tiling = tiling_of(problem, make_plan(problem, "fft"))
+    return Arrangement(problem, gradient_plan(problem, tiling), tiling)
 
 
 @lru_cache(maxsize=1024)
@@ -368,6 +416,7 @@ def _arranged(
         device=device,
         is_complex=dtype.is_complex,
         of_bytes=normalised and dtype in BYTES and costs_of(device).pairs,
+        divisible=costs_of(device).pairs and not dtype.is_complex,
     )
     plan = make_plan(problem, method)
     return Arrangement(problem, plan, tiling_of(problem, plan))

@@ -42,7 +42,8 @@ class Tiling:
     """How tiles cover the valid positions of an input: sizes an axis, arithmetic only.
 
     Tile t of an axis covers the windows of positions [t * outputs, (t + 1) * outputs): `extent`
-    elements from t * outputs * stride - pad on, in an array of `length` elements.
+    elements from t * outputs * stride - pad on, in an array of `length` elements. A window may be
+    divided into `parts`, each of which meets `length` elements of a tile that is cut longer.
     """
 
     size: Ints
@@ -54,6 +55,7 @@ class Tiling:
     pad: Ints
     extent: Ints
     length: Ints
+    parts: Ints
 
     @classmethod
     def cut(
@@ -65,6 +67,7 @@ class Tiling:
         *,
         pad: Sequence[int] | None = None,
         positions: Sequence[int] | None = None,
+        parts: Sequence[int] | None = None,
         fast: bool = True,
         powers: bool = False,
     ) -> Tiling:
@@ -73,7 +76,12 @@ class Tiling:
         outputs = tuple(-(-n // q) for n, q in zip(total, grid, strict=True))
         needed = tuple(-(-n // m) for n, m in zip(total, outputs, strict=True))
         extent = tuple((m - 1) * s + k for m, s, k in zip(outputs, stride, window, strict=True))
-        length = tuple(tile_length(n, len(total), powers) for n in extent) if fast else extent
+        divided = tuple(parts) if parts else (1,) * len(total)
+        length = extent
+        if fast:
+            # What one part of the window meets.
+            met = tuple(n - k + -(-k // p) for n, k, p in zip(extent, window, divided, strict=True))
+            length = tuple(tile_length(n, len(total), powers) for n in met)
         return cls(
             size=tuple(size),
             window=tuple(window),
@@ -84,7 +92,19 @@ class Tiling:
             pad=tuple(pad) if pad else (0,) * len(total),
             extent=extent,
             length=length,
+            parts=divided,
         )
+
+    @property
+    def part(self) -> Ints:
+        """Elements of a part of the window."""
+        return tuple(-(-k // p) for k, p in zip(self.window, self.parts, strict=True))
+
+    @property
+    def cut_length(self) -> Ints:
+        """Elements of a tile as it is cut."""
+        sizes = zip(self.parts, self.part, self.length, strict=True)
+        return tuple((p - 1) * k + n for p, k, n in sizes)
 
     @property
     def tiles(self) -> int:
@@ -105,12 +125,13 @@ class Tiling:
 
     @cached_property
     def numbers(self) -> list[int]:
-        """Grid, step, pad, extent, length, window and stride, one after another.
+        """Grid, step, pad, extent, length, window, stride and parts, one after another.
 
         `Tiling` of csrc/common/tiling.h is read from them.
         """
         step = [m * s for m, s in zip(self.outputs, self.stride, strict=True)]
-        sizes = (self.grid, step, self.pad, self.extent, self.length, self.window, self.stride)
+        around = (self.grid, step, self.pad, self.extent, self.length)
+        sizes = (*around, self.window, self.stride, self.parts)
         return [n for size in sizes for n in size]
 
 

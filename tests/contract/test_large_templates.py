@@ -1,0 +1,119 @@
+"""Large templates are divided into parts, so that their transforms stay small."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+import torch
+from inputs import draw, normal
+from torch import Tensor
+
+import torchcorr
+
+# Sizes, window, stride, leading axes of the template.
+CASES = {
+    "1d": ((300_000,), (60_000,), 1, ()),
+    "2d": ((1800, 1600), (500, 480), 1, ()),
+    "2d-tall": ((2000, 1000), (900, 60), 1, ()),
+    "2d-stride": ((2400, 2000), (500, 480), 3, ()),
+    "2d-templates": ((1600, 1600), (500, 490), 1, (2,)),
+}
+every_case = pytest.mark.parametrize("name", CASES)
+
+
+def pair(name: str, dtype: torch.dtype) -> tuple[Tensor, Tensor, dict[str, int]]:
+    size, window, stride, leads = CASES[name]
+    x, w = normal(*size, seed=1, dtype=dtype), normal(*leads, *window, seed=2, dtype=dtype)
+    x[: size[0] // 3] *= 1e-2
+    return x + 3, w, {"ndim": len(size), "stride": stride}
+
+
+def places(out: Tensor) -> list[tuple[int, ...]]:
+    """The first, the last and some positions between them along each axis."""
+    return list(itertools.product(*({0, n // 3, 2 * n // 3, n - 1} for n in out.shape)))
+
+
+def window_at(x: Tensor, at: tuple[int, ...], window: tuple[int, ...], stride: int) -> Tensor:
+    return x[tuple(slice(i * stride, i * stride + k) for i, k in zip(at, window, strict=True))]
+
+
+def standard(x: Tensor) -> Tensor:
+    return (x - x.mean()) / x.std(correction=0)
+
+
+@pytest.mark.cpu_only(reason="only the CPU's tiles are divided")
+@every_case
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_parts_give_the_definition(name: str, dtype: torch.dtype) -> None:
+    x, w, how = pair(name, dtype)
+    plan = torchcorr.plan(x, w, method="fft", normalised=False, **how)
+    assert math.prod(plan.parts) > 1
+    score = torchcorr.zncc(x, w, method="fft", **how)
+    sums = torchcorr.correlate(x, w, method="fft", **how)
+    x, w = x.double(), w.double()
+    ndim, allowed = how["ndim"], 1e-5 if dtype == torch.float32 else 1e-10
+    for at in places(score):
+        template, position = w[at[:-ndim]], at[len(at) - ndim :]
+        seen = window_at(x, position, CASES[name][1], how["stride"])
+        want = (standard(seen) * standard(template)).mean()
+        assert abs(float(score[at]) - float(want)) <= allowed
+        terms = seen * template
+        within = (
+            8 * torch.finfo(dtype).eps * (float(terms.abs().sum()) if dtype == torch.float32 else 0)
+        )
+        within = within or 64 * 2.0**-53 * float(x.norm() * template.norm())
+        assert abs(float(sums[at]) - float(terms.sum())) <= within
+
+
+@pytest.mark.cpu_only(reason="bits are promised on the CPU")
+def test_bytes_and_threads() -> None:
+    x = (draw((1500, 1400)) * 256).to(torch.uint8)
+    w = x[200:600, 100:500].clone()
+    assert math.prod(torchcorr.plan(x, w).parts) > 1
+    score = torchcorr.zncc(x, w)
+    assert score[200, 100] == 1
+    for at in places(score):
+        seen = window_at(x, at, (400, 400), 1).double()
+        assert abs(float(score[at]) - float((standard(seen) * standard(w.double())).mean())) < 1e-7
+    threads, real = torch.get_num_threads(), (x.float() + 0.5, w.float() + 0.5)
+    want = torchcorr.zncc(*real)
+    torch.testing.assert_close(want, score, rtol=0, atol=1e-5)
+    try:
+        for n in (1, 3):
+            torch.set_num_threads(n)
+            assert torch.equal(torchcorr.zncc(x, w), score)
+            assert torch.equal(torchcorr.zncc(*real), want)
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("normalised", [True, False])
+@pytest.mark.parametrize("side", [1024, 2048])
+def test_scratch_is_that_of_eight_transforms(normalised: bool, side: int) -> None:
+    """At most 64 MiB, or eight transforms that hold the template where that is more."""
+    x, w = (torch.empty(n, n, device="meta") for n in (8192, side))
+    plan = torchcorr.plan(x, w, normalised=normalised)
+    complex_bytes = 8 if normalised else 16
+    assert plan.bytes <= 8 * complex_bytes * (side * 9 // 8) ** 2
+
+
+def test_gradients(device: str) -> None:
+    """They take whole transforms."""
+    x, w, how = pair("2d", torch.float64)
+    leaves = [v.to(device).requires_grad_() for v in (x[:700, :600], w[:300, :250])]
+    score = torchcorr.zncc(*leaves, method="fft", **how)
+    delta = normal(*score.shape, seed=3).to(device)
+    got = torch.autograd.grad(score, leaves, delta)
+    step = [normal(*v.shape, seed=4).to(device) * 1e-5 for v in leaves]
+    with torch.no_grad():
+        ends = [
+            (
+                torchcorr.zncc(*(v + s * d for v, d in zip(leaves, step, strict=True)), **how)
+                * delta
+            ).sum()
+            for s in (1, -1)
+        ]
+    along = sum(float((g * d).sum()) for g, d in zip(got, step, strict=True))
+    assert abs(float(ends[0] - ends[1]) / 2 - along) <= 1e-5 * abs(along)
