@@ -75,8 +75,10 @@ sanitize: $(READY)
 	  $(PY) setup.py --quiet build_ext --build-lib $(SANITIZED)
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
 	  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 PYTHONPATH=$(SANITIZED) \
-	  $(PY) -m pytest --capture=sys tests/engines/test_kernels.py \
-	    tests/engines/test_direct_kernel.py tests/engines/test_tiles.py tests/contract/test_lncc.py
+	  $(PY) -m pytest --capture=sys --without _triton tests/engines/test_kernels.py \
+	    tests/engines/test_direct_kernel.py tests/engines/test_tiles.py tests/engines/test_parts.py \
+	    tests/engines/test_score_grads.py tests/engines/test_sum_pass.py \
+	    tests/engines/test_byte_kernels.py tests/contract/test_bytes.py tests/contract/test_lncc.py
 
 # An environment's own PyTorch is kept, also one that the base interpreter has.
 $(PY):

@@ -24,6 +24,7 @@ ENGINES = "engines"
 ENGINE_TESTS = {
     "_cpu": (
         "test_byte_kernels.py",
+        "test_counters.py",
         "test_direct_kernel.py",
         "test_kernels.py",
         "test_parts.py",

@@ -1,12 +1,13 @@
-// The step `normalise` of a score, which also emits it: numerator times norm, recomputed exactly
-// where that is doubtful.
+// The step `normalise` of a score: numerator times norm, recomputed exactly where that is doubtful.
 
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <numeric>
 #include <type_traits>
 #include <utility>
 
+#include "common/counters.h"
 #include "common/exact_window.h"
 #include "common/vectors.h"
 #include "tiles/steps.h"
@@ -355,9 +356,9 @@ class Normalise {
         });
       }
     });
-    int64_t sum = 0;
-    for (int64_t n : counts) sum += n;
+    const int64_t sum = std::accumulate(counts.begin(), counts.end(), int64_t{0});
     if (static_cast<double>(sum) > rule_.budget) return sum;
+    count_way(Way::kExactWindows, sum);
     torch::stable::parallel_for(0, rows(), 1, [&](int64_t begin, int64_t end) {
       for (int64_t row = begin; row < end; ++row) {
         if (counts[row] > 0) recompute_exactly(t, row, k, most);

@@ -7,6 +7,7 @@
 #include <limits>
 #include <utility>
 
+#include "common/counters.h"
 #include "direct/correlate.h"
 #include "tiles/pass.h"
 #include "tiles/steps.h"
@@ -57,12 +58,23 @@ class ScorePass {
       const Tensor sums = numerators<T>(operand, pair, k, at_once);
       const Tensor left = normalise(sums, moments, batch, k, rule_numbers_);
       for (size_t i = 0; i < tiles.size(); i += lanes_) {
-        if (most(left, i) > 0) score_wide(tiles, moments, i, pair, k, k + at_once);
+        if (most(left, i) > 0) {
+          score_wide(tiles, moments, i, pair, k, k + at_once);
+        } else {
+          count_way(sizeof(T) < sizeof(double) ? Way::kFloat32 : Way::kFloat64,
+                    at_once * existing(tiles, i));
+        }
       }
     }
   }
 
  private:
+  // How many of the tiles that are transformed together are no filler.
+  int64_t existing(const Sizes& tiles, size_t i) const {
+    return std::count_if(tiles.begin() + i, tiles.begin() + i + lanes_,
+                         [](int64_t tile) { return tile >= 0; });
+  }
+
   // The largest count of the tiles that are transformed together, from the i-th on.
   double most(const Tensor& counts, size_t i) const {
     const int64_t* from = counts.const_data_ptr<int64_t>() + i;
@@ -75,6 +87,7 @@ class ScorePass {
                   int64_t end) {
     const Sizes batch =
         with_tiles(numbers_, Sizes(tiles.begin() + i, tiles.begin() + i + lanes_));
+    count_way(Way::kFloat64, (end - begin) * existing(tiles, i));
     auto [cut, stats] = cut_tiles(input_, batch, rule_.zero_mean, true, lanes_ == 2);
     const Tensors moments = wide_moments(batch, stats, part_of(known[1], 0, i, lanes_),
                                          part_of(known[2], 0, i, lanes_));

@@ -8,6 +8,7 @@
 #include <optional>
 #include <utility>
 
+#include "common/counters.h"
 #include "tiles/emit_sums.h"
 #include "tiles/pass.h"
 #include "tiles/steps.h"
@@ -54,6 +55,7 @@ struct Two {
 
   // Whether all elements of a tile are known to be zero.
   bool is_zero(int64_t lane) const { return masses && masses[lane].largest == 0; }
+  int64_t existing() const { return (tiles[0] >= 0) + (tiles[1] >= 0); }
   double mean_square() const { return stats[0].mean_square + stats[1].mean_square; }
 };
 
@@ -199,6 +201,7 @@ class SumPass {
           sum_wide({two.tiles, {two.masses[0], two.masses[1]}}, cut(two.tiles), pair, {k});
           continue;
         }
+        count_way(Way::kFloat32, two.existing());
         for (int64_t lane = 0; lane < 2; ++lane) write(two, lane, pair, k, numerators);
       }
     }
@@ -216,6 +219,7 @@ class SumPass {
         const TileMass* masses = of.masses.empty() ? nullptr : of.masses.data() + i;
         const Two two{of.two(i), rows_of_stats(stats) + i, masses};
         const double* numerators = sums.const_data_ptr<double>() + i * tiling_.tile_size();
+        count_way(Way::kFloat64, two.existing());
         for (int64_t lane = 0; lane < 2; ++lane) write(two, lane, pair, k, numerators);
         if (rule_.is_checked()) check(two, pair, k, numerators);
         if (two.stats[0].non_finite + two.stats[1].non_finite > 0) emit_non_finite(two, pair, k);

@@ -21,13 +21,13 @@ every_layer = pytest.mark.parametrize(("layer", "function"), LAYERS)
 def transforms(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """A list that grows by one whenever a template is transformed."""
     calls: list[int] = []
-    original = _prepared.template_spectra
+    original = _prepared.tile_spectra
 
     def counted(*args: object) -> torch.Tensor:
         calls.append(1)
         return original(*args)
 
-    monkeypatch.setattr(_prepared, "template_spectra", counted)
+    monkeypatch.setattr(_prepared, "tile_spectra", counted)
     return calls
 
 

@@ -13,7 +13,6 @@ from inputs import draw
 import torchcorr
 from torchcorr._plan import choose, costs
 from torchcorr._plan.leads import Leads
-from torchcorr._plan.tiling import EMPTY
 
 MIB = 1 << 20
 
@@ -98,24 +97,18 @@ def test_the_cheapest_plan_wins():
 
 @pytest.mark.parametrize("method", ("direct", "fft"))
 @pytest.mark.parametrize("leads", (((), ()), ((5,), ()), ((), (7,)), ((4,), (4,)), ((3, 1), (2,))))
-def test_batches_contain_each_tile_once(method, leads):
+def test_blocks_contain_each_pair_and_template_once(method, leads):
     leads = Leads.of(*leads)
     problem = choose.Problem((90, 70), (9, 8), (1, 2), 1, leads, 4, True)
     plan = choose.make_plan(problem, method)
-    for batch in (1, 2, 3, 4, 1000):
-        cut = choose.Plan(**{**vars(plan), "batch": batch})
+    for templates in (1, 2, 1000):
+        cut = choose.Plan(**{**vars(plan), "templates": templates})
         seen = []
-        for part in choose.batches(problem, cut):
-            pairs, ids, groups = part.pairs, part.tiles, part.groups
-            assert len(ids) % groups == 0
-            each = len(ids) // groups
-            assert method == "direct" or each % 2 == 0
-            per_pair = leads.inputs * plan.tiles
-            for k in range(groups):
-                tiles = [i for i in ids[k * each : (k + 1) * each] if i != EMPTY]
-                assert all(i // per_pair == pairs.start + k for i in tiles)
-                seen += tiles
-        assert sorted(seen) == list(range(leads.paired * per_pair))
+        for block in choose.blocks(problem, cut):
+            assert block.tiles_of_unit == plan.batch
+            pairs, some = (range(s.start, s.stop) for s in (block.pairs, block.templates))
+            seen += itertools.product(pairs, some)
+        assert sorted(seen) == list(itertools.product(range(leads.paired), range(leads.templates)))
 
 
 def test_tiles_of_a_plan_cover_the_positions_and_fit_their_transform():

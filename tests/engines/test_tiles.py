@@ -246,7 +246,7 @@ def test_geometry_is_checked() -> None:
     batch = batch_of("2d", False)
     image = image_of("2d", torch.float32)
     for numbers in ([], [0, 0], [4, 0], batch.numbers[:10]):
-        with pytest.raises(RuntimeError, match="batch of tiles|seven numbers"):
+        with pytest.raises(RuntimeError, match="batch of tiles|eight numbers"):
             ops.cut_tiles(image, numbers, True, False, False)
     with pytest.raises(RuntimeError, match="cover its extent|lie in its tile"):
         wrong = replace(batch.tiling, extent=(0, 0))
@@ -272,7 +272,9 @@ def test_any_tiling_scores_the_same(
 
     def cut(problem: choose.Problem, method: str) -> choose.Plan:
         tiling = Tiling.cut(size, window, stride, grid, fast=method == "fft")
-        return choose.Plan(method, tiling.outputs, tiling.length, tiling.tiles, 2, 1, 0, 0.0)
+        return choose.Plan(
+            method, tiling.outputs, tiling.length, tiling.parts, tiling.tiles, 2, 1, 0, 0.0
+        )
 
     choose._arranged.cache_clear()
     monkeypatch.setattr(choose, "make_plan", cut)
@@ -295,7 +297,7 @@ def test_hard_tiles_among_easy_ones(
 
     def cut(problem: choose.Problem, method: str) -> choose.Plan:
         tiling = Tiling.cut(problem.size, (9, 9), (1, 1), (3, 3), fast=method == "fft")
-        return choose.Plan(method, tiling.outputs, tiling.length, 9, 18, 1, 0, 0.0)
+        return choose.Plan(method, tiling.outputs, tiling.length, tiling.parts, 9, 18, 1, 0, 0.0)
 
     choose._arranged.cache_clear()
     monkeypatch.setattr(choose, "make_plan", cut)

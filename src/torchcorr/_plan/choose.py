@@ -13,7 +13,7 @@ from .costs import Costs, costs_of
 from .dtypes import BYTES
 from .leads import Leads
 from .shapes import Ints, output_size
-from .tiling import EMPTY, Batch, Block, Tiling, tile_length
+from .tiling import Block, Tiling, tile_length
 
 # How many times faster a plan must be to take more scratch than allowed.
 _WORTH_SCRATCH = 8
@@ -434,24 +434,3 @@ def blocks(problem: Problem, plan: Plan) -> Iterator[Block]:
         for first in range(0, leads.templates, plan.templates):
             templates = slice(first, min(first + plan.templates, leads.templates))
             yield Block(pairs, templates, plan.batch)
-
-
-def batches(problem: Problem, plan: Plan) -> Iterator[Batch]:
-    """The tiles that are computed at once: equally many of each pair.
-
-    Transforms take an even number of tiles, filled up with an empty one.
-    """
-    each, paired = problem.leads.inputs * plan.tiles, problem.leads.paired
-    filler = [EMPTY] if plan.method == "fft" else []
-    pairs = max(1, plan.batch // each)
-    for pair in range(0, paired, pairs):
-        last = min(pair + pairs, paired)
-        if pairs > 1:
-            tiles = []
-            for p in range(pair, last):
-                tiles += [*range(p * each, (p + 1) * each), *filler * (each % 2)]
-            yield Batch(slice(pair, last), tiles)
-            continue
-        for first in range(pair * each, (pair + 1) * each, plan.batch):
-            tiles = list(range(first, min(first + plan.batch, (pair + 1) * each)))
-            yield Batch(slice(pair, last), tiles + filler * (len(tiles) % 2))

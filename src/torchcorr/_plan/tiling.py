@@ -7,7 +7,7 @@ time, in C++; `numbers` and `tensors` are the forms in which they cross the disp
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import cached_property
@@ -133,25 +133,6 @@ class Tiling:
         around = (self.grid, step, self.pad, self.extent, self.length)
         sizes = (*around, self.window, self.stride, self.parts)
         return [n for size in sizes for n in size]
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Tiles that are computed at once, equally many of each pair of leading indices."""
-
-    pairs: slice
-    tiles: list[int]
-
-    @property
-    def groups(self) -> int:
-        return self.pairs.stop - self.pairs.start
-
-    def by_pair(self) -> Iterator[Batch]:
-        """One batch for each pair."""
-        each = len(self.tiles) // self.groups
-        for k in range(self.groups):
-            pair = self.pairs.start + k
-            yield Batch(slice(pair, pair + 1), self.tiles[k * each : (k + 1) * each])
 
 
 @dataclass(frozen=True)
