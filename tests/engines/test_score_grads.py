@@ -119,7 +119,7 @@ def test_a_hard_tile_among_easy_ones(
 
     def cut(problem: choose.Problem, method: str) -> choose.Plan:
         tiling = Tiling.cut(problem.size, problem.window, problem.stride, (4, 4))
-        return choose.Plan(method, tiling.outputs, tiling.length, 16, 2, 1, 0, 0.0)
+        return choose.Plan(method, tiling.outputs, tiling.length, tiling.parts, 16, 2, 1, 0, 0.0)
 
     choose._arranged.cache_clear()
     monkeypatch.setattr(choose, "make_plan", cut)
