@@ -37,7 +37,8 @@ def ncc(
         _window_sums(v, window, stride) for v in (x.sum(-ndim - 1), (x * x).sum(-ndim - 1))
     )
     template_sum, template_squares = (
-        template_axes(v.sum(axes, keepdim=True)[(..., *(0,) * ndim)], ndim) for v in (w, w * w)
+        template_axes(v.sum(axes, keepdim=True)[(..., *(0,) * (ndim + 1))], ndim)
+        for v in (w, w * w)
     )
     softening = eps * count
     if zero_mean:
