@@ -40,9 +40,15 @@ TORCHCORR_CENTRE(double)
 #undef TORCHCORR_CENTRE
 
 TORCHCORR_CLONES void add_row(int64_t n, const uint8_t* x, int64_t& sum, int64_t& square) {
-  uint32_t a = 0, b = 0;
-  for (int64_t i = 0; i < n; ++i) a += x[i], b += static_cast<uint32_t>(x[i]) * x[i];
-  sum += a, square += b;
+  // Parts whose sums 32 bits hold, which take half as long as sums of 64.
+  constexpr int64_t kPart = 1 << 15;
+  for (int64_t begin = 0; begin < n; begin += kPart) {
+    uint32_t a = 0, b = 0;
+    for (int64_t i = begin; i < std::min(begin + kPart, n); ++i) {
+      a += x[i], b += static_cast<uint32_t>(x[i]) * x[i];
+    }
+    sum += a, square += b;
+  }
 }
 
 // A tile that is cut, and its moments.
