@@ -1,7 +1,5 @@
 #include "integer/dots.h"
 
-#include <cstring>
-
 #include "common/vectors.h"
 #include "direct/kernels.h"
 
@@ -17,15 +15,23 @@ constexpr int64_t kRows = 4;
 int64_t rounded_up(int64_t n, int64_t step) { return ceil_div(n, step) * step; }
 
 // A way to add products: `lanes` sums of 32 bits, each of `group` neighbours among the elements
-// from some place on times the same numbers. Elements are what tiles are read as.
+// from some place on times the same numbers. Here tiles are read as they are, four bytes a sum.
 template <int BYTES>
-struct PlainDots {
+struct FourBytes {
   using Sums = Vector<int32_t, BYTES>;
   static constexpr int group = 4, lanes = BYTES / 4;
 
-  static TORCHCORR_INLINE Sums read(const uint8_t* x) { return load<BYTES>(reinterpret_cast<const int32_t*>(x)); }
+  static TORCHCORR_INLINE Sums read(const uint8_t* x) {
+    return load<BYTES>(reinterpret_cast<const int32_t*>(x));
+  }
+};
+
+template <int BYTES>
+struct PlainDots : FourBytes<BYTES> {
+  using typename FourBytes<BYTES>::Sums;
+
   static TORCHCORR_INLINE void add(Sums& sums, const Sums& x, int32_t numbers) {
-    for (int g = 0; g < group; ++g) {
+    for (int g = 0; g < FourBytes<BYTES>::group; ++g) {
       const int32_t number = static_cast<int8_t>(numbers >> (8 * g));
       sums += ((x >> (8 * g)) & 255) * number;
     }
@@ -34,11 +40,7 @@ struct PlainDots {
 
 #if defined(__x86_64__) && defined(__GNUC__)
 // Written as assembly, since a function for one kind of CPU cannot be inlined in one for any.
-struct Dots512 {
-  using Sums = Vector<int32_t, 64>;
-  static constexpr int group = 4, lanes = 16;
-
-  static TORCHCORR_INLINE Sums read(const uint8_t* x) { return load<64>(reinterpret_cast<const int32_t*>(x)); }
+struct Dots512 : FourBytes<64> {
   static TORCHCORR_INLINE void add(Sums& sums, const Sums& x, int32_t numbers) {
     const Sums all = Sums{} + numbers;
     asm("vpdpbusd %2, %1, %0" : "+v"(sums) : "v"(x), "v"(all));
@@ -47,11 +49,7 @@ struct Dots512 {
 
 #if (defined(__clang__) && __clang_major__ >= 13) || (!defined(__clang__) && __GNUC__ >= 12)
 #define TORCHCORR_AVX_VNNI
-struct Dots256 {
-  using Sums = Vector<int32_t, 32>;
-  static constexpr int group = 4, lanes = 8;
-
-  static TORCHCORR_INLINE Sums read(const uint8_t* x) { return load<32>(reinterpret_cast<const int32_t*>(x)); }
+struct Dots256 : FourBytes<32> {
   static TORCHCORR_INLINE void add(Sums& sums, const Sums& x, int32_t numbers) {
     const Sums all = Sums{} + numbers;
     asm("%{vex%} vpdpbusd %2, %1, %0" : "+x"(sums) : "x"(x), "x"(all));
@@ -173,8 +171,7 @@ std::vector<Kernel> supported() {
 }  // namespace
 
 SumMap::SumMap(const Tiling& t)
-    : size(t.outputs),
-      pitch(rounded_up((t.outputs[2] - 1) * t.stride[2] + 1, kWidest)),
+    : pitch(rounded_up((t.outputs[2] - 1) * t.stride[2] + 1, kWidest)),
       plane(rounded_up(t.outputs[1], kRows) * pitch), sums(t.outputs[0] * plane) {}
 
 const std::vector<Kernel>& kernels() {

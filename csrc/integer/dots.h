@@ -2,15 +2,11 @@
 #pragma once
 
 #include <cstdint>
-#include <string>
 #include <vector>
 
 #include "common/tiling.h"
 
 namespace torchcorr::integer {
-
-// Products that a sum of 32 bits holds, whatever they are.
-constexpr int64_t kMostProducts = 65536;
 
 // A tile (C, z, y, x) of bytes, with room behind rows and planes that blocks of results may read.
 struct ByteTile {
@@ -25,7 +21,6 @@ struct ByteTile {
 
 // Positions (z, y, x) of a tile, rows apart by `pitch`.
 struct SumMap {
-  Axes3 size{};
   int64_t pitch = 0, plane = 0;
   std::vector<int32_t> sums;
 

@@ -9,8 +9,6 @@ namespace {
 
 // Most elements of a window whose sum of squares is less than 2^32.
 constexpr int64_t kIn32Bits = 66051;
-// Most elements of a window for which N times its sum of squares is exact in float64.
-constexpr int64_t kInFloat64 = 1 << 18;
 
 // Sums of elements and of their squares along a row. They wrap around: what counts is the
 // difference of two, which is in range.
@@ -106,7 +104,7 @@ TORCHCORR_INLINE Range norm_row(int64_t n, const Norms& by, const U* sums, const
                                  U* second) {                                                    \
     add_sums_to(n, a, b, sign, first, second);                                                   \
   }                                                                                              \
-  TORCHCORR_CLONES Range norms_of (int64_t n, const Norms& by, const U* sums, const U* squares,  \
+  TORCHCORR_CLONES Range norms_of(int64_t n, const Norms& by, const U* sums, const U* squares,  \
                                    uint32_t* out_sums, double* norms) {                          \
     return norm_row(n, by, sums, squares, out_sums, norms);                                      \
   }
@@ -147,7 +145,7 @@ class SlidingMoments {
         slide(outputs[2], window[2], stride[2], columns_, windows_);
         const int64_t at = (z * outputs[1] + y) * outputs[2];
         const Range range = norms_of(outputs[2], norms_, windows_.first.data(),
-                                        windows_.second.data(), &to.sums[at], &to.norms[at]);
+                                     windows_.second.data(), &to.sums[at], &to.norms[at]);
         to.largest_norm = std::max(to.largest_norm, range.largest);
         smallest = std::min(smallest, range.smallest);
       }

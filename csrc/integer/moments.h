@@ -8,6 +8,9 @@
 
 namespace torchcorr::integer {
 
+// Most elements of a window for which N times its sums, and products with them, are exact in float64.
+constexpr int64_t kInFloat64 = 1 << 18;
+
 // How bytes are scored: `ByteRule` of _cpu/rules.py. Elements are bytes minus a constant, their zero.
 struct ByteRule {
   bool zero_mean;

@@ -3,38 +3,10 @@
 #include <algorithm>
 #include <cmath>
 
-#include "common/vectors.h"
+#include "integer/moments.h"
 
 namespace torchcorr::integer {
 namespace {
-
-// Most elements of a template for which numerators and their products are exact in float64.
-constexpr int64_t kInFloat64 = 1 << 18;
-
-template <class T>
-TORCHCORR_INLINE Content content_of_lanes(int64_t n, const T* values) {
-  constexpr int64_t kLanes = lanes_of<T>;
-  Vector<T> square = {}, peak = {};
-  int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) {
-    const Vector<T> v = load(values + i), size = v < 0 ? -v : v;
-    square += v * v;
-    peak = size > peak ? size : peak;
-  }
-  Content content;
-  const auto add = [&](double squares, double largest) TORCHCORR_FLAT {
-    content.square += squares;
-    content.peak = std::max(content.peak, largest);
-  };
-  for (int64_t l = 0; l < kLanes; ++l) {
-    add(static_cast<double>(square[l]), static_cast<double>(peak[l]));
-  }
-  for (; i < n; ++i) {
-    const double v = static_cast<double>(values[i]);
-    add(v * v, std::abs(v));
-  }
-  return content;
-}
 
 template <class In>
 TORCHCORR_INLINE void score_in_float64(const NumeratorRow<In>& row, const Constants& by,
@@ -75,18 +47,12 @@ TORCHCORR_SCORE(double)
 TORCHCORR_SCORE(int32_t)
 #undef TORCHCORR_SCORE
 
-TORCHCORR_CLONES Content content_of_floats(int64_t n, const float* values) {
-  return content_of_lanes(n, values);
-}
-
 template <class In>
 void choose(int64_t elements, const NumeratorRow<In>& row, const Constants& by, float* out) {
   elements <= kInFloat64 ? in_float64(row, by, out) : score_in_integers(row, by, out);
 }
 
 }  // namespace
-
-Content content_of(int64_t n, const float* values) { return content_of_floats(n, values); }
 
 void score_row(int64_t elements, const NumeratorRow<float>& row, const Constants& by, float* out) {
   choose(elements, row, by, out);

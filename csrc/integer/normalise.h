@@ -1,5 +1,4 @@
-// The step `normalise` of scores of bytes: from whole numerators to scores, and how near to whole
-// numbers the values of a transform may be expected.
+// The step `normalise` of scores of bytes: from whole numerators to scores.
 #pragma once
 
 #include <cstdint>
@@ -7,13 +6,6 @@
 #include "common/tensors.h"
 
 namespace torchcorr::integer {
-
-// What the values of a transform tell of its rounding.
-struct Content {
-  double square = 0, peak = 0;  // sum of squares, largest size
-};
-
-Content content_of(int64_t n, const float* values);
 
 // score = (scale * numerator - slope * sum of the window - offset) * norms.
 struct Constants {

@@ -12,6 +12,7 @@
 #include "integer/dots.h"
 #include "integer/moments.h"
 #include "integer/normalise.h"
+#include "tiles/emit_sums.h"
 #include "tiles/pass.h"
 #include "tiles/steps.h"
 
@@ -22,6 +23,7 @@ namespace {
 constexpr double kRoundsRight = 0.4;
 // A score that a tile is expected to contain in its window of the highest contrast.
 constexpr double kLikely = 0.5;
+
 // Sums of one template and what they make of it: the constants of its scores.
 struct ByteTemplate {
   int64_t sum = 0, centre = 0;  // numerators are of elements minus `centre`
@@ -49,6 +51,11 @@ TORCHCORR_CLONES void add_row(int64_t n, const uint8_t* x, int64_t& sum, int64_t
     }
     sum += a, square += b;
   }
+}
+
+double energy_about(int64_t level, int64_t count, int64_t sum, int64_t squares) {
+  return static_cast<double>(energy_of(count, static_cast<uint64_t>(sum),
+                                       static_cast<uint64_t>(squares), false, level));
 }
 
 // A tile that is cut, and its moments.
@@ -113,7 +120,7 @@ class BytePass {
       for (size_t i = 0; i < tiles.size(); i += 2) {
         if (tried) {
           const float* values = static_cast<const float*>(sums->const_data_ptr()) + i * n;
-          if (rounds_right(&tiles[i], line, content_of(2 * n, values))) {
+          if (rounds_right(&tiles[i], line, contents_of(2 * n, values))) {
             count_way(Way::kFloat32, tiles_of(&tiles[i]));
             emit(&tiles[i], line, k, values);
             continue;
@@ -138,8 +145,7 @@ class BytePass {
                                      static_cast<uint64_t>(squares), rule_.zero_mean,
                                      rule_.zero_of_template);
     one.norm = energy > 0 ? 1 / std::sqrt(static_cast<double>(energy)) : 0.0;
-    one.energy = static_cast<double>(squares - 2 * one.centre * one.sum +
-                                     one.centre * one.centre * count);
+    one.energy = energy_about(one.centre, count, one.sum, squares);
     return one;
   }
 
@@ -158,8 +164,7 @@ class BytePass {
       count += row.end - row.begin;
     });
     tile.level = count > 0 ? (2 * sum + count) / (2 * count) : 0;
-    tile.energy = static_cast<double>(squares - 2 * tile.level * sum +
-                                      tile.level * tile.level * count);
+    tile.energy = energy_about(tile.level, count, sum, squares);
     tile.moments = moments_of(tiling_, tile.cut, rule_);
     if (by_transforms()) tile.cut = {};
     return tile;
@@ -212,14 +217,14 @@ class BytePass {
     const Tensor high = products_of(two, tiling_, digits_->of(line, true));
     const double share = 1.0 / (DigitSpectra::kBase * DigitSpectra::kBase);
     float* sums = static_cast<float*>(high.mutable_data_ptr());
-    if (!is_whole(&at.tiles[i], share * templates_[line].energy, content_of(2 * n, sums))) {
+    if (!is_whole(&at.tiles[i], share * templates_[line].energy, contents_of(2 * n, sums))) {
       return false;
     }
     const Tensor low = products_of(two, tiling_, digits_->of(line, false));
     const float* rest = static_cast<const float*>(low.const_data_ptr());
     const double most = DigitSpectra::kBase * DigitSpectra::kBase / 4 *
                         static_cast<double>(tiling_.window_size());
-    if (!is_whole(&at.tiles[i], most, content_of(2 * n, rest))) return false;
+    if (!is_whole(&at.tiles[i], most, contents_of(2 * n, rest))) return false;
     const Tensor total = new_float64(out_, {2 * n});
     join_digits(2 * n, sums, rest, total.mutable_data_ptr<double>());
     count_way(Way::kDigits, tiles_of(&at.tiles[i]));
@@ -236,27 +241,31 @@ class BytePass {
   }
 
   // Largest rounding error of float32 sums of two tiles with a template of this energy.
-  double error_of(const Tile* tiles, double energy, const Content& content) const {
+  double error_of(const Tile* tiles, double energy, const Contents& contents) const {
     const double n = static_cast<double>(tiling_.tile_size());
     const double power = (tiles[0].energy + tiles[1].energy) * energy / n;
-    return rule_.noise * (std::sqrt(power + content.square / n) + 0.5 * content.peak);
+    return rule_.noise * (std::sqrt(power + contents.squares / n) + 0.5 * contents.largest);
   }
 
-  bool is_whole(const Tile* tiles, double energy, const Content& content) const {
-    return error_of(tiles, energy, content) < kRoundsRight;
+  bool is_whole(const Tile* tiles, double energy, const Contents& contents) const {
+    return error_of(tiles, energy, contents) < kRoundsRight;
   }
 
   // Whether float32 is worth a try: if a good match in the window of the highest contrast would not
   // round wrongly, or if few windows are so faint that it would show.
   bool is_any_likely_whole(const std::vector<Tile>& tiles, int64_t line) const {
     if (!rule_.exact) return true;
-    const double count = rule_.zero_mean ? static_cast<double>(tiling_.window_size()) : 1.0;
     for (size_t i = 0; i < tiles.size(); i += 2) {
       const double norm = std::min(norm_of(tiles[i]), norm_of(tiles[i + 1]));
-      const double peak = kLikely / (norm * templates_[line].norm * count);
+      const double peak = kLikely / (norm * templates_[line].norm * scale());
       if (rule_.noise * 0.5 * peak < kRoundsRight) return true;
     }
     return false;
+  }
+
+  // What a numerator counts for in a score (`Constants`).
+  double scale() const {
+    return rule_.zero_mean ? static_cast<double>(tiling_.window_size()) : 1.0;
   }
 
   static double norm_of(const Tile& tile) {
@@ -266,13 +275,12 @@ class BytePass {
 
   // Whether they are near enough to whole numbers, or so precise relative to all windows that it
   // does not show.
-  bool rounds_right(const Tile* tiles, int64_t line, const Content& content) const {
-    if (is_whole(tiles, templates_[line].energy, content)) return true;
+  bool rounds_right(const Tile* tiles, int64_t line, const Contents& contents) const {
+    if (is_whole(tiles, templates_[line].energy, contents)) return true;
     if (rule_.exact) return false;
     const double norm = std::max(tiles[0].moments.largest_norm, tiles[1].moments.largest_norm);
-    const double scale = rule_.zero_mean ? static_cast<double>(tiling_.window_size()) : 1.0;
-    const double error = error_of(tiles, templates_[line].energy, content);
-    return error * scale * norm * templates_[line].norm <= rule_.allowed;
+    const double error = error_of(tiles, templates_[line].energy, contents);
+    return error * scale() * norm * templates_[line].norm <= rule_.allowed;
   }
 
   Constants constants_of(const ByteTemplate& one, int64_t level) const {

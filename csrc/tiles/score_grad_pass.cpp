@@ -9,9 +9,8 @@
 #include <type_traits>
 
 #include "common/in_order.h"
-#include "tiles/spectra.h"
+#include "tiles/pass.h"
 #include "tiles/steps.h"
-#include "tiles/units.h"
 
 namespace torchcorr {
 namespace {
@@ -63,8 +62,10 @@ class ScoreGradPass {
       : of_(of), to_(to), numbers_(batch), rule_numbers_(rule), rule_(rule),
         tiling_(TileBatch(batch, of.input).tiling),
         units_(block, of.input.size(0) / of.coefficients.size(0) * tiling_.tiles_per_item(), 2),
-        spectra_(tiling_, part_of(part_of(of.coefficients, 0, block.first_pair, block.pairs()), 1,
-                                  block.first_template, block.templates()), spectra),
+        spectra_(tiling_,
+                 packed(part_of(part_of(of.coefficients, 0, block.first_pair, block.pairs()), 1,
+                                block.first_template, block.templates())),
+                 spectra),
         order_(block.pairs() * (block.templates() + 1), torch::stable::get_num_threads()) {}
 
   const Units& units() const { return units_; }
@@ -86,11 +87,6 @@ class ScoreGradPass {
   }
 
  private:
-  static Tensor part_of(const Tensor& x, int64_t axis, int64_t first, int64_t count) {
-    Tensor whole = x;
-    return packed(torch::stable::narrow(whole, axis, first, count));
-  }
-
   void stop() {
     stopped_ = true;
     order_.stop();
@@ -130,8 +126,7 @@ class ScoreGradPass {
   template <class R>
   std::optional<Work<R>> measured(int64_t unit) const {
     const Sizes tiles = units_.tiles_of(unit);
-    Sizes batch = numbers_;
-    batch.insert(batch.end(), tiles.begin(), tiles.end());
+    const Sizes batch = with_tiles(numbers_, tiles);
     const auto [spectrum, stats] = seen<R>(batch);
     for (size_t i = 0; i < tiles.size(); ++i) {
       if (rows_of_stats(stats)[i].non_finite > 0) return std::nullopt;

@@ -305,7 +305,8 @@ def scores(
     w = _contract.standardise(w, arguments.ndim, zero_mean)
     stride, method = arguments.stride, arguments.method
     spectra = None
-    if prepared is not None:
+    # Those of bytes are of other numbers, and made in each call.
+    if prepared is not None and x.is_floating_point():
         spectra = prepared.spectra_for(x, w, stride, method, normalised=True)
     given = whole.detach() if whole.dtype in MAYBE_BYTES else None
     out: Tensor = _contract.ncc(x, w, stride, zero_mean, float(eps), method, spectra, given)
