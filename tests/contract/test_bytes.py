@@ -125,6 +125,19 @@ def test_large_templates():
 
 
 @pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("dtype", BYTES, ids=str)
+def test_rows_whose_sum_of_squares_exceeds_32_bits(device, dtype, method):
+    """66052 squares of 255 are more than 2 to the power 32."""
+    x = torch.full((140_000,), torch.iinfo(dtype).max, dtype=dtype)
+    x[::1000] = torch.iinfo(dtype).min
+    w = x[5:133_005].roll(3)
+    scores = torchcorr.zncc(x.to(device), w.to(device), ndim=1, method=method).cpu()
+    for start in (0, 7, 1000, 6999):
+        window = array(x[start : start + len(w)])
+        assert scores[start] == np.float32(exact(window, array(w), True)), start
+
+
+@pytest.mark.parametrize("method", METHODS)
 def test_channels_leads_padding_and_eps(device, method):
     image, template = draw_bytes((2, 3, 20, 21), top=200), draw_bytes((4, 1, 3, 5, 4), seed=1)
     got = torchcorr.zncc(

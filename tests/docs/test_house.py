@@ -261,6 +261,19 @@ def test_an_engine_can_be_deleted_whole(engine: str, tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", code], check=True, env=environment)
 
 
+@pytest.mark.parametrize("engine", ENGINES)
+def test_tests_of_an_engine_are_on_its_list(engine: str) -> None:
+    """What `ENGINE_TESTS` in tests/conftest.py does not name is collected without the engine."""
+    collected = subprocess.run(
+        (sys.executable, "-m", "pytest", "--collect-only", "-q", "tests/engines")
+        + ("--without", engine, "-p", "no:cacheprovider"),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert collected.returncode == 0, collected.stdout
+
+
 def test_engines_do_not_know_each_other() -> None:
     for engine, other in (ENGINES, ENGINES[::-1]):
         for path in (PACKAGE / engine).rglob("*.py"):
