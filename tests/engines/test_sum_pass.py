@@ -8,9 +8,10 @@ from dataclasses import replace
 import pytest
 import tile_definitions
 import torch
-from inputs import draw
+from inputs import draw, normal
 from tile_geometries import GEOMETRIES, batch_of, image_of
 
+import torchcorr
 from torchcorr._cpu.rules import SumRule
 from torchcorr._definition import correlate as correlation
 from torchcorr._definition.spectra import template_spectra
@@ -150,3 +151,16 @@ def test_template_grad_spectra(name: str, groups: int, parts: int) -> None:
         for g, x in zip(upstream, image, strict=True)
     )
     same(got, want, 1e-10, 1e-10 * float(want.abs().max()))
+
+
+@pytest.mark.parametrize("fade", (False, True))
+def test_faint_values_at_the_ends_of_long_signals(fade: bool) -> None:
+    """By the direct loop a call takes minutes; the first overlaps are of few faint samples."""
+    n = 200_000
+    shape = torch.hann_window(n, periodic=False, dtype=torch.float64) if fade else 1.0
+    one, other = ((normal(n, seed=seed) * shape).float() for seed in (6, 7))
+    got = torchcorr.correlate(one, other, ndim=1, mode="full")
+    for k in (1, 2, 100, 5000):
+        products = one[:k].double() * other[n - k :].double()
+        error = abs(got[k - 1].double() - products.sum())
+        assert error <= 8 * rounding.unit(torch.float32) * products.abs().sum()
