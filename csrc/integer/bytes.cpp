@@ -1,4 +1,5 @@
-// Whole numbers of a byte: tensors of 8-bit integers, and float32 tensors that hold nothing else.
+// Whole numbers of a byte: tensors of 8-bit integers, and float32 tensors that hold nothing else or
+// nothing but such numbers divided by 255.
 
 #include <algorithm>
 #include <atomic>
@@ -13,7 +14,7 @@ namespace {
 constexpr int64_t kChunk = 1 << 14;
 
 // to = x + zero; whether each x was a whole number and the sum is a byte.
-TORCHCORR_CLONES bool convert(int64_t n, const float* x, int32_t zero, uint8_t* to) {
+TORCHCORR_CLONES bool convert_whole(int64_t n, const float* x, int32_t zero, uint8_t* to) {
   int wrong = 0;
   for (int64_t i = 0; i < n; ++i) {
     const int32_t whole = static_cast<int32_t>(x[i] > -256.0F && x[i] < 256.0F ? x[i] : 512.0F);
@@ -24,40 +25,64 @@ TORCHCORR_CLONES bool convert(int64_t n, const float* x, int32_t zero, uint8_t* 
   return wrong == 0;
 }
 
-bool convert_all(const Tensor& x, int64_t zero, const Tensor& to) {
+// to = 255 x; whether each x was a byte divided by 255 and rounded.
+TORCHCORR_CLONES bool convert_share(int64_t n, const float* x, uint8_t* to) {
+  int wrong = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    const float share = x[i] >= 0.0F && x[i] <= 1.0F ? x[i] : 2.0F;
+    const int32_t whole = static_cast<int32_t>(share * 255.0F + 0.5F);
+    wrong |= (static_cast<float>(whole) / 255.0F != x[i]);
+    to[i] = static_cast<uint8_t>(whole);
+  }
+  return wrong == 0;
+}
+
+// What float32 numbers may be of bytes.
+struct Kind {
+  int64_t zero, scale;  // bytes are numbers times `scale` plus `zero`
+};
+constexpr Kind kKinds[] = {{0, 1}, {128, 1}, {0, 255}};
+
+bool convert(int64_t n, const float* x, const Kind& kind, uint8_t* to) {
+  return kind.scale == 1 ? convert_whole(n, x, static_cast<int32_t>(kind.zero), to)
+                         : convert_share(n, x, to);
+}
+
+bool convert_all(const Tensor& x, const Kind& kind, const Tensor& to) {
   const float* from = x.const_data_ptr<float>();
   uint8_t* bytes = to.mutable_data_ptr<uint8_t>();
   const int64_t n = x.numel();
   // Most tensors that hold other numbers show it at once.
-  if (!convert(std::min<int64_t>(n, 64), from, static_cast<int32_t>(zero), bytes)) return false;
-  std::atomic<bool> whole{true};
+  if (!convert(std::min<int64_t>(n, 64), from, kind, bytes)) return false;
+  std::atomic<bool> fits{true};
   torch::stable::parallel_for(0, ceil_div(n, kChunk), 4, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end && whole; ++i) {
+    for (int64_t i = begin; i < end && fits; ++i) {
       const int64_t first = i * kChunk, count = std::min(kChunk, n - first);
-      if (!convert(count, from + first, static_cast<int32_t>(zero), bytes + first)) whole = false;
+      if (!convert(count, from + first, kind, bytes + first)) fits = false;
     }
   });
-  return whole;
+  return fits;
 }
 
-// The elements plus a constant as bytes, and that constant: 0, or 128 if some are negative. Nothing
-// if an element is no whole number in [0, 255] or in [-128, 127].
-std::tuple<Tensor, int64_t> as_bytes(const Tensor& given) {
+// The elements times a scale plus a constant as bytes, that constant and that scale. The constant is
+// 128 if some elements are negative. Nothing if an element is neither a whole number in [0, 255] or
+// in [-128, 127] nor, as all others, a byte divided by 255 and rounded.
+std::tuple<Tensor, int64_t, int64_t> as_bytes(const Tensor& given) {
   const Tensor x = packed(given);
-  if (x.scalar_type() == ScalarType::Byte) return {x, 0};
+  if (x.scalar_type() == ScalarType::Byte) return {x, 0, 1};
   Tensor bytes = torch::stable::new_empty(x, Sizes(x.sizes().begin(), x.sizes().end()),
                                           ScalarType::Byte);
   if (x.scalar_type() == ScalarType::Char) {
     const int8_t* from = x.const_data_ptr<int8_t>();
     uint8_t* to = bytes.mutable_data_ptr<uint8_t>();
     for (int64_t i = 0; i < x.numel(); ++i) to[i] = static_cast<uint8_t>(from[i] + 128);
-    return {bytes, 128};
+    return {bytes, 128, 1};
   }
   STD_TORCH_CHECK(x.scalar_type() == ScalarType::Float, "numbers must be float32 or of 8 bits");
-  for (const int64_t zero : {0, 128}) {
-    if (convert_all(x, zero, bytes)) return {bytes, zero};
+  for (const Kind& kind : kKinds) {
+    if (convert_all(x, kind, bytes)) return {bytes, kind.zero, kind.scale};
   }
-  return {torch::stable::new_empty(x, Sizes{0}, ScalarType::Byte), 0};
+  return {torch::stable::new_empty(x, Sizes{0}, ScalarType::Byte), 0, 1};
 }
 
 }  // namespace

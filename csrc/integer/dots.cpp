@@ -2,6 +2,7 @@
 
 #include "common/vectors.h"
 #include "direct/kernels.h"
+#include "integer/amx.h"
 
 namespace torchcorr::integer {
 namespace {
@@ -11,6 +12,8 @@ using direct::visit_rows;
 // Bytes of the widest vector, and the most results that a vector of it stands for.
 constexpr int64_t kWidest = 64;
 constexpr int64_t kRows = 4;
+// Rows and columns that a kernel may read and write at once.
+constexpr int64_t kRowsAtOnce = 32, kColumnsAtOnce = 1024;
 
 int64_t rounded_up(int64_t n, int64_t step) { return ceil_div(n, step) * step; }
 
@@ -151,52 +154,16 @@ TORCHCORR_DOTS(vnni256, __attribute__((target("avx2,avxvnni"))), Dots256)
 #endif
 #undef TORCHCORR_DOTS
 
-std::vector<Kernel> supported() {
-  std::vector<Kernel> all;
-#if defined(__x86_64__) && defined(__GNUC__)
-  if (__builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bw") &&
-      __builtin_cpu_supports("avx512vl")) {
-    all.push_back({"avx512vnni", Dots512::group, vnni512});
-  }
-#if defined(TORCHCORR_AVX_VNNI)
-  if (__builtin_cpu_supports("avxvnni")) all.push_back({"avxvnni", Dots256::group, vnni256});
-#endif
-  if (__builtin_cpu_supports("avx2")) all.push_back({"avx2", DotsOfPairs::group, pairs});
-#endif
-  all.push_back({"plain", PlainDots<16>::group, plain});
-  all.push_back({"plain wide", PlainDots<64>::group, plain_wide});
-  return all;
-}
-
-}  // namespace
-
-SumMap::SumMap(const Tiling& t)
-    : pitch(rounded_up((t.outputs[2] - 1) * t.stride[2] + 1, kWidest)),
-      plane(rounded_up(t.outputs[1], kRows) * pitch), sums(t.outputs[0] * plane) {}
-
-const std::vector<Kernel>& kernels() {
-  static const std::vector<Kernel> all = supported();
-  return all;
-}
-
-ByteTile new_tile(const Tiling& t) {
-  ByteTile tile;
-  tile.extent = t.extent;
-  tile.channels = t.channels;
-  const int64_t columns = rounded_up((t.outputs[2] - 1) * t.stride[2] + 1, kWidest);
-  tile.pitch = columns + rounded_up(t.window[2], 4) + kWidest;
-  tile.plane = (t.extent[1] + kRows) * tile.pitch;
-  tile.bytes.resize(t.channels * t.extent[0] * tile.plane);
-  return tile;
-}
-
-PackedTemplate pack(const Tiling& t, const uint8_t* elements, int64_t group) {
+// Neighbours in a row that are summed at once lie in one number.
+template <int64_t group>
+PackedTemplate pack_groups(const Tiling& t, const uint8_t* elements) {
   PackedTemplate packed;
   packed.channels = t.channels;
   packed.window = t.window;
   packed.groups = ceil_div(t.window[2], group);
-  const int64_t rows = t.channels * t.window[0] * t.window[1], bits = 32 / group;
-  packed.numbers.resize(rows * packed.groups);
+  constexpr int64_t bits = 32 / group;
+  const int64_t rows = t.channels * t.window[0] * t.window[1];
+  packed.numbers.reset(new int32_t[rows * packed.groups]());
   for (int64_t r = 0; r < rows; ++r) {
     for (int64_t x = 0; x < t.window[2]; ++x) {
       const uint32_t number = static_cast<uint32_t>(elements[r * t.window[2] + x] - 128);
@@ -207,6 +174,54 @@ PackedTemplate pack(const Tiling& t, const uint8_t* elements, int64_t group) {
     }
   }
   return packed;
+}
+
+std::vector<Kernel> supported() {
+  std::vector<Kernel> all;
+  if (has_matrix_tiles()) all.push_back({Loop::kAmx, pack_bands, correlate_bands});
+#if defined(__x86_64__) && defined(__GNUC__)
+  if (__builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bw") &&
+      __builtin_cpu_supports("avx512vl")) {
+    all.push_back({Loop::kAvx512Vnni, pack_groups<Dots512::group>, vnni512});
+  }
+#if defined(TORCHCORR_AVX_VNNI)
+  if (__builtin_cpu_supports("avxvnni")) all.push_back({Loop::kAvxVnni, pack_groups<Dots256::group>, vnni256});
+#endif
+  if (__builtin_cpu_supports("avx2")) all.push_back({Loop::kAvx2, pack_groups<DotsOfPairs::group>, pairs});
+#endif
+  all.push_back({Loop::kPlain, pack_groups<PlainDots<16>::group>, plain});
+  all.push_back({Loop::kPlain, pack_groups<PlainDots<64>::group>, plain_wide});
+  return all;
+}
+
+}  // namespace
+
+int64_t columns_of(const Tiling& t) {
+  const int64_t columns = (t.outputs[2] - 1) * t.stride[2] + 1;
+  // In lines, where that does not more than double them.
+  const bool lines = t.outputs[1] < kFewRows && columns >= kColumnsAtOnce / 2;
+  return rounded_up(columns, lines ? kColumnsAtOnce : kWidest);
+}
+
+SumMap::SumMap(const Tiling& t)
+    : pitch(columns_of(t)),
+      plane(rounded_up(t.outputs[1], kRowsAtOnce) * pitch), sums(t.outputs[0] * plane) {}
+
+const std::vector<Kernel>& kernels() {
+  static const std::vector<Kernel> all = supported();
+  return all;
+}
+
+ByteTile new_tile(const Tiling& t) {
+  ByteTile tile;
+  tile.extent = t.extent;
+  tile.channels = t.channels;
+  // An odd number of cache lines, so that rows below each other do not compete for the same ones.
+  const int64_t wide = columns_of(t) + rounded_up(t.window[2], 4) + 2 * kWidest;
+  tile.pitch = (ceil_div(wide, kWidest) | 1) * kWidest;
+  tile.plane = (t.extent[1] + kRowsAtOnce * t.stride[1]) * tile.pitch;
+  tile.bytes.resize(t.channels * t.extent[0] * tile.plane + kCacheLine);
+  return tile;
 }
 
 }  // namespace torchcorr::integer

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <limits>
 
 namespace torchcorr::integer {
@@ -36,19 +37,26 @@ TORCHCORR_INLINE void add_sums_to(int64_t n, const U* a, const U* b, U sign, U* 
   }
 }
 
-// Windows of a row from the sums of its columns.
+// Totals of columns: to[i] is the sum of the first i numbers.
 template <class U>
-TORCHCORR_INLINE void slide(int64_t n, int64_t window, int64_t stride, const Sums<U>& columns,
-                            Sums<U>& out) {
+TORCHCORR_INLINE void accumulate(int64_t n, const Sums<U>& columns, Sums<U>& to) {
   const U *first = columns.first.data(), *second = columns.second.data();
+  U *to_first = to.first.data(), *to_second = to.second.data();
   U a = 0, b = 0;
-  for (int64_t x = 0; x < window; ++x) a += first[x], b += second[x];
   for (int64_t i = 0; i < n; ++i) {
-    out.first[i] = a, out.second[i] = b;
-    if (i + 1 == n) break;
-    for (int64_t x = i * stride; x < (i + 1) * stride; ++x) {
-      a += first[x + window] - first[x], b += second[x + window] - second[x];
-    }
+    to_first[i] = a, to_second[i] = b;
+    a += first[i], b += second[i];
+  }
+  to_first[n] = a, to_second[n] = b;
+}
+
+// Windows of a row from the totals of its columns.
+template <class U>
+TORCHCORR_INLINE void slide(int64_t n, int64_t window, int64_t stride, const U* totals, U* out) {
+  if (stride == 1) {
+    for (int64_t i = 0; i < n; ++i) out[i] = totals[i + window] - totals[i];
+  } else {
+    for (int64_t i = 0; i < n; ++i) out[i] = totals[i * stride + window] - totals[i * stride];
   }
 }
 
@@ -64,36 +72,53 @@ struct Range {
   double largest = 0.0, smallest = std::numeric_limits<double>::infinity();
 };
 
+TORCHCORR_INLINE Range range_of(int64_t n, const double* norms) {
+  // Numbers that are not negative are ordered as their bits are; 0 less one is the largest.
+  uint64_t largest = 0, smallest = std::numeric_limits<uint64_t>::max();
+  for (int64_t i = 0; i < n; ++i) {
+    uint64_t bits;
+    std::memcpy(&bits, norms + i, sizeof bits);
+    const uint64_t less = bits - 1;
+    largest = bits > largest ? bits : largest;
+    smallest = less < smallest ? less : smallest;
+  }
+  if (largest == 0) return {};
+  ++smallest;
+  Range range;
+  std::memcpy(&range.largest, &largest, sizeof largest);
+  std::memcpy(&range.smallest, &smallest, sizeof smallest);
+  return range;
+}
+
 template <class U>
-TORCHCORR_INLINE Range norm_row(int64_t n, const Norms& by, const U* sums, const U* squares,
-                                 uint32_t* out_sums, double* norms) {
+TORCHCORR_INLINE void norm_row(int64_t n, const Norms& by, const U* sums, const U* squares,
+                               uint32_t* out_sums, double* norms) {
   const double count = by.count, zero = by.zero, softening = by.softening;
-  const bool zero_mean = by.zero_mean;
-  const double none = std::numeric_limits<double>::infinity();
-  double largest = 0, smallest = none;
   for (int64_t i = 0; i < n; ++i) out_sums[i] = static_cast<uint32_t>(sums[i]);
-  if (by.in_float64) {
+  if (!by.in_float64) {
+    for (int64_t i = 0; i < n; ++i) {
+      const double energy = static_cast<double>(
+          energy_of(by.elements, sums[i], squares[i], by.zero_mean, by.zero_point));
+      norms[i] = energy > 0 ? 1 / std::sqrt(energy + softening) : 0.0;
+    }
+    return;
+  }
+  // Whole numbers below 2^53, so contraction would round nothing.
+  if (by.zero_mean) {
     for (int64_t i = 0; i < n; ++i) {
       const double sum = static_cast<double>(sums[i]), square = static_cast<double>(squares[i]);
-      // Whole numbers below 2^53, so contraction would round nothing.
-      const double energy =
-          zero_mean ? count * square - sum * sum : square - 2 * zero * sum + count * zero * zero;
-      const double norm = energy > 0 ? 1 / std::sqrt(energy + softening) : 0.0;
-      const double positive = norm > 0 ? norm : none;
-      largest = norm > largest ? norm : largest;
-      smallest = positive < smallest ? positive : smallest;
-      norms[i] = norm;
+      const double energy = count * square - sum * sum;
+      const double norm = 1 / std::sqrt(energy + softening);
+      norms[i] = energy > 0 ? norm : 0.0;
     }
-    return {largest, smallest};
+  } else {
+    for (int64_t i = 0; i < n; ++i) {
+      const double sum = static_cast<double>(sums[i]), square = static_cast<double>(squares[i]);
+      const double energy = square - 2 * zero * sum + count * zero * zero;
+      const double norm = 1 / std::sqrt(energy + softening);
+      norms[i] = energy > 0 ? norm : 0.0;
+    }
   }
-  for (int64_t i = 0; i < n; ++i) {
-    const double energy =
-        static_cast<double>(energy_of(by.elements, sums[i], squares[i], zero_mean, by.zero_point));
-    norms[i] = energy > 0 ? 1 / std::sqrt(energy + softening) : 0.0;
-    largest = std::max(largest, norms[i]);
-    if (norms[i] > 0) smallest = std::min(smallest, norms[i]);
-  }
-  return {largest, smallest};
 }
 
 #define TORCHCORR_BYTE_SUMS(U)                                                                   \
@@ -104,13 +129,21 @@ TORCHCORR_INLINE Range norm_row(int64_t n, const Norms& by, const U* sums, const
                                  U* second) {                                                    \
     add_sums_to(n, a, b, sign, first, second);                                                   \
   }                                                                                              \
-  TORCHCORR_CLONES Range norms_of(int64_t n, const Norms& by, const U* sums, const U* squares,  \
-                                   uint32_t* out_sums, double* norms) {                          \
-    return norm_row(n, by, sums, squares, out_sums, norms);                                      \
+  TORCHCORR_CLONES void totals_of(int64_t n, const Sums<U>& columns, Sums<U>& to) {              \
+    accumulate(n, columns, to);                                                                  \
+  }                                                                                              \
+  TORCHCORR_CLONES void slide_row(int64_t n, int64_t window, int64_t stride, const U* totals,    \
+                                  U* out) {                                                      \
+    slide(n, window, stride, totals, out);                                                       \
+  }                                                                                              \
+  TORCHCORR_CLONES void norms_of(int64_t n, const Norms& by, const U* sums, const U* squares,    \
+                                 uint32_t* out_sums, double* norms) {                            \
+    norm_row(n, by, sums, squares, out_sums, norms);                                             \
   }
 TORCHCORR_BYTE_SUMS(uint32_t)
 TORCHCORR_BYTE_SUMS(uint64_t)
 #undef TORCHCORR_BYTE_SUMS
+TORCHCORR_CLONES Range range_of_norms(int64_t n, const double* norms) { return range_of(n, norms); }
 
 // Sums over channels and the planes of a window slide along z, sums of columns along y.
 template <class U>
@@ -118,7 +151,8 @@ class SlidingMoments {
  public:
   SlidingMoments(const Tiling& tiling, const ByteTile& tile, const ByteRule& rule)
       : t_(tiling), tile_(tile), width_(t_.extent[2]), one_plane_(t_.channels * t_.window[0] == 1),
-        slab_(one_plane_ ? 0 : t_.extent[1] * width_), columns_(width_), windows_(t_.outputs[2]) {
+        slab_(one_plane_ ? 0 : t_.extent[1] * width_), columns_(width_), totals_(width_ + 1),
+        windows_(t_.outputs[2]) {
     const int64_t count = t_.window_size();
     const double n = static_cast<double>(count);
     norms_ = {n,
@@ -132,7 +166,6 @@ class SlidingMoments {
 
   void run(ByteMoments& to) {
     const Axes3 &outputs = t_.outputs, &stride = t_.stride, &window = t_.window;
-    double smallest = std::numeric_limits<double>::infinity();
     for (int64_t z = 0; z < outputs[0]; ++z) {
       if (!one_plane_) move_slab(z);
       std::fill(columns_.first.begin(), columns_.first.end(), U(0));
@@ -142,15 +175,15 @@ class SlidingMoments {
         // Rows before a window that overlaps the last one leave, those behind it enter.
         for (const int64_t last = y * stride[1] + window[1]; end < last; ++end) add_row(z, end, 1);
         for (; begin < y * stride[1]; ++begin) add_row(z, begin, U(0) - 1);
-        slide(outputs[2], window[2], stride[2], columns_, windows_);
+        totals_of(width_, columns_, totals_);
+        const int64_t n = outputs[2], k = window[2], s = stride[2];
+        slide_row(n, k, s, totals_.first.data(), windows_.first.data());
+        slide_row(n, k, s, totals_.second.data(), windows_.second.data());
         const int64_t at = (z * outputs[1] + y) * outputs[2];
-        const Range range = norms_of(outputs[2], norms_, windows_.first.data(),
-                                     windows_.second.data(), &to.sums[at], &to.norms[at]);
-        to.largest_norm = std::max(to.largest_norm, range.largest);
-        smallest = std::min(smallest, range.smallest);
+        norms_of(n, norms_, windows_.first.data(), windows_.second.data(), &to.sums[at],
+                 &to.norms[at]);
       }
     }
-    to.smallest_norm = to.largest_norm > 0 ? smallest : 0.0;
   }
 
  private:
@@ -180,7 +213,7 @@ class SlidingMoments {
   const ByteTile& tile_;
   const int64_t width_;
   const bool one_plane_;
-  Sums<U> slab_, columns_, windows_;
+  Sums<U> slab_, columns_, totals_, windows_;
   int64_t begin_ = 0, end_ = 0;  // planes in the slab
   Norms norms_;
 };
@@ -196,6 +229,9 @@ ByteMoments moments_of(const Tiling& tiling, const ByteTile& tile, const ByteRul
   } else {
     SlidingMoments<uint64_t>(tiling, tile, rule).run(moments);
   }
+  const Range range = range_of_norms(tiling.positions(), moments.norms.data());
+  moments.largest_norm = range.largest;
+  moments.smallest_norm = range.largest > 0 ? range.smallest : 0.0;
   return moments;
 }
 

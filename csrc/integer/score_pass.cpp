@@ -89,7 +89,7 @@ class BytePass {
         const double* centred =
             coefficients ? coefficients->const_data_ptr<double>() + line * size : nullptr;
         templates_.push_back(template_of(elements, centred));
-        if (!spectra) packed_.push_back(pack(tiling_, elements, kernel.group));
+        if (!spectra) packed_.push_back(kernel.pack(tiling_, elements));
       }
     }
     if (!spectra) return;
@@ -157,9 +157,7 @@ class BytePass {
     const TilePlace place(tiling_, number);
     int64_t sum = 0, squares = 0, count = 0;
     for_rows(place, [&](int64_t c, int64_t z, int64_t y, const TileRow<uint8_t>& row) {
-      uint8_t* to = tile.cut.bytes.data() + (c * tiling_.extent[0] + z) * tile.cut.plane +
-                    y * tile.cut.pitch;
-      std::copy(row.data + row.begin, row.data + row.end, to + row.begin);
+      std::copy(row.data + row.begin, row.data + row.end, tile.cut.row(c, z, y) + row.begin);
       add_row(row.end - row.begin, row.data + row.begin, sum, squares);
       count += row.end - row.begin;
     });
@@ -379,10 +377,14 @@ void score_bytes(const Tensor& input, const Tensor& templates, std::optional<Ten
 // How many kinds of loops for small templates this CPU can run, the best first.
 int64_t byte_kernels(const Tensor&) { return static_cast<int64_t>(kernels().size()); }
 
+// What the best of them is written for: its place in `BYTE_LOOPS` of _cpu/steps.py.
+int64_t byte_loop(const Tensor&) { return static_cast<int64_t>(kernels().front().loop); }
+
 }  // namespace
 }  // namespace torchcorr::integer
 
 STABLE_TORCH_LIBRARY_IMPL(torchcorr_cpu, CPU, m) {
   m.impl("score_bytes", TORCH_BOX(&torchcorr::integer::score_bytes));
   m.impl("byte_kernels", TORCH_BOX(&torchcorr::integer::byte_kernels));
+  m.impl("byte_loop", TORCH_BOX(&torchcorr::integer::byte_loop));
 }

@@ -183,6 +183,32 @@ def test_real_numbers_that_are_whole(device, method, side):
         torch.testing.assert_close(moved, want, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_real_numbers_that_are_shares_of_255(device, method):
+    """Scores are those of the float32 numbers, not only of the bytes that they were made of."""
+    # Windows of few levels near white, where rounding is largest relative to the contrast.
+    level = (draw((90, 96)) * 40).clamp(max=2).floor() + 253
+    for x in (draw_bytes((90, 96)), level.to(torch.uint8)):
+        w = x[30:42, 20:33].clone()
+        w[0, 0] = 0
+        shares = [y.float() / 255 for y in (x, w)]
+        got = torchcorr.zncc(*(y.to(device) for y in shares), method=method).cpu()
+        want = torchcorr.zncc(*(y.double() for y in shares))
+        torch.testing.assert_close(got.double(), want, rtol=0, atol=1e-5)
+        soft = torchcorr.zncc(*(y.to(device) for y in shares), method=method, eps=1e-4).cpu()
+        want = torchcorr.zncc(*(y.double() for y in shares), eps=1e-4)
+        torch.testing.assert_close(soft.double(), want, rtol=0, atol=1e-5)
+
+
+def test_rounding_of_shares_is_as_small_as_said():
+    """Half the range of slopes between any two of 256 rounded shares."""
+    bytes = torch.arange(256, dtype=torch.float64)
+    error = (bytes.float() / 255).double() * 255 - bytes
+    first, second = torch.triu_indices(256, 256, 1)
+    slopes = (error[second] - error[first]) / (bytes[second] - bytes[first])
+    assert (slopes.max() - slopes.min()) / 2 <= 3.8e-6
+
+
 def test_a_bad_pixel_makes_its_windows_nan(device):
     x = draw_bytes((30, 30)).float().to(device)
     w = x[3:9, 4:9].clone()

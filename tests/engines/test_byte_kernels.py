@@ -8,6 +8,7 @@ from inputs import draw
 
 from torchcorr._cpu import bytes as scores
 from torchcorr._cpu import steps
+from torchcorr._plan import costs
 
 KERNELS = range(steps.byte_kernels(torch.empty(0)))
 
@@ -29,6 +30,11 @@ def test_this_cpu_has_a_plain_kernel_and_that_of_wide_vectors():
         ((1, 3, 70), (1, 2, 65), (1, 1)),
         ((3, 40, 66), (3, 16, 3), (2, 3)),
         ((2, 9, 12, 70), (2, 3, 4, 7), (1, 1, 1)),
+        # Lines that are long enough to be stretched over matrix tiles, and more rows than fit one.
+        ((1, 1, 3000), (1, 1, 64), (1,)),
+        ((1, 9, 1400), (1, 3, 49), (2, 1)),
+        ((1, 75, 200), (1, 20, 128), (1, 1)),
+        ((3, 300, 330), (3, 200, 220), (7, 5)),
     ],
 )
 def test_kernels_agree(size, window, stride, kernel):
@@ -46,6 +52,11 @@ def test_extreme_bytes_do_not_overflow():
     for kernel in KERNELS:
         got = scores.ncc(x, w.to(torch.uint8), [7, 7], False, 0.0, "direct", kernel)
         assert torch.equal(got, scores.ncc(x, w.to(torch.uint8), [7, 7], False, 0.0, "fft"))
+
+
+def test_the_best_kernel_is_the_one_that_plans_count_on():
+    name = steps.BYTE_LOOPS[steps.byte_loop(torch.empty(0))]
+    assert costs.family(torch.device("cpu")) == ("cpu" if name == "plain" else f"cpu {name}")
 
 
 def test_what_is_no_byte_is_refused():

@@ -28,7 +28,7 @@ import torchcorr
 from torchcorr._cpu.rules import ScoreRule
 from torchcorr._definition import scores as definition
 from torchcorr._definition.spectra import template_spectra
-from torchcorr._plan import choose, rounding
+from torchcorr._plan import choose, predict, rounding
 from torchcorr._plan.tiling import (
     Block,
     TileBatch,
@@ -270,7 +270,7 @@ def test_any_tiling_scores_the_same(
     args = {"ndim": len(size), "stride": stride, "method": method}
     whole = score(image, template, **args)
 
-    def cut(problem: choose.Problem, method: str) -> choose.Plan:
+    def cut(problem: predict.Problem, method: str) -> choose.Plan:
         tiling = Tiling.cut(size, window, stride, grid, fast=method == "fft")
         return choose.Plan(
             method, tiling.outputs, tiling.length, tiling.parts, tiling.tiles, 2, 1, 0, 0.0
@@ -295,7 +295,7 @@ def test_hard_tiles_among_easy_ones(
     image[0, 100, 100] = np.nan
     template = rng.random((2, 9, 9)).astype(np.float32)
 
-    def cut(problem: choose.Problem, method: str) -> choose.Plan:
+    def cut(problem: predict.Problem, method: str) -> choose.Plan:
         tiling = Tiling.cut(problem.size, (9, 9), (1, 1), (3, 3), fast=method == "fft")
         return choose.Plan(method, tiling.outputs, tiling.length, tiling.parts, 9, 18, 1, 0, 0.0)
 

@@ -18,9 +18,9 @@ from torch import Tensor
 from torchcorr._definition import correlate as sums_definition
 from torchcorr._definition import scores as scores_definition
 from torchcorr._plan import choose, costs
-from torchcorr._plan.choose import Problem
 from torchcorr._plan.costs import Costs
 from torchcorr._plan.dtypes import widen
+from torchcorr._plan.predict import Problem
 from torchcorr._plan.shapes import output_size
 from torchcorr._plan.tiling import TileStats, Tiling
 from torchcorr._triton.tiles import correlate as fft_sums

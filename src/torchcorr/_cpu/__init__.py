@@ -5,6 +5,9 @@ It registers its kernels where the C++ library loads; without it every operator 
 
 from __future__ import annotations
 
+import torch
+
+from .._plan import costs
 from . import library
 
 
@@ -14,8 +17,9 @@ def register() -> str | None:
     if reason is not None:
         return reason
     # Imported now, since its modules use what the library has defined.
-    from . import correlate, score_grads, scores
+    from . import correlate, score_grads, scores, steps
 
+    costs.name_cpu(steps.BYTE_LOOPS[steps.byte_loop(torch.empty(0))])
     correlate.register()
     scores.register()
     score_grads.register()

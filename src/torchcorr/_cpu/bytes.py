@@ -1,9 +1,9 @@
 """Scores of whole numbers of a byte, from exact sums.
 
-Tensors of 8-bit integers, and float32 tensors that hold nothing else, such as photographs that were
-converted. Sums of products come from integer arithmetic, or from transforms that are rounded to
-whole numbers: in float32 where an estimate of their rounding, made of what they contain, is below
-a half, otherwise in float64.
+Tensors of 8-bit integers, and float32 tensors that hold nothing else, or such numbers divided by
+255, as photographs that were converted do. Sums of products come from integer arithmetic, or from
+transforms that are rounded to whole numbers: in float32 where an estimate of their rounding, made
+of what they contain, is below a half, otherwise in float64.
 """
 
 from __future__ import annotations
@@ -17,10 +17,14 @@ from torch import Tensor
 from .._definition.spectra import tile_spectra
 from .._plan import rounding
 from .._plan.choose import arrange, blocks
+from .._plan.costs import family
 from .._plan.tiling import TileBatch
 from . import steps
 from .rules import ByteRule
 
+# What dividing bytes by 255 in float32 changes in a score, for the input and for the template: half
+# the range of the slopes of its rounding (math.md, eq. shares).
+_ROUNDED_SHARE = 3.8e-6
 # Elements of a window whose sums of squares, times their number, are less than 2^63.
 _MOST_ELEMENTS = 1 << 24
 
@@ -43,22 +47,25 @@ def ncc(
     count = math.prod(whole.shape[-ndim - 1 :])
     if count == 0 or input.numel() == 0 or count > _MOST_ELEMENTS:
         return None
-    small, zero_of_template = steps.as_bytes(whole)
+    small, zero_of_template, scale_of_template = steps.as_bytes(whole)
     if small.numel() == 0:
         return None
-    large, zero_of_input = steps.as_bytes(input)
+    large, zero_of_input, scale = steps.as_bytes(input)
     if large.numel() == 0:
         return None
+    allowed = rounding.ALLOWED_SCORE_ERROR[torch.float32]
+    allowed -= _ROUNDED_SHARE * ((scale > 1) + (scale_of_template > 1))
     sizes = (input.shape, whole.shape, stride)
-    call = arrange(*sizes, method, normalised=True, dtype=torch.uint8, device="cpu")
+    device = family(large.device)
+    call = arrange(*sizes, method, normalised=True, dtype=torch.uint8, device=device)
     rule = ByteRule(
         zero_mean,
-        eps,
+        eps * scale**2,
         zero_of_input,
         zero_of_template,
         not input.is_floating_point(),
         rounding.TRANSFORM * rounding.unit(torch.float32),
-        rounding.ALLOWED_SCORE_ERROR[torch.float32],
+        allowed,
         kernel,
     )
     leads = call.problem.leads

@@ -15,8 +15,9 @@ from .._definition import transforms
 from .._definition.spectra import inverse_fft, tile_spectra
 from .._definition.transposes import Transpose
 from .._plan import rounding
-from .._plan.choose import Arrangement, Plan, Problem, arrange, blocks
+from .._plan.choose import Arrangement, Plan, arrange, blocks
 from .._plan.dtypes import HALVES, widen
+from .._plan.predict import Problem
 from .._plan.shapes import Ints
 from .._plan.tiling import TileBatch, Tiling
 from . import steps

@@ -22,6 +22,7 @@ normalise_tiles = torch.ops.torchcorr_cpu.normalise_tiles.default
 score_tiles = torch.ops.torchcorr_cpu.score_tiles.default
 as_bytes = torch.ops.torchcorr_cpu.as_bytes.default
 byte_kernels = torch.ops.torchcorr_cpu.byte_kernels.default
+byte_loop = torch.ops.torchcorr_cpu.byte_loop.default
 score_bytes = torch.ops.torchcorr_cpu.score_bytes.default
 score_grad_tiles = torch.ops.torchcorr_cpu.score_grad_tiles.default
 take_counts = torch.ops.torchcorr_cpu.take_counts.default
@@ -29,6 +30,8 @@ sum_tiles = torch.ops.torchcorr_cpu.sum_tiles.default
 template_grad_spectra = torch.ops.torchcorr_cpu.template_grad_spectra.default
 take_large_pages = torch.ops.torchcorr_cpu.take_large_pages.default
 
+# What `byte_loop` numbers: the instructions for 8-bit integers that this CPU has.
+BYTE_LOOPS = ("plain", "avx2", "avxvnni", "avx512vnni", "amx")
 # Bytes from which on the first touch of a result's pages shows in the time of a call.
 _LARGE = 4 << 20
 

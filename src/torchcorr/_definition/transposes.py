@@ -11,9 +11,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from .._plan.choose import Plan, Problem, make_plan
+from .._plan.choose import Plan, make_plan
 from .._plan.dtypes import widen
 from .._plan.leads import Leads
+from .._plan.predict import Problem
 from .._plan.shapes import Ints, output_size
 from .._plan.tiling import Tiling
 from .transforms import dilated

@@ -9,9 +9,10 @@ from functools import lru_cache
 
 import torch
 
-from .costs import Costs, costs_of
+from .costs import costs_of
 from .dtypes import BYTES
 from .leads import Leads
+from .predict import Problem, cost, in_passes, transformed_size
 from .shapes import Ints, output_size
 from .tiling import Block, Tiling, tile_length
 
@@ -20,6 +21,8 @@ _WORTH_SCRATCH = 8
 # Sides of windows of lines, planes and volumes from which on dividing them may pay.
 _LARGE_WINDOW = (1 << 15, 192, 64)
 _MOST_BYTE_PRODUCTS = 2**16
+# Tiles of the direct loop that are tried, relative to what is kept.
+_SHARES = (4.0, 2.0, 1.0, 0.5, 0.25)
 _MOST = 2**31 - 2**12  # elements of a tile that a GPU's kernels number
 
 
@@ -62,27 +65,6 @@ class Plan:
     templates: int
     bytes: int
     cost: float
-
-
-@dataclass(frozen=True)
-class Problem:
-    """What a plan depends on: shapes of the normal form, element size and kind of device."""
-
-    size: Ints
-    window: Ints
-    stride: Ints
-    channels: int
-    leads: Leads
-    itemsize: int
-    normalised: bool  # a score; a plain sum needs no norms
-    device: str = "cpu"  # its kind, as `family` names it
-    is_complex: bool = False  # transformed as a whole, not in tiles
-    of_bytes: bool = False  # scored from exact sums of 8-bit integers
-    divisible: bool = False  # a large template may be divided into parts
-
-    @property
-    def costs(self) -> Costs:
-        return costs_of(self.device)
 
 
 def _grids(problem: Problem) -> Iterator[Ints]:
@@ -132,12 +114,6 @@ def _sizes(tiling: Tiling) -> tuple[Ints, Ints, Ints]:
     return tiling.outputs, tiling.length, tiling.parts
 
 
-def _transformed_size(problem: Problem) -> int:
-    """Bytes of an element that is transformed: on a GPU, sums are in float64."""
-    in_dtype = problem.normalised or problem.costs.pairs
-    return problem.itemsize if in_dtype else max(8, problem.itemsize)
-
-
 def _bytes(problem: Problem, tiling: Tiling, method: str) -> tuple[int, int]:
     """Bytes of scratch for a tile, and for each template that is applied to it."""
     n, m = math.prod(tiling.length), math.prod(tiling.outputs)
@@ -145,12 +121,12 @@ def _bytes(problem: Problem, tiling: Tiling, method: str) -> tuple[int, int]:
     if method == "fft":
         fixed += n * problem.channels
         each = n if problem.leads.templates == problem.channels == 1 else 2 * n
-    width = problem.itemsize if method == "direct" else _transformed_size(problem)
+    width = problem.itemsize if method == "direct" else transformed_size(problem)
     return fixed * width, each * width
 
 
 def _batched(problem: Problem, tiling: Tiling, method: str) -> Plan:
-    if _in_passes(problem):
+    if in_passes(problem):
         return _passed(problem, tiling, method)
     return stepwise(problem, tiling, method)
 
@@ -168,13 +144,8 @@ def stepwise(problem: Problem, tiling: Tiling, method: str) -> Plan:
     batch = min(batch, total + total % even)
     templates = max(1, min(leads.templates, (cache // batch - fixed) // each))
     size = batch * (fixed + templates * each)
-    cost = _cost(problem, tiling, method, batch, templates) * 1e-6
-    return Plan(method, *_sizes(tiling), tiling.tiles, batch, templates, size, cost)
-
-
-def _in_passes(problem: Problem) -> bool:
-    """Whether each worker carries a unit of tiles through all steps."""
-    return problem.costs.pairs
+    time = cost(problem, tiling, method, batch, templates) * 1e-6
+    return Plan(method, *_sizes(tiling), tiling.tiles, batch, templates, size, time)
 
 
 def _spectra_bytes(problem: Problem, length: Ints) -> int:
@@ -207,9 +178,9 @@ def _passed(problem: Problem, tiling: Tiling, method: str) -> Plan:
         templates = max(1, min(leads.templates, (costs.unit_bytes - tile) // (m * width)))
         tile += templates * m * width
         batch = min(max(1, costs.unit_bytes // tile), each)
-    cost = _cost(problem, tiling, method, batch, templates) * 1e-6
+    time = cost(problem, tiling, method, batch, templates) * 1e-6
     size = costs.workers * batch * tile + templates * spectra
-    return Plan(method, *_sizes(tiling), tiling.tiles, batch, templates, size, cost)
+    return Plan(method, *_sizes(tiling), tiling.tiles, batch, templates, size, time)
 
 
 def gradient_plan(problem: Problem, tiling: Tiling) -> Plan:
@@ -227,56 +198,8 @@ def gradient_plan(problem: Problem, tiling: Tiling) -> Plan:
     # What a unit adds to each template's spectra and to the input's gradient, kept for its turn.
     kept = (2 + batch) * channels * n * width
     size = costs.workers * (batch * tile + kept) + templates * spectra
-    cost = _cost(problem, tiling, "fft", batch, templates) * 1e-6
-    return Plan("fft", *_sizes(tiling), tiling.tiles, batch, templates, size, cost)
-
-
-def _idle(units: int) -> float:
-    """Time on several workers relative to that of work which divides evenly among them.
-
-    The mean of two and four workers: a plan must not depend on the number of threads.
-    """
-    if units == 1:
-        return 1.5  # its steps are divided among workers
-    return sum(w * -(-units // w) / units for w in (2, 4)) / 2
-
-
-def _cost(problem: Problem, tiling: Tiling, method: str, batch: int, templates: int) -> float:
-    leads = problem.leads
-    costs, n, width = problem.costs, math.prod(tiling.length), problem.itemsize / 4
-    each = leads.inputs * tiling.tiles
-    tiles = leads.paired * (each + each % 2 if method == "fft" and costs.pairs else each)
-    blocks = -(-leads.templates // templates)
-    cost = -(-tiles // batch) * blocks * costs.batch
-    idle = 1.0
-    if _in_passes(problem):
-        units = max(1, leads.paired * -(-each // batch))
-        cost, idle = units * blocks * costs.unit, _idle(units)
-    if method == "fft":
-        width = _transformed_size(problem) / 4
-    element = costs.tile_element if method == "fft" else costs.score_element
-    if problem.normalised or method == "fft":
-        cost += tiles * problem.channels * n * element * width
-    if method == "direct":
-        scores = tiles * leads.templates * math.prod(tiling.outputs)
-        products = problem.channels * math.prod(problem.window)
-        product = costs.byte_product if problem.of_bytes else costs.product
-        product *= costs.shape[len(problem.window) - 1]
-        if problem.normalised:
-            product *= costs.scored
-        return cost + scores * (costs.position + products * product) * width
-    # One for each channel of a tile, an inverse for each of its templates, and those of templates.
-    # With parts, each of a tile for each template.
-    parts = math.prod(tiling.parts)
-    forward = problem.channels * (parts * leads.templates if parts > 1 else 1)
-    planes = (tiles * (forward + leads.templates)) / 2
-    planes += leads.paired * leads.templates * problem.channels * parts
-    if parts > 1:
-        cost += tiles * forward * n * costs.tile_element / 4 * width
-    ndim, size = len(tiling.length), 8 * width * n
-    strain = costs.strain[ndim - 1] * size / (1 << 20)
-    transform = costs.transform * math.log2(max(n, 2)) * n * width * (1 + min(2.0, strain))
-    return (cost + 2 * planes * transform) * idle
+    time = cost(problem, tiling, "fft", batch, templates) * 1e-6
+    return Plan("fft", *_sizes(tiling), tiling.tiles, batch, templates, size, time)
 
 
 def tiling_of(problem: Problem, plan: Plan) -> Tiling:
@@ -324,21 +247,23 @@ def _overflows(problem: Problem) -> bool:
 
 def _direct_plan(problem: Problem) -> Plan:
     if problem.normalised:
-        return _batched(problem, _direct_tiling(problem), "direct")
+        shares = _SHARES if in_passes(problem) else (1.0,)
+        plans = [_batched(problem, _direct_tiling(problem, s), "direct") for s in shares]
+        return min(plans, key=lambda plan: plan.cost)
     # A plain sum is one loop over the whole output, without tiles and without scratch.
     tiling, leads = _tiling(problem, (1,) * len(problem.size), False), problem.leads
     items = max(1, leads.paired * leads.inputs)
-    cost = _cost(problem, tiling, "direct", items, leads.templates) * 1e-6
-    return Plan("direct", *_sizes(tiling), tiling.tiles, items, leads.templates, 0, cost)
+    time = cost(problem, tiling, "direct", items, leads.templates) * 1e-6
+    return Plan("direct", *_sizes(tiling), tiling.tiles, items, leads.templates, 0, time)
 
 
-def _direct_tiling(problem: Problem) -> Tiling:
-    """Tiles of the direct loop: whole rows, as many as fit."""
+def _direct_tiling(problem: Problem, share: float) -> Tiling:
+    """Tiles of the direct loop: whole rows, as many as fit into `share` times what is kept."""
     total = output_size(problem.size, problem.window, problem.stride)
     grid = [1] * len(total)
     for axis in range(len(total)):
         tiling = _tiling(problem, grid, False)
-        excess = math.prod(tiling.length) * problem.channels / problem.costs.direct_tile
+        excess = math.prod(tiling.length) * problem.channels / (share * problem.costs.direct_tile)
         if excess <= 1:
             break
         grid[axis] = min(total[axis], math.ceil(excess))

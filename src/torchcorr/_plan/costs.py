@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
@@ -20,6 +20,10 @@ class Costs:
     position: float  # a position of the direct loop
     product: float  # a multiply-add of the direct loop
     byte_product: float  # the same of 8-bit integers
+    byte_line: (
+        int  # elements of a template's row that are multiplied together, 1 or a matrix tile's
+    )
+    digits: float  # factor of transforms of 8-bit integers, often once for each of two digits
     scored: float  # its factor where moments are summed in the same loop
     shape: tuple[float, float, float]  # its factor for lines, planes and volumes
     batch: float  # a batch of tiles, whatever its size
@@ -47,7 +51,9 @@ _COSTS = {
         score_element=1.2,
         position=0.2,
         product=0.0075,
-        byte_product=0.005,
+        byte_product=0.06,
+        byte_line=1,
+        digits=1.7,
         scored=1.0,
         shape=(1.7, 1.0, 2.0),
         batch=1.2e5,
@@ -90,6 +96,8 @@ _COSTS = {
         position=3e-3,
         product=6e-5,
         byte_product=6e-5,
+        byte_line=1,
+        digits=1.0,
         scored=2.5,
         shape=(1.0, 1.0, 1.0),
         batch=5e4,
@@ -109,6 +117,27 @@ _COSTS = {
 }
 
 
+# The same cores with instructions for 8-bit integers: a product, and elements of a row at once.
+_BYTE_LOOPS = {
+    "avx2": (0.018, 1),
+    "avxvnni": (0.009, 1),
+    "avx512vnni": (0.0045, 1),
+    "amx": (0.0003, 64),
+}
+for _name, (_product, _line) in _BYTE_LOOPS.items():
+    _COSTS["cpu " + _name] = replace(_COSTS["cpu"], byte_product=_product, byte_line=_line)
+
+# The name of the costs of this machine's CPU, as its engine finds it.
+_cpu = "cpu"
+
+
+def name_cpu(byte_loop: str) -> None:
+    """Says which loop for 8-bit integers this CPU has."""
+    global _cpu
+    _cpu = "cpu " + byte_loop if byte_loop in _BYTE_LOOPS else "cpu"
+    family.cache_clear()
+
+
 @lru_cache
 def family(device: torch.device) -> str:
     """The name of the costs of a device."""
@@ -116,7 +145,7 @@ def family(device: torch.device) -> str:
         major, minor = torch.cuda.get_device_capability(device)
         name = f"cuda {major}.{minor}"
         return name if name in _COSTS else "cuda"
-    return device.type
+    return _cpu if device.type == "cpu" else device.type
 
 
 def costs_of(family: str) -> Costs:

@@ -1,0 +1,120 @@
+"""How long a plan takes: a model of the work in a call, with the costs of a kind of device."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from .costs import Costs, costs_of
+from .leads import Leads
+from .shapes import Ints
+from .tiling import Tiling
+
+# Making band matrices, for each element of their rows.
+_BAND = 6.0
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What a plan depends on: shapes of the normal form, element size and kind of device."""
+
+    size: Ints
+    window: Ints
+    stride: Ints
+    channels: int
+    leads: Leads
+    itemsize: int
+    normalised: bool  # a score; a plain sum needs no norms
+    device: str = "cpu"  # its kind, as `family` names it
+    is_complex: bool = False  # transformed as a whole, not in tiles
+    of_bytes: bool = False  # scored from exact sums of 8-bit integers
+    divisible: bool = False  # a large template may be divided into parts
+
+    @property
+    def costs(self) -> Costs:
+        return costs_of(self.device)
+
+
+def transformed_size(problem: Problem) -> int:
+    """Bytes of an element that is transformed: on a GPU, sums are in float64."""
+    in_dtype = problem.normalised or problem.costs.pairs
+    return problem.itemsize if in_dtype else max(8, problem.itemsize)
+
+
+def in_passes(problem: Problem) -> bool:
+    """Whether each worker carries a unit of tiles through all steps."""
+    return problem.costs.pairs
+
+
+def _idle(units: int, divided: bool) -> float:
+    """Time on several workers relative to that of work which divides evenly among them.
+
+    The mean of two and four workers: a plan must not depend on the number of threads.
+    """
+    if units == 1 and divided:
+        return 1.5  # workers share its steps
+    return sum(w * -(-units // w) / units for w in (2, 4)) / 2
+
+
+def _byte_line(problem: Problem) -> int:
+    """Elements of a template's row as they are multiplied: a band matrix, in whole cache lines."""
+    size, line = problem.costs.byte_line, problem.window[-1]
+    if size == 1:
+        return line
+    # Neighbouring places of its columns in a cache line share matrix tiles.
+    return sum(-(-(line + end) // size) for end in (size // 2 - 1, size - 1)) * size // 2
+
+
+def _products(problem: Problem) -> float:
+    """Time of the products of one sum in the direct loop."""
+    costs, line = problem.costs, problem.window[-1]
+    product = costs.product
+    if problem.of_bytes:
+        product = costs.byte_product
+        line = _byte_line(problem)
+    else:
+        product *= costs.shape[len(problem.window) - 1]
+    if problem.normalised:
+        product *= costs.scored
+    return problem.channels * math.prod(problem.window[:-1]) * line * product
+
+
+def cost(problem: Problem, tiling: Tiling, method: str, batch: int, templates: int) -> float:
+    """Nanoseconds, on the cores that the costs were measured on."""
+    leads = problem.leads
+    costs, n, width = problem.costs, math.prod(tiling.length), problem.itemsize / 4
+    each = leads.inputs * tiling.tiles
+    tiles = leads.paired * (each + each % 2 if method == "fft" and costs.pairs else each)
+    blocks = -(-leads.templates // templates)
+    time = -(-tiles // batch) * blocks * costs.batch
+    idle = 1.0
+    if in_passes(problem):
+        units = max(1, leads.paired * -(-each // batch))
+        time, idle = units * blocks * costs.unit, _idle(units, not problem.of_bytes)
+    if method == "fft":
+        width = transformed_size(problem) / 4
+    element = costs.tile_element if method == "fft" else costs.score_element
+    if problem.normalised or method == "fft":
+        time += tiles * problem.channels * n * element * width
+    if method == "direct":
+        scores = tiles * leads.templates * math.prod(tiling.outputs)
+        loop = scores * (costs.position + _products(problem)) * width
+        if problem.of_bytes and costs.byte_line > 1:
+            rows = leads.paired * leads.templates * problem.channels
+            rows *= math.prod(problem.window[:-1])
+            time += rows * _byte_line(problem) * _BAND
+        return (time + loop) * idle if problem.normalised else time + loop
+    # One for each channel of a tile, an inverse for each of its templates, and those of templates.
+    # With parts, each of a tile for each template.
+    parts = math.prod(tiling.parts)
+    forward = problem.channels * (parts * leads.templates if parts > 1 else 1)
+    planes = (tiles * (forward + leads.templates)) / 2
+    planes += leads.paired * leads.templates * problem.channels * parts
+    if parts > 1:
+        time += tiles * forward * n * costs.tile_element / 4 * width
+    ndim, size = len(tiling.length), 8 * width * n
+    strain = costs.strain[ndim - 1] * size / (1 << 20)
+    transform = costs.transform * math.log2(max(n, 2)) * n * width * (1 + min(2.0, strain))
+    if problem.of_bytes:
+        transform *= costs.digits
+    return (time + 2 * planes * transform) * idle
