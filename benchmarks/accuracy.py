@@ -8,6 +8,7 @@ difference between the two counts as our error.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import oracle
@@ -60,16 +61,27 @@ def _float64_method(image: Tensor, template: Tensor) -> str:
 
 
 def score_accuracy(
-    result: Tensor, image: Tensor, template: Tensor, *, ndim: int = 2, channels: str = "independent"
+    result: Tensor,
+    image: Tensor,
+    template: Tensor,
+    *,
+    ndim: int = 2,
+    channels: str = "independent",
+    template_mask: Tensor | None = None,
 ) -> tuple[Accuracy, Tensor]:
     """Error of a score map and its bound, and the exact map."""
-    method = _float64_method(image, template)
+    how: dict[str, Any] = {"ndim": ndim, "channels": channels}
+    mask = None if template_mask is None else template_mask.numpy()
     exact = torchcorr.zncc(
-        image.double(), template.double(), ndim=ndim, channels=channels, method=method
+        image.double(),
+        template.double(),
+        method=_float64_method(image, template),
+        template_mask=template_mask,
+        **how,
     )
 
     def definition(window: np.ndarray) -> np.ndarray:
-        return oracle.zncc(window, template.numpy(), ndim=ndim, channels=channels)
+        return oracle.zncc(window, template.numpy(), template_mask=mask, **how)
 
     doubt = disagreement(exact, image, tuple(template.shape[-ndim:]), definition)
     error = max(doubt, largest(result.double() - exact))

@@ -110,6 +110,17 @@ def c4(settings: Settings) -> Iterator[Row]:
     yield score_row(settings, "C4", case, image, template, peer, at_least(10), channels="joint")
 
 
+def c5(settings: Settings) -> Iterator[Row]:
+    size, window = settings.small(1024, 64)
+    image = draw((size, size), torch.float32)
+    template = cut(image, window)
+    place = (2 * torch.arange(window) + 1 - window).square()
+    mask = (place[:, None] + place <= window**2).float()
+    peer = ("OpenCV with mask", peers.opencv(image, template, mask))
+    case = f"zncc {size}²/{window}², a disk as mask"
+    yield score_row(settings, "C5", case, image, template, peer, at_least(6), template_mask=mask)
+
+
 Function = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -346,6 +357,7 @@ CASES: dict[str, Callable[[Settings], Iterator[Row]]] = {
     "C2": c2,
     "C3": c3,
     "C4": c4,
+    "C5": c5,
     "C6": c6,
     "C7": c7,
     "C8": c8,

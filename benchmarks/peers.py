@@ -14,7 +14,7 @@ Score = Callable[[], np.ndarray]
 BoxSum = Callable[[Tensor, Sequence[int]], Tensor]
 
 
-def opencv(image: Tensor, template: Tensor) -> Score:
+def opencv(image: Tensor, template: Tensor, mask: Tensor | None = None) -> Score:
     """matchTemplate, for which channels are moved to the last axis."""
     import cv2
 
@@ -22,7 +22,8 @@ def opencv(image: Tensor, template: Tensor) -> Score:
         np.ascontiguousarray(np.moveaxis(x.numpy(), 0, -1)) if x.dim() == 3 else x.numpy()
         for x in (image, template)
     )
-    return lambda: cv2.matchTemplate(picture, patch, cv2.TM_CCOEFF_NORMED)
+    weights = None if mask is None else mask.numpy()
+    return lambda: cv2.matchTemplate(picture, patch, cv2.TM_CCOEFF_NORMED, mask=weights)
 
 
 def opencv_many(image: Tensor, templates: Tensor) -> Score:

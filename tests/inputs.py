@@ -42,6 +42,7 @@ CASES = {
     "2d-images": Case((3, 7, 8), (3, 3), 2),
     "2d-joint": Case((2, 3, 7, 8), (3, 3, 4), 2, "joint"),
     "2d-joint-templates": Case((2, 1, 3, 7, 8), (4, 3, 3, 2), 2, "joint"),
+    "2d-pooled": Case((2, 3, 7, 8), (3, 3, 4), 2, "pooled"),
     "2d-window-is-input": Case((5, 7), (5, 7), 2),
     "2d-window-one": Case((5, 6), (1, 1), 2),
     "3d": Case((5, 6, 7), (2, 3, 4), 3),

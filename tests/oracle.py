@@ -55,7 +55,7 @@ def windows(
     axes = tuple(range(-ndim, 0))
     seen = sliding_window_view(x, size, axis=axes)
     seen = seen[(..., *(slice(None, None, s) for s in steps), *(slice(None),) * ndim)]
-    if channels == "joint":
+    if channels != "independent":
         seen = np.moveaxis(seen, -2 * ndim - 1, -ndim - 1)
         return seen.reshape(*seen.shape[: -ndim - 1], -1)
     return seen.reshape(*seen.shape[:-ndim], -1)
@@ -63,7 +63,7 @@ def windows(
 
 def elements(template: np.ndarray, ndim: int, channels: str) -> np.ndarray:
     """A template as (*lead, 1 for each window axis, N), to be multiplied with `windows`."""
-    axes = ndim + (channels == "joint")
+    axes = ndim + (channels != "independent")
     lead = template.shape[: template.ndim - axes]
     return wide(np.asarray(template)).reshape(*lead, *(1,) * ndim, -1)
 
@@ -111,6 +111,42 @@ def _divide(numerator: np.ndarray, denominator: np.ndarray, none: np.ndarray) ->
     return np.where(np.broadcast_to(none, score.shape), 0, score)
 
 
+def weighted_windows(
+    x: np.ndarray,
+    template: np.ndarray,
+    input_mask: np.ndarray | None,
+    template_mask: np.ndarray | None,
+    *,
+    ndim: int,
+    channels: str,
+    pad_mode: str = "constant",
+    **options: Any,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Windows, the template, the products of weights and the template's, over one last axis."""
+    window = template.shape[-ndim:]
+    there = np.ones(x.shape) if input_mask is None else np.broadcast_to(input_mask, x.shape)
+    seen = there > 0
+    x = np.where(seen, x, 0)
+    how = {"ndim": ndim, "channels": channels, **options}
+    outside = "constant" if pad_mode == "ignore" else pad_mode
+    no_weight = pad_mode == "ignore" or (input_mask is not None and outside == "constant")
+    value = 0.0 if no_weight else 1.0
+    weights = windows(
+        there,
+        window,
+        **{**how, "pad_mode": outside, "pad_value": value if outside == "constant" else 0.0},
+    )
+    values = windows(x, window, **{**how, "pad_mode": outside})
+    mask = np.ones(template.shape) if template_mask is None else template_mask
+    mask = elements(np.broadcast_to(mask, template.shape), ndim, channels)
+    pattern = elements(
+        np.where(np.broadcast_to(mask.reshape(template.shape), template.shape) > 0, template, 0),
+        ndim,
+        channels,
+    )
+    return values, pattern, weights * mask, mask
+
+
 def zncc(
     x: np.ndarray,
     template: np.ndarray,
@@ -118,33 +154,44 @@ def zncc(
     ndim: int = 2,
     channels: str = "independent",
     eps: float = 0.0,
+    zero_mean: bool = True,
+    input_mask: np.ndarray | None = None,
+    template_mask: np.ndarray | None = None,
+    min_overlap: float = 0.3,
     **options: Any,
 ) -> np.ndarray:
-    seen, values = _pair(x, template, ndim, channels, **options)
-    none = is_flat(seen) | is_flat(values)
-    with np.errstate(invalid="ignore"):
-        seen = seen - seen.mean(-1, keepdims=True)
-    values = values - values.mean(-1, keepdims=True)
-    spread = np.sqrt((seen**2).mean(-1) + eps) * np.sqrt((values**2).mean(-1))
-    return _divide((seen * values).mean(-1), spread, none)
+    """Pearson's coefficient with weights, each channel with its own mean if they are joint."""
+    seen, values, weights, mask = weighted_windows(
+        x, template, input_mask, template_mask, ndim=ndim, channels=channels, **options
+    )
+    groups = template.shape[-ndim - 1] if channels == "joint" and zero_mean else 1
+    shape = np.broadcast_shapes(seen.shape, values.shape, weights.shape)
+    seen, values, p = (
+        np.broadcast_to(y, shape).reshape(*shape[:-1], groups, -1) for y in (seen, values, weights)
+    )
+    total = p.sum(-1, keepdims=True)
+    flat = []
+    with np.errstate(invalid="ignore", divide="ignore"):
+        deviations = []
+        for y in (seen, values):
+            mean = (p * y).sum(-1, keepdims=True) / np.where(total > 0, total, 1)
+            deviations.append(y - mean * zero_mean)
+            highest, lowest = (np.where(p > 0, y, edge) for edge in (-np.inf, np.inf))
+            edges = highest.max(-1), lowest.min(-1)
+            same = (edges[0] <= edges[1]) & ~np.isposinf(edges[0])
+            if not zero_mean:
+                same &= (edges[0] == 0) | np.isneginf(edges[0])
+            flat.append(same.all(-1))
+        dx, dt = deviations
+        energy, other = ((p * d * d).sum((-1, -2)) for d in (dx, dt))
+        spread = np.sqrt(energy + eps * p.sum((-1, -2))) * np.sqrt(other)
+        product = (p * dx * dt).sum((-1, -2))
+    few = p.sum((-1, -2)) < max(min_overlap, 1e-9) * (1 - 1e-9) * mask.sum(-1)
+    return _divide(product, spread, flat[0] | flat[1] | few)
 
 
-def ncc(
-    x: np.ndarray,
-    template: np.ndarray,
-    *,
-    ndim: int = 2,
-    channels: str = "independent",
-    eps: float = 0.0,
-    **options: Any,
-) -> np.ndarray:
-    seen, values = _pair(x, template, ndim, channels, **options)
-    none = (seen == 0).all(-1) | (values == 0).all(-1)
-    size = np.sqrt((seen**2).mean(-1) + eps) * np.sqrt((values**2).mean(-1))
-    with np.errstate(invalid="ignore"):
-        product = (seen * values).mean(-1)
-    score = _divide(product, size, none)
-    return np.where(np.isfinite(seen).all(-1), score, np.nan)
+def ncc(x: np.ndarray, template: np.ndarray, **options: Any) -> np.ndarray:
+    return zncc(x, template, zero_mean=False, **options)
 
 
 def local_sum(x: np.ndarray, window: Any, **options: Any) -> np.ndarray:

@@ -39,6 +39,20 @@ def whole_scores(method):
         yield "ncc", (x, standard, STRIDE, True, 0.1, method, None, w)
 
 
+def weighted_scores(method, dtype):
+    """Weights of both, of one, and of none."""
+    image, template = grad(2, 3, 7, 8, dtype=dtype), grad(4, 1, 3, 3, 2, dtype=dtype, seed=1)
+    there, mask = grad(2, 1, 7, 8, dtype=dtype, seed=2), grad(3, 3, 2, dtype=dtype, seed=3)
+    score = draw((4, 2, 5, 4), dtype, 4)
+    for weights, pooled in (((there, mask), False), ((None, mask), True), ((None, None), False)):
+        how = (STRIDE, True, pooled, 0.1, 0.0, method)
+        tensors = (image, template, *weights)
+        yield "weighted_ncc", (*tensors, *how)
+        plain = (None if x is None else x.detach() for x in tensors)
+        needed = [True, True, weights[0] is not None, weights[1] is not None]
+        yield "weighted_ncc_grads", (score, score.tanh(), *plain, *how, needed)
+
+
 def windows(dtype):
     image, window, steps = grad(2, 3, 7, 8, dtype=dtype), [3, 2], [2, 1]
     delta, mean = grad(2, 3, 7, dtype=dtype, seed=1), draw((2, 3, 7), seed=2)
@@ -60,6 +74,7 @@ def samples():
     for dtype in (torch.float64, torch.float32):
         for method in METHODS:
             yield from scores(method, dtype)
+            yield from weighted_scores(method, dtype)
         yield from windows(dtype)
     for method in METHODS:
         yield from scores(method, torch.complex128)

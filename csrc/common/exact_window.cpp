@@ -175,4 +175,14 @@ TORCHCORR_WINDOW(float)
 TORCHCORR_WINDOW(double)
 #undef TORCHCORR_WINDOW
 
+int64_t first_seen(const double* coefficients, const ExactWindow& by) {
+  const int64_t each = product(by.window), n = by.channels * each;
+  int64_t at = 0;
+  while (at < n && coefficients[at] == 0) ++at;
+  if (at == n) return 0;
+  const Axes3 place = unravel(at % each, by.window);
+  return at / each * by.strides.channel + place[0] * by.strides.plane +
+         place[1] * by.strides.row + place[2];
+}
+
 }  // namespace torchcorr

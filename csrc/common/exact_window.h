@@ -24,6 +24,9 @@ struct ExactWindow {
   double count = static_cast<double>(channels * product(window));
 };
 
+// The place of the first element whose coefficient is not 0: others may be hidden.
+int64_t first_seen(const double* coefficients, const ExactWindow& by);
+
 // Of the elements times `scale`: their mean (0 where it is not subtracted) and the sum of the
 // squares about it.
 struct WindowMoments {

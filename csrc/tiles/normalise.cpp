@@ -224,7 +224,8 @@ class Normalise {
         stats_(moments.rows()), coefficients_(coefficients.const_data_ptr<double>()),
         image_(image.const_data_ptr<Out>()), out_(out.mutable_data_ptr<Out>()),
         map_(last_sizes(out, t_.ndim)), templates_(coefficients.size(1)),
-        items_each_(image.size(0) / coefficients.size(0)) {}
+        items_each_(image.size(0) / coefficients.size(0)),
+        first_seen_(first_seen(coefficients_, exact_)) {}
 
   // All tiles; `left` gets the number of doubtful windows that are too many to be recomputed.
   void run(int64_t* left) const {
@@ -239,8 +240,7 @@ class Normalise {
     for (int64_t t = 0; t < tiles; ++t) {
       left[t] = 0;
       for (int64_t k = 0; k < templates; ++k) {
-        const double limit =
-            most.empty() ? std::numeric_limits<double>::infinity() : most[t / 2 * templates + k];
+        const double limit = most.empty() ? HUGE_VAL : most[t / 2 * templates + k];
         left[t] += recompute_or_count(t, k, limit, contents.data());
       }
     }
@@ -386,7 +386,7 @@ class Normalise {
         if (!doubtful(r.offset + v, limit)) continue;
         const Out* window = start + v * t_.stride[2];
         // Relative to an element of the window, so that a large offset costs no digits.
-        const double level = exact_.zero_mean ? static_cast<double>(*window) : 0.0;
+        const double level = exact_.zero_mean ? static_cast<double>(window[first_seen_]) : 0.0;
         if (states_[r.offset + v] == kUnknown) {
           put(v, score_of_window(window, coefficients, exact_, scale));
           continue;
@@ -419,7 +419,7 @@ class Normalise {
   const Out* image_;
   Out* out_;
   Axes3 map_;  // positions of the score map
-  int64_t templates_, items_each_;
+  int64_t templates_, items_each_, first_seen_;
 };
 
 }  // namespace

@@ -12,6 +12,7 @@
 #include "tiles/pass.h"
 #include "tiles/steps.h"
 #include "tiles/units.h"
+#include "tiles/weighted_moments.h"
 
 namespace torchcorr {
 namespace {
@@ -22,7 +23,8 @@ class ScorePass {
  public:
   ScorePass(const Tensor& input, const Tensor& coefficients, const std::optional<Tensor>& spectra,
             const Sizes& batch, const Block& block, const Numbers& rule,
-            const Numbers& wide_rule, const Tensor& out)
+            const Numbers& wide_rule, const std::optional<Tensor>& mask, const Numbers& weights,
+            const Tensor& out)
       : input_(input), all_(coefficients), numbers_(batch), block_(block), rule_numbers_(rule),
         wide_rule_numbers_(wide_rule), rule_(rule),
         tiling_(TileBatch(batch, input).tiling), lanes_(spectra ? 2 : 1),
@@ -30,6 +32,7 @@ class ScorePass {
                              block.first_template, block.templates()))),
         narrow_(in_type_of(input, wide_)), out_(out) {
     if (spectra) spectra_.emplace(tiling_, wide_, *spectra);
+    if (mask) weights_.emplace(tiling_, *mask, weights);
   }
 
   const Tiling& tiling() const { return tiling_; }
@@ -40,7 +43,8 @@ class ScorePass {
     const Sizes batch = with_tiles(numbers_, tiles);
     auto [cut, stats] = cut_tiles(input_, batch, rule_.zero_mean, false, lanes_ == 2);
     const auto [norms, states, means, doubtful] =
-        tile_moments(input_, stats, batch, rule_numbers_, false);
+        weights_ ? weighted_moments(input_, stats, batch, rule_numbers_, *weights_)
+                 : tile_moments(input_, stats, batch, rule_numbers_, false);
     const Tensors moments{stats, norms, states, means};
     Sizes easy;
     for (size_t i = 0; i < tiles.size(); i += lanes_) {
@@ -106,8 +110,8 @@ class ScorePass {
     const uint8_t* known_state = known_states.const_data_ptr<uint8_t>();
     int64_t unknown[2] = {0, 0};
     for (int64_t at = 0; at < count; ++at) unknown[at / each] += known_state[at] == kUnknown;
-    if (sizeof(T) < sizeof(double) &&
-        static_cast<double>(std::max(unknown[0], unknown[1])) <= rule_.budget) {
+    if (weights_ || (sizeof(T) < sizeof(double) &&
+                     static_cast<double>(std::max(unknown[0], unknown[1])) <= rule_.budget)) {
       const Sizes shape = sizes_of(known_norms);
       const Tensor norms = new_float64(stats, shape);
       const Tensor states = torch::stable::new_empty(known_states, shape);
@@ -117,7 +121,8 @@ class ScorePass {
       // Doubtful relative to the rounding of float32 sums, but not of float64 ones.
       for (int64_t at = 0; at < count; ++at) {
         norm[at] = static_cast<double>(known[at]);
-        state[at] = known_state[at] == kDoubtful ? kGood : known_state[at];
+        state[at] = known_state[at] == kDoubtful && sizeof(T) < sizeof(double) ? kGood
+                                                                                : known_state[at];
       }
       return {stats, norms, states, new_float64(stats, {0})};
     }
@@ -166,15 +171,17 @@ class ScorePass {
   const int64_t lanes_;
   const Tensor wide_, narrow_;  // the coefficients of the block, in float64 and in the input's type
   std::optional<TemplateSpectra> spectra_;
+  std::optional<WindowWeights> weights_;
   const Tensor& out_;
 };
 
 void score_tiles(const Tensor& input, const Tensor& coefficients, std::optional<Tensor> spectra,
                  Sizes batch, Sizes block_numbers, Numbers rule, Numbers wide_rule,
-                 const Tensor& out) {
+                 std::optional<Tensor> mask, Numbers weights, const Tensor& out) {
   const Block block(block_numbers);
   with_real_type(input, "input", [&](auto zero) {
-    ScorePass<decltype(zero)> pass(input, coefficients, spectra, batch, block, rule, wide_rule, out);
+    ScorePass<decltype(zero)> pass(input, coefficients, spectra, batch, block, rule, wide_rule, mask,
+                                   weights, out);
     const Tiling& tiling = pass.tiling();
     const int64_t tiles = input.size(0) / coefficients.size(0) * tiling.tiles_per_item();
     for_units({block, tiles, pass.lanes()}, tiling.ndim,

@@ -28,7 +28,7 @@ STABLE_TORCH_LIBRARY(torchcorr_cpu, m) {
       " int[] batch, float[] rule, Tensor(a!) out) -> Tensor");
   m.def(
       "score_tiles(Tensor input, Tensor coefficients, Tensor? spectra, int[] batch, int[] block,"
-      " float[] rule, float[] wide_rule, Tensor(a!) out) -> ()");
+      " float[] rule, float[] wide_rule, Tensor? mask, float[] weights, Tensor(a!) out) -> ()");
   m.def("as_bytes(Tensor x) -> (Tensor, int, int)");
   m.def("byte_kernels(Tensor x) -> int");
   m.def("byte_loop(Tensor x) -> int");

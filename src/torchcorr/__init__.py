@@ -5,7 +5,7 @@ from importlib.metadata import version as _version
 from . import _engines, nn, plot
 from ._plan.choose import Plan
 from .align import Shift, estimate_shift
-from .functional import convolve, correlate, ncc, zncc
+from .functional import convolve, correlate, coverage, ncc, zncc
 from .local import flat_windows, local_mean, local_std, local_sum, local_var
 from .match import Matches, Peaks, find_peaks, match_template
 from .planning import plan
@@ -22,6 +22,7 @@ __all__ = [
     "__version__",
     "convolve",
     "correlate",
+    "coverage",
     "estimate_shift",
     "find_peaks",
     "flat_windows",

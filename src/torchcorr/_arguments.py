@@ -23,7 +23,8 @@ class Arguments:
 
     ndim: int
     stride: Ints
-    joint: bool
+    joint: bool  # channels belong to the window
+    pooled: bool  # and share one mean
     mode: str
     method: str
     pad_mode: str
@@ -39,15 +40,18 @@ class Arguments:
         pad_mode: str,
         pad_value: float,
         method: str = "auto",
+        ignore_allowed: bool = False,
     ) -> Arguments:
         _checks.dimension(ndim)
         _checks.one_of(mode, _checks.MODES, "mode")
         _checks.one_of(channels, _checks.CHANNELS, "channels")
         _checks.one_of(method, _checks.METHODS, "method")
-        _checks.one_of(pad_mode, _checks.PAD_MODES, "pad_mode")
+        pad_modes = (*_checks.PAD_MODES, "ignore") if ignore_allowed else _checks.PAD_MODES
+        _checks.one_of(pad_mode, pad_modes, "pad_mode")
         _checks.number(pad_value, "pad_value")
         strides = _checks.per_axis(stride, ndim, "stride")
-        return cls(ndim, strides, channels == "joint", mode, method, pad_mode, pad_value)
+        joint, pooled = channels != "independent", channels == "pooled"
+        return cls(ndim, strides, joint, pooled, mode, method, pad_mode, pad_value)
 
     def normal(self, x: Tensor) -> Tensor:
         """x with a channel axis: the one it has if joint, otherwise a new one of length 1."""
@@ -71,6 +75,8 @@ class Arguments:
         pads = padding(self.mode, window)
         _checks.pad_fits(self.pad_mode, pads, size)
         amounts = [amount for pair in reversed(pads) for amount in pair]
+        if self.pad_mode == "ignore":
+            return torch_pad(x, amounts)
         if self.pad_mode == "constant":
             return torch_pad(x, amounts, value=self.pad_value)
         flat = x.reshape(math.prod(x.shape[: -self.ndim]), 1, *size)

@@ -12,7 +12,8 @@ from ._plan.dtypes import HALVES
 
 MODES = ("valid", "same", "full")
 PAD_MODES = ("constant", "reflect", "replicate", "circular")
-CHANNELS = ("independent", "joint")
+CHANNELS = ("independent", "joint", "pooled")
+NANS = ("propagate", "ignore")
 METHODS = ("auto", "direct", "fft")
 
 _FLOATS = (torch.float64, torch.float32)
@@ -241,6 +242,40 @@ def threshold(value: float | None) -> None:
     number(value, "threshold")
     if value != value:
         raise ValueError(f"threshold must not be NaN: got {value}")
+
+
+def share(value: float, name: str) -> None:
+    number(value, name)
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name} must lie in [0, 1]: got {value}")
+
+
+def mask(value: object, of: Tensor, name: str, *, values: bool) -> None:
+    """Weights that broadcast to a tensor; their values are looked at only if asked for."""
+    tensor(value, f"{name}_mask")
+    if not isinstance(value, Tensor):
+        return
+    if value.dtype != torch.bool and not value.is_floating_point():
+        raise TypeError(
+            f"{name}_mask must be boolean or of floating-point numbers: got {_name(value.dtype)}"
+        )
+    if value.device != of.device:
+        raise ValueError(
+            f"{name}_mask and {name} must be on one device: got {value.device} and {of.device}"
+        )
+    sizes = zip(reversed(value.shape), reversed(of.shape), strict=False)
+    if value.dim() > of.dim() or any(n not in (1, m) for n, m in sizes):
+        raise ValueError(
+            f"{name}_mask must broadcast to {name}: got shapes {tuple(value.shape)} and "
+            f"{tuple(of.shape)}"
+        )
+    if not values or value.dtype == torch.bool and bool(value.any()):
+        return
+    weights = value.detach().to(torch.float64)
+    if not bool((weights >= 0).all() & torch.isfinite(weights).all()):
+        raise ValueError(f"{name}_mask must be finite and not negative")
+    if weights.numel() > 0 and not bool(weights.any()):
+        raise ValueError(f"{name}_mask must not be zero everywhere")
 
 
 def fraction(value: float, name: str) -> None:

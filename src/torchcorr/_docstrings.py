@@ -47,6 +47,11 @@ stride : int or sequence of int
 channels : str
     ``"joint"`` makes the axis before the window axes a part of the window; ``"independent"``
     leaves it a leading axis.""",
+    "channels_of_scores": """\
+channels : str
+    ``"joint"`` makes the axis before the window axes a part of the window, with a mean for each
+    channel and one deviation for all, as for colours; ``"pooled"`` has one mean for all, as if the
+    axis were a window axis; ``"independent"`` leaves it a leading axis.""",
     "method": """\
 method : str
     ``"direct"`` (the loop), ``"fft"``, or ``"auto"``: what `plan` finds cheaper.""",
@@ -56,6 +61,31 @@ pad_mode : str
     ``"replicate"`` or ``"circular"``.
 pad_value : float
     The constant outside the input, in its units.""",
+    "padding_of_scores": """\
+pad_mode : str
+    What surrounds the input in modes ``"same"`` and ``"full"``: ``"constant"``, ``"reflect"``,
+    ``"replicate"``, ``"circular"``, or ``"ignore"``: nothing, so that windows at the border are
+    scored from the elements that they have.
+pad_value : float
+    The constant outside the input, in its units; without weight if there is an `input_mask`.""",
+    "weights": """\
+input_mask : Tensor, optional
+    Weights of the input's elements, or which of them are valid: not negative, boolean or of
+    floating-point numbers, of a shape that broadcasts to the input's.
+template_mask : Tensor, optional
+    The same of the template. An element of a window counts with the product of its own weight and
+    that of the template's element above it: means, covariance and both deviations are weighted
+    so. Elements without weight may hold anything.
+nan : str
+    ``"ignore"``: elements that are NaN have no weight. ``"propagate"``: they make scores NaN.
+min_overlap : float
+    Windows with a smaller share of the template's weight score 0; see `coverage`.""",
+    "errors_of_weights": """\
+ValueError
+    If a mask does not broadcast, is negative, not finite or zero everywhere, or is on another
+    device. Values are looked at on the CPU, and not under ``torch.compile`` and ``torch.func``.
+TypeError
+    If a mask is neither boolean nor of floating-point numbers.""",
     "prepared": """\
 The first input of a size pays for the template's transforms, later ones do not, until the template
 changes, in whatever way. Kept spectra take about as much memory as the template padded to a tile,

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from . import _checks, _contract
 from ._arguments import Arguments, Window, normal_pair
 from ._docstrings import shared
-from ._plan.dtypes import MAYBE_BYTES
+from ._plan.dtypes import HALVES, MAYBE_BYTES
 from ._prepared import PreparedTemplate
+from ._weights import Weights
 
 
 @shared
@@ -143,6 +145,10 @@ def zncc(
     pad_mode: str = "constant",
     pad_value: float = 0.0,
     eps: float = 0.0,
+    input_mask: Tensor | None = None,
+    template_mask: Tensor | None = None,
+    nan: str = "propagate",
+    min_overlap: float = 0.3,
 ) -> Tensor:
     """Return the zero-normalised cross-correlation coefficient at every position.
 
@@ -158,11 +164,12 @@ def zncc(
     $ndim
     $mode
     $stride
-    $channels
+    $channels_of_scores
     $method
-    $padding
+    $padding_of_scores
     eps : float
         Added to the window's variance under the root, in squared units of the input.
+    $weights
 
     Returns
     -------
@@ -173,6 +180,7 @@ def zncc(
     Raises
     ------
     $errors_of_pairs
+    $errors_of_weights
 
     Notes
     -----
@@ -198,8 +206,11 @@ def zncc(
     >>> scores[1].item(), scores[6].item()
     (1.0, -1.0)
     """
-    arguments = Arguments.parse(ndim, mode, stride, channels, pad_mode, pad_value, method)
-    return scores(input, template, arguments, eps, zero_mean=True)
+    arguments = Arguments.parse(
+        ndim, mode, stride, channels, pad_mode, pad_value, method, ignore_allowed=True
+    )
+    weights = Weights(input_mask, template_mask, nan, min_overlap)
+    return scores(input, template, arguments, eps, weights, zero_mean=True)
 
 
 @shared
@@ -215,6 +226,10 @@ def ncc(
     pad_mode: str = "constant",
     pad_value: float = 0.0,
     eps: float = 0.0,
+    input_mask: Tensor | None = None,
+    template_mask: Tensor | None = None,
+    nan: str = "propagate",
+    min_overlap: float = 0.3,
 ) -> Tensor:
     """Return the normalised cross-correlation at every position, means not subtracted.
 
@@ -229,11 +244,12 @@ def ncc(
     $ndim
     $mode
     $stride
-    $channels
+    $channels_of_scores
     $method
-    $padding
+    $padding_of_scores
     eps : float
         Added to the window's mean square under the root, in squared units of the input.
+    $weights
 
     Returns
     -------
@@ -244,6 +260,7 @@ def ncc(
     Raises
     ------
     $errors_of_pairs
+    $errors_of_weights
 
     Notes
     -----
@@ -263,8 +280,75 @@ def ncc(
     >>> torchcorr.ncc(torch.tensor([3.0, 4, 0, 0]), torch.tensor([3.0, 4]), ndim=1)
     tensor([1.0000, 0.6000, 0.0000])
     """
-    arguments = Arguments.parse(ndim, mode, stride, channels, pad_mode, pad_value, method)
-    return scores(input, template, arguments, eps, zero_mean=False)
+    arguments = Arguments.parse(
+        ndim, mode, stride, channels, pad_mode, pad_value, method, ignore_allowed=True
+    )
+    weights = Weights(input_mask, template_mask, nan, min_overlap)
+    return scores(input, template, arguments, eps, weights, zero_mean=False)
+
+
+@shared
+def coverage(
+    input_mask: Tensor,
+    template_mask: Tensor,
+    *,
+    ndim: int = 2,
+    mode: str = "valid",
+    stride: Window = 1,
+    channels: str = "independent",
+    method: str = "auto",
+) -> Tensor:
+    """Return the share of a template's weight that lies on valid elements of an input.
+
+    What `min_overlap` of `zncc` and `ncc` is compared with: the weights of the input's elements
+    under the template, weighted by its own, relative to their sum.
+
+    Parameters
+    ----------
+    input_mask : Tensor
+        ``(*lead, *size)``: weights in [0, 1], or which elements are valid. Outside the input,
+        in modes ``"same"`` and ``"full"``, nothing is.
+    template_mask : Tensor
+        ``(*lead, *window)``: weights of a template's elements, not negative; ones for all of them.
+    $ndim
+    $mode
+    $stride
+    $channels
+    $method
+
+    Returns
+    -------
+    Tensor
+        ``(*lead, *positions)``, in [0, 1]: float64 for weights in float64, otherwise float32.
+
+    Raises
+    ------
+    $errors_of_weights
+
+    References
+    ----------
+    D. Padfield, Masked object registration in the Fourier domain, IEEE Transactions on Image
+    Processing 21, 2012: the overlap of two masks as their correlation.
+
+    Examples
+    --------
+    >>> import torch, torchcorr
+    >>> valid = torch.tensor([True, True, False, True])
+    >>> torchcorr.coverage(valid, torch.tensor([1.0, 3.0]), ndim=1)
+    tensor([1.0000, 0.2500, 0.7500])
+    """
+    arguments = Arguments.parse(ndim, mode, stride, channels, "constant", 0.0, method)
+    weights = []
+    for name, mask in (("input", input_mask), ("template", template_mask)):
+        _checks.tensor(mask, f"{name}_mask")
+        _checks.mask(mask, mask, name, values=not mask.is_cuda)
+        weights.append(mask if mask.dtype == torch.float64 else mask.float())
+    if weights[0].dtype != weights[1].dtype:
+        weights = [x.double() for x in weights]
+    x, w = weights
+    axes = tuple(range(-ndim - arguments.joint, 0))
+    total = w.sum(axes)[(..., *(None,) * ndim)]
+    return (sums(x, w, arguments) / torch.where(total > 0, total, 1.0)).clamp(0, 1)
 
 
 def sums(
@@ -292,12 +376,20 @@ def scores(
     template: Tensor,
     arguments: Arguments,
     eps: float,
+    weights: Weights,
     *,
     zero_mean: bool,
     prepared: PreparedTemplate | None = None,
 ) -> Tensor:
-    """`zncc`, or `ncc` without `zero_mean`, of arguments that are parsed."""
     _checks.not_negative(eps, "eps")
+    _checks.tensor(input, "input")
+    _checks.tensor(template, "template")
+    weights.check(input, template)
+    own_means = zero_mean and arguments.joint and not arguments.pooled
+    if own_means or weights.are_needed(input, template, arguments):
+        channels = input.shape[-arguments.ndim - 1] if input.dim() > arguments.ndim else 1
+        if channels > 1 or weights.are_needed(input, template, arguments):
+            return _weighted_scores(input, template, arguments, eps, weights, zero_mean)
     x, whole, result = normal_pair(
         input, template, arguments, name="template", complex_allowed=False, bytes_kept=True
     )
@@ -310,4 +402,31 @@ def scores(
         spectra = prepared.spectra_for(x, w, stride, method, normalised=True)
     given = whole.detach() if whole.dtype in MAYBE_BYTES else None
     out: Tensor = _contract.ncc(x, w, stride, zero_mean, float(eps), method, spectra, given)
+    return out.to(result)
+
+
+def _weighted_scores(
+    input: Tensor,
+    template: Tensor,
+    arguments: Arguments,
+    eps: float,
+    weights: Weights,
+    zero_mean: bool,
+) -> Tensor:
+    x, w, result = normal_pair(input, template, arguments, name="template", complex_allowed=False)
+    if x.dtype in HALVES:
+        x, w = x.float(), w.float()
+    window = tuple(w.shape[-arguments.ndim :])
+    out: Tensor = _contract.weighted_ncc(
+        x,
+        w,
+        weights.of_input(input, arguments, window, x.dtype),
+        weights.of_template(template, arguments, x.dtype),
+        arguments.stride,
+        zero_mean,
+        arguments.pooled,
+        float(eps),
+        float(weights.min_overlap),
+        arguments.method,
+    )
     return out.to(result)

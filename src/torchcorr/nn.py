@@ -9,6 +9,7 @@ from . import _checks
 from ._arguments import Arguments, Window
 from ._docstrings import shared
 from ._prepared import PreparedTemplate
+from ._weights import Weights
 from .functional import scores, sums
 from .similarity import lncc
 
@@ -48,7 +49,9 @@ class _Templated(torch.nn.Module):
 
     def extra_repr(self) -> str:
         options = self.arguments
-        channels = "joint" if options.joint else "independent"
+        channels = "independent"
+        if options.joint:
+            channels = "pooled" if options.pooled else "joint"
         return (
             f"template={tuple(self.template.shape)}, ndim={options.ndim}, mode={options.mode!r}, "
             f"stride={options.stride}, channels={channels!r}, method={options.method!r}"
@@ -112,6 +115,10 @@ class ZNCC(_Templated):
         As `zncc` takes them.
     learnable : bool
         Whether the template is a parameter, or a buffer.
+    template_mask : Tensor, optional
+        Weights of the template's elements, as `zncc` takes them; a buffer.
+    nan, min_overlap
+        As `zncc` takes them, with the `input_mask` that a call may be given.
 
     Examples
     --------
@@ -134,18 +141,28 @@ class ZNCC(_Templated):
         pad_value: float = 0.0,
         eps: float = 0.0,
         learnable: bool = False,
+        template_mask: Tensor | None = None,
+        nan: str = "propagate",
+        min_overlap: float = 0.3,
     ) -> None:
-        arguments = Arguments.parse(ndim, mode, stride, channels, pad_mode, pad_value, method)
+        arguments = Arguments.parse(
+            ndim, mode, stride, channels, pad_mode, pad_value, method, ignore_allowed=True
+        )
         _checks.not_negative(eps, "eps")
         super().__init__(template, arguments, learnable)
-        self.eps = eps
+        self.eps, self.nan, self.min_overlap = eps, nan, min_overlap
+        self.template_mask: Tensor | None
+        kept = None if template_mask is None else template_mask.detach().clone()
+        self.register_buffer("template_mask", kept)
+        Weights(None, kept, nan, min_overlap).check(template, template)
 
-    def forward(self, input: Tensor) -> Tensor:
+    def forward(self, input: Tensor, input_mask: Tensor | None = None) -> Tensor:
         return scores(
             input,
             self.template,
             self.arguments,
             self.eps,
+            Weights(input_mask, self.template_mask, self.nan, self.min_overlap),
             zero_mean=True,
             prepared=self.prepared(),
         )

@@ -262,7 +262,7 @@ def test_gradients_of_scores_are_orthogonal_to_gain_and_offset(name, method, cas
     options = {**options, "mode": "valid", "method": method}
     score = getattr(torchcorr, name)(*tensors, **options)
     g = draw(tuple(score.shape), seed=7) - 0.5
-    axes = tuple(range(-options["ndim"] - (options["channels"] == "joint"), 0))
+    axes = tuple(range(-options["ndim"] - (options["channels"] != "independent"), 0))
     for x, back in zip(tensors, torch.autograd.grad(score, tensors, g), strict=True):
         x, size = x.detach(), back.abs().sum(axes)
         assert ((x * back).sum(axes).abs() <= SCORE[torch.float64] * size).all()

@@ -207,7 +207,7 @@ def score_tiles(
     out = torch.full((*lead, *tiling.positions), math.nan, dtype=dtype)
     empty = TileBatch(tiling, []).numbers
     rules = (rule.numbers, wide.numbers)
-    ops.score_tiles(image, coefficients, spectra, empty, block.numbers, *rules, out)
+    ops.score_tiles(image, coefficients, spectra, empty, block.numbers, *rules, None, [], out)
     return out
 
 

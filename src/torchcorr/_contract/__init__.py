@@ -7,6 +7,7 @@ from .correlate import correlate, correlate_input_grad, correlate_template_grad
 from .lncc import lncc, lncc_grads
 from .registry import Operator
 from .scores import ncc, ncc_grads, standardise
+from .weighted import weighted_ncc, weighted_ncc_grads
 from .windows import (
     local_std,
     local_std_prepare_grads,
@@ -29,6 +30,8 @@ __all__ = [
     "ncc",
     "ncc_grads",
     "standardise",
+    "weighted_ncc",
+    "weighted_ncc_grads",
     "window_combine",
     "window_moments",
     "window_spread",
@@ -42,6 +45,8 @@ OPERATORS: tuple[Operator, ...] = (
     standardise,
     ncc,
     ncc_grads,
+    weighted_ncc,
+    weighted_ncc_grads,
     window_sum,
     window_spread,
     window_moments,

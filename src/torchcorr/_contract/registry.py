@@ -36,7 +36,7 @@ class Operator:
         if torch.compiler.is_compiling():
             return self.kernel(*args)
         if torch.is_grad_enabled():
-            for x in args[:3]:
+            for x in args[:4]:
                 if isinstance(x, Tensor) and x.requires_grad:
                     return self.kernel(*args)
         # Nothing to record: past the autograd key, which costs as much as a small kernel.

@@ -89,10 +89,17 @@ class TiledScores:
         )
 
 
-class _Scores(TiledScores):
+class Scores(TiledScores):
     """The scores of one call."""
 
-    def run(self, prepared: Tensor | None) -> Tensor:
+    def run(
+        self,
+        prepared: Tensor | None = None,
+        mask: Tensor | None = None,
+        weights: Sequence[float] = (),
+    ) -> Tensor:
+        """Norms are those of windows as a mask (*window) weighs them, and of `weights`: a factor of
+        all norms, and whether channels have a mean each."""
         leads, plan = self.problem.leads, self.plan
         shape = (leads.paired * leads.inputs, leads.templates, *self.tiling.positions)
         out = steps.new_map(self.input, shape)
@@ -103,7 +110,8 @@ class _Scores(TiledScores):
             if not self.is_direct:
                 spectra = self._spectra(block, prepared).flatten(0, 1).contiguous()
             operands = (self.input, self.coefficients, spectra)
-            steps.score_tiles(*operands, batch, block.numbers, *rules, out)
+            how = (batch, block.numbers, *rules)
+            steps.score_tiles(*operands, *how, mask, weights, out)
         return leads.restored(out, len(self.tiling.stride))
 
     def _spectra(self, block: Block, prepared: Tensor | None) -> Tensor:
@@ -144,7 +152,7 @@ def ncc(
         dtype=input.dtype,
         device="cpu",
     )
-    return _Scores(input, template, call, zero_mean, eps).run(spectra)
+    return Scores(input, template, call, zero_mean, eps).run(spectra)
 
 
 def register() -> None:

@@ -88,6 +88,38 @@ def correlate(input: Tensor, template: Tensor, stride: Sequence[int]) -> Tensor:
     return (numerators + offset).to(input.dtype).contiguous()
 
 
+def correlate_each(
+    inputs: dict[str, Tensor],
+    templates: dict[str, Tensor],
+    pairs: dict[str, tuple[str, str]],
+    stride: Sequence[int],
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """`correlate` of pairs of named float64 tensors, and its rounding (math.md, eq. noise).
+
+    Each is transformed once, and none is centred.
+    """
+    ndim = len(stride)
+    size = next(iter(inputs.values())).shape[-ndim:]
+    window = next(iter(templates.values())).shape[-ndim:]
+    lengths, valid = _lengths(size), [n - k + 1 for n, k in zip(size, window, strict=True)]
+    axes, item = tuple(range(-ndim, 0)), tuple(range(-ndim - 1, 0))
+    forward = {name: _forward(x, lengths) for name, x in inputs.items()}
+    reversed = {name: _reversed(w, lengths) for name, w in templates.items()}
+    powers = {
+        name: x.square().sum(item, keepdim=True).squeeze(-ndim - 1)
+        for name, x in (inputs | templates).items()
+    }
+    found = {}
+    for name, (x, w) in pairs.items():
+        whole = _inverse(sum_channels(forward[x], reversed[w], ndim), lengths, False)
+        sums = crop(whole, valid, stride).contiguous()
+        power = powers[x] * powers[w] + whole.square().sum(axes, keepdim=True)
+        peak = whole.abs().amax(axes, keepdim=True)
+        unit = rounding.TRANSFORM * rounding.unit(sums.dtype)
+        found[name] = (sums, unit * ((power / math.prod(lengths)).sqrt() + peak / 2))
+    return found
+
+
 def noise(input: Tensor, template: Tensor, numerators: Tensor, ndim: int) -> Tensor:
     """Rounding of `numerators`, (*lead, 1, ..., 1), from what their transforms contain.
 

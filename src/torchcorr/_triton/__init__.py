@@ -24,6 +24,8 @@ KERNELS: dict[str, str] = {
     "standardise": "standardise",
     "ncc": "scores",
     "ncc_grads": "tiles.score_grads",
+    "weighted_ncc": "weighted",
+    "weighted_ncc_grads": "weighted",
     "window_sum": "windows.windows",
     "window_spread": "windows.windows",
     "window_moments": "windows.windows",

@@ -49,6 +49,10 @@ def match_template(
     channels: str = "independent",
     score: str = "zncc",
     method: str = "auto",
+    input_mask: Tensor | None = None,
+    template_mask: Tensor | None = None,
+    nan: str = "propagate",
+    min_overlap: float = 0.3,
 ) -> Matches:
     """Return the places of an image that look like the template, best first, without overlaps.
 
@@ -75,12 +79,20 @@ def match_template(
         Refine positions by a fitted parabola, see `find_peaks`.
     ndim : int, default 2
         Number of window axes: 1, 2 or 3.
-    channels : {"independent", "joint"}
-        "joint" makes the axis before the window axes the channels, which are matched together.
+    channels : {"independent", "joint", "pooled"}
+        "joint" makes the axis before the window axes the channels, which are matched together, each
+        with its own mean; "pooled" subtracts one mean for all.
     score : {"zncc", "ncc"}
         The score; "ncc" does not subtract means.
     method : {"auto", "direct", "fft"}
         As for `zncc`.
+    input_mask, template_mask : Tensor, optional
+        Weights of the image's and of the template's elements, as for `zncc`: valid pixels, and
+        those that belong to the object.
+    nan : {"propagate", "ignore"}
+        "ignore" leaves out elements that are NaN. Scores that are NaN are no matches.
+    min_overlap : float
+        Smallest share of the template's weight on which a match may rest.
 
     Returns
     -------
@@ -122,9 +134,19 @@ def match_template(
         distance = _checks.per_axis(min_distance, ndim, "min_distance")
     for name, tensor in (("image", image), ("template", template)):
         _checks.real_tensor(tensor, name)
-        _checks.single(tensor, ndim, channels == "joint", name)
+        _checks.single(tensor, ndim, channels != "independent", name)
     size = tuple(template.shape[template.ndim - ndim :])
-    scores = _SCORES[score](image, template, ndim=ndim, channels=channels, method=method)
+    scores = _SCORES[score](
+        image,
+        template,
+        ndim=ndim,
+        channels=channels,
+        method=method,
+        input_mask=input_mask,
+        template_mask=template_mask,
+        nan=nan,
+        min_overlap=min_overlap,
+    )
     peaks = peaks_of(
         scores, ndim, threshold, max_matches, distance if distance is not None else size, subpixel
     )

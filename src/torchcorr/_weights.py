@@ -1,0 +1,91 @@
+"""Weights of elements in normal form: masks, missing data, and what surrounds an input."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad as torch_pad
+
+from . import _checks
+from ._arguments import Arguments
+from ._plan.shapes import Ints, padding
+
+
+def _is_traced() -> bool:
+    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+
+
+def _has_nan(x: Tensor) -> bool:
+    """Whether x has a NaN; assumed where its values must not be looked at."""
+    return x.is_floating_point() and (_is_traced() or x.is_cuda or bool(x.isnan().any()))
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What users say of the weights of elements."""
+
+    input_mask: Tensor | None = None
+    template_mask: Tensor | None = None
+    nan: str = "propagate"
+    min_overlap: float = 0.3
+
+    def check(self, input: Tensor, template: Tensor) -> None:
+        _checks.one_of(self.nan, _checks.NANS, "nan")
+        _checks.share(self.min_overlap, "min_overlap")
+        for mask, of, name in (
+            (self.input_mask, input, "input"),
+            (self.template_mask, template, "template"),
+        ):
+            if mask is not None:
+                _checks.mask(mask, of, name, values=not (_is_traced() or mask.is_cuda))
+
+    def are_needed(self, input: Tensor, template: Tensor, arguments: Arguments) -> bool:
+        if self.input_mask is not None or self.template_mask is not None:
+            return True
+        if arguments.pad_mode == "ignore" and arguments.mode != "valid":
+            return True
+        return self.nan == "ignore" and (_has_nan(input) or _has_nan(template))
+
+    def of_input(
+        self, input: Tensor, arguments: Arguments, window: Ints, dtype: torch.dtype
+    ) -> Tensor | None:
+        """Weights that broadcast to the padded input in normal form; None for 1 everywhere."""
+        surrounded = arguments.mode != "valid" and arguments.pad_mode in ("constant", "ignore")
+        ignored = surrounded and arguments.pad_mode == "ignore"
+        weight = _normal(self.input_mask, input, arguments, dtype)
+        outside = 0.0 if ignored or weight is not None else 1.0
+        if self.nan == "ignore" and _has_nan(input):
+            there = (~arguments.normal(input).isnan()).to(dtype)
+            weight = there if weight is None else weight * there
+        if weight is None:
+            if not ignored:
+                return None
+            weight = torch.ones((1, *input.shape[-arguments.ndim :]), dtype=dtype).to(input.device)
+        if not surrounded:
+            return arguments.padded(weight, window, "template")
+        pads = [n for pair in reversed(padding(arguments.mode, window)) for n in pair]
+        return torch_pad(weight, pads, value=outside)
+
+    def of_template(
+        self, template: Tensor, arguments: Arguments, dtype: torch.dtype
+    ) -> Tensor | None:
+        weight = _normal(self.template_mask, template, arguments, dtype)
+        if self.nan == "ignore" and _has_nan(template):
+            there = (~arguments.normal(template).isnan()).to(dtype)
+            weight = there if weight is None else weight * there
+        return weight
+
+
+def _normal(
+    mask: Tensor | None, of: Tensor, arguments: Arguments, dtype: torch.dtype
+) -> Tensor | None:
+    """A mask that broadcasts to a tensor, with all its window axes and a channel axis."""
+    if mask is None:
+        return None
+    ndim = arguments.ndim
+    size = of.shape[-ndim:]
+    mask = mask.to(dtype).expand(*mask.shape[: max(0, mask.dim() - ndim)], *size)
+    has_channels = arguments.joint and mask.dim() > ndim
+    return mask if has_channels else mask.unsqueeze(-ndim - 1)
