@@ -53,6 +53,35 @@ def per_axis(value: object, ndim: int, name: str, least: int = 1) -> tuple[int, 
     return tuple(items)
 
 
+def whole_per_axis(value: object, ndim: int, name: str) -> tuple[int, ...]:
+    """value as one int, of any sign, for each window axis."""
+    items = (value,) * ndim if isinstance(value, int) else value
+    if not isinstance(items, Sequence) or isinstance(items, str):
+        raise TypeError(f"{name} must be an int or a sequence of ints: got {type(value).__name__}")
+    if any(not isinstance(item, int) or isinstance(item, bool) for item in items):
+        raise TypeError(f"{name} must contain ints: got {tuple(items)}")
+    if len(items) != ndim:
+        raise ValueError(f"{name} must have one value for each of {ndim} axes: got {tuple(items)}")
+    return tuple(items)
+
+
+def lag_ranges(value: object, ndim: int) -> list[tuple[int | None, int | None]]:
+    """value as one pair (low, high) for each window axis; None leaves an end open."""
+    rule = "lags must be a pair (low, high) or one pair for each axis"
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        raise TypeError(f"{rule}: got {type(value).__name__}")
+    pairs = value if value and isinstance(value[0], Sequence) else [value] * ndim
+    if len(pairs) != ndim or any(not isinstance(p, Sequence) or len(p) != 2 for p in pairs):
+        raise ValueError(f"{rule}: got {value!r} for {ndim} axes")
+    for low, high in pairs:
+        for end in (low, high):
+            if end is not None and (not isinstance(end, int) or isinstance(end, bool)):
+                raise TypeError(f"lags must contain ints or None: got {value!r}")
+        if low is not None and high is not None and low > high:
+            raise ValueError(f"lags must rise from low to high: got {(low, high)}")
+    return [(low, high) for low, high in pairs]
+
+
 def tensor(value: object, name: str) -> None:
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor: got {type(value).__name__}")
