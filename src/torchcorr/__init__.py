@@ -4,7 +4,13 @@ from importlib.metadata import version as _version
 
 from . import _engines, nn, plot
 from ._plan.choose import Plan
-from .align import Shift, estimate_shift
+from .align import (
+    Shift,
+    correlation_lags,
+    cross_correlation,
+    estimate_shift,
+    phase_correlation,
+)
 from .functional import convolve, correlate, ncc, zncc
 from .local import flat_windows, local_mean, local_std, local_sum, local_var
 from .match import Matches, Peaks, find_peaks, match_template
@@ -22,6 +28,8 @@ __all__ = [
     "__version__",
     "convolve",
     "correlate",
+    "correlation_lags",
+    "cross_correlation",
     "estimate_shift",
     "find_peaks",
     "flat_windows",
@@ -33,6 +41,7 @@ __all__ = [
     "match_template",
     "ncc",
     "nn",
+    "phase_correlation",
     "plan",
     "plot",
     "zncc",

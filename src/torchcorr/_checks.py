@@ -174,6 +174,18 @@ def same_dtype(tensors: dict[str, Tensor]) -> None:
         )
 
 
+def recordings(tensors: dict[str, Tensor], ndim: int) -> None:
+    """Two real, finite tensors of one dtype, with `ndim` axes that are not empty."""
+    for name, x in tensors.items():
+        real_tensor(x, name)
+        rank(x, ndim, False, name)
+        input_not_empty(tuple(x.shape[-ndim:]), name)
+        finite(x, name)
+    same_dtype(tensors)
+    first, second = (x.shape[:-ndim] for x in tensors.values())
+    leads_broadcast(first, second, tuple(tensors))
+
+
 def window_not_empty(window: Sequence[int], name: str) -> None:
     if any(k == 0 for k in window):
         raise ValueError(f"{name} must not be empty: got window {tuple(window)}")

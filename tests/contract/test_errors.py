@@ -16,6 +16,8 @@ TENSORS = {
     "match_template": ((8, 9), (3, 4)),
     "find_peaks": ((8, 9),),
     "estimate_shift": ((8, 9), (8, 9)),
+    "cross_correlation": ((8, 9), (8, 9)),
+    "phase_correlation": ((8, 9), (8, 9)),
     "lncc": ((8, 9), (8, 9), ()),
     "plan": ((8, 9), (3, 4)),
     **dict.fromkeys(PAIRS, ((8, 9), (3, 4))),

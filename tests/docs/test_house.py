@@ -50,6 +50,9 @@ POSITIONAL = {
     "match_template": ["image", "template"],
     "find_peaks": ["score_map"],
     "estimate_shift": ["reference", "moving"],
+    "cross_correlation": ["a", "b"],
+    "correlation_lags": ["size", "moved"],
+    "phase_correlation": ["a", "b"],
 }
 LONGEST_FILE = 450
 LONGEST_FUNCTION = 80

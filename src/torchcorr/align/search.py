@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .lags import Lags
 from .overlap import overlap_scores
+from .phase import weighed_scores
 from .ranking import Best, Judge, best_of, false_alarm, significance, unrelated
 from .subsample import from_neighbours, from_recordings
 
@@ -53,6 +54,7 @@ class Search:
     lags: Lags
     either: bool
     min_overlap: float | None
+    weighting: str | None
     subsample: str | None
     keep_map: bool
     method: str
@@ -94,20 +96,30 @@ class Search:
 
     def _run(self, x: Tensor, y: Tensor) -> Answer:
         fixed, moved = x.detach(), y.detach()
-        by_score = self.min_overlap is not None or self.largest <= 3
+        named = self.min_overlap is not None or self.weighting is not None
+        by_score = named or self.largest <= 3
         alike = unrelated(fixed, moved)
         judge = Judge(fixed, moved, self.lags, self.either, self.least, by_score, alike)
         best: Best | None = None
         kept = x.new_empty(self.lags.shape) if self.keep_map else None
-        for block in self.lags.blocks(max(_LAGS, _LAGS_PER_ELEMENT * self.smaller)):
+        most = max(_LAGS, _LAGS_PER_ELEMENT * self.smaller)
+        # Spectra that are weighed are those of the whole.
+        for block in self.lags.blocks(
+            most if self.weighting is None else math.prod(self.lags.shape)
+        ):
             around = block.around(1)
-            scores = overlap_scores(fixed[None], moved[None], around, self.method)[0]
+            scores = self._scores(fixed, moved, around)
             if kept is not None:
                 to, of = (block.within(other) for other in (self.lags, around))
                 kept[to] = scores[of]
             here = best_of(scores, around, block, judge)
             best = here if best is None else best.joined(here, judge)
         return self._answer(x, y, best, kept, judge)
+
+    def _scores(self, x: Tensor, y: Tensor, lags: Lags) -> Tensor:
+        if self.weighting is not None:
+            return weighed_scores(x, y, lags, self.weighting)
+        return overlap_scores(x[None], y[None], lags, self.method)[0]
 
     def _answer(
         self, x: Tensor, y: Tensor, best: Best | None, kept: Tensor | None, judge: Judge
@@ -123,6 +135,11 @@ class Search:
         second = best.second
         deviate = significance(first.score, first.count / judge.alike)
         trials = max(1.0, math.prod(self.lags.shape) / judge.alike)
+        if self.weighting is not None:
+            deviate = first.score * math.sqrt(
+                math.prod(a.length() for a in self.lags.around(1).axes)
+            )
+            trials = float(math.prod(self.lags.shape))
         return Answer(
             shift=self._refined(x, y, best),
             runner_up=(math.nan,) * ndim if second is None else tuple(map(float, second.lag)),

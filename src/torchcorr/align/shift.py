@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .. import _checks
 from .lags import lags_of
+from .phase import WEIGHTINGS
 from .search import Answer, Search
 from .subsample import SUBSAMPLE
 
@@ -80,6 +81,7 @@ def estimate_shift(
     centre: int | Sequence[int] = 0,
     min_overlap: float | None = None,
     polarity: str = "same",
+    weighting: str | None = None,
     subpixel: bool = True,
     subsample: str = "fourier",
     score_map: bool = False,
@@ -112,6 +114,9 @@ def estimate_shift(
         weighed by its significance.
     polarity : {"same", "either"}
         "either" also finds inverted copies: the largest ``|r|`` wins, and ``score`` has its sign.
+    weighting : {"phat", "scot", "roth", "ml"}, optional
+        Rank by the generalised cross-correlation of `phase_correlation` instead, which finds a
+        delay under echoes; ``score`` is its value then.
     subpixel : bool, default True
         Refine by less than a sample (so the result may exceed the lags searched by as much). It
         moves the winner and never chooses another.
@@ -153,7 +158,8 @@ def estimate_shift(
     autocorrelations of both recordings. ``significance`` is Student's t of r over so many pairs as
     a normal deviate (Wallace 1959), and ``false_alarm`` the probability that one of all lags, as
     many as are independent, comes so far by chance. It is high for two pure tones of one frequency:
-    they agree somewhere whatever they are.
+    they agree somewhere whatever they are. A generalised cross-correlation of unrelated recordings
+    is nearly normal with the variance of one over the length of its transform.
 
     Exchanging the recordings changes the sign of the shift and nothing else.
 
@@ -188,19 +194,21 @@ def estimate_shift(
     _checks.one_of(method, _checks.METHODS, "method")
     _checks.one_of(polarity, POLARITIES, "polarity")
     _checks.one_of(subsample, SUBSAMPLE, "subsample")
+    if weighting is not None:
+        _checks.one_of(weighting, WEIGHTINGS, "weighting")
     if min_overlap is not None:
         _checks.fraction(min_overlap, "min_overlap")
-    for name, tensor in (("reference", reference), ("moving", moving)):
-        _checks.real_tensor(tensor, name)
-        _checks.rank(tensor, ndim, False, name)
-        _checks.input_not_empty(tuple(tensor.shape[-ndim:]), name)
-        _checks.finite(tensor, name)
-    _checks.same_dtype({"reference": reference, "moving": moving})
-    _checks.leads_broadcast(reference.shape[:-ndim], moving.shape[:-ndim], ("reference", "moving"))
+    _checks.recordings({"reference": reference, "moving": moving}, ndim)
     sizes = (tuple(reference.shape[-ndim:]), tuple(moving.shape[-ndim:]))
     asked = lags_of(lags, max_shift, centre, sizes)
     search = Search(
-        asked, polarity == "either", min_overlap, subsample if subpixel else None, score_map, method
+        asked,
+        either=polarity == "either",
+        min_overlap=min_overlap,
+        weighting=weighting,
+        subsample=subsample if subpixel else None,
+        keep_map=score_map,
+        method=method,
     )
     search.check_overlap()
     lead = torch.broadcast_shapes(reference.shape[:-ndim], moving.shape[:-ndim])
