@@ -5,10 +5,15 @@ from importlib.metadata import version as _version
 from . import _engines, nn, plot
 from ._plan.choose import Plan
 from .align import (
+    Detections,
     Shift,
+    Windows,
+    closest_windows,
     correlation_lags,
     cross_correlation,
+    distance_profile,
     estimate_shift,
+    match_filter,
     phase_correlation,
 )
 from .functional import convolve, correlate, ncc, zncc
@@ -21,15 +26,19 @@ _engines.load()
 __version__ = _version("torchcorr")
 
 __all__ = [
+    "Detections",
     "Matches",
     "Peaks",
     "Plan",
     "Shift",
+    "Windows",
     "__version__",
+    "closest_windows",
     "convolve",
     "correlate",
     "correlation_lags",
     "cross_correlation",
+    "distance_profile",
     "estimate_shift",
     "find_peaks",
     "flat_windows",
@@ -38,6 +47,7 @@ __all__ = [
     "local_std",
     "local_sum",
     "local_var",
+    "match_filter",
     "match_template",
     "ncc",
     "nn",

@@ -161,6 +161,30 @@ def single(x: Tensor, ndim: int, joint: bool, name: str) -> None:
     raise ValueError(f"{rule}: got shape {tuple(x.shape)}{hint}")
 
 
+def axes(x: Tensor, count: int, name: str) -> None:
+    if x.dim() != count:
+        raise ValueError(f"{name} must have {count} axes: got shape {tuple(x.shape)}")
+    input_not_empty(tuple(x.shape), name)
+
+
+def shape(x: object, expected: tuple[int, ...], name: str) -> None:
+    real_tensor(x, name)
+    if isinstance(x, Tensor) and tuple(x.shape) != expected:
+        raise ValueError(f"{name} must have shape {expected}: got {tuple(x.shape)}")
+
+
+def integral(x: Tensor, name: str) -> None:
+    if x.dtype.is_floating_point or x.dtype == torch.bool:
+        raise TypeError(f"{name} must contain integers: got {_name(x.dtype)}")
+
+
+def shares(x: Tensor, name: str) -> None:
+    """Weights along the last axis that can be divided by their sum."""
+    finite(x, name)
+    if bool((x < 0).any()) or not bool((x.sum(-1) > 0).all()):
+        raise ValueError(f"{name} must not be negative, nor all be 0: got {x.tolist()}")
+
+
 def finite(x: Tensor, name: str) -> None:
     if not torch.isfinite(x).all():
         raise ValueError(f"{name} must be finite: got NaN or infinity")

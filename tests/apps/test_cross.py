@@ -148,6 +148,18 @@ def test_weighings_find_a_shift_and_stay_within_one(weighting, ndim):
     assert result.score.item() == pytest.approx(scores.max().item(), abs=0.2)
 
 
+def test_the_coherence_does_not_depend_on_the_delay():
+    x = normal(300, seed=1)
+    y = x + normal(300, seed=2)
+    x, y, none = x - x.mean(), y - y.mean(), torch.zeros(200, dtype=x.dtype)
+    x = torch.cat([x, none])
+    early, late = torch.cat([y, none]), torch.cat([none, y])
+    scores, later = (
+        phase_correlation(x, v, ndim=1, weighting="ml", max_shift=300) for v in (early, late)
+    )
+    torch.testing.assert_close(later[:-200], scores[200:], rtol=0, atol=1e-9)
+
+
 def test_weighed_silence_is_no_pattern():
     result = estimate_shift(torch.zeros(50), torch.rand(50), ndim=1, weighting="phat")
     assert not result.found

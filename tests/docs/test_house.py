@@ -53,6 +53,9 @@ POSITIONAL = {
     "cross_correlation": ["a", "b"],
     "correlation_lags": ["size", "moved"],
     "phase_correlation": ["a", "b"],
+    "distance_profile": ["input", "query"],
+    "closest_windows": ["input", "query"],
+    "match_filter": ["record", "templates"],
 }
 LONGEST_FILE = 450
 LONGEST_FUNCTION = 80
