@@ -15,6 +15,7 @@ from .align import (
     estimate_shift,
     match_filter,
     phase_correlation,
+    soft_shift,
 )
 from .functional import convolve, correlate, ncc, zncc
 from .local import flat_windows, local_mean, local_std, local_sum, local_var
@@ -54,5 +55,6 @@ __all__ = [
     "phase_correlation",
     "plan",
     "plot",
+    "soft_shift",
     "zncc",
 ]

@@ -268,11 +268,11 @@ def leads_broadcast(
             )
 
 
-def sizes_match(a: Sequence[int], b: Sequence[int]) -> None:
+def sizes_match(a: Sequence[int], b: Sequence[int], names: Sequence[str] = ("a", "b")) -> None:
     if tuple(a) != tuple(b):
         raise ValueError(
-            "a and b must have the same window axes (and channels, with channels='joint'): got "
-            f"{tuple(a)} and {tuple(b)}"
+            f"{' and '.join(names)} must have the same window axes (and channels, with "
+            f"channels='joint'): got {tuple(a)} and {tuple(b)}"
         )
 
 
@@ -298,6 +298,19 @@ def not_negative(value: float, name: str) -> None:
     number(value, name)
     if not 0 <= value < float("inf"):
         raise ValueError(f"{name} must be finite and not negative: got {value}")
+
+
+def positive(value: float, name: str) -> None:
+    number(value, name)
+    if not 0 < value < float("inf"):
+        raise ValueError(f"{name} must be positive and finite: got {value}")
+
+
+def margin_fits(margin: Sequence[int], size: Sequence[int], name: str) -> None:
+    if any(n - 2 * r < 1 for r, n in zip(margin, size, strict=True)):
+        raise ValueError(
+            f"{name} must leave a middle along every axis: got {tuple(margin)} for {tuple(size)}"
+        )
 
 
 def threshold(value: float | None) -> None:

@@ -5,6 +5,7 @@ from .detection import Detections, match_filter
 from .phase import phase_correlation
 from .profile import Windows, closest_windows, distance_profile
 from .shift import Shift, estimate_shift
+from .soft import soft_shift
 
 __all__ = [
     "Detections",
@@ -17,4 +18,5 @@ __all__ = [
     "estimate_shift",
     "match_filter",
     "phase_correlation",
+    "soft_shift",
 ]
