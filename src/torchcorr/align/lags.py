@@ -33,9 +33,16 @@ class AxisLags:
         return torch.arange(self.low, self.high + 1, device=device)
 
     def counts(self, device: torch.device) -> Tensor:
-        """Overlapping elements at each lag."""
-        lag = self.values(device)
-        return (lag + self.moved).clamp(max=self.size) - lag.clamp(min=0)
+        """Overlapping elements at each lag, float64: they rise, stay and fall."""
+        most = min(self.size, self.moved)
+        counts = torch.full((len(self),), most, dtype=torch.float64, device=device)
+        rise = min(len(self), most - self.count(self.low)) if self.low < 0 else 0
+        fall = min(len(self), most - self.count(self.high)) if self.high > 0 else 0
+        counts[:rise] = torch.arange(rise, device=device) + self.count(self.low)
+        counts[len(self) - fall :] = torch.arange(fall, device=device).flip(0) + self.count(
+            self.high
+        )
+        return counts
 
     def count(self, lag: int) -> int:
         """Overlapping elements at a lag."""
@@ -84,9 +91,9 @@ class Lags:
 
     def counts(self, device: torch.device) -> Tensor:
         """Overlapping elements at each lag, float64."""
-        total = torch.ones((), dtype=torch.float64, device=device)
-        for axis in self.axes:
-            total = total[..., None] * axis.counts(device)
+        total, *rest = (axis.counts(device) for axis in self.axes)
+        for counts in rest:
+            total = total[..., None] * counts
         return total
 
     def overlap(self, lag: Sequence[int]) -> tuple[tuple[slice, ...], tuple[slice, ...]]:

@@ -75,8 +75,9 @@ def levelled(x: Tensor, ndim: int) -> Tensor:
     flat = x.flatten(-ndim)
     level = flat[..., :: max(1, flat.shape[-1] // _SAMPLED)].median(-1).values
     x = x - level[(..., *(None,) * ndim)]
-    peak = x.abs().amax(tuple(range(-ndim, 0)), keepdim=True)
-    return x / torch.where(peak > 0, peak, 1.0)
+    least, most = torch.aminmax(x.flatten(-ndim), dim=-1)
+    peak = torch.maximum(-least, most)[(..., *(None,) * ndim)]
+    return x.div_(torch.where(peak > 0, peak, 1.0))
 
 
 def overlap_moments(x: Tensor, lags: Lags) -> tuple[Tensor, Tensor]:
@@ -107,7 +108,7 @@ def _along(part: Moments, lags: AxisLags, axis: int) -> Moments:
         mean, energy = _prefixes(flipped, n - high, n - low, axis)
         pieces.append((mean.flip(axis), energy.flip(axis)))
     mean, energy = (torch.cat(maps, axis) for maps in zip(*pieces, strict=True))
-    counts = lags.counts(part.mean.device).to(part.mean.dtype)
+    counts = lags.counts(part.mean.device)
     return Moments(mean, energy, _column(counts, axis) * part.count)
 
 
@@ -123,7 +124,11 @@ def _prefixes(part: Moments, first: int, last: int, axis: int) -> tuple[Tensor, 
         return mean, energy
     more = part.mean.narrow(axis, first, last - first)
     ks = torch.arange(first, last + 1, dtype=more.dtype, device=more.device)
-    means = torch.cat([mean * first, more], axis).cumsum_(axis).div_(_column(ks, axis))
+    if first == 1:
+        means = part.mean.narrow(axis, 0, last).cumsum(axis)
+    else:
+        means = torch.cat([mean * first, more], axis).cumsum_(axis)
+    means /= _column(ks, axis)
     energies = torch.empty_like(means)
     energies.narrow(axis, 0, 1).copy_(energy)
     steps = energies.narrow(axis, 1, last - first)
@@ -137,8 +142,11 @@ def _prefixes(part: Moments, first: int, last: int, axis: int) -> tuple[Tensor, 
 def _merged(part: Moments, count: int, axis: int) -> tuple[Tensor, Tensor]:
     """Mean and energy of the first parts along an axis together."""
     means = part.mean.narrow(axis, 0, count)
-    between, mean = torch.var_mean(means, axis, correction=0, keepdim=True)
-    energy = between * (count * part.count)
+    if count == 1:
+        energy = part.energy.narrow(axis, 0, 1) if part.energy is not None else None
+        return means, torch.zeros_like(means) if energy is None else energy
+    mean = means.mean(axis, keepdim=True)
+    energy = (means - mean).square_().sum(axis, keepdim=True) * part.count
     if part.energy is not None:
         energy += part.energy.narrow(axis, 0, count).sum(axis, keepdim=True)
     return mean, energy

@@ -27,8 +27,10 @@ _TIES = 64
 _PERFECT_BETWEEN = 3e-4
 _HIGH = 0.9
 _TRIED = 4
+# Lags within which most peaks end.
+_NEAR = 1 << 10
 # Elements whose correlation says how many independent ones there are.
-_SAMPLE = 1 << 14
+_SAMPLE = 1 << 12
 
 
 @dataclass(frozen=True)
@@ -203,7 +205,7 @@ class _Map:
 
     def similar(self, top: Peak) -> Tensor:
         """The lags that are ranked and overlap not much less than a peak."""
-        return self.ranks.isfinite() & (self.counts >= _SIMILAR * top.count)
+        return (self.ranks > -torch.inf) & (self.counts >= _SIMILAR * top.count)
 
     def patch(self, peak: Peak) -> Tensor:
         """The scores around a peak, NaN where nothing overlaps."""
@@ -223,12 +225,18 @@ class _Map:
         ends = []
         for axis, (at, lags) in enumerate(zip(place, self.inner.axes, strict=True)):
             line = self.ranks[(*place[:axis], slice(None), *place[axis + 1 :])]
-            after = (line[at + 1 :] >= line[at:-1]).nonzero()
-            before = (line[:at] >= line[1 : at + 1]).nonzero()
-            high = at + int(after[0]) if len(after) > 0 else len(line) - 1
-            low = int(before[-1]) + 1 if len(before) > 0 else 0
+            low, high = at - _fall(line[: at + 1].flip(0)), at + _fall(line[at:])
             ends.append((lags.low + low, lags.low + high))
         return tuple(ends)
+
+
+def _fall(line: Tensor) -> int:
+    """Steps from the first element on that lead down; mostly the start of a line says it."""
+    for part in (line[:_NEAR], line):
+        rises = (part[1:] >= part[:-1]).nonzero()
+        if len(rises) > 0:
+            return int(rises[0])
+    return len(line) - 1
 
 
 def best_of(scores: Tensor, around: Lags, inner: Lags, judge: Judge) -> Best | None:
@@ -241,7 +249,8 @@ def best_of(scores: Tensor, around: Lags, inner: Lags, judge: Judge) -> Best | N
         return None
     tied = ranks >= top.rank - 2 * judge.slack(top)
     if top.perfect:
-        perfect = found.core() * math.copysign(1.0, top.score) >= 1 - _PERFECT
+        core = found.core()
+        perfect = core >= 1 - _PERFECT if top.score > 0 else core <= _PERFECT - 1
         tied |= perfect & found.similar(top)
     ties = found.nearest(tied.flatten().nonzero().squeeze(1))[:_TIES].tolist()
     first = judge.choice([*_perfect_between(found, top, judge), *map(found.peak, ties)])
@@ -264,10 +273,11 @@ def _perfect_between(found: _Map, top: Peak, judge: Judge) -> list[Peak]:
     if abs(top.score) < _HIGH or not _top(found.patch(top) * sign) >= 1 - _PERFECT_BETWEEN:
         return [top]
     core = found.inner.within(found.around)
-    index = ((found.core() * sign >= _HIGH) & found.similar(top)).nonzero()
+    scores = found.scores if sign > 0 else -found.scores
+    index = ((scores[core] >= _HIGH) & found.similar(top)).nonzero()
     at = tuple(index[:, i] + part.start for i, part in enumerate(core))
-    offsets, gain = parabola(found.scores * sign, at, ndim=ndim)
-    kept = (offsets.abs().amax(1) < 0.5) & (found.scores[at] * sign + gain >= 1 - _PERFECT_BETWEEN)
+    offsets, gain = parabola(scores, at, ndim=ndim)
+    kept = (offsets.abs().amax(1) < 0.5) & (scores[at] + gain >= 1 - _PERFECT_BETWEEN)
     strides = [math.prod(found.ranks.shape[i + 1 :]) for i in range(ndim)]
     numbers = (index[kept] * index.new_tensor(strides)).sum(1)
     peaks = [replace(top, perfect=True)]
