@@ -6,6 +6,7 @@ from . import _engines, nn, plot
 from ._plan.choose import Plan
 from .align import (
     Detections,
+    Drift,
     Shift,
     Windows,
     closest_windows,
@@ -15,6 +16,7 @@ from .align import (
     estimate_shift,
     match_filter,
     phase_correlation,
+    register_stack,
     soft_shift,
 )
 from .functional import convolve, correlate, ncc, zncc
@@ -28,6 +30,7 @@ __version__ = _version("torchcorr")
 
 __all__ = [
     "Detections",
+    "Drift",
     "Matches",
     "Peaks",
     "Plan",
@@ -55,6 +58,7 @@ __all__ = [
     "phase_correlation",
     "plan",
     "plot",
+    "register_stack",
     "soft_shift",
     "zncc",
 ]

@@ -18,6 +18,7 @@ TENSORS = {
     "estimate_shift": ((8, 9), (8, 9)),
     "cross_correlation": ((8, 9), (8, 9)),
     "phase_correlation": ((8, 9), (8, 9)),
+    "register_stack": ((3, 8, 9),),
     "distance_profile": ((9,), (4,)),
     "closest_windows": ((9,), (4,)),
     "match_filter": ((2, 9), (3, 2, 4)),

@@ -54,6 +54,7 @@ POSITIONAL = {
     "correlation_lags": ["size", "moved"],
     "phase_correlation": ["a", "b"],
     "distance_profile": ["input", "query"],
+    "register_stack": ["frames"],
     "soft_shift": ["reference", "moving"],
     "closest_windows": ["input", "query"],
     "match_filter": ["record", "templates"],

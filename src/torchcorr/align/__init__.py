@@ -6,9 +6,11 @@ from .phase import phase_correlation
 from .profile import Windows, closest_windows, distance_profile
 from .shift import Shift, estimate_shift
 from .soft import soft_shift
+from .stack import Drift, register_stack
 
 __all__ = [
     "Detections",
+    "Drift",
     "Shift",
     "Windows",
     "closest_windows",
@@ -18,5 +20,6 @@ __all__ = [
     "estimate_shift",
     "match_filter",
     "phase_correlation",
+    "register_stack",
     "soft_shift",
 ]

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..functional import correlate
 from .lags import Lags
 
-__all__ = ["SUBSAMPLE", "from_neighbours", "from_recordings"]
+__all__ = ["SUBSAMPLE", "from_neighbours", "from_recordings", "resampled"]
 
 SUBSAMPLE = ("fourier", "gauss", "parabola")
 # Both recordings pass the same filter, so that none is smoothed more than the other: a sinc
@@ -140,10 +140,23 @@ def _resampled(y: Tensor, offset: Tensor, reach: list[int]) -> list[Tensor]:
     return results
 
 
-def _kernel(offset: Tensor, reach: int) -> tuple[Tensor, Tensor]:
-    """Tapered sinc at offset + (-reach..reach), and its derivative by the offset."""
+def resampled(x: Tensor, offset: Tensor) -> Tensor:
+    """x shifted by less than a sample along each axis; what lies outside is as at the border."""
+    for axis, part in enumerate(offset):
+        kernel, _ = _kernel(part, _REACH, 1.0)
+        shape = [-1 if a == axis else 1 for a in range(x.dim())]
+        ends = torch.arange(-_REACH, x.shape[axis] + _REACH, device=x.device)
+        wide = x.index_select(axis, ends.clamp(0, x.shape[axis] - 1))
+        x = correlate(wide, (kernel / kernel.sum()).reshape(shape), ndim=x.dim())
+    return x
+
+
+def _kernel(offset: Tensor, reach: int, share: float = _BAND) -> tuple[Tensor, Tensor]:
+    """Tapered sinc of a share of the frequencies at offset + (-reach..reach), and its derivative by
+    the offset.
+    """
     t = offset + torch.arange(-reach, reach + 1, dtype=offset.dtype, device=offset.device)
-    band = _BAND * math.pi
+    band = share * math.pi
     near = t.abs() < 1e-4
     s = band * torch.where(near, 1.0, t)
     value = torch.where(near, 1 - (band * t).square() / 6, s.sin() / s)
