@@ -73,3 +73,12 @@ def test_frames_without_a_pattern_and_other_dimensions():
 def test_refuses(options, message):
     with pytest.raises(ValueError, match=message):
         register_stack(torch.rand(3, 9, 9), **options)
+
+
+def test_scores_are_those_with_the_other_frames():
+    scene = normal(70, 70, seed=6)
+    frames = torch.stack([scene[:60, :60], scene[5:65, 3:63] + normal(60, 60, seed=7)])
+    drift = register_stack(frames)
+    of_first, of_second = frames[0][5:, 3:].flatten(), frames[1][:-5, :-3].flatten()
+    wanted = np.corrcoef(array(of_first), array(of_second))[0, 1]
+    np.testing.assert_allclose(array(drift.scores), wanted, atol=0.02)
