@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .. import _checks
 from ..functional import zncc
-from ..match.maxima import local_maxima, suppress
+from ..match.maxima import suppress
 
 __all__ = ["Detections", "match_filter"]
 
@@ -149,16 +149,15 @@ def _limits(scores: Tensor, threshold: float | None, deviations: float) -> Tenso
 
 
 def _above(scores: Tensor, limits: Tensor, template: int, position: int) -> Detections:
-    """The peaks above the thresholds of one block."""
-    peaks = local_maxima(scores, ndim=1) & (scores >= limits[:, None])
-    rows, at = peaks.nonzero().unbind(1)
+    """The positions of one block that reach the thresholds."""
+    rows, at = (scores >= limits[:, None]).nonzero().unbind(1)
     return Detections(at + position, rows + template, scores[rows, at], limits[rows], None)
 
 
 def _kept(
     parts: list[Detections], distance: int, record: Tensor, stack: Tensor | None
 ) -> Detections:
-    """Of the peaks of each template, those that no better one is near."""
+    """Of the positions of each template, those that no better one is near."""
     fields = ("positions", "templates", "scores", "thresholds")
     joined = [torch.cat([getattr(part, name) for part in parts]) for name in fields]
     positions, templates, scores, _ = joined
