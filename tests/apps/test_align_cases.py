@@ -215,6 +215,21 @@ def test_the_runner_up_is_outside_the_peak():
     )
 
 
+@pytest.mark.parametrize(
+    "dtype", [torch.uint8, torch.int8, torch.int16, torch.uint16, torch.int32, torch.float16,
+              torch.bfloat16, torch.float32]
+)  # fmt: skip
+def test_every_dtype_is_computed_in_float64(dtype):
+    values = (20 * normal(140, seed=14)).round().clamp(0, 99)
+    first, second = values[:100], values[17:117]
+    wide = estimate_shift(first, second, ndim=1, polarity="either", score_map=True)
+    result = estimate_shift(
+        first.to(dtype), second.to(dtype), ndim=1, polarity="either", score_map=True
+    )
+    assert result.shift.item() == 17
+    torch.testing.assert_close(result.score_map, wide.score_map, rtol=0, atol=1e-12)
+
+
 def test_batches_are_the_pairs_one_by_one():
     first, second = normal(2, 1, 40, seed=11), normal(3, 50, seed=12)
     first[0, 0, 5:35] = second[1, 15:45]

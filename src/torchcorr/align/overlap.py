@@ -42,7 +42,7 @@ class Moments:
 
 
 def overlap_scores(x: Tensor, y: Tensor, lags: Lags, method: str = "auto") -> Tensor:
-    """Pearson's r of float64 recordings of one leading axis, ``(lead, *lags)``; 0 where an overlap
+    """Pearson's r of recordings of one leading axis, ``(lead, *lags)``, float64; 0 where an overlap
     of either is flat.
     """
     lags, x, y = lags.cropped(x, y)
@@ -74,7 +74,7 @@ def levelled(x: Tensor, ndim: int) -> Tensor:
     """x without its level, which no single element can move far, in units of its largest."""
     flat = x.flatten(-ndim)
     level = flat[..., :: max(1, flat.shape[-1] // _SAMPLED)].median(-1).values
-    x = x - level[(..., *(None,) * ndim)]
+    x = x.double() - level.double()[(..., *(None,) * ndim)]
     least, most = torch.aminmax(x.flatten(-ndim), dim=-1)
     peak = torch.maximum(-least, most)[(..., *(None,) * ndim)]
     return x.div_(torch.where(peak > 0, peak, 1.0))

@@ -96,7 +96,7 @@ def unrelated(x: Tensor, y: Tensor) -> float:
     powers = []
     for v in (x, y):
         starts = [max(0, (n - size) // 2) for n in v.shape]
-        v = v[tuple(slice(start, start + size) for start in starts)]
+        v = v[tuple(slice(start, start + size) for start in starts)].double()
         v = v - v.mean()
         peak = v.abs().amax()
         spectrum = torch.fft.fftn(v / torch.where(peak > 0, peak, 1.0), [2 * size] * x.dim())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from .lags import Lags
@@ -90,7 +91,9 @@ class Search:
 
     def run(self, x: Tensor, y: Tensor) -> Answer:
         """The answer for one reference and one moving recording."""
-        x, y = x.double(), y.double()
+        # A long float32 record is widened block by block.
+        if x.dtype != torch.float32:
+            x, y = x.double(), y.double()
         # So that exchanged recordings are computed alike, and the shorter one is the moving one.
         if _comes_first(y, x):
             return replace(self, lags=self.lags.swapped())._run(y, x).reversed()
@@ -103,7 +106,9 @@ class Search:
         alike = unrelated(fixed, moved)
         judge = Judge(fixed, moved, self.lags, self.either, self.least, by_score, alike)
         best: Best | None = None
-        kept = x.new_empty(self.lags.shape) if self.keep_map else None
+        kept = None
+        if self.keep_map:
+            kept = torch.empty(self.lags.shape, dtype=torch.float64, device=x.device)
         most = max(_LAGS, _LAGS_PER_ELEMENT * self.smaller)
         # Spectra that are weighed are those of the whole.
         for block in self.lags.blocks(
@@ -120,7 +125,7 @@ class Search:
 
     def _scores(self, x: Tensor, y: Tensor, lags: Lags) -> Tensor:
         if self.weighting is not None:
-            return weighed_scores(x, y, lags, self.weighting)
+            return weighed_scores(x.double(), y.double(), lags, self.weighting)
         return overlap_scores(x[None], y[None], lags, self.method)[0]
 
     def _answer(
@@ -133,7 +138,9 @@ class Search:
             or first is None
             or not (abs(first.score) if self.either else first.score) > 0
         ):
-            return Answer(x.new_zeros(ndim), (math.nan,) * ndim, kept)
+            return Answer(
+                torch.zeros(ndim, dtype=torch.float64, device=x.device), (math.nan,) * ndim, kept
+            )
         second = best.second
         deviate = significance(first.score, first.count / judge.alike)
         trials = max(1.0, math.prod(self.lags.shape) / judge.alike)
@@ -156,7 +163,7 @@ class Search:
         )
 
     def _refined(self, x: Tensor, y: Tensor, best: Best) -> Tensor:
-        lag = x.new_tensor(best.first.lag)
+        lag = torch.tensor(best.first.lag, dtype=torch.float64, device=x.device)
         if self.subsample is None:
             return lag
         sign = math.copysign(1.0, best.first.score)

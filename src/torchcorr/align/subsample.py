@@ -56,7 +56,7 @@ def from_recordings(
     of the implicit function theorem (math.md, eq. place).
     """
     reach, of_x, of_y = _window(lags, lag)
-    a, b = x[of_x], y[of_y]
+    a, b = x[of_x].double(), y[of_y].double()
     equal = torch.equal(a, b)
     # Squares must not leave the range of the exponent.
     a, b = (v / v.detach().abs().amax() for v in (a, b))
