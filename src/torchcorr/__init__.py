@@ -4,7 +4,21 @@ from importlib.metadata import version as _version
 
 from . import _engines, nn, plot
 from ._plan.choose import Plan
-from .align import Shift, estimate_shift
+from .align import (
+    Detections,
+    Drift,
+    Shift,
+    Windows,
+    closest_windows,
+    correlation_lags,
+    cross_correlation,
+    distance_profile,
+    estimate_shift,
+    match_filter,
+    phase_correlation,
+    register_stack,
+    soft_shift,
+)
 from .functional import convolve, correlate, coverage, ncc, zncc
 from .local import flat_windows, local_mean, local_std, local_sum, local_var
 from .match import Matches, Peaks, find_peaks, match_template
@@ -15,14 +29,21 @@ _engines.load()
 __version__ = _version("torchcorr")
 
 __all__ = [
+    "Detections",
+    "Drift",
     "Matches",
     "Peaks",
     "Plan",
     "Shift",
+    "Windows",
     "__version__",
+    "closest_windows",
     "convolve",
     "correlate",
+    "correlation_lags",
     "coverage",
+    "cross_correlation",
+    "distance_profile",
     "estimate_shift",
     "find_peaks",
     "flat_windows",
@@ -31,10 +52,14 @@ __all__ = [
     "local_std",
     "local_sum",
     "local_var",
+    "match_filter",
     "match_template",
     "ncc",
     "nn",
+    "phase_correlation",
     "plan",
     "plot",
+    "register_stack",
+    "soft_shift",
     "zncc",
 ]

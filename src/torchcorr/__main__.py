@@ -23,8 +23,8 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Return the exit status of the command line: 0, or 2 after one line on standard error, or 130
-    if it was interrupted.
+    """Return the exit status of the command line: 0, or 1 if `align` found no common pattern, or 2
+    after one line on standard error, or 130 if it was interrupted.
 
     Parameters
     ----------
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     try:
         options = _parser().parse_args(arguments)
-        options.run(options)
+        status: int | None = options.run(options)
         sys.stdout.flush()
     except (UsageError, FileError, ValueError, TypeError) as error:
         print(f"torchcorr: {' '.join(str(error).split())}", file=sys.stderr)
@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("torchcorr: interrupted", file=sys.stderr)
         return 130
-    return 0
+    return 0 if status is None else status
 
 
 def _missing(module: str) -> str:
@@ -63,6 +63,39 @@ def _missing(module: str) -> str:
     package = _PACKAGES.get(top, top)
     extras = "pip install 'torchcorr[cli,plot]'"
     return f"this needs {package}: pip install {package}, or all that the commands need: {extras}"
+
+
+def _add_aligning(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("first", type=Path, metavar="A")
+    parser.add_argument("second", type=Path, metavar="B")
+    parser.add_argument(
+        "--rate", type=float, metavar="HZ", help="samples per second of NPY signals"
+    )
+    parser.add_argument(
+        "--channel", type=int, metavar="N", help="channel of recordings (default: the loudest)"
+    )
+    parser.add_argument(
+        "--lags", type=int, nargs=2, metavar=("LOW", "HIGH"),
+        help="lags to search, in samples, along every axis (default all)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--min-overlap", type=float, metavar="FRACTION",
+        help="smallest overlap, of the smaller one; the best score above it wins",
+    )  # fmt: skip
+    parser.add_argument(
+        "--polarity", choices=("same", "either"), default="same",
+        help="either: find inverted copies too",
+    )  # fmt: skip
+    parser.add_argument(
+        "--weighting", choices=("phat", "scot", "roth", "ml"),
+        help="rank by the weighed cross-spectrum, for delays under echoes",
+    )  # fmt: skip
+    parser.add_argument(
+        "--subsample", choices=("fourier", "gauss", "parabola"), default="fourier",
+        help="how the part of a sample is found (default fourier)",
+    )  # fmt: skip
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all of the result as JSON")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw both recordings, aligned")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -94,14 +127,10 @@ def _parser() -> argparse.ArgumentParser:
         help="write the score at every position: NPY (float32), or PNG (-1 black, 1 white)",
     )  # fmt: skip
 
-    aligning = commands.add_parser("align", help="find the lag between two recordings (WAV or NPY)")
-    aligning.add_argument("first", type=Path, metavar="A")
-    aligning.add_argument("second", type=Path, metavar="B")
-    aligning.add_argument(
-        "--rate", type=float, metavar="HZ", help="samples per second of NPY signals"
+    aligning = commands.add_parser(
+        "align", help="find the lag between two recordings (WAV or NPY), or the shift of two images"
     )
-    aligning.add_argument("--json", type=Path, metavar="FILE", help="write the lag as JSON")
-    aligning.add_argument("--plot", type=Path, metavar="FILE", help="draw both recordings, aligned")
+    _add_aligning(aligning)
 
     showing = commands.add_parser("demo", help="run three examples on real data")
     showing.add_argument("--output", type=Path, default=Path("demo-output"), metavar="FOLDER")

@@ -54,6 +54,35 @@ def per_axis(value: object, ndim: int, name: str, least: int = 1) -> tuple[int, 
     return tuple(items)
 
 
+def whole_per_axis(value: object, ndim: int, name: str) -> tuple[int, ...]:
+    """value as one int, of any sign, for each window axis."""
+    items = (value,) * ndim if isinstance(value, int) else value
+    if not isinstance(items, Sequence) or isinstance(items, str):
+        raise TypeError(f"{name} must be an int or a sequence of ints: got {type(value).__name__}")
+    if any(not isinstance(item, int) or isinstance(item, bool) for item in items):
+        raise TypeError(f"{name} must contain ints: got {tuple(items)}")
+    if len(items) != ndim:
+        raise ValueError(f"{name} must have one value for each of {ndim} axes: got {tuple(items)}")
+    return tuple(items)
+
+
+def lag_ranges(value: object, ndim: int) -> list[tuple[int | None, int | None]]:
+    """value as one pair (low, high) for each window axis; None leaves an end open."""
+    rule = "lags must be a pair (low, high) or one pair for each axis"
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        raise TypeError(f"{rule}: got {type(value).__name__}")
+    pairs = value if value and isinstance(value[0], Sequence) else [value] * ndim
+    if len(pairs) != ndim or any(not isinstance(p, Sequence) or len(p) != 2 for p in pairs):
+        raise ValueError(f"{rule}: got {value!r} for {ndim} axes")
+    for low, high in pairs:
+        for end in (low, high):
+            if end is not None and (not isinstance(end, int) or isinstance(end, bool)):
+                raise TypeError(f"lags must contain ints or None: got {value!r}")
+        if low is not None and high is not None and low > high:
+            raise ValueError(f"lags must rise from low to high: got {(low, high)}")
+    return [(low, high) for low, high in pairs]
+
+
 def tensor(value: object, name: str) -> None:
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor: got {type(value).__name__}")
@@ -133,8 +162,33 @@ def single(x: Tensor, ndim: int, joint: bool, name: str) -> None:
     raise ValueError(f"{rule}: got shape {tuple(x.shape)}{hint}")
 
 
+def axes(x: Tensor, count: int, name: str) -> None:
+    if x.dim() != count:
+        raise ValueError(f"{name} must have {count} axes: got shape {tuple(x.shape)}")
+    input_not_empty(tuple(x.shape), name)
+
+
+def shape(x: object, expected: tuple[int, ...], name: str) -> None:
+    real_tensor(x, name)
+    if isinstance(x, Tensor) and tuple(x.shape) != expected:
+        raise ValueError(f"{name} must have shape {expected}: got {tuple(x.shape)}")
+
+
+def integral(x: Tensor, name: str) -> None:
+    if x.dtype.is_floating_point or x.dtype == torch.bool:
+        raise TypeError(f"{name} must contain integers: got {_name(x.dtype)}")
+
+
+def shares(x: Tensor, name: str) -> None:
+    """Weights along the last axis that can be divided by their sum."""
+    finite(x, name)
+    if bool((x < 0).any()) or not bool((x.sum(-1) > 0).all()):
+        raise ValueError(f"{name} must not be negative, nor all be 0: got {x.tolist()}")
+
+
 def finite(x: Tensor, name: str) -> None:
-    if not torch.isfinite(x).all():
+    # A finite sum says so without a tensor of flags.
+    if not torch.isfinite(x.sum()) and not torch.isfinite(x).all():
         raise ValueError(f"{name} must be finite: got NaN or infinity")
 
 
@@ -144,6 +198,18 @@ def same_dtype(tensors: dict[str, Tensor]) -> None:
         raise TypeError(
             f"{first} and {second} must share one dtype: got {_name(x.dtype)} and {_name(y.dtype)}"
         )
+
+
+def recordings(tensors: dict[str, Tensor], ndim: int) -> None:
+    """Two real, finite tensors of one dtype, with `ndim` axes that are not empty."""
+    for name, x in tensors.items():
+        real_tensor(x, name)
+        rank(x, ndim, False, name)
+        input_not_empty(tuple(x.shape[-ndim:]), name)
+        finite(x, name)
+    same_dtype(tensors)
+    first, second = (x.shape[:-ndim] for x in tensors.values())
+    leads_broadcast(first, second, tuple(tensors))
 
 
 def window_not_empty(window: Sequence[int], name: str) -> None:
@@ -204,11 +270,11 @@ def leads_broadcast(
             )
 
 
-def sizes_match(a: Sequence[int], b: Sequence[int]) -> None:
+def sizes_match(a: Sequence[int], b: Sequence[int], names: Sequence[str] = ("a", "b")) -> None:
     if tuple(a) != tuple(b):
         raise ValueError(
-            "a and b must have the same window axes (and channels, with channels='joint'): got "
-            f"{tuple(a)} and {tuple(b)}"
+            f"{' and '.join(names)} must have the same window axes (and channels, with "
+            f"channels='joint'): got {tuple(a)} and {tuple(b)}"
         )
 
 
@@ -234,6 +300,19 @@ def not_negative(value: float, name: str) -> None:
     number(value, name)
     if not 0 <= value < float("inf"):
         raise ValueError(f"{name} must be finite and not negative: got {value}")
+
+
+def positive(value: float, name: str) -> None:
+    number(value, name)
+    if not 0 < value < float("inf"):
+        raise ValueError(f"{name} must be positive and finite: got {value}")
+
+
+def margin_fits(margin: Sequence[int], size: Sequence[int], name: str) -> None:
+    if any(n - 2 * r < 1 for r, n in zip(margin, size, strict=True)):
+        raise ValueError(
+            f"{name} must leave a middle along every axis: got {tuple(margin)} for {tuple(size)}"
+        )
 
 
 def threshold(value: float | None) -> None:

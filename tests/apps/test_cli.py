@@ -14,6 +14,7 @@ import pytest
 import tifffile
 from PIL import Image
 from scipy.io import wavfile
+from scipy.signal import resample_poly
 from skimage import data
 
 from torchcorr.__main__ import _PACKAGES, main
@@ -142,10 +143,13 @@ def test_no_match_is_said_with_the_best_score(folder, capsys):
         ("match image.png coin.png --threshold high", "argument --threshold: invalid float"),
         ("match image.png", "the following arguments are required: TEMPLATE"),
         ("guess image.png", "argument COMMAND: invalid choice: 'guess'"),
-        ("align image.npy image.npy", "image.npy: a signal has shape (N,) with N > 1"),
-        ("align none.wav image.npy", "none.wav: cannot be read: no such file or directory"),
-        ("align text.wav a.npy", "text.wav: cannot be read"),
-        ("align image.png a.npy", "image.png: unknown extension '.png': expected one of .wav"),
+        ("align image.npy text.wav", "both must be recordings, or both images: got one of each"),
+        ("align image.png image.png --rate 3", "--rate is for recordings: got images"),
+        ("align image.png image.png --plot a.png", "--plot draws recordings: got images"),
+        ("align image.png image.png --lags 900 901", "lags must contain one at which recordings"),
+        ("align none.wav text.wav", "none.wav: cannot be read: no such file or directory"),
+        ("align text.wav text.wav", "text.wav: cannot be read"),
+        ("align notes.txt notes.txt", "notes.txt: unknown extension '.txt': expected one of .wav"),
         ("demo --output image.png/demo", "image.png/demo: cannot be made"),
     ],
 )
@@ -191,9 +195,69 @@ def test_align_wav_in_samples_and_seconds(folder, capsys):
     assert "lag +400.0" in capsys.readouterr().out
     assert (folder / "lag.png").stat().st_size > 10_000
 
-    wavfile.write("c.wav", 16000, source)
-    assert main(["align", "a.wav", "c.wav"]) == 2
-    assert "recordings must have one rate: got 8000 Hz and 16000 Hz" in capsys.readouterr().err
+    assert found["overlap"] == 2600
+    assert found["found"] is True and found["at_limit"] is False
+    assert found["false_alarm"] < 0.01 < 0.9 > found["runner_up_score"]
+
+
+def test_align_resamples_and_says_so(folder, capsys):
+    source = np.random.default_rng(2).normal(size=8000)
+    source = resample_poly(source, 4, 1)
+    wavfile.write("a.wav", 8000, np.float32(source[::4][:6000]))
+    wavfile.write("b.wav", 16000, np.float32(source[::2][4001:]))
+    assert main(["align", "a.wav", "b.wav"]) == 0
+    said = capsys.readouterr().out
+    assert "b.wav resampled from 16000 Hz to 8000 Hz" in said
+    lag = float(re.search(r"lag ([+\d.]+) samples", said)[1])
+    assert lag == pytest.approx(2000.5, abs=0.02)
+
+
+def test_align_says_that_there_is_no_common_pattern(folder, capsys):
+    noise = np.random.default_rng(2).normal(size=1000)
+    wavfile.write("silence.wav", 8000, np.zeros(1000, dtype=np.int16))
+    np.save("noise.npy", noise)
+    assert main(["align", "silence.wav", "noise.npy", "--json", "a.json"]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == "no common pattern\n" and captured.err == ""
+    found = json.loads((folder / "a.json").read_text())
+    assert found["found"] is False and found["lag_samples"] is None
+    assert found["score"] == 0 and found["runner_up"] == [None]
+
+
+def test_align_takes_a_channel_instead_of_the_mean(folder, capsys):
+    source = np.int16(9000 * np.random.default_rng(2).normal(size=1000).clip(-3, 3))
+    wavfile.write("antiphase.wav", 8000, np.stack([source[50:], -source[50:]], axis=-1))
+    wavfile.write("mono.wav", 8000, source)
+    assert main(["align", "mono.wav", "antiphase.wav"]) == 0
+    said = capsys.readouterr().out
+    assert "channel 1 of the 2 of antiphase.wav" in said and "lag +50.000" in said
+    options = ["--channel", "2", "--polarity", "either"]
+    assert main(["align", "antiphase.wav", "antiphase.wav", *options]) == 0
+    assert main(["align", "mono.wav", "antiphase.wav", "--channel", "3"]) == 2
+    assert "mono.wav: has channels 1 to 1: got 3" in capsys.readouterr().err
+
+
+def test_align_has_all_the_options_of_the_function(folder, capsys):
+    source = np.random.default_rng(4).normal(size=700)
+    np.save("a.npy", source[:500])
+    np.save("b.npy", -source[60:560])
+    command = "align a.npy b.npy --polarity either --lags 0 60 --min-overlap 0.5 --subsample gauss"
+    assert main([*command.split(), "--weighting", "phat", "--json", "a.json"]) == 0
+    found = json.loads((folder / "a.json").read_text())
+    assert found["shift"][0] == pytest.approx(60, abs=0.5)
+    assert found["score"] < 0 and found["at_limit"] is True and found["lags"] == [[0, 60]]
+    assert "limit of the search" in capsys.readouterr().out
+
+
+def test_align_images(folder, capsys):
+    image = data.camera()
+    Image.fromarray(image[:300, :300]).save("a.png")
+    Image.fromarray(image[40:340, 25:325]).save("b.tif")
+    assert main(["align", "a.png", "b.tif", "--json", "a.json"]) == 0
+    assert "shift (+40.000, +25.000) pixels, score 1.0000" in capsys.readouterr().out
+    found = json.loads((folder / "a.json").read_text())
+    assert found["shift"] == [40, 25] and found["overlap"] == 260 * 275
+    assert "lag_samples" not in found
 
 
 def test_align_npy_with_and_without_rate(folder, capsys):

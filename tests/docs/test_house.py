@@ -51,6 +51,14 @@ POSITIONAL = {
     "match_template": ["image", "template"],
     "find_peaks": ["score_map"],
     "estimate_shift": ["reference", "moving"],
+    "cross_correlation": ["a", "b"],
+    "correlation_lags": ["size", "moved"],
+    "phase_correlation": ["a", "b"],
+    "distance_profile": ["input", "query"],
+    "register_stack": ["frames"],
+    "soft_shift": ["reference", "moving"],
+    "closest_windows": ["input", "query"],
+    "match_filter": ["record", "templates"],
 }
 LONGEST_FILE = 450
 LONGEST_FUNCTION = 80

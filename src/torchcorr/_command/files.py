@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -44,29 +46,60 @@ def to_gray(image: NDArray[np.generic]) -> NDArray[np.generic]:
     return image if image.ndim == 2 else image.astype(np.float32) @ _LUMA
 
 
-def read_signal(path: Path) -> tuple[NDArray[np.float64], int | None]:
-    """The signal ``(N,)`` and its rate in Hz (None if the format has none); WAV channels are
-    averaged.
-    """
-    _require_suffix(path, SIGNAL_SUFFIXES)
-    rate = None
-    if path.suffix.lower() == ".npy":
-        signal = _load_npy(path)
-    else:
-        from scipy.io import wavfile
+def is_image(path: Path) -> bool:
+    """Whether a file holds an image rather than a signal, by its name or, for NPY, its axes."""
+    suffix = path.suffix.lower()
+    if suffix != ".npy":
+        return suffix in IMAGE_SUFFIXES
+    return _load_npy(path).ndim > 1
 
-        try:
-            with warnings.catch_warnings():
-                # Unknown chunks after the samples are of no interest here.
-                warnings.simplefilter("ignore", wavfile.WavFileWarning)
-                rate, signal = wavfile.read(path)
-        except (OSError, ValueError, EOFError) as error:
-            raise FileError(f"{path}: cannot be read: {_reason(error)}") from error
-        if signal.ndim == 2:
-            signal = signal.mean(axis=1)
-    if signal.ndim != 1 or signal.size < 2:
-        raise FileError(f"{path}: a signal has shape (N,) with N > 1: got {signal.shape}")
-    return signal.astype(np.float64), rate
+
+@dataclass(frozen=True)
+class Signal:
+    """One channel ``(N,)`` of a recording, counted from 1, and its rate in Hz if the format has
+    one.
+    """
+
+    samples: NDArray[np.float64]
+    rate: int | None
+    channel: int
+    channels: int
+
+
+def read_signal(path: Path, channel: int | None = None) -> Signal:
+    """A channel of a recording, by default that with the most energy about its mean."""
+    _require_suffix(path, SIGNAL_SUFFIXES)
+    rate, values = (None, _load_npy(path)) if path.suffix.lower() == ".npy" else _read_wav(path)
+    if values.ndim not in (1, 2) or values.shape[0] < 2 or values.size == 0:
+        raise FileError(f"{path}: a signal has shape (N,) with N > 1: got {values.shape}")
+    every = values.reshape(len(values), -1).astype(np.float64)
+    count = every.shape[1]
+    if channel is None:
+        channel = int(every.var(axis=0).argmax()) + 1
+    if not 1 <= channel <= count:
+        raise FileError(f"{path}: has channels 1 to {count}: got {channel}")
+    return Signal(every[:, channel - 1], rate, channel, count)
+
+
+def _read_wav(path: Path) -> tuple[int, NDArray[np.generic]]:
+    from scipy.io import wavfile
+
+    try:
+        with warnings.catch_warnings():
+            # Unknown chunks after the samples are of no interest here.
+            warnings.simplefilter("ignore", wavfile.WavFileWarning)
+            rate, values = wavfile.read(path)
+    except (OSError, ValueError, EOFError) as error:
+        raise FileError(f"{path}: cannot be read: {_reason(error)}") from error
+    return int(rate), values
+
+
+def resampled(signal: NDArray[np.float64], rate: int, to: int) -> NDArray[np.float64]:
+    """The signal at another rate, by SciPy's polyphase filter."""
+    from scipy.signal import resample_poly
+
+    common = math.gcd(rate, to)
+    return np.asarray(resample_poly(signal, to // common, rate // common, padtype="line"))
 
 
 def require_writable(path: Path, suffixes: tuple[str, ...]) -> None:

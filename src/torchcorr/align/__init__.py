@@ -1,5 +1,25 @@
-"""Aligning recordings of one source."""
+"""Aligning recordings of one source, and finding parts of them."""
 
+from .cross import correlation_lags, cross_correlation
+from .detection import Detections, match_filter
+from .phase import phase_correlation
+from .profile import Windows, closest_windows, distance_profile
 from .shift import Shift, estimate_shift
+from .soft import soft_shift
+from .stack import Drift, register_stack
 
-__all__ = ["Shift", "estimate_shift"]
+__all__ = [
+    "Detections",
+    "Drift",
+    "Shift",
+    "Windows",
+    "closest_windows",
+    "correlation_lags",
+    "cross_correlation",
+    "distance_profile",
+    "estimate_shift",
+    "match_filter",
+    "phase_correlation",
+    "register_stack",
+    "soft_shift",
+]

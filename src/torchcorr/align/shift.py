@@ -2,41 +2,73 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from .. import _checks
-from ..functional import correlate
-from ..match.maxima import local_maxima, parabola
+from .lags import lags_of
+from .phase import WEIGHTINGS
+from .search import Answer, Search
+from .subsample import SUBSAMPLE
 
 __all__ = ["Shift", "estimate_shift"]
 
-# Peaks this close in height count as equal: a periodic source repeats, and rounding must not
-# decide.
-_TIE = 3e-4
-# An overlap must contain this share of its recording's energy: below it, rounding of the transform
-# and of running sums (1e-16 of the whole) could reach 1e-6 of the score.
-_FAINT = 1e-9
+POLARITIES = ("same", "either")
 
 
 @dataclass(frozen=True, eq=False)
 class Shift:
-    """A shift between two recordings, and how well they agree under it.
+    """The shift between two recordings, and what is known about it.
+
+    Every field is a tensor with the leading axes ``(*lead,)`` of the recordings.
 
     Attributes
     ----------
     shift : Tensor
         ``(*lead, ndim)``, float64, in samples: applied to ``moving``, it lays ``moving`` on
-        ``reference``. Axis order as in the tensors.
+        ``reference``. Axis order as in the tensors. Zero where ``found`` is False.
     score : Tensor
-        ``(*lead,)``, float64: the correlation coefficient of the overlap at the whole-sample shift.
+        ``(*lead,)``, float64: the correlation coefficient of the overlap at the whole-sample shift,
+        negative for an inverted copy.
+    found : Tensor
+        ``(*lead,)``, bool: False where no lag has a common pattern, because one of the recordings
+        is flat in every overlap or because they agree nowhere better than not at all.
+    overlap : Tensor
+        ``(*lead,)``, int64: elements that overlap.
+    runner_up : Tensor
+        ``(*lead, ndim)``, float64: the best whole-sample shift outside the peak; NaN if there is
+        none.
+    runner_up_score : Tensor
+        ``(*lead,)``, float64: its score, or NaN.
+    at_limit : Tensor
+        ``(*lead,)``, bool: the best lag is at the limit of the search, beyond which a better one
+        may lie.
+    significance : Tensor
+        ``(*lead,)``, float64: the score as a normal deviate, see `estimate_shift`.
+    false_alarm : Tensor
+        ``(*lead,)``, float64: probability that unrelated recordings reach this significance at any
+        lag of the search.
+    lags : tuple of Tensor
+        The lags of each axis that were searched, int64: the axes of the map.
+    score_map : Tensor or None
+        ``(*lead, *lags)``, float64, the score at each lag, if it was asked for.
     """
 
     shift: Tensor
     score: Tensor
+    found: Tensor
+    overlap: Tensor
+    runner_up: Tensor
+    runner_up_score: Tensor
+    at_limit: Tensor
+    significance: Tensor
+    false_alarm: Tensor
+    lags: tuple[Tensor, ...]
+    score_map: Tensor | None
 
 
 def estimate_shift(
@@ -44,17 +76,22 @@ def estimate_shift(
     moving: Tensor,
     *,
     ndim: int = 2,
+    lags: Sequence[object] | None = None,
     max_shift: int | Sequence[int] | None = None,
-    min_overlap: float = 0.5,
+    centre: int | Sequence[int] = 0,
+    min_overlap: float | None = None,
+    polarity: str = "same",
+    weighting: str | None = None,
     subpixel: bool = True,
+    subsample: str = "fourier",
+    score_map: bool = False,
     method: str = "auto",
 ) -> Shift:
     r"""Return the shift that, applied to ``moving``, lays it on ``reference``.
 
-    At each whole-sample shift the coefficient of correlation (Pearson's r) is taken over the
-    samples that overlap, and over nothing else: neither the mean of the recordings nor the padding
-    around them draws the answer towards zero. The highest peak wins. Peaks within 3e-4 of it are
-    taken as equal, and the smallest shift among them wins: a periodic source repeats.
+    At each whole-sample lag the coefficient of correlation (Pearson's r) is taken over the samples
+    that overlap, and over nothing else. The lag whose coefficient is least likely to be chance for
+    so many samples wins; of equal ones the smallest.
 
     Parameters
     ----------
@@ -64,24 +101,41 @@ def estimate_shift(
         float64.
     ndim : int, default 2
         Number of axes that move: 1 for signals, 2 for images, 3 for volumes.
+    lags : (low, high) or sequence of (low, high), optional
+        The lags to search, in samples, ends included, for all axes or for each; None leaves an end
+        open. By default all at which recordings overlap. Only these are computed.
     max_shift : int or sequence of int, optional
-        Largest shift considered, in samples, one for all axes or one per axis. By default any.
-    min_overlap : float, default 0.5
-        Smallest overlap, as a fraction of the elements of the smaller recording, in (0, 1].
-        A coefficient over few samples is high by chance.
+        Instead of ``lags``: those at most so far from ``centre``, for all axes or for each.
+    centre : int or sequence of int, default 0
+        The expected lag. Of equal scores the one nearest to it wins.
+    min_overlap : float, optional
+        Smallest overlap, as a fraction of the elements of the smaller recording, in (0, 1]. The
+        highest score above it wins, however few samples it has. By default every overlap counts,
+        weighed by its significance.
+    polarity : {"same", "either"}
+        "either" also finds inverted copies: the largest ``|r|`` wins, and ``score`` has its sign.
+    weighting : {"phat", "scot", "roth", "ml"}, optional
+        Rank by the generalised cross-correlation of `phase_correlation` instead, which finds a
+        delay under echoes; ``score`` is its value then.
     subpixel : bool, default True
-        Refine by a parabola through the peak and its neighbours along each axis, by at most half a
-        sample (so the result may exceed ``max_shift`` by as much).
+        Refine by less than a sample (so the result may exceed the lags searched by as much). It
+        moves the winner and never chooses another.
+    subsample : {"fourier", "gauss", "parabola"}
+        How: "fourier" shifts one recording by interpolation of the lower half of its band until
+        the coefficient is largest, which is exact for band-limited recordings; the others fit a
+        Gaussian or a parabola to three scores along each axis, and draw towards whole samples.
+    score_map : bool, default False
+        Return the score at every lag.
     method : {"auto", "direct", "fft"}
         As for `correlate`.
 
     Returns
     -------
     Shift
-        The shift ``(*lead, ndim)`` and the score ``(*lead,)``, both float64, detached. The sign is
-        that of ``skimage.registration.phase_cross_correlation``: ``scipy.ndimage.shift(moving,
-        shift)`` resembles ``reference``. Two recordings without a common pattern, or flat ones,
-        score 0.
+        The shift ``(*lead, ndim)``, its score ``(*lead,)``, both float64, and what else is known.
+        The sign is that of ``skimage.registration.phase_cross_correlation``:
+        ``scipy.ndimage.shift(moving, shift)`` resembles ``reference``. Where nothing can be
+        compared or nothing agrees, ``found`` is False, and shift and score are 0.
 
     Raises
     ------
@@ -89,12 +143,42 @@ def estimate_shift(
         If an argument is no real tensor, or dtypes differ.
     ValueError
         If an axis is missing, leading axes do not broadcast, a recording contains NaN or infinity,
-        or ``max_shift`` and ``min_overlap`` leave no shift to consider.
+        or ``lags`` and ``min_overlap`` leave no shift to consider.
+
+    Notes
+    -----
+    Over n independent pairs without correlation
+    :math:`z = \operatorname{artanh}(r) \sqrt{n - 3}` is nearly normal with deviation 1 (Fisher
+    1921): a coefficient over few samples is high by chance. Lags are ranked by z. Two lags are
+    equal if rounding alone makes the difference, or if both agree perfectly and the overlap of one
+    is at least half of the other's.
+
+    Neighbouring samples are alike, so n samples are worth
+    :math:`n / \sum_k \rho_x(k) \rho_y(k)` independent pairs (Bartlett 1946), with the
+    autocorrelations of both recordings. ``significance`` is Student's t of r over so many pairs as
+    a normal deviate (Wallace 1959), and ``false_alarm`` the probability that one of all lags, as
+    many as are independent, comes so far by chance. It is high for two pure tones of one frequency:
+    they agree somewhere whatever they are. A generalised cross-correlation of unrelated recordings
+    is nearly normal with the variance of one over the length of its transform.
+
+    Exchanging the recordings changes the sign of the shift and nothing else.
+
+    If a recording requires a gradient, ``shift`` has the gradient of the place of the peak with
+    ``subsample="fourier"``, and the other fields have none.
 
     References
     ----------
+    R. A. Fisher, "On the 'probable error' of a coefficient of correlation deduced from a small
+    sample", Metron 1 (1921) 3-32.
+    D. L. Wallace, "Bounds on normal approximations to Student's and the chi-square distributions",
+    Annals of Mathematical Statistics 30 (1959) 1121-1130.
+    M. S. Bartlett, "On the theoretical specification and sampling properties of autocorrelated
+    time-series", Supplement to the Journal of the Royal Statistical Society 8 (1946) 27-41.
     D. Padfield, "Masked object registration in the Fourier domain", IEEE Transactions on Image
     Processing 21 (2012) 2706-2718: the coefficient over the overlap, here for rectangular masks.
+    G. D. Evangelidis and E. Z. Psarakis, "Parametric image alignment using enhanced correlation
+    coefficient maximization", IEEE Transactions on Pattern Analysis and Machine Intelligence 30
+    (2008) 1858-1865.
 
     Examples
     --------
@@ -103,110 +187,68 @@ def estimate_shift(
     >>> shift = torchcorr.estimate_shift(3 * time.sin(), 0.5 * time.cos(), ndim=1)
     >>> round(shift.shift.item(), 3), round(shift.score.item(), 3)
     (25.0, 1.0)
+    >>> shift.overlap.item(), shift.at_limit.item()
+    (375, False)
     """
     _checks.dimension(ndim)
-    limits: tuple[int, ...] | None = None
-    if max_shift is not None:
-        limits = _checks.per_axis(max_shift, ndim, "max_shift", least=0)
-    _checks.fraction(min_overlap, "min_overlap")
     _checks.one_of(method, _checks.METHODS, "method")
-    for name, tensor in (("reference", reference), ("moving", moving)):
-        _checks.real_tensor(tensor, name)
-        _checks.rank(tensor, ndim, False, name)
-        _checks.input_not_empty(tuple(tensor.shape[-ndim:]), name)
-        _checks.finite(tensor, name)
-    _checks.same_dtype({"reference": reference, "moving": moving})
-    size, other = reference.shape[-ndim:], moving.shape[-ndim:]
-    overlap, lags = _overlaps(size, other, reference.device)
-    smaller = min(size.numel(), other.numel())
-    allowed = overlap >= max(min_overlap * smaller, min(2, smaller))
-    for axis, limit in enumerate(limits if limits is not None else ()):
-        shape = [-1 if a == axis else 1 for a in range(ndim)]
-        allowed &= (lags[axis].abs() <= limit).reshape(shape)
-    if not allowed.any():
-        raise ValueError(
-            f"max_shift and min_overlap leave no shift to consider: got max_shift={max_shift}, "
-            f"min_overlap={min_overlap} for sizes {tuple(size)} and {tuple(other)}"
-        )
-    scores = _overlap_scores(reference, moving, overlap, lags, method)
-    return _best(scores, allowed, lags, subpixel)
+    _checks.one_of(polarity, POLARITIES, "polarity")
+    _checks.one_of(subsample, SUBSAMPLE, "subsample")
+    if weighting is not None:
+        _checks.one_of(weighting, WEIGHTINGS, "weighting")
+    if min_overlap is not None:
+        _checks.fraction(min_overlap, "min_overlap")
+    _checks.recordings({"reference": reference, "moving": moving}, ndim)
+    sizes = (tuple(reference.shape[-ndim:]), tuple(moving.shape[-ndim:]))
+    asked = lags_of(lags, max_shift, centre, sizes)
+    search = Search(
+        asked,
+        either=polarity == "either",
+        min_overlap=min_overlap,
+        weighting=weighting,
+        subsample=subsample if subpixel else None,
+        keep_map=score_map,
+        method=method,
+    )
+    search.check_overlap()
+    lead = torch.broadcast_shapes(reference.shape[:-ndim], moving.shape[:-ndim])
+    pairs = zip(*(_items(v, lead, ndim) for v in (reference, moving)), strict=True)
+    return _stacked([search.run(x, y) for x, y in pairs], search, lead, reference.device)
 
 
-def _overlaps(
-    size: torch.Size, other: torch.Size, device: torch.device
-) -> tuple[Tensor, list[Tensor]]:
-    """Overlapping elements at each shift, in full mode's order, and the shifts of each axis."""
-    overlap = torch.ones((), dtype=torch.float64, device=device)
-    lags = []
-    for length, moved in zip(size, other, strict=True):
-        lag = torch.arange(-(moved - 1), length, device=device)
-        count = (lag + moved).clamp(max=length) - lag.clamp(min=0)
-        overlap = overlap[..., None] * count
-        lags.append(lag)
-    return overlap, lags
+def _items(x: Tensor, lead: Sequence[int], ndim: int) -> Iterator[Tensor]:
+    """One recording after another, as if leading axes were expanded."""
+    for index in itertools.product(*(range(n) for n in lead)):
+        own = index[len(lead) - (x.dim() - ndim) :]
+        yield x[tuple(0 if n == 1 else i for i, n in zip(own, x.shape[:-ndim], strict=True))]
 
 
-def _overlap_scores(
-    reference: Tensor, moving: Tensor, overlap: Tensor, lags: list[Tensor], method: str
-) -> Tensor:
-    ndim = len(lags)
-    axes = tuple(range(-ndim, 0))
-    x, y = (_unit(tensor.detach().double(), axes) for tensor in (reference, moving))
-    cross = correlate(x, y, ndim=ndim, mode="full", method=method)
-    spans_x = [
-        (lag.clamp(min=0), (lag + y.shape[axis]).clamp(max=x.shape[axis]))
-        for axis, lag in zip(axes, lags, strict=True)
-    ]
-    spans_y = [(start - lag, stop - lag) for (start, stop), lag in zip(spans_x, lags, strict=True)]
-    sum_x, sum_y = _box_sums(x, spans_x), _box_sums(y, spans_y)
-    energy_x = _box_sums(x.square(), spans_x) - sum_x.square() / overlap
-    energy_y = _box_sums(y.square(), spans_y) - sum_y.square() / overlap
-    live = (energy_x > _FAINT) & (energy_y > _FAINT)
-    # Two roots: the product of two energies could leave the range of the exponent.
-    scale = torch.where(live, energy_x, 1.0).sqrt() * torch.where(live, energy_y, 1.0).sqrt()
-    return torch.where(live, (cross - sum_x * sum_y / overlap) / scale, 0.0).clamp(-1.0, 1.0)
+def _stacked(
+    answers: list[Answer], search: Search, lead: Sequence[int], device: torch.device
+) -> Shift:
+    """The answers for all pairs as tensors with leading axes."""
+    ndim = len(search.lags.axes)
 
+    def single(name: str, dtype: torch.dtype = torch.float64) -> Tensor:
+        values = [getattr(answer, name) for answer in answers]
+        return torch.tensor(values, dtype=dtype, device=device).reshape(tuple(lead))
 
-def _box_sums(values: Tensor, spans: list[tuple[Tensor, Tensor]]) -> Tensor:
-    """Sums over the box ``start:stop`` of each pair of shifts, by running sums along each axis."""
-    for axis, (start, stop) in zip(range(-len(spans), 0), spans, strict=True):
-        running = values.cumsum(axis)
-        running = torch.cat([torch.zeros_like(running.narrow(axis, 0, 1)), running], dim=axis)
-        values = running.index_select(axis, stop) - running.index_select(axis, start)
-    return values
+    def joined(tensors: list[Tensor], *shape: int) -> Tensor:
+        empty = torch.empty(0, dtype=torch.float64, device=device)
+        return (torch.stack(tensors) if tensors else empty).reshape(*lead, *shape)
 
-
-def _unit(values: Tensor, axes: tuple[int, ...]) -> Tensor:
-    """The values centred, with energy 1 (flat ones stay 0)."""
-    peak = values.abs().amax(axes, keepdim=True)
-    values = values / torch.where(peak > 0, peak, 1.0)
-    flat = values.amax(axes, keepdim=True) == values.amin(axes, keepdim=True)
-    values = torch.where(flat, 0.0, values - values.mean(axes, keepdim=True))
-    energy = values.square().sum(axes, keepdim=True)
-    return values / torch.where(energy > 0, energy, 1.0).sqrt()
-
-
-def _best(scores: Tensor, allowed: Tensor, lags: list[Tensor], subpixel: bool) -> Shift:
-    ndim = len(lags)
-    lead = scores.shape[: scores.ndim - ndim]
-    scores = scores.reshape(-1, *allowed.shape)
-    candidate = local_maxima(torch.where(allowed, scores, -torch.inf), ndim=ndim)
-    index = candidate.nonzero().unbind(1)
-    offsets, gain = parabola(scores, index, ndim=ndim)
-    height = torch.full_like(scores, -torch.inf)
-    height[index] = scores[index] + gain
-    flat = height.flatten(1)
-    tied = flat >= flat.amax(1, keepdim=True) - _TIE
-    distance = torch.zeros((), dtype=torch.float64, device=scores.device)
-    for lag in lags:
-        distance = distance[..., None] + lag.double().square()
-    chosen = torch.where(tied, distance.flatten(), torch.inf).argmin(1)
-    refined = torch.zeros(*scores.shape, ndim, dtype=torch.float64, device=scores.device)
-    if subpixel:
-        refined[index] = offsets
-    place = torch.unravel_index(chosen, allowed.shape)
-    whole = torch.stack([lag[at] for lag, at in zip(lags, place, strict=True)], dim=-1)
-    rows = torch.arange(len(chosen), device=chosen.device)
-    shift = whole + refined[(rows, *place)]
-    score = scores[(rows, *place)]
-    return Shift(shift=shift.reshape(*lead, ndim), score=score.reshape(lead))
+    runners_up = [torch.tensor(a.runner_up, dtype=torch.float64, device=device) for a in answers]
+    maps = [a.score_map for a in answers if a.score_map is not None]
+    return Shift(
+        shift=joined([a.shift for a in answers], ndim),
+        score=single("score"),
+        found=single("found", torch.bool),
+        overlap=single("overlap", torch.int64),
+        runner_up=joined(runners_up, ndim),
+        runner_up_score=single("runner_up_score"),
+        at_limit=single("at_limit", torch.bool),
+        significance=single("significance"),
+        false_alarm=single("false_alarm"),
+        lags=tuple(axis.values(device) for axis in search.lags.axes),
+        score_map=joined(maps, *search.lags.shape) if search.keep_map else None,
+    )

@@ -1,0 +1,297 @@
+"""Which lag is the best: scores weighed by their overlap, ties, and what else was there."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ..match.maxima import parabola
+from .lags import Lags
+from .subsample import from_neighbours, from_recordings
+
+__all__ = ["Best", "Judge", "Peak", "best_of", "significance", "false_alarm", "unrelated"]
+
+# Scores this close to 1 are perfect, and scores this close to one another are equal: rounding must
+# not decide.
+_PERFECT = 1e-9
+_EQUAL = 1e-10
+# Overlaps are similar if the smaller one has this share of the other.
+_SIMILAR = 0.5
+# Ties that are looked at one by one, those nearest to the centre first.
+_TIES = 64
+# A peak between samples is perfect if it comes this close to 1, and is looked for where the score
+# of a whole sample is so high; so many are tried.
+_PERFECT_BETWEEN = 3e-4
+_HIGH = 0.9
+_TRIED = 4
+# Lags within which most peaks end.
+_NEAR = 1 << 10
+# Elements whose correlation says how many independent ones there are.
+_SAMPLE = 1 << 12
+
+
+@dataclass(frozen=True)
+class Peak:
+    """A lag, its score, rank and overlap, and whether the score, or that at the top of the peak
+    between samples, is 1.
+    """
+
+    lag: tuple[int, ...]
+    score: float
+    rank: float
+    count: int
+    perfect: bool
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best lag of a map and the best outside its peak."""
+
+    first: Peak
+    second: Peak | None
+    # The scores of the 3 lags around the first along each axis, and where its peak begins and ends.
+    patch: Tensor
+    box: tuple[tuple[int, int], ...]
+
+    def joined(self, other: Best | None, judge: Judge) -> Best:
+        """That of both maps."""
+        if other is None:
+            return self
+        winner = self if judge.choice([self.first, other.first]) is self.first else other
+        peaks = (self.first, other.first, self.second, other.second)
+        outside = [p for p in peaks if p is not None and not winner.contains(p)]
+        return replace(winner, second=max(outside, key=lambda p: p.rank, default=None))
+
+    def contains(self, peak: Peak) -> bool:
+        return all(a <= k <= b for k, (a, b) in zip(peak.lag, self.box, strict=True))
+
+
+def significance(score: float, independent: float) -> float:
+    """Normal deviate of a coefficient r over n independent pairs, signed as r.
+
+    ``(8 v + 1) / (8 v + 3) * sqrt(-v log(1 - r**2))`` with ``v = n - 2``: Wallace's normal deviate
+    of Student's ``t**2 = v r**2 / (1 - r**2)``.
+    """
+    free = max(independent - 2, 0.0)
+    square = -free * math.log1p(-min(score * score, 1 - _PERFECT))
+    return math.copysign((8 * free + 1) / (8 * free + 3) * math.sqrt(square), score)
+
+
+def false_alarm(deviate: float, either: bool, trials: float) -> float:
+    """Probability that the largest of so many normal deviates comes that far (Šidák)."""
+    tail = math.erfc(abs(deviate) / math.sqrt(2)) * (1.0 if either else 0.5)
+    return -math.expm1(trials * math.log1p(-tail)) if tail < 1 else 1.0
+
+
+def unrelated(x: Tensor, y: Tensor) -> float:
+    """Pairs of elements that count as one independent pair, ``sum_k rho_x(k) rho_y(k)``.
+
+    Bartlett's variance of the coefficient of unrelated recordings, times the number of pairs, here
+    from the power spectra of their middles (Parseval).
+    """
+    size = round(_SAMPLE ** (1 / x.dim()))
+    powers = []
+    for v in (x, y):
+        starts = [max(0, (n - size) // 2) for n in v.shape]
+        v = v[tuple(slice(start, start + size) for start in starts)].double()
+        v = v - v.mean()
+        peak = v.abs().amax()
+        spectrum = torch.fft.fftn(v / torch.where(peak > 0, peak, 1.0), [2 * size] * x.dim())
+        power = spectrum.real.square() + spectrum.imag.square()
+        powers.append(power / torch.where(peak > 0, power.mean(), 1.0))
+    return max(1.0, float((powers[0] * powers[1]).mean()))
+
+
+@dataclass(frozen=True)
+class Judge:
+    """How the lags of two recordings, the second of which moves, are ranked: by the significance of
+    their score, or by the score alone, where so many elements overlap.
+    """
+
+    x: Tensor
+    y: Tensor
+    lags: Lags
+    either: bool
+    least: float
+    by_score: bool
+    # Pairs of elements that count as one.
+    alike: float
+
+    def ranks(self, scores: Tensor, counts: Tensor) -> Tensor:
+        """Fisher's z of each score in units of its chance error, or the score itself."""
+        ranks = scores.abs() if self.either else scores.clone()
+        if not self.by_score:
+            ranks = ranks.clamp_(_PERFECT - 1, 1 - _PERFECT).atanh_()
+            ranks *= (counts - 3).clamp_(min=0).sqrt_()
+        return ranks.masked_fill_(counts < self.least, -torch.inf)
+
+    def slack(self, peak: Peak) -> float:
+        """By how much rounding of the score may change its rank."""
+        if self.by_score:
+            return _EQUAL
+        return _EQUAL * math.sqrt(peak.count) / max(1 - peak.score**2, _PERFECT)
+
+    def choice(self, peaks: list[Peak]) -> Peak:
+        """The best of them. Of equals one at which the samples themselves are equal wins, then the
+        one nearest to the centre, then the first. Perfect scores over similar overlaps are equal.
+        """
+        best = max(peaks, key=lambda p: p.rank)
+        slack = self.slack(best)
+        ties = [
+            p
+            for p in peaks
+            if p.rank >= best.rank - slack - self.slack(p)
+            or (best.perfect and p.perfect and p.count >= _SIMILAR * best.count)
+        ]
+        return best if len(ties) == 1 else min(ties, key=self._order)
+
+    def _order(self, peak: Peak) -> tuple[bool, int, tuple[int, ...]]:
+        of_x, of_y = self.lags.overlap(peak.lag)
+        equal = peak.perfect and torch.equal(self.x[of_x], self.y[of_y])
+        return not equal, self.distance(peak), peak.lag
+
+    def distance(self, peak: Peak) -> int:
+        return sum((k - c) ** 2 for k, c in zip(peak.lag, self.lags.centre, strict=True))
+
+    def limits(self, peak: Peak) -> bool:
+        """Whether a lag beside this one was left out, though more than two elements overlap."""
+        for axis, k in zip(self.lags.axes, peak.lag, strict=True):
+            for beside in (k - 1, k + 1):
+                count = peak.count // axis.count(k) * axis.count(beside)
+                asked = axis.low <= beside <= axis.high and count >= self.least
+                if len(axis) > 1 and count > 2 and not asked:
+                    return True
+        return False
+
+
+@dataclass(frozen=True)
+class _Map:
+    """Scores of some lags and of those beside them; ranks and overlaps of the former."""
+
+    scores: Tensor
+    around: Lags
+    inner: Lags
+    ranks: Tensor
+    counts: Tensor
+
+    def core(self) -> Tensor:
+        return self.scores[self.inner.within(self.around)]
+
+    def peak(self, number: int) -> Peak:
+        index: list[int] = []
+        left = number
+        for n in reversed(self.ranks.shape):
+            left, i = divmod(left, n)
+            index.insert(0, i)
+        lag = tuple(a.low + i for a, i in zip(self.inner.axes, index, strict=True))
+        score = float(self.core()[tuple(index)])
+        rank, count = (float(v.flatten()[number]) for v in (self.ranks, self.counts))
+        return Peak(lag, score, rank, int(count), abs(score) >= 1 - _PERFECT)
+
+    def place(self, peak: Peak) -> tuple[int, ...]:
+        """Its index among the scores."""
+        return tuple(k - a.low for a, k in zip(self.around.axes, peak.lag, strict=True))
+
+    def nearest(self, numbers: Tensor) -> Tensor:
+        """Elements of the map in the order of their distance to the centre."""
+        distance = torch.zeros_like(numbers)
+        indices = torch.unravel_index(numbers, self.ranks.shape)
+        for axis, centre, at in zip(self.inner.axes, self.inner.centre, indices, strict=True):
+            distance += (at + axis.low - centre).square()
+        return numbers[distance.argsort(stable=True)]
+
+    def similar(self, top: Peak) -> Tensor:
+        """The lags that are ranked and overlap not much less than a peak."""
+        return (self.ranks > -torch.inf) & (self.counts >= _SIMILAR * top.count)
+
+    def patch(self, peak: Peak) -> Tensor:
+        """The scores around a peak, NaN where nothing overlaps."""
+        patch = self.scores.new_full((3,) * self.scores.dim(), torch.nan)
+        place = self.place(peak)
+        ends = zip(place, self.scores.shape, strict=True)
+        kept = [slice(max(0, i - 1), min(n, i + 2)) for i, n in ends]
+        pairs = zip(kept, place, strict=True)
+        patch[tuple(slice(k.start - i + 1, k.stop - i + 1) for k, i in pairs)] = self.scores[
+            tuple(kept)
+        ]
+        return patch
+
+    def box(self, peak: Peak) -> tuple[tuple[int, int], ...]:
+        """How far the rank falls on either side of a peak along each axis."""
+        place = [k - a.low for a, k in zip(self.inner.axes, peak.lag, strict=True)]
+        ends = []
+        for axis, (at, lags) in enumerate(zip(place, self.inner.axes, strict=True)):
+            line = self.ranks[(*place[:axis], slice(None), *place[axis + 1 :])]
+            low, high = at - _fall(line[: at + 1].flip(0)), at + _fall(line[at:])
+            ends.append((lags.low + low, lags.low + high))
+        return tuple(ends)
+
+
+def _fall(line: Tensor) -> int:
+    """Steps from the first element on that lead down; mostly the start of a line says it."""
+    for part in (line[:_NEAR], line):
+        rises = (part[1:] >= part[:-1]).nonzero()
+        if len(rises) > 0:
+            return int(rises[0])
+    return len(line) - 1
+
+
+def best_of(scores: Tensor, around: Lags, inner: Lags, judge: Judge) -> Best | None:
+    """The best of the lags in `inner`, of scores at these lags and at those beside them."""
+    counts = inner.counts(scores.device)
+    ranks = judge.ranks(scores[inner.within(around)], counts)
+    found = _Map(scores, around, inner, ranks, counts)
+    top = found.peak(int(ranks.argmax()))
+    if top.rank == -math.inf:
+        return None
+    tied = ranks >= top.rank - 2 * judge.slack(top)
+    if top.perfect:
+        core = found.core()
+        perfect = core >= 1 - _PERFECT if top.score > 0 else core <= _PERFECT - 1
+        tied |= perfect & found.similar(top)
+    ties = found.nearest(tied.flatten().nonzero().squeeze(1))[:_TIES].tolist()
+    first = judge.choice([*_perfect_between(found, top, judge), *map(found.peak, ties)])
+    box = found.box(first)
+    ends = zip(inner.axes, box, strict=True)
+    inside = (slice(max(0, low - a.low), max(0, high + 1 - a.low)) for a, (low, high) in ends)
+    ranks[tuple(inside)] = -torch.inf
+    second = found.peak(int(ranks.argmax()))
+    return Best(first, second if second.rank > -math.inf else None, found.patch(first), box)
+
+
+def _perfect_between(found: _Map, top: Peak, judge: Judge) -> list[Peak]:
+    """The best, and nearer lags at which the recordings agree perfectly as well if one of them is
+    shifted by a part of a sample.
+
+    A periodic source repeats. If its period is no whole number, a repetition may happen to be
+    sampled nearer to the top of its peak than the first agreement.
+    """
+    sign, ndim = math.copysign(1.0, top.score), found.scores.dim()
+    if abs(top.score) < _HIGH or not _top(found.patch(top) * sign) >= 1 - _PERFECT_BETWEEN:
+        return [top]
+    core = found.inner.within(found.around)
+    scores = found.scores if sign > 0 else -found.scores
+    index = ((scores[core] >= _HIGH) & found.similar(top)).nonzero()
+    at = tuple(index[:, i] + part.start for i, part in enumerate(core))
+    offsets, gain = parabola(scores, at, ndim=ndim)
+    kept = (offsets.abs().amax(1) < 0.5) & (scores[at] + gain >= 1 - _PERFECT_BETWEEN)
+    strides = [math.prod(found.ranks.shape[i + 1 :]) for i in range(ndim)]
+    numbers = (index[kept] * index.new_tensor(strides)).sum(1)
+    peaks = [replace(top, perfect=True)]
+    for peak in map(found.peak, found.nearest(numbers)[:_TRIED].tolist()):
+        if judge.distance(peak) >= judge.distance(top):
+            break
+        start = from_neighbours(found.patch(peak) * sign, "gauss")
+        score = from_recordings(judge.x, judge.y * sign, judge.lags, peak.lag, start)[1]
+        if score is not None and float(score) >= 1 - _PERFECT_BETWEEN:
+            peaks.append(replace(peak, perfect=True))
+    return peaks
+
+
+def _top(patch: Tensor) -> float:
+    """The top of the parabola through the middle of a patch."""
+    middle = (torch.ones(1, dtype=torch.long, device=patch.device),) * patch.dim()
+    return float(patch[middle] + parabola(patch, middle, ndim=patch.dim())[1])

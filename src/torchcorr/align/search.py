@@ -1,0 +1,185 @@
+"""The search for the shift of one pair of recordings, block by block of its lags."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from .lags import Lags
+from .overlap import overlap_scores
+from .phase import weighed_scores
+from .ranking import Best, Judge, best_of, false_alarm, significance, unrelated
+from .subsample import from_neighbours, from_recordings
+
+__all__ = ["Answer", "Search"]
+
+# Lags whose scores are in memory at the same time, at least, and for each element of the smaller
+# recording, whose transforms need as much.
+_LAGS = 1 << 21
+_LAGS_PER_ELEMENT = 8
+# Elements that nearly always tell two recordings apart.
+_SEEN_FIRST = 1 << 10
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What is known of the shift of one pair: the fields of `Shift`."""
+
+    shift: Tensor
+    runner_up: tuple[float, ...]
+    score_map: Tensor | None
+    score: float = 0.0
+    found: bool = False
+    overlap: int = 0
+    runner_up_score: float = math.nan
+    at_limit: bool = False
+    significance: float = 0.0
+    false_alarm: float = 1.0
+
+    def reversed(self) -> Answer:
+        """That of the recordings exchanged."""
+        map_ = self.score_map
+        return replace(
+            self,
+            shift=0.0 - self.shift,
+            runner_up=tuple(0.0 - k for k in self.runner_up),
+            score_map=None if map_ is None else map_.flip(tuple(range(map_.dim()))),
+        )
+
+
+@dataclass(frozen=True)
+class Search:
+    """What was asked for."""
+
+    lags: Lags
+    either: bool
+    min_overlap: float | None
+    weighting: str | None
+    subsample: str | None
+    keep_map: bool
+    method: str
+
+    @property
+    def smaller(self) -> int:
+        axes = self.lags.axes
+        return min(math.prod(a.size for a in axes), math.prod(a.moved for a in axes))
+
+    @property
+    def largest(self) -> int:
+        """The largest overlap at any of the lags."""
+        return math.prod(a.most() for a in self.lags.axes)
+
+    @property
+    def least(self) -> float:
+        """Elements that must overlap: two always agree or disagree perfectly."""
+        if self.min_overlap is None:
+            return min(3, self.largest)
+        return max(self.min_overlap * self.smaller, min(2, self.smaller))
+
+    def check_overlap(self) -> None:
+        if self.largest >= self.least:
+            return
+        axes = self.lags.axes
+        raise ValueError(
+            "lags and min_overlap leave no shift to consider: got lags "
+            f"{[(a.low, a.high) for a in axes]}, min_overlap={self.min_overlap} for sizes "
+            f"{tuple(a.size for a in axes)} and {tuple(a.moved for a in axes)}"
+        )
+
+    def run(self, x: Tensor, y: Tensor) -> Answer:
+        """The answer for one reference and one moving recording."""
+        # A long float32 record is widened block by block.
+        if x.dtype != torch.float32:
+            x, y = x.double(), y.double()
+        # So that exchanged recordings are computed alike, and the shorter one is the moving one.
+        if _comes_first(y, x):
+            return replace(self, lags=self.lags.swapped())._run(y, x).reversed()
+        return self._run(x, y)
+
+    def _run(self, x: Tensor, y: Tensor) -> Answer:
+        fixed, moved = x.detach(), y.detach()
+        named = self.min_overlap is not None or self.weighting is not None
+        by_score = named or self.largest <= 3
+        alike = unrelated(fixed, moved)
+        judge = Judge(fixed, moved, self.lags, self.either, self.least, by_score, alike)
+        best: Best | None = None
+        kept = None
+        if self.keep_map:
+            kept = torch.empty(self.lags.shape, dtype=torch.float64, device=x.device)
+        most = max(_LAGS, _LAGS_PER_ELEMENT * self.smaller)
+        # Spectra that are weighed are those of the whole.
+        for block in self.lags.blocks(
+            most if self.weighting is None else math.prod(self.lags.shape)
+        ):
+            around = block.around(1)
+            scores = self._scores(fixed, moved, around)
+            if kept is not None:
+                to, of = (block.within(other) for other in (self.lags, around))
+                kept[to] = scores[of]
+            here = best_of(scores, around, block, judge)
+            best = here if best is None else best.joined(here, judge)
+        return self._answer(x, y, best, kept, judge)
+
+    def _scores(self, x: Tensor, y: Tensor, lags: Lags) -> Tensor:
+        if self.weighting is not None:
+            return weighed_scores(x.double(), y.double(), lags, self.weighting)
+        return overlap_scores(x[None], y[None], lags, self.method)[0]
+
+    def _answer(
+        self, x: Tensor, y: Tensor, best: Best | None, kept: Tensor | None, judge: Judge
+    ) -> Answer:
+        ndim = len(self.lags.axes)
+        first = best.first if best is not None else None
+        if (
+            best is None
+            or first is None
+            or not (abs(first.score) if self.either else first.score) > 0
+        ):
+            return Answer(
+                torch.zeros(ndim, dtype=torch.float64, device=x.device), (math.nan,) * ndim, kept
+            )
+        second = best.second
+        deviate = significance(first.score, first.count / judge.alike)
+        trials = max(1.0, math.prod(self.lags.shape) / judge.alike)
+        if self.weighting is not None:
+            deviate = first.score * math.sqrt(
+                math.prod(a.length() for a in self.lags.around(1).axes)
+            )
+            trials = float(math.prod(self.lags.shape))
+        return Answer(
+            shift=self._refined(x, y, best),
+            runner_up=(math.nan,) * ndim if second is None else tuple(map(float, second.lag)),
+            score_map=kept,
+            score=first.score,
+            found=True,
+            overlap=first.count,
+            runner_up_score=math.nan if second is None else second.score,
+            at_limit=judge.limits(first),
+            significance=deviate,
+            false_alarm=false_alarm(deviate, self.either, trials),
+        )
+
+    def _refined(self, x: Tensor, y: Tensor, best: Best) -> Tensor:
+        lag = torch.tensor(best.first.lag, dtype=torch.float64, device=x.device)
+        if self.subsample is None:
+            return lag
+        sign = math.copysign(1.0, best.first.score)
+        offset = from_neighbours(best.patch * sign, self.subsample)
+        if self.subsample == "fourier":
+            offset = from_recordings(x, y * sign, self.lags, best.first.lag, offset)[0]
+        return lag + offset
+
+
+def _comes_first(x: Tensor, y: Tensor) -> bool:
+    """An order of two recordings that are not equal, whichever is named first."""
+    if x.shape != y.shape:
+        return (x.numel(), tuple(x.shape)) > (y.numel(), tuple(y.shape))
+    first, second = x.flatten(), y.flatten()
+    for part in (slice(0, _SEEN_FIRST), slice(_SEEN_FIRST, None)):
+        unequal = (first[part] != second[part]).nonzero()
+        if len(unequal) > 0:
+            return bool(first[part][unequal[0]] > second[part][unequal[0]])
+    return False

@@ -1,0 +1,183 @@
+"""The place of a peak between samples: through its neighbours, or by resampling a recording."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..functional import correlate
+from .lags import Lags
+
+__all__ = ["SUBSAMPLE", "from_neighbours", "from_recordings", "resampled"]
+
+SUBSAMPLE = ("fourier", "gauss", "parabola")
+# Both recordings pass the same filter, so that none is smoothed more than the other: a sinc
+# function of this share of the frequencies, tapered by a Gaussian of this width, that reaches so
+# many elements to either side. Next to nothing passes at the highest frequency, so it can be
+# shifted by any part of a sample.
+_BAND = 0.5
+_TAPER = 2.5
+_REACH = 8
+# Fewer elements along an axis tell nothing about places between them.
+_FEWEST = 9
+_STEPS = 20
+# Elements in the middle of an overlap that suffice for a hundredth of a sample.
+_ENOUGH = 1 << 18
+
+
+def from_neighbours(patch: Tensor, how: str) -> Tensor:
+    """Offset ``(ndim,)`` of the top from the middle of a patch of 3 scores an axis, at most half a
+    sample: by a parabola through three scores, or through their logarithms (a Gaussian) where all
+    are positive. A neighbour that is NaN is unknown, and its axis keeps 0.
+    """
+    offsets = []
+    for axis in range(patch.dim()):
+        three = patch[tuple(slice(None) if a == axis else 1 for a in range(patch.dim()))]
+        if how != "parabola" and bool((three > 0).all()):
+            three = three.log()
+        left, centre, right = three.unbind()
+        bend = left - 2 * centre + right
+        top = (0.5 * (left - right) / bend).clamp(-0.5, 0.5)
+        offsets.append(top if bool(bend < 0) else torch.zeros_like(top))
+    return torch.stack(offsets)
+
+
+def from_recordings(
+    x: Tensor, y: Tensor, lags: Lags, lag: Sequence[int], start: Tensor
+) -> tuple[Tensor, Tensor | None]:
+    """Offset ``(ndim,)`` from a lag at which y, interpolated as a band-limited function, correlates
+    best with x, and the score there; the start and None if no top lies within a sample. An axis
+    with too few elements keeps 0.
+
+    Gauss-Newton steps on the coefficient itself. If x or y require a gradient, the offset has that
+    of the implicit function theorem (math.md, eq. place).
+    """
+    reach, of_x, of_y = _window(lags, lag)
+    a, b = x[of_x].double(), y[of_y].double()
+    equal = torch.equal(a, b)
+    # Squares must not leave the range of the exponent.
+    a, b = (v / v.detach().abs().amax() for v in (a, b))
+    live = torch.tensor([r > 0 for r in reach], device=x.device)
+    start = torch.where(live, start, 0.0)
+    here = torch.zeros_like(start)
+    if not bool(live.any()):
+        return here, None
+    fixed, moved = _resampled(a.detach(), here, reach)[0], b.detach()
+    offset = start
+    score = None
+    for _ in range(_STEPS):
+        score, slope, bend = _linearised(fixed, moved, offset, reach)
+        if not _bends(bend[live][:, live]) or not bool(score > 0):
+            return start, None
+        step = torch.zeros_like(offset)
+        step[live] = torch.linalg.solve(bend[live][:, live], slope[live])
+        offset = offset + step.clamp(-0.5, 0.5)
+        if bool((offset.abs() >= 1).any()):
+            return start, None
+        if bool(step.abs().max() < 1e-10):
+            break
+    if a.requires_grad or b.requires_grad:
+        offset = _implicit(a, b, offset, reach, live)
+    elif equal:
+        offset = here
+    return offset, score
+
+
+def _window(
+    lags: Lags, lag: Sequence[int]
+) -> tuple[list[int], tuple[slice, ...], tuple[slice, ...]]:
+    """Reach of the interpolation along each axis and the overlap, or the middle of a large one."""
+    sizes = [s.stop - s.start for s in lags.overlap(lag)[0]]
+    reach = [min(_REACH, (n - 1) // 4) if n >= _FEWEST else 0 for n in sizes]
+    most = int(_ENOUGH ** (1 / len(sizes)))
+    of_x, of_y = [], []
+    for axis, k in zip(lags.axes, lag, strict=True):
+        start, stop = max(0, k), min(axis.size, k + axis.moved)
+        spare = max(0, (stop - start - most) // 2)
+        of_x.append(slice(start + spare, stop - spare))
+        of_y.append(slice(start + spare - k, stop - spare - k))
+    return reach, tuple(of_x), tuple(of_y)
+
+
+def _linearised(
+    x: Tensor, y: Tensor, offset: Tensor, reach: list[int]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Score at an offset, its slope, and minus its bend as Gauss and Newton approximate it."""
+    moved, *ways = (_centred(v).flatten() for v in _resampled(y, offset, reach))
+    a, norm = _centred(x).flatten(), torch.linalg.vector_norm(moved)
+    a, b = a / torch.linalg.vector_norm(a), moved / norm
+    tangents = torch.stack(ways)
+    tangents = (tangents - (tangents @ b)[:, None] * b) / norm
+    score = a @ b
+    return score, tangents @ a, tangents @ tangents.T * score
+
+
+def _bends(bend: Tensor) -> bool:
+    return bool(torch.isfinite(bend).all()) and bool(torch.linalg.eigvalsh(bend)[0] > 0)
+
+
+def _centred(x: Tensor) -> Tensor:
+    return x - x.mean()
+
+
+def _resampled(y: Tensor, offset: Tensor, reach: list[int]) -> list[Tensor]:
+    """y shifted by an offset, and its derivative by each component of it."""
+    ndim = y.dim()
+    results = [y] * (ndim + 1)
+    for axis in range(ndim):
+        value, rate = _kernel(offset[axis], reach[axis])
+        shape = [-1 if a == axis else 1 for a in range(ndim)]
+        done: dict[tuple[int, bool], Tensor] = {}
+        for i, result in enumerate(results):
+            key = (id(result), i == axis + 1)
+            if key not in done:
+                kernel = (rate if i == axis + 1 else value).reshape(shape)
+                done[key] = correlate(result, kernel, ndim=ndim)
+            results[i] = done[key]
+    return results
+
+
+def resampled(x: Tensor, offset: Tensor) -> Tensor:
+    """x shifted by less than a sample along each axis; what lies outside is as at the border."""
+    for axis, part in enumerate(offset):
+        kernel, _ = _kernel(part, _REACH, 1.0)
+        shape = [-1 if a == axis else 1 for a in range(x.dim())]
+        ends = torch.arange(-_REACH, x.shape[axis] + _REACH, device=x.device)
+        wide = x.index_select(axis, ends.clamp(0, x.shape[axis] - 1))
+        x = correlate(wide, (kernel / kernel.sum()).reshape(shape), ndim=x.dim())
+    return x
+
+
+def _kernel(offset: Tensor, reach: int, share: float = _BAND) -> tuple[Tensor, Tensor]:
+    """Tapered sinc of a share of the frequencies at offset + (-reach..reach), and its derivative by
+    the offset.
+    """
+    t = offset + torch.arange(-reach, reach + 1, dtype=offset.dtype, device=offset.device)
+    band = share * math.pi
+    near = t.abs() < 1e-4
+    s = band * torch.where(near, 1.0, t)
+    value = torch.where(near, 1 - (band * t).square() / 6, s.sin() / s)
+    rate = torch.where(near, -(band**2) * t / 3, band * (s.cos() - s.sin() / s) / s)
+    width = _TAPER * max(reach, 1) / _REACH
+    taper = (-0.5 * (t / width).square()).exp()
+    return value * taper, (rate - value * t / width**2) * taper
+
+
+def _implicit(x: Tensor, y: Tensor, offset: Tensor, reach: list[int], live: Tensor) -> Tensor:
+    """The offset with the gradient of a place where the slope of the score is zero."""
+    here = torch.zeros_like(offset)
+
+    def slope(x: Tensor, y: Tensor, at: Tensor) -> Tensor:
+        return _linearised(_resampled(x, here, reach)[0], y, at, reach)[1][live]
+
+    place = offset.detach().requires_grad_()
+    rows = [
+        torch.autograd.grad(row, place, retain_graph=True)[0][live]
+        for row in slope(x.detach(), y.detach(), place)
+    ]
+    change = slope(x, y, offset.detach())
+    step = torch.linalg.solve(torch.stack(rows), change - change.detach())
+    return offset.detach() - torch.zeros_like(offset).masked_scatter(live, step)

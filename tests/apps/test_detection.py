@@ -1,0 +1,171 @@
+"""Distance profiles and detections against their definitions in NumPy, and against stumpy."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from inputs import array, normal, tensor
+
+from torchcorr import closest_windows, distance_profile, match_filter
+
+
+def distances(x: np.ndarray, query: np.ndarray) -> np.ndarray:
+    """Euclidean distances of standardised windows, one by one."""
+    m = len(query)
+    result = []
+    for start in range(len(x) - m + 1):
+        window = x[start : start + m]
+        if not np.isfinite(window).all():
+            result.append(np.inf)
+            continue
+        flat = [np.ptp(v) == 0 for v in (window, query)]
+        a, b = (
+            np.zeros(m) if f else (v - v.mean()) / v.std()
+            for v, f in zip((window, query), flat, strict=True)
+        )
+        result.append(np.linalg.norm(a - b))
+    return np.array(result)
+
+
+@pytest.mark.parametrize("method", ["direct", "fft"])
+@pytest.mark.parametrize("kind", ["plain", "offset", "steps", "flat query", "gap"])
+def test_profile_is_its_definition(kind, method):
+    x = array(normal(300, seed=1))
+    query = array(normal(25, seed=2))
+    if kind == "offset":
+        x = 1e-3 * x + 1e5
+    elif kind == "steps":
+        x, query = np.round(0.4 * x), np.round(0.4 * query)
+    elif kind == "flat query":
+        x[50:100], query = 0.3, np.full(25, 7.0)
+    elif kind == "gap":
+        x[120], x[200], x[40:90] = np.nan, np.inf, 2.5
+    got = distance_profile(tensor(x), tensor(query), method=method)
+    np.testing.assert_allclose(array(got), distances(x, query), rtol=0, atol=1e-4)
+    assert torch.equal(got.isinf(), tensor(np.isinf(distances(x, query))))
+
+
+def test_profile_of_a_copy_and_gradient():
+    x = normal(200, seed=3)
+    profile = distance_profile(x, 3 * x[70:90] - 5)
+    assert profile[70] < 1e-6 and int(profile.argmin()) == 70
+    x, query = x[:30].clone().requires_grad_(), normal(8, seed=4).requires_grad_()
+    assert torch.autograd.gradcheck(distance_profile, (x, query))
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 2**32), st.integers(3, 12), st.integers(0, 9), st.integers(1, 6))
+def test_closest_windows_are_taken_greedily(seed, m, zone, count):
+    rng = np.random.default_rng(seed)
+    x, query = rng.normal(size=60), rng.normal(size=m)
+    profile = distances(x, query)
+    wanted = []
+    for at in np.argsort(profile):
+        if len(wanted) < count and all(abs(at - other) > zone for other in wanted):
+            wanted.append(int(at))
+    got = closest_windows(tensor(x), tensor(query), max_matches=count, exclusion=zone)
+    assert got.positions.tolist() == wanted
+    np.testing.assert_allclose(array(got.distances), profile[wanted], rtol=0, atol=1e-7)
+    near = closest_windows(tensor(x), tensor(query), exclusion=zone, max_distance=2.0)
+    assert bool((near.distances <= 2).all())
+
+
+def test_profile_is_that_of_stumpy():
+    stumpy = pytest.importorskip("stumpy")
+    x, query = array(normal(2000, seed=5).cumsum(0)), array(normal(2000, seed=6).cumsum(0))[:60]
+    got = distance_profile(tensor(x), tensor(query))
+    np.testing.assert_allclose(array(got), stumpy.mass(query, x), rtol=0, atol=1e-6)
+    wanted = stumpy.match(query, x, max_distance=np.inf, max_matches=5)
+    found = closest_windows(tensor(x), tensor(query), max_matches=5)
+    assert found.positions.tolist() == [int(at) for _, at in wanted]
+
+
+def stacked(record, templates, moveouts, weights, at):
+    """The stack of one position from its definition."""
+    result = np.zeros(len(templates))
+    for t, template in enumerate(templates):
+        for c, wave in enumerate(template):
+            start = at + moveouts[t, c]
+            window = record[c, start : start + len(wave)]
+            if np.isfinite(window).all() and np.ptp(window) > 0 and np.ptp(wave) > 0:
+                share = weights[t, c] / weights[t].sum()
+                result[t] += share * np.corrcoef(window, wave)[0, 1]
+    return result
+
+
+@settings(max_examples=60, deadline=None)
+@example(5768141, 7, False)
+@given(st.integers(0, 2**32), st.integers(7, 400), st.booleans())
+def test_stack_is_its_definition(seed, block, gaps):
+    rng = np.random.default_rng(seed)
+    channels, count, window = rng.integers(1, 4), rng.integers(1, 4), rng.integers(3, 12)
+    record, templates = rng.normal(size=(channels, 120)), rng.normal(size=(count, channels, window))
+    moveouts = rng.integers(-9, 10, (count, channels))
+    weights = rng.uniform(0.1, 1, (count, channels))
+    if gaps:
+        record[0, 40:60], record[-1, 70] = np.nan, np.nan
+    options = {"moveouts": tensor(moveouts), "weights": tensor(weights), "block": block}
+    found = match_filter(
+        tensor(record), tensor(templates), keep_stack=True, threshold=0.5, **options
+    )
+    first, last = max(0, -moveouts.min()), max(0, moveouts.max())
+    assert found.stack.shape == (count, 120 - window - first - last + 1)
+    wanted = np.stack(
+        [
+            stacked(record, templates, moveouts, weights, first + i)
+            for i in range(found.stack.shape[1])
+        ],
+        1,
+    )
+    np.testing.assert_allclose(array(found.stack), wanted, rtol=0, atol=1e-9)
+    for t in range(count):
+        left, taken = wanted[t].copy(), []
+        while left.max() >= 0.5:
+            at = int(left.argmax())
+            taken.append(at + first)
+            left[max(0, at - window + 1) : at + window] = -1
+        assert found.positions[found.templates == t].tolist() == sorted(taken)
+
+
+def scene(seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, list[list[int]]]:
+    """A record of three channels with events of two templates, weaker than its noise."""
+    rng = np.random.default_rng(seed)
+    record = rng.normal(size=(3, 60_000))
+    templates = rng.normal(size=(2, 3, 200))
+    moveouts = rng.integers(0, 300, (2, 3))
+    places = [sorted(rng.choice(119, 12, replace=False) * 490) for _ in range(2)]
+    for t, starts in enumerate(places):
+        for start in starts:
+            for c in range(3):
+                begin = start + moveouts[t, c]
+                record[c, begin : begin + 200] += 0.8 * templates[t, c]
+    return tensor(record, torch.float32), tensor(templates, torch.float32), tensor(moveouts), places
+
+
+@pytest.mark.parametrize("block", [1 << 20, 9000])
+def test_events_in_noise_and_gaps(block):
+    record, templates, moveouts, places = scene(7)
+    record[1, 20_000:30_000] = torch.nan
+    found = match_filter(record, templates, moveouts=moveouts, block=block)
+    for t in range(2):
+        assert found.positions[found.templates == t].tolist() == [int(p) for p in places[t]]
+    assert found.stack is None
+    assert bool((found.scores >= found.thresholds).all())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"moveouts": torch.zeros(2, 2)}, "moveouts must contain integers: got float32"),
+        ({"moveouts": torch.zeros(3, 2, dtype=torch.long)}, r"moveouts must have shape \(2, 2\)"),
+        ({"moveouts": torch.full((2, 2), 99)}, "record must be longer than a template with its"),
+        ({"weights": -torch.ones(2, 2)}, "weights must not be negative, nor all be 0"),
+        ({"weights": torch.zeros(2, 2)}, "weights must not be negative, nor all be 0"),
+        ({"block": 0}, "block must be at least 1"),
+        ({"min_distance": 0}, "min_distance must be at least 1: got 0"),
+    ],
+)
+def test_filter_refuses(options, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        match_filter(torch.rand(2, 50), torch.rand(2, 2, 8), **options)

@@ -1,0 +1,71 @@
+"""The page on aligning: both sides of its table give the same numbers, and its examples hold."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy import ndimage, signal
+from skimage import data, registration
+
+import torchcorr
+
+PAGE = (Path(__file__).resolve().parent.parent.parent / "docs" / "aligning.md").read_text()
+ROWS = re.findall(r"^\| (\S+) \| `([^|]+)` \| `([^|]+)` \|$", PAGE, re.M)
+DELAYS = re.findall(r"^\| `(\[[^`]+\])` \| `(\[[^`]+\])` \| (\S+) \| (\S+) \|$", PAGE, re.M)
+
+
+def xcorr(a: np.ndarray, b: np.ndarray, reach: int, scale: str) -> np.ndarray:
+    """MATLAB's, of signals of one length, from its definition."""
+    full = np.correlate(a, b, "full")[len(a) - 1 - reach : len(a) + reach]
+    if scale == "coeff":
+        return full / np.sqrt((a @ a) * (b @ b))
+    return full / (len(a) - np.abs(np.arange(-reach, reach + 1)))
+
+
+def finddelay(a: np.ndarray, b: np.ndarray) -> int:
+    """MATLAB's: the lag of the largest normalised correlation, counted from b."""
+    return -int(np.abs(np.correlate(a, b, "full")).argmax() - (len(b) - 1))
+
+
+def obspy_correlate(a: np.ndarray, b: np.ndarray, reach: int) -> np.ndarray:
+    return xcorr(a - a.mean(), b - b.mean(), reach, "coeff")
+
+
+def arrays() -> dict[str, Any]:
+    source = np.random.default_rng(0).normal(size=400)
+    picture = data.camera()[::4, ::4].astype(np.float64)
+    moved = np.fft.ifftn(ndimage.fourier_shift(np.fft.fftn(picture), (3.0, -5.0))).real
+    return {"a": source[:300], "b": source[17:317], "p": picture, "q": moved}
+
+
+def test_the_table_has_every_library() -> None:
+    assert {library for library, _, _ in ROWS} == {
+        "NumPy", "SciPy", "scikit-image", "MATLAB", "obspy", "stumpy",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("there", "here"), [row[1:] for row in ROWS], ids=lambda text: text)
+def test_both_sides_of_a_row_agree(there: str, here: str) -> None:
+    peers = {"np": np, "signal": signal, "registration": registration}
+    peers |= {"xcorr": xcorr, "finddelay": finddelay, "obspy_correlate": obspy_correlate}
+    if "stumpy" in there:
+        peers["stumpy"] = pytest.importorskip("stumpy")
+    tensors = {name: torch.from_numpy(value) for name, value in arrays().items()}
+    theirs = eval(there, peers | arrays())
+    ours = eval(here, vars(torchcorr) | tensors)
+    scale = max(1.0, float(np.abs(theirs).max()))
+    np.testing.assert_allclose(np.squeeze(ours.numpy()), theirs, rtol=0, atol=1e-6 * scale)
+
+
+@pytest.mark.parametrize(("x", "y", "theirs", "ours"), DELAYS)
+def test_examples_of_finddelay(x: str, y: str, theirs: str, ours: str) -> None:
+    first, second = (torch.tensor(ast.literal_eval(v), dtype=torch.float64) for v in (x, y))
+    delay = int(theirs.replace("−", "-"))
+    assert int(ours.replace("−", "-")) == -delay
+    assert torchcorr.estimate_shift(first, second, ndim=1).shift.item() == -delay
