@@ -117,6 +117,14 @@ def _parser() -> argparse.ArgumentParser:
         "--channels", choices=("gray", "joint"), default="gray",
         help="colour: converted to gray (default), or matched jointly",
     )  # fmt: skip
+    searching.add_argument(
+        "--mask", type=Path, metavar="FILE",
+        help="weights of the template's pixels, a gray picture of its size: black does not count",
+    )  # fmt: skip
+    searching.add_argument(
+        "--ignore-alpha", action="store_true",
+        help="let transparent pixels of TEMPLATE count (by default its alpha weighs them)",
+    )  # fmt: skip
     searching.add_argument("--json", type=Path, metavar="FILE", help="write the matches as JSON")
     searching.add_argument("--csv", type=Path, metavar="FILE", help="write the matches as CSV")
     searching.add_argument(

@@ -125,9 +125,51 @@ def test_no_match_is_said_with_the_best_score(folder, capsys):
     assert json.loads((folder / "n.json").read_text()) == {"matches": []}
 
 
+def test_alpha_and_masks_hide_pixels_of_the_template(folder, capsys):
+    """A coin on another background, cut out by its alpha channel or by a picture."""
+    y, x, height, width = PLACE
+    coin = data.coins()[y : y + height, x : x + width]
+    rows, columns = np.ogrid[:height, :width]
+    seen = (rows - height / 2) ** 2 + (columns - width / 2) ** 2 < (height / 2.2) ** 2
+    pasted = np.where(seen, coin, np.where(columns % 2, 255, 0)).astype(np.uint8)
+    alpha = (255 * seen).astype(np.uint8)
+    Image.fromarray(np.stack([pasted, alpha], -1)).save("cut.png")
+    Image.fromarray(np.stack([pasted] * 3 + [alpha], -1)).save("cut-colour.png")
+    Image.fromarray(pasted).save("pasted.png")
+    Image.fromarray(alpha).save("mask.png")
+    for command in ("cut.png", "cut-colour.png", "pasted.png --mask mask.png"):
+        assert main(["match", "image.png", *command.split(), "--json", "m.json"]) == 0
+        said = capsys.readouterr().out
+        assert ("the alpha channel of cut" in said) == command.startswith("cut")
+        (match,) = json.loads((folder / "m.json").read_text())["matches"]
+        assert (round(match["y"]), round(match["x"])) == (y, x)
+        assert match["score"] > 0.999
+    for command in ("cut.png --ignore-alpha", "pasted.png"):
+        assert main(["match", "image.png", *command.split()]) == 0
+        assert "no match" in capsys.readouterr().out
+
+
+def test_missing_pixels_do_not_end_a_search(folder, capsys):
+    image = data.coins().astype(np.float32)
+    image[:, 200:203] = np.nan
+    np.save("gaps.npy", image)
+    tifffile.imwrite("gaps.tif", image)
+    for name in ("gaps.npy", "gaps.tif"):
+        assert main(["match", name, "coin.png", "--threshold", "0.9"]) == 0
+        assert "1 match of 60 x 64" in capsys.readouterr().out
+    np.save("noise.npy", np.random.default_rng(1).normal(size=(20, 20)))
+    assert main(["match", "gaps.npy", "noise.npy"]) == 0
+    assert "the best score is 0." in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("command", "said"),
     [
+        ("match image.png gap.npy", "gap.npy: the template has pixels that are not finite"),
+        ("match image.png flat.png", "flat.png: all pixels of the template are equal"),
+        ("match image.png coin.png --mask flat.png", "flat.png: a mask has the size of its"),
+        ("match image.png coin.png --mask black.png", "black.png: a mask is not negative and not"),
+        ("match image.png clear.png", "clear.png: every pixel is transparent"),
         ("match none.png coin.png", "none.png: cannot be read: no such file or directory"),
         ("match text.png coin.png", "text.png: cannot be read: not a picture that Pillow knows"),
         ("match text.npy coin.png", "text.npy: cannot be read"),
@@ -157,6 +199,10 @@ def test_bad_input_is_one_line_and_status_2(folder, capsys, command, said):
     for name in ("text.png", "text.npy", "text.wav"):
         (folder / name).write_text("just words")
     (folder / "cut.png").write_bytes((folder / "image.png").read_bytes()[:3000])
+    np.save("gap.npy", np.where(np.eye(8), np.nan, np.arange(8.0)))
+    Image.fromarray(np.full((9, 8), 7, np.uint8)).save("flat.png")
+    Image.fromarray(np.zeros(PLACE[2:], np.uint8)).save("black.png")
+    Image.fromarray(np.stack([np.eye(9), np.zeros((9, 9))], -1).astype(np.uint8)).save("clear.png")
     before = files(folder)
     assert main(command.split()) == 2
     captured = capsys.readouterr()

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,8 +28,23 @@ def read_image(path: Path) -> NDArray[np.generic]:
     """The image as ``(H, W)`` or ``(H, W, 3)``, in its stored depth where the format allows;
     alpha is dropped.
     """
+    return read_image_and_alpha(path)[0]
+
+
+def read_image_and_alpha(
+    path: Path,
+) -> tuple[NDArray[np.generic], NDArray[np.float64] | None]:
+    """The same, and its alpha channel in [0, 1], ``(H, W)``; None without one, or if it is opaque
+    everywhere.
+    """
     _require_suffix(path, IMAGE_SUFFIXES)
     image = _load_npy(path) if path.suffix.lower() == ".npy" else _read_picture(path)
+    alpha = None
+    if image.ndim == 3 and image.shape[-1] in (2, 4):
+        kind: Any = image.dtype
+        opaque = float(np.iinfo(kind).max) if kind.kind in "ui" else 1.0
+        alpha = image[..., -1].astype(np.float64) / opaque
+        alpha = None if (alpha == 1).all() else alpha
     if image.ndim == 3 and image.shape[-1] in (1, 2):
         image = image[..., 0]
     elif image.ndim == 3 and image.shape[-1] in (3, 4):
@@ -38,7 +53,7 @@ def read_image(path: Path) -> NDArray[np.generic]:
         raise FileError(f"{path}: an image has shape (H, W) or (H, W, 3): got {image.shape}")
     if image.size == 0:
         raise FileError(f"{path}: the image is empty: got shape {image.shape}")
-    return image
+    return image, alpha
 
 
 def to_gray(image: NDArray[np.generic]) -> NDArray[np.generic]:
@@ -165,7 +180,9 @@ def _read_picture(path: Path) -> NDArray[np.generic]:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(path) as picture:
                 upright = ImageOps.exif_transpose(picture)
-                if upright.mode in ("P", "PA", "CMYK", "YCbCr", "LAB", "HSV"):
+                if upright.mode in ("P", "PA") and upright.has_transparency_data:
+                    upright = upright.convert("RGBA")
+                elif upright.mode in ("P", "PA", "CMYK", "YCbCr", "LAB", "HSV"):
                     upright = upright.convert("RGB")
                 elif upright.mode == "1":
                     upright = upright.convert("L")

@@ -6,7 +6,7 @@ import argparse
 import csv
 import io
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..functional import zncc
 from ..match import Matches, find_peaks
-from .files import read_image, to_gray, write_whole
+from .files import FileError, read_image, read_image_and_alpha, to_gray, write_whole
 from .outputs import PLOT_SUFFIXES, UsageError, check_outputs, save_figure, write_json
 
 _MAP_SUFFIXES = (".npy", ".png")
@@ -31,7 +31,8 @@ def run(options: argparse.Namespace) -> None:
         (options.score_map, _MAP_SUFFIXES),
     )
     check_outputs(outputs)
-    image, template = read_image(options.image), read_image(options.template)
+    image = read_image(options.image)
+    template, mask = _template_and_mask(options)
     joint = options.channels == "joint" and not image.ndim == template.ndim == 2
     if joint and image.ndim != template.ndim:
         raise UsageError(
@@ -45,7 +46,9 @@ def run(options: argparse.Namespace) -> None:
             f"template is larger than image: got {_size(template)}, image is {_size(image)}"
         )
     searched, sought = _tensors(image, template)
-    scores = _score_map(searched, sought, joint)
+    weights = None if mask is None else torch.from_numpy(mask).to(sought.dtype)
+    _check_template(options.template, sought, weights)
+    scores = _score_map(searched, sought, weights, joint)
     size = (template.shape[0], template.shape[1])
     peaks = find_peaks(
         scores, threshold=options.threshold, max_peaks=options.max_matches, min_distance=size
@@ -55,12 +58,49 @@ def run(options: argparse.Namespace) -> None:
     _print_matches(matches, options.threshold, float(scores.max()))
 
 
-def _score_map(image: Tensor, template: Tensor, joint: bool) -> Tensor:
-    channels = "joint" if joint else "independent"
+def _template_and_mask(
+    options: argparse.Namespace,
+) -> tuple[NDArray[np.generic], NDArray[np.float64] | None]:
+    """The template, and the weights of its pixels if some do not count in full."""
+    template, alpha = read_image_and_alpha(options.template)
+    if options.mask is not None:
+        mask = to_gray(read_image(options.mask)).astype(np.float64)
+        if mask.shape != template.shape[:2]:
+            raise UsageError(
+                f"{options.mask}: a mask has the size of its template: got {_size(mask)}, "
+                f"the template is {_size(template)}"
+            )
+        if not (np.isfinite(mask).all() and (mask >= 0).all() and mask.any()):
+            raise FileError(f"{options.mask}: a mask is not negative and not zero everywhere")
+        return template, mask / mask.max()
+    if alpha is None or options.ignore_alpha:
+        return template, None
+    if not alpha.any():
+        raise FileError(f"{options.template}: every pixel is transparent; try --ignore-alpha")
+    print(f"the alpha channel of {options.template} weighs its pixels (see --ignore-alpha)")
+    return template, alpha
+
+
+def _check_template(path: Path, template: Tensor, weights: Tensor | None) -> None:
+    """What counts in the template can be matched."""
+    seen = template if weights is None else template[..., weights > 0]
+    if not bool(torch.isfinite(seen).all()):
+        raise FileError(f"{path}: the template has pixels that are not finite; hide them by --mask")
+    flat = seen if template.ndim == 2 else seen.flatten(1)
+    if bool((flat.amax(-1) == flat.amin(-1)).all() if flat.ndim > 1 else flat.max() == flat.min()):
+        raise FileError(f"{path}: all pixels of the template are equal: nothing to match")
+
+
+def _score_map(image: Tensor, template: Tensor, weights: Tensor | None, joint: bool) -> Tensor:
+    how: dict[str, Any] = {
+        "channels": "joint" if joint else "independent",
+        "template_mask": weights,
+        "nan": "ignore",
+    }
     height, width = image.shape[-2:]
     window = template.shape[-2]
     if height * width <= _BAND_PIXELS:
-        return zncc(image, template, channels=channels)
+        return zncc(image, template, **how)
     from tqdm import tqdm
 
     # A band's last window reaches window - 1 rows into the next band.
@@ -68,10 +108,7 @@ def _score_map(image: Tensor, template: Tensor, joint: bool) -> Tensor:
     starts = range(0, height - window + 1, step)
     bands = tqdm(starts, desc="searching", unit="band", delay=1, disable=None)
     return torch.cat(
-        [
-            zncc(image[..., start : start + step + window - 1, :], template, channels=channels)
-            for start in bands
-        ]
+        [zncc(image[..., start : start + step + window - 1, :], template, **how) for start in bands]
     )
 
 
