@@ -15,10 +15,10 @@ from .._definition import transforms
 from .._definition.spectra import inverse_fft, tile_spectra
 from .._definition.transposes import Transpose
 from .._plan import rounding
-from .._plan.choose import Arrangement, Plan, arrange, blocks
+from .._plan.choose import Arrangement, Plan, arrange, blocks, scratch_allowed
 from .._plan.dtypes import HALVES, widen
 from .._plan.predict import Problem
-from .._plan.shapes import Ints
+from .._plan.shapes import Ints, fast_length
 from .._plan.tiling import TileBatch, Tiling
 from . import steps
 from .rules import SumRule
@@ -34,6 +34,10 @@ _ROOM = 16 << 20
 # computed by the direct loop, if that takes no more than so many times as long as transforms.
 _LEFT_OUT = 0.3
 _WORTH_LOOP = 16.0
+# Scratch of whole transforms, for each element: two spectra, their product and its inverse.
+_WHOLE_BYTES = 4 * 8
+# Their time, relative to that of transforming as many elements both ways in tiles in float32.
+_WHOLE = 8.0
 
 
 def correlate(
@@ -53,7 +57,7 @@ def correlate(
         finite = finite and definition.all_finite(input)
     if not finite or input.numel() == 0 or template.numel() == 0:
         return definition.correlate(input, template, stride, "direct")
-    if input.is_complex():
+    if input.is_complex() or (_is_lone(call, input.dtype) and definition.all_finite(input)):
         return transforms.correlate(input, template, stride)
     return _sums(input, template, call, spectra)
 
@@ -69,7 +73,8 @@ def correlate_input_grad(
         return steps.correlate_direct_input_grad(grad, template, shape, stride)
     if grad.numel() == 0:
         return grad.new_zeros(shape)
-    if grad.is_complex() or not definition.all_finite(grad):
+    lone = _is_lone(_arranged(shape, template.shape, stride, method, grad.dtype), grad.dtype)
+    if grad.is_complex() or lone or not definition.all_finite(grad):
         return transforms.correlate_input_grad(grad, template, shape, stride)
     call = Transpose.into_input(grad, template, shape, stride, "cpu")
     upstream, weights = call.upstream, call.other
@@ -91,7 +96,8 @@ def correlate_template_grad(
         return steps.correlate_direct_template_grad(grad, input, shape, stride)
     if grad.numel() == 0:
         return grad.new_zeros(shape)
-    if grad.is_complex() or not definition.all_finite(grad, input):
+    lone = _is_lone(_arranged(input.shape, shape, stride, method, grad.dtype), grad.dtype)
+    if grad.is_complex() or lone or not definition.all_finite(grad, input):
         return transforms.correlate_template_grad(grad, input, shape, stride)
     call = Transpose.into_template(grad, input, shape, stride, "cpu")
     leads, upstream, seen, tiling = call.leads, call.upstream, call.other, call.tiling
@@ -112,6 +118,22 @@ def _arranged(
     input: Ints, template: Ints, stride: Sequence[int], method: str, dtype: torch.dtype
 ) -> Arrangement:
     return arrange(input, template, stride, method, normalised=False, dtype=dtype, device="cpu")
+
+
+def _is_lone(call: Arrangement, dtype: torch.dtype) -> bool:
+    """Whether one real transform of all takes less time than tiles, within the scratch allowed.
+
+    Tiles are transformed two by two as complex numbers, and large templates in parts.
+    """
+    problem, leads = call.problem, call.problem.leads
+    if dtype != torch.float64 or leads.paired * leads.inputs * leads.templates > 1:
+        return False
+    elements = problem.channels * math.prod(fast_length(n) for n in problem.size)
+    if _WHOLE_BYTES * elements > scratch_allowed(problem):
+        return False
+    strain = 1 + min(2.0, problem.costs.strain[len(problem.size) - 1] * 8 * elements / (1 << 20))
+    time = _WHOLE * problem.costs.transform * elements * math.log2(max(2, elements)) * strain
+    return time * 1e-6 < call.plan.cost
 
 
 _UNCHECKED = SumRule(0.0, 0.0, 0.0, math.inf, 0)

@@ -72,6 +72,16 @@ def _inverse(spectrum: Tensor, lengths: Sequence[int], is_complex: bool) -> Tens
     return transform(spectrum, s=tuple(lengths), dim=axes)
 
 
+def _margins(x: Tensor, window: Sequence[int]) -> list[int]:
+    """How many elements at both ends of each axis are zero, none or a window less one."""
+    margins = []
+    for axis, k in zip(range(-len(window), 0), window, strict=True):
+        ends = (x.narrow(axis, 0, k - 1), x.narrow(axis, x.shape[axis] - k + 1, k - 1))
+        zero = x.device.type == "cpu" and 2 * k < x.shape[axis] + 2
+        margins.append(k - 1 if zero and not any(bool(end.any()) for end in ends) else 0)
+    return margins
+
+
 def correlate(input: Tensor, template: Tensor, stride: Sequence[int]) -> Tensor:
     """sum_v I(u s + v) T(v) of finite tensors, summed over channels."""
     ndim = len(stride)
@@ -79,10 +89,19 @@ def correlate(input: Tensor, template: Tensor, stride: Sequence[int]) -> Tensor:
     lengths = _lengths(size)
     wide, weights = widen(input), widen(template)
     axes = tuple(range(-ndim, 0))
+    valid = [n - k + 1 for n, k in zip(size, window, strict=True)]
+    needed = [n - m for n, m in zip(size, _margins(wide, window), strict=True)]
+    if needed != list(size):
+        # Zeros around the input may wrap around onto each other.
+        lengths = _lengths(needed)
+        product = sum_channels(
+            _forward(crop(wide, needed), lengths), _reversed(weights, lengths), ndim
+        )
+        whole = _inverse(product, lengths, input.is_complex())
+        return crop(whole, valid, stride).to(input.dtype).contiguous()
     level = wide.mean(axes, keepdim=True)
     spectrum = _forward(wide - level, lengths)
     product = sum_channels(spectrum, _reversed(weights, lengths), ndim)
-    valid = [n - k + 1 for n, k in zip(size, window, strict=True)]
     numerators = crop(_inverse(product, lengths, input.is_complex()), valid, stride)
     offset = (level * weights.sum(axes, keepdim=True)).sum(-ndim - 1)
     return (numerators + offset).to(input.dtype).contiguous()

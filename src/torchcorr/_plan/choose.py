@@ -209,7 +209,7 @@ def tiling_of(problem: Problem, plan: Plan) -> Tiling:
     return _tiling(problem, grid, plan.method == "fft", plan.parts)
 
 
-def _scratch_allowed(problem: Problem) -> float:
+def scratch_allowed(problem: Problem) -> float:
     """A fixed budget, or eight transforms that hold the template where that is more."""
     ndim = len(problem.window)
     length = math.prod(tile_length(k, ndim) for k in problem.window)
@@ -231,7 +231,7 @@ def make_plan(problem: Problem, method: str) -> Plan:
     if not problem.costs.pairs:
         most = _MOST // problem.channels
         plans = [p for p in plans if p.method == "direct" or math.prod(p.transform) < most] or plans
-    allowed = _scratch_allowed(problem)
+    allowed = scratch_allowed(problem)
     fitting = [plan for plan in plans if plan.bytes <= allowed]
     best = min(fitting or plans, key=lambda plan: plan.cost)
     # A large template takes more scratch by transforms than allowed, and hours by the direct loop.
