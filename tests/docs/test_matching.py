@@ -1,0 +1,78 @@
+"""The page on matching: both sides of its table give the same numbers."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy import signal
+from skimage import data, feature
+from skimage.registration._masked_phase_cross_correlation import cross_correlate_masked
+
+import torchcorr
+
+PAGE = (Path(__file__).resolve().parent.parent.parent / "docs" / "matching.md").read_text()
+ROWS = re.findall(r"^\| (\S+) \| `([^`]+)` \| `([^`]+)` \|$", PAGE, re.M)
+
+
+def normxcorr2(template: np.ndarray, image: np.ndarray) -> np.ndarray:
+    """MATLAB's, from its definition: every window of the image between zeros."""
+    pads = [(n - 1, n - 1) for n in template.shape]
+    seen = np.lib.stride_tricks.sliding_window_view(np.pad(image, pads), template.shape)
+    pattern = template - template.mean()
+    centred = seen - seen.mean((-2, -1), keepdims=True)
+    energy = np.square(centred).sum((-2, -1)) * np.square(pattern).sum()
+    product = (centred * pattern).sum((-2, -1))
+    return np.where(energy > 1e-20, product / np.sqrt(np.maximum(energy, 1e-20)), 0)
+
+
+def masked(image: np.ndarray, other: np.ndarray, *masks: np.ndarray, **how: Any) -> np.ndarray:
+    return cross_correlate_masked(image, other, *masks, mode="full", axes=(0, 1), **how)
+
+
+def arrays() -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    colours = np.moveaxis(data.astronaut()[100:160, 180:250], -1, 0) / 255
+    image = colours[0].copy()
+    keep = [rng.random(image.shape) > 0.2 for _ in range(2)]
+    mask = np.hypot(*np.mgrid[-4:5, -5:6]) < 4.6
+    return {
+        "i": image,
+        "t": image[20:29, 30:41].copy(),
+        "c": colours,
+        "d": colours[:, 20:29, 30:41].copy(),
+        "f": np.roll(image, (3, -5), (0, 1)) + 0.01 * rng.normal(size=image.shape),
+        "k": keep[0],
+        "g": keep[1],
+        "m": mask,
+    }
+
+
+def test_the_table_has_every_library() -> None:
+    assert {row[0] for row in ROWS} == {"OpenCV", "scikit-image", "SciPy", "MATLAB"}
+
+
+@pytest.mark.parametrize(("there", "here"), [row[1:] for row in ROWS], ids=lambda text: text)
+def test_both_sides_of_a_row_agree(there: str, here: str) -> None:
+    known, bound = arrays(), 1e-6
+    peers: dict[str, Any] = {"np": np, "signal": signal, "feature": feature}
+    peers |= {"normxcorr2": normxcorr2, "masked": masked, "last": lambda x: np.moveaxis(x, 0, -1)}
+    given = dict(known)
+    if "cv2" in there:
+        peers["cv2"] = pytest.importorskip("cv2")
+        given = {name: np.ascontiguousarray(x, np.float32) for name, x in known.items()}
+        peers["last"] = lambda x: np.ascontiguousarray(np.moveaxis(x, 0, -1))
+        bound = 1e-3  # its rounding in smooth regions
+    theirs = eval(there, peers | given)
+    ours = eval(here, vars(torchcorr) | {name: torch.from_numpy(x) for name, x in known.items()})
+    got = np.squeeze(ours.numpy())
+    if "masked" in there:
+        # There an overlap is a share of the largest one, not of the template.
+        both = (theirs != 0) & (got != 0)
+        assert both.mean() > 0.2
+        got, theirs = got[both], theirs[both]
+    np.testing.assert_allclose(got, theirs, rtol=0, atol=bound * max(1.0, np.abs(theirs).max()))
