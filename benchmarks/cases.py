@@ -318,7 +318,7 @@ def l2(settings: Settings) -> Iterator[Row]:
 def c14(settings: Settings) -> Iterator[Row]:
     size, window = ((14, 16, 14), 5) if settings.quick else ((96, 112, 96), 9)
     a, b = (draw(size, torch.float32, seed).requires_grad_() for seed in (0, 1))
-    loss = torchcorr.nn.LNCCLoss(window, mode="same", squared=True)
+    loss = torchcorr.nn.LNCCLoss(window, border="zeros", squared=True)
     contestants = {
         "MONAI": (peers.monai_lncc(a, b, window), 8),
         "plain torch, conv3d": (partial(peers.plain_lncc, a, b, window), 100),

@@ -7,6 +7,7 @@ from .correlate import correlate, correlate_input_grad, correlate_template_grad
 from .lncc import lncc, lncc_grads
 from .registry import Operator
 from .scores import ncc, ncc_grads, standardise
+from .weighted_lncc import weighted_lncc, weighted_lncc_grads
 from .windows import (
     local_std,
     local_std_prepare_grads,
@@ -29,6 +30,8 @@ __all__ = [
     "ncc",
     "ncc_grads",
     "standardise",
+    "weighted_lncc",
+    "weighted_lncc_grads",
     "window_combine",
     "window_moments",
     "window_spread",
@@ -50,4 +53,6 @@ OPERATORS: tuple[Operator, ...] = (
     local_std_prepare_grads,
     lncc,
     lncc_grads,
+    weighted_lncc,
+    weighted_lncc_grads,
 )

@@ -17,10 +17,11 @@ def register() -> str | None:
     if reason is not None:
         return reason
     # Imported now, since its modules use what the library has defined.
-    from . import correlate, score_grads, scores, steps
+    from . import correlate, score_grads, scores, steps, weighted_lncc
 
     costs.name_cpu(steps.BYTE_LOOPS[steps.byte_loop(torch.empty(0))])
     correlate.register()
     scores.register()
     score_grads.register()
+    weighted_lncc.register()
     return None
