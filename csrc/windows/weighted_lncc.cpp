@@ -6,7 +6,9 @@
 #include <optional>
 
 #include "common/large_pages.h"
-#include "windows/weighted_pass.h"
+#include "windows/spread.h"
+#include "windows/weighted_march.h"
+#include "windows/weighted_spread.h"
 
 namespace torchcorr {
 namespace weighted {
@@ -28,16 +30,6 @@ void for_units(int64_t leads, int64_t planes, const Cut& cut, const NewWorker& w
   });
 }
 
-struct Box {
-  int64_t top, bottom, left, right;
-
-  Box(const Cut& cut, int64_t unit, int64_t rows, int64_t columns) {
-    const int64_t strip = unit / cut.segments, segment = unit % cut.segments;
-    top = strip * cut.rows, bottom = std::min(rows, top + cut.rows);
-    left = segment * cut.columns, right = std::min(columns, left + cut.columns);
-  }
-};
-
 Cut windows_cut(const Layout& layout) {
   const Axis &y = layout.axis[1], &x = layout.axis[2];
   return Cut(y.count, x.count, y, x, kPlanes, y.step, x.step);
@@ -45,6 +37,13 @@ Cut windows_cut(const Layout& layout) {
 
 template <class T>
 void all_scores(const Layout& layout, const Images<T>& images, double eps, T* out) {
+  if (is_marched(layout)) {
+    march(layout, images, layout.shape.leads, 0, first_axis(layout).count,
+          [&](int64_t lead, int64_t at, int64_t n, Row in) {
+            scores(n, in, eps, out + lead * layout.map() + at);
+          });
+    return;
+  }
   const Cut cut = windows_cut(layout);
   const Axis &y = layout.axis[1], &x = layout.axis[2];
   for_units(
@@ -60,87 +59,6 @@ void all_scores(const Layout& layout, const Images<T>& images, double eps, T* ou
       });
 }
 
-// The windows along one axis that contain an element, and their weights there.
-struct Containing {
-  std::vector<int64_t> windows;
-  std::vector<double> taps;
-
-  void find(const Axis& axis, int64_t element, int64_t from, int64_t to) {
-    windows.clear(), taps.clear();
-    for (int64_t u = std::max(from, axis.from(element)); u < std::min(to, axis.to(element + 1));
-         ++u) {
-      windows.push_back(u - from);
-      taps.push_back(axis.taps[element - axis.first(u)]);
-    }
-  }
-};
-
-// Where the maps of some planes of windows are in memory.
-struct Maps {
-  const double* first;
-  int64_t pitch, lead;  // from one map, and from one lead, to the next
-  int64_t from, to;     // planes
-  int count;
-};
-
-// Maps spread over the elements of a strip, a row at a time.
-class SpreadRows {
- public:
-  SpreadRows(const Layout& layout, const Maps& maps, const Cut& cut)
-      : layout_(layout), maps_(maps),
-        pitch_(whole(cut.columns + layout.axis[2].window + 2 * kDoubles)),
-        tall_((cut.rows + layout.axis[1].window) / layout.axis[1].step + 2),
-        planes_(maps.count * tall_ * pitch_), line_(pitch_), joined_(pitch_),
-        result_(kMaps * pitch_) {
-    const Axis& x = layout.axis[2];
-    for (int64_t i = x.window; i-- > 0;) reversed_.push_back(x.taps[i]);
-    for (int64_t i = 0; i < x.window; ++i) shifted_.push_back(line_.data() + i);
-  }
-
-  template <class Emit>
-  void run(int64_t lead, int64_t z, const Box& box, const Emit& emit) {
-    const Axis &y = layout_.axis[1], &x = layout_.axis[2];
-    const int64_t top = y.from(box.top), bottom = y.to(box.bottom);
-    const int64_t left = x.from(box.left), right = x.to(box.right), n = right - left;
-    in_z_.find(layout_.axis[0], z, maps_.from, maps_.to);
-    for (int p = 0; p < maps_.count; ++p) {
-      for (int64_t u = top; u < bottom; ++u) {
-        const int64_t at = p * maps_.pitch + lead * maps_.lead + u * x.count + left;
-        add(n, in_z_, maps_.first + at, layout_.map_row(), plane(p) + (u - top) * pitch_);
-      }
-    }
-    // The first position that a window which contains an element of the box may begin at.
-    const int64_t origin = box.left + x.before - x.window + 1;
-    for (int64_t v = box.top; v < box.bottom; ++v) {
-      in_y_.find(y, v, top, bottom);
-      for (int p = 0; p < maps_.count; ++p) {
-        add(n, in_y_, plane(p), pitch_, joined_.data());
-        std::fill(line_.begin(), line_.end(), 0.0);
-        for (int64_t u = 0; u < n; ++u) line_[(left + u) * x.step - origin] = joined_[u];
-        add_rows(box.right - box.left, x.window, shifted_.data(), reversed_.data(),
-                 result_.data() + p * pitch_);
-      }
-      emit(v, Row{result_.data(), pitch_});
-    }
-  }
-
- private:
-  double* plane(int p) { return planes_.data() + p * tall_ * pitch_; }
-
-  void add(int64_t n, const Containing& of, const double* from, int64_t pitch, double* to) {
-    rows_.clear();
-    for (int64_t u : of.windows) rows_.push_back(from + u * pitch);
-    add_rows(n, static_cast<int64_t>(rows_.size()), rows_.data(), of.taps.data(), to);
-  }
-
-  const Layout& layout_;
-  Maps maps_;
-  int64_t pitch_, tall_;
-  std::vector<double> planes_, line_, joined_, result_, reversed_;
-  std::vector<const double*> shifted_, rows_;
-  Containing in_z_, in_y_;
-};
-
 template <class T>
 struct Outputs {
   T *a, *b, *weight;  // null where a gradient is not needed
@@ -153,10 +71,11 @@ class Gradients {
   Gradients(const Layout& layout, const Images<T>& images, const T* grad, double eps,
             const Outputs<T>& out)
       : layout_(layout), images_(images), grad_(grad), eps_(eps), out_(out),
-        maps_(out.weight ? kMaps : out.a && out.b ? kMapsOfBoth : kMapsOfOne) {}
+        maps_(out.weight ? kMaps : out.a && out.b ? kMapsOfBoth : kMapsOfOne),
+        marched_(is_marched(layout)) {}
 
   void run() {
-    const Axis& z = layout_.axis[0];
+    const Axis& z = marched_ ? first_axis(layout_) : layout_.axis[0];
     const int64_t leads = layout_.shape.leads;
     const int64_t fitting = kMapBytes / (maps_ * 8 * layout_.map());
     if (fitting >= 1) {
@@ -169,22 +88,24 @@ class Gradients {
       return;
     }
     const int64_t kept = ceil_div(z.window - 1, z.step);
-    const int64_t most = kMapBytes / (maps_ * 8 * layout_.map_row());
+    const int64_t most = kMapBytes / (maps_ * 8 * row());
     const int64_t slab = std::max({(most - kept) * z.step, z.window / 2, int64_t{4}});
     reserve(1, kept + ceil_div(slab, z.step) + 1);
     for (int64_t lead = 0; lead < leads; ++lead) slabs_of(lead, slab);
   }
 
  private:
+  // Of a map: what one step along the first axis of slabs is worth.
+  int64_t row() const { return marched_ && layout_.ndim == 1 ? 1 : layout_.map_row(); }
+
   void reserve(int64_t leads, int64_t planes) {
-    lead_ = planes * layout_.map_row();
+    lead_ = planes * row();
     pitch_ = leads * lead_;
     memory_.reset(new double[maps_ * pitch_ + kDoubles]);
   }
 
   void slabs_of(int64_t lead, int64_t slab) {
-    const Axis& z = layout_.axis[0];
-    const int64_t row = layout_.map_row();
+    const Axis& z = marched_ ? first_axis(layout_) : layout_.axis[0];
     int64_t begin = 0, end = 0;  // windows whose maps are in memory
     for (int64_t at = 0; at < z.size; at += slab) {
       const int64_t last = std::min(at + slab, z.size);
@@ -192,7 +113,7 @@ class Gradients {
       const int64_t kept = std::clamp<int64_t>(end - from, 0, to - from);
       for (int p = 0; p < maps_ && kept > 0; ++p) {
         double* map = memory_.get() + p * pitch_;
-        std::memmove(map, map + (from - begin) * row, kept * row * 8);
+        std::memmove(map, map + (from - begin) * row(), kept * row() * 8);
       }
       begin = from, end = to;
       if (to > from + kept) windows_of(lead, 1, from + kept, to, kept);
@@ -202,11 +123,15 @@ class Gradients {
 
   // Maps of planes of windows [from, to), behind `kept` others.
   void windows_of(int64_t first, int64_t leads, int64_t from, int64_t to, int64_t kept) {
-    const Cut cut = windows_cut(layout_);
-    const Axis &y = layout_.axis[1], &x = layout_.axis[2];
     // A single map of factors is that of the image whose gradient is wanted.
     Images<T> images = images_;
     if (!out_.a && !out_.weight) std::swap(images.a, images.b);
+    if (marched_) {
+      march_windows(images, first, leads, from, to, kept);
+      return;
+    }
+    const Cut cut = windows_cut(layout_);
+    const Axis &y = layout_.axis[1], &x = layout_.axis[2];
     for_units(
         leads, to - from, cut, [&] { return WindowRows<T>(layout_, images, cut); },
         [&](WindowRows<T>& rows, int64_t lead, int64_t plane, int64_t unit) {
@@ -229,6 +154,12 @@ class Gradients {
   // Gradients of planes of elements [begin, end), from the maps of windows [from, to).
   void elements_of(int64_t first, int64_t leads, int64_t begin, int64_t end, int64_t from,
                    int64_t to) {
+    if (marched_) {
+      if (maps_ == kMapsOfOne) march_elements<kMapsOfOne>(first, leads, begin, end, from, to);
+      if (maps_ == kMapsOfBoth) march_elements<kMapsOfBoth>(first, leads, begin, end, from, to);
+      if (maps_ == kMaps) march_elements<kMaps>(first, leads, begin, end, from, to);
+      return;
+    }
     const Axis &y = layout_.axis[1], &x = layout_.axis[2];
     const Cut cut(y.size, x.size, y, x, maps_, 1, 1);
     const Maps maps{memory_.get(), pitch_, lead_, from, to, maps_};
@@ -244,6 +175,49 @@ class Gradients {
             }
           });
         });
+  }
+
+  void march_windows(Images<T> images, int64_t first, int64_t leads, int64_t from, int64_t to,
+                     int64_t kept) {
+    const int64_t skip = first * layout_.lead;
+    images.a += skip, images.b += skip;
+    if (images.weight) images.weight += skip;
+    const T* grad = grad_ + first * layout_.map() + from * row();
+    const MapRule by{1.0, eps_, WindowRows<T>::fine, maps_};
+    march(layout_, images, leads, from, to, [&](int64_t lead, int64_t at, int64_t n, Row in) {
+      double* to_maps[kMaps];
+      for (int p = 0; p < kMaps; ++p) {
+        to_maps[p] = memory_.get() + std::min(p, maps_ - 1) * pitch_ + lead * lead_ +
+                     kept * row() + at;
+      }
+      maps_of_windows(n, in, grad + lead * layout_.map() + at, by, to_maps);
+    });
+  }
+
+  template <int N>
+  void march_elements(int64_t first, int64_t leads, int64_t begin, int64_t end, int64_t from,
+                      int64_t to) {
+    const double* maps[N];
+    for (int p = 0; p < N; ++p) maps[p] = memory_.get() + p * pitch_;
+    Sizes size, window, reach, count, stride;
+    for (int i = 0; i < layout_.ndim; ++i) {
+      const Axis& x = layout_.axis[i + 1 == layout_.ndim ? 2 : i];
+      size.push_back(i == 0 ? end - begin : x.size);
+      count.push_back(i == 0 ? to - from : x.count);
+      // Windows begin `before` elements in front of their own.
+      window.push_back(x.window), reach.push_back(x.window - x.before), stride.push_back(x.step);
+    }
+    const WindowLayout layout = spread_layout(leads, size, window, N);
+    const SpreadSource<double, N> source(maps, count, reach, stride,
+                                         begin - from * first_axis(layout_).step, lead_);
+    const ImageStrides strides(layout_.shape);
+    const int64_t skip = first * layout_.lead + begin * (layout_.ndim == 1 ? 1 : layout_.plane);
+    const auto store = [&](const Stretch& s, Rows r) {
+      for (int64_t c = 0; c < strides.channels; ++c) {
+        elements(s.valid, Row{r.first, r.pitch}, skip + strides.at(s) + c * strides.channel);
+      }
+    };
+    run_windows<Sums<N>>(layout, source, EachRow<decltype(store)>{store});
   }
 
   void elements(int64_t n, Row in, int64_t at) const {
@@ -262,6 +236,7 @@ class Gradients {
   double eps_;
   Outputs<T> out_;
   int maps_;
+  bool marched_;
   int64_t lead_ = 0, pitch_ = 0;
   std::unique_ptr<double[]> memory_;
 };

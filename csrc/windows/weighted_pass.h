@@ -27,17 +27,18 @@ struct Axis {
 struct Layout {
   ImageShape shape;
   Axis axis[3];
+  int ndim;
   bool renormalize;
   int64_t row, plane, channel, lead;
 
   Layout(const Tensor& a, const Tensor& taps, const Sizes& window, const Sizes& stride,
          const Sizes& before, const Sizes& count, bool renormalised)
-      : shape(sizes_of(a), window.size()), renormalize(renormalised) {
+      : shape(sizes_of(a), window.size()), ndim(static_cast<int>(window.size())),
+        renormalize(renormalised) {
     static const double one = 1;
     const double* values = taps.const_data_ptr<double>();
-    const size_t ndim = window.size();
     for (Axis& x : axis) x.taps = &one;
-    for (size_t i = 0; i < ndim; ++i) {
+    for (int i = 0; i < ndim; ++i) {
       Axis& x = axis[i + 1 == ndim ? 2 : i];
       x.size = shape.size[i], x.window = window[i], x.step = stride[i];
       x.before = before[i], x.count = count[i], x.taps = values;
@@ -72,6 +73,17 @@ struct Cut {
  private:
   static int64_t even_part(int64_t n, int64_t most) {
     return std::max<int64_t>(1, ceil_div(n, ceil_div(std::max<int64_t>(1, n), most)));
+  }
+};
+
+// A strip's rows and columns.
+struct Box {
+  int64_t top, bottom, left, right;
+
+  Box(const Cut& cut, int64_t unit, int64_t rows, int64_t columns) {
+    const int64_t strip = unit / cut.segments, segment = unit % cut.segments;
+    top = strip * cut.rows, bottom = std::min(rows, top + cut.rows);
+    left = segment * cut.columns, right = std::min(columns, left + cut.columns);
   }
 };
 

@@ -174,7 +174,9 @@ TORCHCORR_INLINE void maps_of(int64_t n, Row in, const T* grad, const MapRule& b
                               double* const (&to)[kMaps]) {
   const double *var_a = in.plane(kVarA), *var_b = in.plane(kVarB), *both = in.plane(kCovariance);
   const double *high_a = in.plane(kMeanA), *high_b = in.plane(kMeanB), *weight = in.plane(kWeight);
-  const double *low_a = in.plane(kLowA), *low_b = in.plane(kLowB), fine = by.fine ? 1.0 : 0.0;
+  // Without `fine` there may be no such planes.
+  const double fine = by.fine ? 1.0 : 0.0;
+  const double *low_a = in.plane(by.fine ? kLowA : kMeanA), *low_b = in.plane(by.fine ? kLowB : kMeanB);
 #pragma GCC ivdep
   for (int64_t i = 0; i < n; ++i) {
     const Roots root(var_a[i], var_b[i], by.eps);

@@ -23,8 +23,6 @@ template <class T>
 struct Leaf {
   const T *a, *b, *weight;
   double tap;
-
-  Leaf at(int64_t offset) const { return {a + offset, b + offset, weight + offset, tap}; }
 };
 
 // Summaries to be merged: those of tap t begin t * step behind the first, and so do their weights,
