@@ -7,7 +7,7 @@ PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 KERNELS := src/torchcorr/_kernels.so
 SANITIZED := build/sanitize
-FALLBACK := $(patsubst %,tests/contract/test_%.py,torture known_answers zncc bytes correlate sums lncc \
+FALLBACK := $(patsubst %,tests/contract/test_%.py,torture known_answers zncc bytes correlate sums lncc lncc_windows \
   errors plan operators)
 
 .PHONY: demo test test-gpu check docs wheel bench bench-gpu sanitize clean FORCE
@@ -78,7 +78,8 @@ sanitize: $(READY)
 	  $(PY) -m pytest --capture=sys --without _triton tests/engines/test_kernels.py \
 	    tests/engines/test_direct_kernel.py tests/engines/test_tiles.py tests/engines/test_parts.py \
 	    tests/engines/test_score_grads.py tests/engines/test_sum_pass.py \
-	    tests/engines/test_byte_kernels.py tests/contract/test_bytes.py tests/contract/test_lncc.py
+	    tests/engines/test_byte_kernels.py tests/contract/test_bytes.py tests/contract/test_lncc.py \
+	    tests/contract/test_lncc_windows.py
 
 # An environment's own PyTorch is kept, also one that the base interpreter has.
 $(PY):

@@ -329,7 +329,7 @@ def l2(settings: Settings) -> Iterator[Row]:
 def c14(settings: Settings) -> Iterator[Row]:
     size, window = ((14, 16, 14), 5) if settings.quick else ((96, 112, 96), 9)
     a, b = (draw(size, torch.float32, seed).requires_grad_() for seed in (0, 1))
-    loss = torchcorr.nn.LNCCLoss(window, mode="same", squared=True)
+    loss = torchcorr.nn.LNCCLoss(window, border="zeros", squared=True)
     contestants = {
         "MONAI": (peers.monai_lncc(a, b, window), 8),
         "plain torch, conv3d": (partial(peers.plain_lncc, a, b, window), 100),
@@ -349,6 +349,38 @@ def c14(settings: Settings) -> Iterator[Row]:
             "C14", case, name, timings, bound=at_least(target),
             accuracy=accuracy.gradient_accuracy(timings["ours"].result, exact),
             peer_error=accuracy.gradient_accuracy(timings["theirs"].result, exact).error,
+        )  # fmt: skip
+    yield from _windows_of_losses(settings, size, window, (a, b))
+
+
+def _windows_of_losses(
+    settings: Settings, size: tuple[int, ...], window: int, leaves: tuple[Tensor, Tensor]
+) -> Iterator[Row]:
+    """Other windows than MONAI's box with zeros around: their time is a multiple of its."""
+    options: dict[str, dict[str, str]] = {
+        "box, renormalised": {},
+        "Gaussian": {"weights": "gaussian"},
+        "Gaussian, mask": {"weights": "gaussian"},
+    }
+    box = torchcorr.nn.LNCCLoss(window, border="zeros", squared=True)
+    for name, how in options.items():
+        loss = torchcorr.nn.LNCCLoss(window, squared=True, **how)
+        mask = draw(size, torch.float32, 2) > 0.2 if "mask" in name else None
+        ours = partial(loss, *leaves, input_mask=mask)
+        wide = tuple(x.detach().double().requires_grad_() for x in leaves)
+        exact = _loss_gradients(partial(loss, *wide, input_mask=mask), wide)
+        timings = alternate(
+            {
+                "ours": partial(_loss_gradients, ours, leaves),
+                "theirs": partial(_loss_gradients, partial(box, *leaves), leaves),
+            },
+            settings.rounds,
+        )
+        case = f"lncc loss and both gradients {'×'.join(map(str, size))}/{window}³, {name}"
+        mine, theirs = timings["ours"], timings["theirs"]
+        yield Row(
+            "C14", case, "our own box", "ours / peer", mine.ms / theirs.ms, at_most(2.5),
+            accuracy.gradient_accuracy(mine.result, exact), ours=mine, theirs=theirs,
         )  # fmt: skip
 
 

@@ -41,7 +41,7 @@ target = 300 - contrast * moved(true)
 # movement: with a window of 21, this descent would end in a local optimum near the start.
 
 window = 41
-loss = torchcorr.nn.LNCCLoss(window, ndim=2, squared=True)
+loss = torchcorr.nn.LNCCLoss(window, ndim=2, border="valid", squared=True)
 by = torch.zeros(2, requires_grad=True)
 descent = torch.optim.LBFGS([by], max_iter=40, line_search_fn="strong_wolfe")
 
@@ -64,10 +64,7 @@ for name, movement in (("true", true), ("found", found)):
 # after it they are -1 nearly everywhere, because the target is a negative. Near the upper edge the
 # moved photograph repeats its border.
 
-before, after = (
-    torchcorr.lncc(moved(at), target, window, mode="same", pad_mode="reflect")[0, 0]
-    for at in (torch.zeros(2), found)
-)
+before, after = (torchcorr.lncc(moved(at), target, window)[0, 0] for at in (torch.zeros(2), found))
 figure, axes = plt.subplots(2, 2, figsize=(8.5, 7.6), layout="constrained")
 panels = (
     ("Photograph", photograph[0, 0], {"cmap": "gray"}),

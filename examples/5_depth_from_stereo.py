@@ -31,7 +31,7 @@ right = 1.3 * right + 20
 
 disparities = torch.arange(0, 36)
 candidates = torch.stack([right.roll(int(d), dims=-1) for d in disparities])
-scores = torchcorr.lncc(left, candidates, 9, mode="same", pad_mode="reflect")
+scores = torchcorr.lncc(left, candidates, 9)
 best, index = scores.max(dim=0)
 disparity = disparities[index].float()
 

@@ -257,17 +257,49 @@ def zncc_template_gradient(x: np.ndarray, template: np.ndarray, delta: np.ndarra
     return (direct - direct.mean() - standard * along) / template.std()
 
 
+def window_weights(weights: str, size: Sequence[int]) -> np.ndarray:
+    """Weights of a window's elements, in the order of `windows`."""
+    result = np.ones((), np.longdouble)
+    for k in size:
+        at = np.arange(k, dtype=np.longdouble) - np.longdouble(k - 1) / 2
+        line = {
+            "box": np.ones(k, np.longdouble),
+            "triangle": np.longdouble(k + 1) / 2 - np.abs(at),
+            "gaussian": np.exp(-((3 * at / k) ** 2) / 2),
+        }[weights]
+        result = np.multiply.outer(result, line)
+    return result.reshape(-1)
+
+
 def lncc(
     a: np.ndarray,
     b: np.ndarray,
     window: int | Sequence[int],
     *,
+    border: str = "renormalize",
+    weights: str = "box",
+    mask: np.ndarray | None = None,
     eps: float = 0.0,
     **options: Any,
 ) -> np.ndarray:
-    one, other = windows(a, window, **options), windows(b, window, **options)
-    none = is_flat(one) | is_flat(other)
+    """Pearson's coefficient with the weights of mask and window; no element without weight."""
+    ndim = options.get("ndim", 2)
+    joint = options.get("channels") == "joint"
+    options["mode"] = "valid" if border == "valid" else "same"
+    mask = np.ones(a.shape) if mask is None else np.broadcast_to(mask, a.shape)
+    outside = 1.0 if border == "zeros" else 0.0
+    weight = windows(mask, window, **options, pad_value=outside)
+    live = weight > 0
+    one, other = (windows(np.where(mask > 0, x, 0), window, **options) for x in (a, b))
+    own = window_weights(weights, per_axis(window, ndim))
+    weight = weight * np.tile(own, a.shape[-ndim - 1] if joint else 1)
+    total = weight.sum(-1, keepdims=True)
+    share = weight / np.where(total > 0, total, 1)
+    none = ~live.any(-1)
+    for x in (one, other):
+        first = np.take_along_axis(x, live.argmax(-1)[..., None], -1)
+        none |= ((x == first) | ~live).all(-1) & np.isfinite(first[..., 0])
     with np.errstate(invalid="ignore"):
-        x, y = one - one.mean(-1, keepdims=True), other - other.mean(-1, keepdims=True)
-        roots = [np.sqrt((d * d).mean(-1) + eps) for d in (x, y)]
-    return _divide((x * y).mean(-1), roots[0] * roots[1], none)
+        x, y = (v - (share * v).sum(-1, keepdims=True) for v in (one, other))
+        roots = [np.sqrt((share * d * d).sum(-1) + eps) for d in (x, y)]
+        return _divide((share * x * y).sum(-1), roots[0] * roots[1], none)

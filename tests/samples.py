@@ -66,6 +66,12 @@ def windows(dtype):
     pair = (image, grad(2, 3, 7, 8, dtype=dtype, seed=7), window, steps, 0.1)
     yield "lncc", pair
     yield "lncc_grads", (delta.detach(), *(x.detach() for x in pair[:2]), *pair[2:], True, True)
+    for weight in (None, draw((2, 3, 7, 8), dtype, 8).requires_grad_()):
+        place = ([1.0, 2.0, 1.0, 1.0, 1.0], window, steps, "renormalize", 0.1)
+        yield "weighted_lncc", (*pair[:2], weight, *place)
+        upstream = draw((2, 4, 8), dtype, 9)
+        inner = [None if x is None else x.detach() for x in (*pair[:2], weight)]
+        yield "weighted_lncc_grads", (upstream, *inner, *place, [True, True, weight is not None])
     delta = delta.detach()
     yield "local_std_prepare_grads", (delta, mean, var, 18.0, 1.0, 0.1)
 

@@ -2,17 +2,10 @@
 
 #include "windows/march.h"
 
-#include "common/vectors.h"
+#include "windows/lanes.h"
 
 namespace torchcorr {
 namespace {
-
-constexpr int64_t kVectors = kLanes / kDoubles;
-
-// Vector v of the lanes of column x.
-TORCHCORR_INLINE double* lane_vector(double* plane, int64_t x, int64_t v) {
-  return plane + x * kLanes + v * kDoubles;
-}
 
 // Swaps the off-diagonal halves, then quarters, then eighths of an 8 by 8 block.
 TORCHCORR_INLINE void transpose(Doubles (&t)[kDoubles]) {
@@ -31,13 +24,6 @@ TORCHCORR_INLINE void transpose(Doubles (&t)[kDoubles]) {
     t[i] = __builtin_shufflevector(a, b, 0, 8, 2, 10, 4, 12, 6, 14);
     t[i + 1] = __builtin_shufflevector(a, b, 1, 9, 3, 11, 5, 13, 7, 15);
   }
-}
-
-// The rounding error of the sum of two numbers (Knuth's two-sum).
-template <class T>
-TORCHCORR_INLINE T rounded_off(T a, T b, T sum) {
-  const T other = sum - a;
-  return (a - (sum - other)) + (b - other);
 }
 
 // Pébay (2008), equation 2.1 for two sets: every term of M2 is positive, so nothing cancels.
@@ -141,49 +127,6 @@ struct SumState {
   }
 };
 
-// 1/k for the counts of a block and of a window's remainder.
-const double* reciprocals(int64_t n) {
-  thread_local std::vector<double> table{0.0};
-  for (int64_t k = static_cast<int64_t>(table.size()); k <= n; ++k) table.push_back(1.0 / k);
-  return table.data();
-}
-
-template <class State>
-TORCHCORR_INLINE void lane_windows(const WindowAxis& axis, int64_t count, double weight,
-                                   const Rows& in, const Rows& suffix, const Rows& out,
-                                   const double* inverse) {
-  State back{}, front{};
-  const double part = inverse[axis.window];
-  window_march(
-      axis, 0, count,
-      [&](int64_t x, int64_t slot, int64_t k) {
-        if (k == 1) {
-          back.load(in, x);
-        } else {
-          State element;
-          element.load(in, x);
-          back.add(element, inverse[k], weight * (1 - inverse[k]));
-        }
-        back.store(suffix, slot);
-      },
-      [&](int64_t x, int64_t k) {
-        if (k == 1) {
-          front.load(in, x);
-        } else {
-          State element;
-          element.load(in, x);
-          front.add(element, inverse[k], weight * (1 - inverse[k]));
-        }
-      },
-      [&](int64_t i, int64_t slot, int64_t na, int64_t nb) {
-        State whole;
-        whole.load(suffix, slot);
-        if (nb > 0) whole.add(front, nb * part, weight * na * nb * part);
-        whole.mark_non_finite();
-        whole.store(out, i);
-      });
-}
-
 TORCHCORR_CLONES void moment_windows(const WindowAxis& axis, int64_t count, double weight,
                                      const Rows& in, const Rows& suffix, const Rows& out,
                                      const double* inverse) {
@@ -209,6 +152,7 @@ TORCHCORR_SUM_WINDOWS(1)
 TORCHCORR_SUM_WINDOWS(2)
 TORCHCORR_SUM_WINDOWS(3)
 TORCHCORR_SUM_WINDOWS(5)
+TORCHCORR_SUM_WINDOWS(6)
 #undef TORCHCORR_SUM_WINDOWS
 
 TORCHCORR_CLONES void merge_moments(int64_t n, const Rows& out, const Rows& a, const Rows& b,
@@ -319,8 +263,10 @@ void Sums<N>::windows(const WindowAxis& axis, int64_t count, double, Rows in, Ro
     sum_windows_2(axis, count, in, suffix, out, inverse);
   } else if constexpr (N == 3) {
     sum_windows_3(axis, count, in, suffix, out, inverse);
-  } else {
+  } else if constexpr (N == 5) {
     sum_windows_5(axis, count, in, suffix, out, inverse);
+  } else {
+    sum_windows_6(axis, count, in, suffix, out, inverse);
   }
 }
 
@@ -328,6 +274,7 @@ template struct Sums<1>;
 template struct Sums<2>;
 template struct Sums<3>;
 template struct Sums<5>;
+template struct Sums<6>;
 
 TORCHCORR_CLONES void interleave(int64_t n, const double* const rows[kLanes], double* out) {
   int64_t x = 0;

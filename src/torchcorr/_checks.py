@@ -378,3 +378,31 @@ def correction_fits(correction: float, count: int) -> None:
             f"correction must be smaller than the number of window elements: got {correction}, "
             f"the window has {count}"
         )
+
+
+BORDERS = ("renormalize", "valid", "zeros")
+WINDOW_WEIGHTS = ("box", "triangle", "gaussian")
+
+
+def window_mask(value: object, input: Tensor, core: int, name: str) -> None:
+    """Weights of elements that broadcast with the input: real, finite and not negative."""
+    real_tensor(value, name)
+    if not isinstance(value, Tensor):
+        return
+    if value.device != input.device:
+        raise ValueError(f"{name} must be on the input's device: got {value.device}")
+    missing = max(0, core - value.dim())
+    shape = (*(1,) * missing, *value.shape)
+    size, expected = shape[len(shape) - core :], input.shape[-core:]
+    if any(n not in (1, m) for n, m in zip(size, expected, strict=True)):
+        raise ValueError(
+            f"{name} must broadcast with the input: got {tuple(value.shape)}, the input has "
+            f"{tuple(input.shape)}"
+        )
+    leads_broadcast(input.shape[:-core], shape[: len(shape) - core], ("the input", name))
+    if value.device.type == "meta" or torch.compiler.is_compiling():
+        return
+    if torch._C._are_functorch_transforms_active() or value.dtype == torch.bool:
+        return
+    if not bool(((value >= 0) & torch.isfinite(value)).all()):
+        raise ValueError(f"{name} must be finite and not negative")

@@ -171,14 +171,15 @@ class ZNCC(_Templated):
 class LNCCLoss(torch.nn.Module):
     """One less the mean of `lncc`: the loss of image registration, lowest where both agree.
 
-    Called with two tensors ``(*lead, *size)`` of one dtype, float64, float32 or a half type, it
+    Called with two tensors ``(*lead, *size)`` of one dtype, float64, float32 or a half type, and if
+    need be with the masks of `lncc`, ``loss(input, target, input_mask=..., target_mask=...)``, it
     gives a scalar in [0, 2].
 
     Parameters
     ----------
     window : int or sequence of int
         Elements of the window, along all axes or along each; 9 is usual in three dimensions.
-    ndim, mode, stride, channels, pad_mode, pad_value, eps
+    ndim, border, weights, stride, channels, eps
         As `lncc` takes them, but for three dimensions if nothing else is said.
     squared : bool
         Whether the coefficient is squared, so that an inverted contrast counts as agreement: the
@@ -193,15 +194,22 @@ class LNCCLoss(torch.nn.Module):
 
     Notes
     -----
-    A window that is flat in either image counts as one without agreement and has no gradient.
-    Padding counts as data, so that with ``mode="same"`` the border shows the padding; in
-    ``"valid"``, the default, every window contains data alone.
+    A window that is flat in either image, or has no weight, counts as one without agreement and has
+    no gradient. To leave windows out altogether, average the map of ``reduction="none"``.
+
+    VoxelMorph's loss is ``LNCCLoss(9, border="zeros", squared=True)`` less 1, and so is that of
+    MONAI for the same window; both add a small number to the denominator where this one has the
+    rule for flat windows.
+
+    Several scales see both far and near: sum the losses of one window on images pooled by 1, 2
+    and 4, ``sum(loss(pool(a, s), pool(b, s)) for s in (1, 2, 4))`` with
+    ``torch.nn.functional.avg_pool3d`` as `pool`, or of several windows on one image.
 
     Examples
     --------
     >>> import torch, torchcorr
     >>> a = torch.arange(64.0).sin().reshape(8, 8)
-    >>> loss = torchcorr.nn.LNCCLoss(3, ndim=2)
+    >>> loss = torchcorr.nn.LNCCLoss(3, ndim=2, weights="gaussian")
     >>> round(float(loss(a, 2 * a + 1)), 5), round(float(loss(a, -a)), 5)
     (0.0, 2.0)
     """
@@ -211,32 +219,41 @@ class LNCCLoss(torch.nn.Module):
         window: Window,
         *,
         ndim: int = 3,
-        mode: str = "valid",
+        border: str = "renormalize",
+        weights: str = "box",
         stride: Window = 1,
         channels: str = "independent",
-        pad_mode: str = "constant",
-        pad_value: float = 0.0,
         eps: float = 0.0,
         squared: bool = False,
         reduction: str = "mean",
     ) -> None:
         super().__init__()
+        _checks.one_of(border, _checks.BORDERS, "border")
+        _checks.one_of(weights, _checks.WINDOW_WEIGHTS, "weights")
         _checks.one_of(reduction, ("mean", "sum", "none"), "reduction")
-        self.window, self.ndim, self.mode, self.stride = window, ndim, mode, stride
-        self.channels, self.pad_mode, self.pad_value = channels, pad_mode, pad_value
-        self.eps, self.squared, self.reduction = eps, squared, reduction
+        self.window, self.ndim, self.border, self.weights = window, ndim, border, weights
+        self.stride, self.channels, self.eps = stride, channels, eps
+        self.squared, self.reduction = squared, reduction
 
-    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+    def forward(
+        self,
+        input: Tensor,
+        target: Tensor,
+        *,
+        input_mask: Tensor | None = None,
+        target_mask: Tensor | None = None,
+    ) -> Tensor:
         score = lncc(
             input,
             target,
             self.window,
             ndim=self.ndim,
-            mode=self.mode,
+            border=self.border,
+            weights=self.weights,
+            mask_a=input_mask,
+            mask_b=target_mask,
             stride=self.stride,
             channels=self.channels,
-            pad_mode=self.pad_mode,
-            pad_value=self.pad_value,
             eps=self.eps,
         )
         if self.reduction == "mean":
@@ -250,6 +267,7 @@ class LNCCLoss(torch.nn.Module):
 
     def extra_repr(self) -> str:
         return (
-            f"window={self.window}, ndim={self.ndim}, mode={self.mode!r}, stride={self.stride}, "
-            f"channels={self.channels!r}, squared={self.squared}, reduction={self.reduction!r}"
+            f"window={self.window}, ndim={self.ndim}, border={self.border!r}, "
+            f"weights={self.weights!r}, stride={self.stride}, channels={self.channels!r}, "
+            f"squared={self.squared}, reduction={self.reduction!r}"
         )

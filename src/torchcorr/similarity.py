@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from . import _checks, _contract
 from ._arguments import Arguments, Window, normal_inputs
 from ._docstrings import shared
+from ._plan.dtypes import HALVES
+from ._plan.taps import window_taps
 
 
 @shared
@@ -16,20 +19,22 @@ def lncc(
     window: Window,
     *,
     ndim: int = 2,
-    mode: str = "valid",
+    border: str = "renormalize",
+    weights: str = "box",
+    mask_a: Tensor | None = None,
+    mask_b: Tensor | None = None,
+    squared: bool = False,
     stride: Window = 1,
     channels: str = "independent",
-    pad_mode: str = "constant",
-    pad_value: float = 0.0,
     eps: float = 0.0,
 ) -> Tensor:
     """Return the local normalised cross-correlation of two images, one window at a time.
 
     Pearson's coefficient of both inputs in the same window, in [-1, 1]: the similarity that
     registration maximises, unchanged by a local brightness and a local positive contrast of
-    either. With ``u`` and ``v`` the unfolded windows of `a` and `b` and ``standard(w)`` for
-    ``(w - mean) / std`` it equals ``(standard(u) * standard(v)).mean((-2, -1))``, but costs the
-    same for every window.
+    either. With ``border="valid"``, ``u`` and ``v`` the unfolded windows of `a` and `b` and
+    ``standard(w)`` for ``(w - mean) / std`` it equals
+    ``(standard(u) * standard(v)).mean((-2, -1))``; a box costs the same whatever its size.
 
     Parameters
     ----------
@@ -39,10 +44,22 @@ def lncc(
         The same window axes; leading axes broadcast with those of `a`.
     $window
     $ndim
-    $mode
+    border : str
+        What windows find outside. ``"renormalize"``: nothing; a window at the border has the
+        elements that exist. ``"zeros"``: zeros, which count as data. ``"valid"``: no window leaves
+        the inputs, ``size - window + 1`` positions an axis; with the others there are as many as
+        elements, and a window reaches ``window // 2`` elements before its own.
+    weights : str
+        Of a window's k elements along each axis, multiplied: ``"box"``, all one; ``"triangle"``,
+        ``1, 2, ..., 2, 1``; ``"gaussian"``, with the deviation k / 3. All are symmetric.
+    mask_a, mask_b : Tensor, optional
+        Non-negative weights of the elements of `a` and of `b`, of any real dtype, that broadcast
+        with them. Mean, covariance and both variances of a window have the product of both and of
+        the window's own weight. An element whose weight is 0 may be NaN.
+    squared : bool
+        Whether the coefficient is squared, so that an inverted contrast counts as agreement.
     $stride
     $channels
-    $padding
     eps : float
         Added to the variance of either window under its root, in squared units.
 
@@ -58,9 +75,10 @@ def lncc(
 
     Notes
     -----
-    Where the window of either is flat (all elements equal) the value is exactly 0, with exactly 0
-    gradient. A NaN makes the windows that contain it NaN, and no others. Padding counts as data, so
-    ``"valid"`` is the mode for losses. Gradients for both inputs are exact, of any order.
+    Where the window of either is flat (all elements equal), or has no weight, the value is exactly
+    0, with exactly 0 gradient. A NaN makes the windows in which it has weight NaN, and no others.
+    Gradients for both inputs and both masks are exact, of any order; an element without weight
+    has none.
 
     References
     ----------
@@ -78,10 +96,55 @@ def lncc(
     >>> import torch, torchcorr
     >>> a = torch.tensor([0.0, 1, 3, 2, 2, 2])
     >>> torchcorr.lncc(a, 5 - 2 * a, 3, ndim=1)
+    tensor([-1., -1., -1., -1.,  0.,  0.])
+    >>> torchcorr.lncc(a, 5 - 2 * a, 3, ndim=1, border="valid")
     tensor([-1., -1., -1.,  0.])
+    >>> mask = torch.tensor([1.0, 1, 0, 1, 1, 1])
+    >>> torchcorr.lncc(a, torch.where(mask > 0, a, torch.nan), 3, ndim=1, mask_b=mask)
+    tensor([1., 1., 1., 0., 0., 0.])
     """
-    arguments = Arguments.parse(ndim, mode, stride, channels, pad_mode, pad_value)
+    _checks.one_of(border, _checks.BORDERS, "border")
+    _checks.one_of(weights, _checks.WINDOW_WEIGHTS, "weights")
     _checks.not_negative(eps, "eps")
-    (x, y), sizes, result = normal_inputs({"a": a, "b": b}, window, arguments)
-    out: Tensor = _contract.lncc(x, y, sizes, arguments.stride, float(eps))
-    return out.to(result)
+    masks = {"mask_a": mask_a, "mask_b": mask_b}
+    plain = weights == "box" and mask_a is None and mask_b is None and border != "renormalize"
+    mode = "same" if plain and border == "zeros" else "valid"
+    arguments = Arguments.parse(ndim, mode, stride, channels, "constant", 0.0)
+    inputs = {"a": a, "b": b}
+    if plain:
+        (x, y), sizes, result = normal_inputs(inputs, window, arguments)
+        out: Tensor = _contract.lncc(x, y, sizes, arguments.stride, float(eps))
+    else:
+        x, y, weight, sizes, result = _weighted(inputs, masks, window, arguments, border)
+        place = (window_taps(weights, sizes), sizes, arguments.stride, border, float(eps))
+        out = _contract.weighted_lncc(x, y, weight, *place)
+    return (out.square() if squared else out).to(result)
+
+
+def _weighted(
+    inputs: dict[str, Tensor],
+    masks: dict[str, Tensor | None],
+    window: Window,
+    arguments: Arguments,
+    border: str,
+) -> tuple[Tensor, Tensor, Tensor | None, tuple[int, ...], torch.dtype]:
+    """Both inputs and the product of both masks in normal form, and in the working dtype."""
+    sizes = _checks.per_axis(window, arguments.ndim, "window")
+    if border == "valid":
+        (x, y), _, result = normal_inputs(inputs, sizes, arguments)
+    else:
+        (x, y), _, result = normal_inputs(inputs, 1, arguments)
+    if x.dtype in HALVES:
+        x, y = x.float(), y.float()
+    core = arguments.ndim + arguments.joint
+    weight: Tensor | None = None
+    for (name, mask), one in zip(masks.items(), inputs.values(), strict=True):
+        if mask is not None:
+            _checks.window_mask(mask, one, core, name)
+            part = mask.to(x.dtype)
+            part = part.reshape(*(1,) * (core - part.dim()), *part.shape)
+            weight = part if weight is None else weight * part
+    if weight is None:
+        return x, y, None, sizes, result
+    x, y, weight = torch.broadcast_tensors(x, y, arguments.normal(weight))
+    return x, y, weight, sizes, result

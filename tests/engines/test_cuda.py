@@ -20,7 +20,8 @@ CALLS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     for method in ("direct", "fft")
 }
 CALLS["local_std"] = lambda x, t: torchcorr.local_std(x, 31)
-CALLS["lncc"] = lambda x, t: torchcorr.lncc(x, x.flip(0), 9)
+CALLS["lncc"] = lambda x, t: torchcorr.lncc(x, x.flip(0), 9, border="valid")
+CALLS["lncc-weights"] = lambda x, t: torchcorr.lncc(x, x.flip(0), 9, weights="gaussian")
 every_call = pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
 
 

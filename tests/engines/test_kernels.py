@@ -23,6 +23,8 @@ NAMES = (
     "local_std_prepare_grads",
     "lncc",
     "lncc_grads",
+    "weighted_lncc",
+    "weighted_lncc_grads",
     "standardise",
 )
 DTYPES = (torch.float32, torch.float64)

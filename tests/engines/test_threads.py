@@ -29,12 +29,20 @@ SMALL = {
     "3d": ((14, 15, 16), (4, 3, 5)),
 }
 CALLS = [(name, method) for name in PAIRS for method in ("direct", "fft")]
-CALLS += [(name, None) for name in (*MOMENTS, "lncc")]
+CALLS += [(name, None) for name in (*MOMENTS, "lncc", "weighted_lncc")]
 SECONDS = 60
 
 
 def local_pair(x: Tensor, window: tuple[int, ...], *, ndim: int) -> Tensor:
-    return torchcorr.lncc(x, x.flip(-1).roll(1), window, ndim=ndim)
+    return torchcorr.lncc(x, x.flip(-1).roll(1), window, ndim=ndim, border="valid")
+
+
+def weighted_pair(x: Tensor, window: tuple[int, ...], *, ndim: int) -> Tensor:
+    mask = x.detach() > 0.3
+    return torchcorr.lncc(x, x.flip(-1), window, ndim=ndim, weights="gaussian", mask_a=mask)
+
+
+PAIRS_OF_WINDOWS = {"lncc": local_pair, "weighted_lncc": weighted_pair}
 
 
 def results(
@@ -44,7 +52,7 @@ def results(
     size, window = shapes
     tensors = [draw(size, torch.float32, seed).requires_grad_()]
     ndim = len(size)
-    function = local_pair if name == "lncc" else getattr(torchcorr, name)
+    function = PAIRS_OF_WINDOWS.get(name) or getattr(torchcorr, name)
     if method is None:
         out = function(*tensors, window, ndim=ndim)
     else:

@@ -35,7 +35,8 @@ CALLS |= {
     name: lambda x, t, name=name: getattr(torchcorr, name)(x, 5)
     for name in ("local_sum", "local_mean", "local_var", "local_std")
 }
-CALLS["lncc"] = lambda x, t: torchcorr.lncc(x, x.flip(0), 5)
+CALLS["lncc"] = lambda x, t: torchcorr.lncc(x, x.flip(0), 5, border="valid")
+CALLS["lncc-weights"] = lambda x, t: torchcorr.lncc(x, x.flip(0), 5, weights="gaussian")
 CALLS["LNCCLoss"] = lambda x, t: torchcorr.nn.LNCCLoss(5, ndim=2)(x, x.flip(0))
 
 

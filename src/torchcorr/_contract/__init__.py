@@ -8,6 +8,7 @@ from .lncc import lncc, lncc_grads
 from .registry import Operator
 from .scores import ncc, ncc_grads, standardise
 from .weighted import weighted_ncc, weighted_ncc_grads
+from .weighted_lncc import weighted_lncc, weighted_lncc_grads
 from .windows import (
     local_std,
     local_std_prepare_grads,
@@ -30,6 +31,8 @@ __all__ = [
     "ncc",
     "ncc_grads",
     "standardise",
+    "weighted_lncc",
+    "weighted_lncc_grads",
     "weighted_ncc",
     "weighted_ncc_grads",
     "window_combine",
@@ -55,4 +58,6 @@ OPERATORS: tuple[Operator, ...] = (
     local_std_prepare_grads,
     lncc,
     lncc_grads,
+    weighted_lncc,
+    weighted_lncc_grads,
 )

@@ -16,10 +16,14 @@ from .windows import Summary, in_slabs, of_channels, summarise, window_spread
 def lncc(a: Tensor, b: Tensor, window: Sequence[int], stride: Sequence[int], eps: float) -> Tensor:
     """Pearson's coefficient of two inputs in each window (math.md, eq. lncc)."""
     (_, var_a), (_, var_b), covariance = pair_moments(a, b, window, stride)
+    return scores(var_a, var_b, covariance, eps).to(a.dtype)
+
+
+def scores(var_a: Tensor, var_b: Tensor, covariance: Tensor, eps: float) -> Tensor:
+    """The coefficient of each window from its moments."""
     energy_a, energy_b, _ = _energies(var_a, var_b, eps)
     # The covariance of a flat window is 0, or NaN if the other window contains one.
-    score = covariance / (energy_a.sqrt() * energy_b.sqrt())
-    return score.clamp(-1, 1).to(a.dtype)
+    return (covariance / (energy_a.sqrt() * energy_b.sqrt())).clamp(-1, 1)
 
 
 def _merge_pairs(a: Summary, b: Summary, na: float, nb: float) -> Summary:
@@ -73,7 +77,7 @@ def lncc_window_grads(
     a: tuple[Tensor, Tensor],
     b: tuple[Tensor, Tensor],
     covariance: Tensor,
-    count: int,
+    count: int | Tensor,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The maps that both gradients are made of, from the moments of each window (math.md, LNCC).

@@ -30,6 +30,19 @@ def padding(mode: str, window: Sequence[int]) -> tuple[tuple[int, int], ...]:
     return tuple((k - 1, k - 1) for k in window)
 
 
+def border_pads(border: str, window: Sequence[int]) -> list[tuple[int, int]]:
+    """Elements that windows reach past an input, before and behind it along each axis."""
+    return list(padding("valid" if border == "valid" else "same", window))
+
+
+def windows_at(
+    border: str, size: Sequence[int], window: Sequence[int], stride: Sequence[int]
+) -> Ints:
+    """Number of windows along each axis."""
+    reach = [before + behind for before, behind in border_pads(border, window)]
+    return output_size([n + r for n, r in zip(size, reach, strict=True)], window, stride)
+
+
 def offsets(window: Sequence[int]) -> Iterator[Ints]:
     """Every position inside a window, in raster order."""
     return itertools.product(*(range(k) for k in window))

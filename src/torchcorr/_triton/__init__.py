@@ -34,6 +34,8 @@ KERNELS: dict[str, str] = {
     "local_std_prepare_grads": "windows.local_std",
     "lncc": "lncc.scores",
     "lncc_grads": "lncc.grads",
+    "weighted_lncc": "lncc.weighted",
+    "weighted_lncc_grads": "lncc.weighted",
 }
 
 

@@ -1,0 +1,80 @@
+"""Coefficients in windows with weights: the sizes and weights of a call, handed to C++."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from .. import _contract
+from .._definition.weighted_lncc import levels
+from .._plan.shapes import border_pads, windows_at
+
+_lncc = torch.ops.torchcorr_cpu.weighted_lncc.default
+_grads = torch.ops.torchcorr_cpu.weighted_lncc_grads.default
+
+
+def _place(
+    a: Tensor, taps: Sequence[float], window: Sequence[int], stride: Sequence[int], border: str
+) -> tuple[Any, ...]:
+    """Weights, sizes, strides, elements before windows, their numbers, and what is outside."""
+    before = [first for first, _ in border_pads(border, window)]
+    count = windows_at(border, a.shape[-len(window) :], window, stride)
+    weights = torch.tensor(taps, dtype=torch.float64, device=a.device)
+    return weights, window, stride, before, count, border == "renormalize"
+
+
+def weighted_lncc(
+    a: Tensor,
+    b: Tensor,
+    weight: Tensor | None,
+    taps: Sequence[float],
+    window: Sequence[int],
+    stride: Sequence[int],
+    border: str,
+    eps: float,
+) -> Tensor:
+    return _lncc(a, b, weight, *_place(a, taps, window, stride, border), eps)
+
+
+def weighted_lncc_grads(
+    grad: Tensor,
+    a: Tensor,
+    b: Tensor,
+    weight: Tensor | None,
+    taps: Sequence[float],
+    window: Sequence[int],
+    stride: Sequence[int],
+    border: str,
+    eps: float,
+    needed: Sequence[bool],
+) -> tuple[Tensor, ...]:
+    wanted = [int(need) for need in needed]
+    if weight is None or not needed[2]:
+        place = _place(a, taps, window, stride, border)
+        return _grads(grad, a, b, weight, *place, eps, wanted)
+    # The gradient of weights has squares of elements, which cancel about a level of their own; what
+    # surrounds the inputs is then no zero.
+    ndim, zeros = len(window), border == "zeros"
+    pads = border_pads(border, window) if zeros else [(0, 0)] * ndim
+    reach = [n for pair in reversed(pads) for n in pair]
+    x, y = (
+        pad(one.double(), reach) - levels(torch.where(weight > 0, one, 0.0), ndim) for one in (a, b)
+    )
+    place = _place(x, taps, window, stride, "valid" if zeros else border)
+    wide = pad(weight.double(), reach, value=1.0)
+    found = _grads(grad.double(), x, y, wide, *place, eps, wanted)
+    size = a.shape[-ndim:]
+    inner = (..., *(slice(k, k + n) for (k, _), n in zip(pads, size, strict=True)))
+    return tuple(
+        g[inner].to(a.dtype).contiguous() if need else a.new_empty(0)
+        for g, need in zip(found, needed, strict=True)
+    )
+
+
+def register() -> None:
+    _contract.weighted_lncc.implement(weighted_lncc, "CPU")
+    _contract.weighted_lncc_grads.implement(weighted_lncc_grads, "CPU")
