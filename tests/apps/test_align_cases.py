@@ -22,7 +22,7 @@ ALIKE = {
     "ramp of an image": ROWS + 2.0 * COLUMNS,
     "ramp": TIME * 1.0,
     "sawtooth": TIME[:120] % 20 * 1.0,
-    "noisy sawtooth": TIME[:120] % 20 / 20 + 0.02 * array(normal(120, seed=0)),
+    "noisy sawtooth": TIME[:120] % 20 / 20 + 0.02 * np.random.default_rng(0).normal(size=120),
     "square wave": TIME // 8 % 2 * 1.0,
     "decay": np.exp(-TIME[:100] / 10),
     "impulses": (TIME % 17 == 3) * 1.0,

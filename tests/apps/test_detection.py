@@ -157,15 +157,16 @@ def test_events_in_noise_and_gaps(block):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"moveouts": torch.zeros(2, 2)}, "moveouts must contain integers: got float32"),
-        ({"moveouts": torch.zeros(3, 2, dtype=torch.long)}, r"moveouts must have shape \(2, 2\)"),
-        ({"moveouts": torch.full((2, 2), 99)}, "record must be longer than a template with its"),
-        ({"weights": -torch.ones(2, 2)}, "weights must not be negative, nor all be 0"),
-        ({"weights": torch.zeros(2, 2)}, "weights must not be negative, nor all be 0"),
+        ({"moveouts": [[0.0, 0.0]] * 2}, "moveouts must contain integers: got float32"),
+        ({"moveouts": [[0, 0]] * 3}, r"moveouts must have shape \(2, 2\)"),
+        ({"moveouts": [[99, 99]] * 2}, "record must be longer than a template with its"),
+        ({"weights": [[-1.0, -1.0]] * 2}, "weights must not be negative, nor all be 0"),
+        ({"weights": [[0.0, 0.0]] * 2}, "weights must not be negative, nor all be 0"),
         ({"block": 0}, "block must be at least 1"),
         ({"min_distance": 0}, "min_distance must be at least 1: got 0"),
     ],
 )
 def test_filter_refuses(options, message):
+    options = {k: torch.tensor(v) if isinstance(v, list) else v for k, v in options.items()}
     with pytest.raises((ValueError, TypeError), match=message):
         match_filter(torch.rand(2, 50), torch.rand(2, 2, 8), **options)

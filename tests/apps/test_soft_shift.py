@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from inputs import array, normal
+from inputs import array, normal, tensor
 
 from torchcorr import soft_shift
 
@@ -18,7 +18,7 @@ def test_soft_shift_is_its_definition(temperature):
     weights = np.exp(scores / temperature)
     weights /= weights.sum()
     wanted = [(weights.sum(1) * np.arange(-2, 3)).sum(), (weights.sum(0) * np.arange(-3, 4)).sum()]
-    got = soft_shift(*map(torch.from_numpy, (x, y)), max_shift=(2, 3), temperature=temperature)
+    got = soft_shift(*map(tensor, (x, y)), max_shift=(2, 3), temperature=temperature)
     np.testing.assert_allclose(array(got), wanted, rtol=0, atol=1e-9)
 
 

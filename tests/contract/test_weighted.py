@@ -72,15 +72,14 @@ def test_a_mask_over_the_template(device, name, kind, channels, dtype, method):
 
 def test_many_runs_and_volumes(device):
     """Masks of so many runs that their sums are transforms, and tiles of more than one unit."""
-    rng = torch.Generator().manual_seed(0)
     for size, window, ndim in (
         ((60, 62), (24, 25), 2),
         ((20, 21, 22), (7, 8, 9), 3),
         ((900,), (200,), 1),
     ):
-        image = torch.rand(size, generator=rng) + 7
-        template = torch.rand(window, generator=rng)
-        mask = torch.rand(window, generator=rng)
+        image = draw(size, torch.float32) + 7
+        template = draw(window, torch.float32, 1)
+        mask = draw(window, torch.float32, 2)
         check("zncc", image, template, device, ndim=ndim, template_mask=mask, method="fft")
         check("zncc", image, template, device, ndim=ndim, template_mask=mask > 0.5, method="fft")
 
@@ -236,21 +235,6 @@ def test_colours_have_a_mean_each(device):
     own = torchcorr.zncc(image.to(device), template.to(device), channels="joint")
     assert float(own.abs().max()) < 0.5
     assert float(torchcorr.zncc(image, template, channels="pooled").min()) > 0.9
-
-
-def test_opencv_agrees(device):
-    cv2 = pytest.importorskip("cv2")
-    image, template = draw((50, 60)).float(), draw((9, 10), seed=1).float()
-    mask = (draw((9, 10), seed=2) > 0.4).float()
-    how = cv2.TM_CCOEFF_NORMED
-    want = cv2.matchTemplate(image.numpy(), template.numpy(), how, mask=mask.numpy())
-    got = torchcorr.zncc(image.to(device), template.to(device), template_mask=mask.to(device))
-    torch.testing.assert_close(got.cpu(), torch.from_numpy(want), rtol=0, atol=2e-5)
-    image, template = draw((50, 60, 3)).float(), draw((9, 10, 3), seed=1).float()
-    want = cv2.matchTemplate(image.numpy(), template.numpy(), how)
-    colours = (x.movedim(-1, 0).to(device) for x in (image, template))
-    got = torchcorr.zncc(*colours, channels="joint")
-    torch.testing.assert_close(got.cpu(), torch.from_numpy(want), rtol=0, atol=1e-5)
 
 
 def test_vmap_and_compile():

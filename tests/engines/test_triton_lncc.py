@@ -65,6 +65,7 @@ def dtypes_of(name: str) -> tuple[torch.dtype, ...]:
 
 def score_of(a: Tensor, b: Tensor, window: Any, stride: Any, eps: float = 0.0) -> np.ndarray:
     options = {"ndim": len(window), "stride": stride, "channels": "joint", "eps": eps}
+    options["border"] = "valid"
     return oracle.lncc(a.double().numpy(), b.double().numpy(), window, **options)
 
 

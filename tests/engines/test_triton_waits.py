@@ -68,7 +68,11 @@ def test_reading_a_value_is_seen(waiting: Callable[[Any], Any]) -> None:
         bool(x.sum() > 1)
 
 
-@pytest.mark.parametrize("name", KERNELS)
+# Definitions that read how many windows they must compute again (docs/gpu.md).
+WAITING = {"weighted_ncc", "weighted_ncc_grads"}
+
+
+@pytest.mark.parametrize("name", [name for name in KERNELS if name not in WAITING])
 def test_kernels_do_not_wait(name: str, waiting: Callable[[Any], Any]) -> None:
     samples = [args for sample, args in SAMPLES if sample == name and not args[0].is_complex()]
     assert samples
