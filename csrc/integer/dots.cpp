@@ -25,7 +25,7 @@ struct FourBytes {
   static constexpr int group = 4, lanes = BYTES / 4;
 
   static TORCHCORR_INLINE Sums read(const uint8_t* x) {
-    return load<BYTES>(reinterpret_cast<const int32_t*>(x));
+    return __builtin_bit_cast(Sums, load<BYTES>(x));
   }
 };
 
