@@ -386,10 +386,10 @@ def scores(
     _checks.tensor(template, "template")
     weights.check(input, template)
     own_means = zero_mean and arguments.joint and not arguments.pooled
+    if own_means:
+        own_means = input.dim() > arguments.ndim and input.shape[-arguments.ndim - 1] > 1
     if own_means or weights.are_needed(input, template, arguments):
-        channels = input.shape[-arguments.ndim - 1] if input.dim() > arguments.ndim else 1
-        if channels > 1 or weights.are_needed(input, template, arguments):
-            return _weighted_scores(input, template, arguments, eps, weights, zero_mean)
+        return _weighted_scores(input, template, arguments, eps, weights, zero_mean)
     x, whole, result = normal_pair(
         input, template, arguments, name="template", complex_allowed=False, bytes_kept=True
     )

@@ -81,4 +81,7 @@ weighted_ncc_grads = register(
     gradients.weighted_ncc_grads,
     _fake_grads,
 )
-_OPERATORS = gradients.SumOperators(correlate, correlate_input_grad, correlate_template_grad)
+_SUMS = (correlate, correlate_input_grad, correlate_template_grad)
+_OPERATORS = gradients.SumOperators(*_SUMS)
+# For engines: made of what they have registered.
+grads_by_kernels = gradients.grads_by(gradients.SumOperators(*(x.kernel for x in _SUMS)))

@@ -69,11 +69,12 @@ def correlate_input_grad(
         wide = (grad.float(), template.float())
         return correlate_input_grad(*wide, input_shape, stride, method).to(grad.dtype)
     shape = tuple(input_shape)
-    if _arranged(shape, template.shape, stride, method, grad.dtype).plan.method == "direct":
+    arranged = _arranged(shape, template.shape, stride, method, grad.dtype)
+    if arranged.plan.method == "direct":
         return steps.correlate_direct_input_grad(grad, template, shape, stride)
     if grad.numel() == 0:
         return grad.new_zeros(shape)
-    lone = _is_lone(_arranged(shape, template.shape, stride, method, grad.dtype), grad.dtype)
+    lone = _is_lone(arranged, grad.dtype)
     if grad.is_complex() or lone or not definition.all_finite(grad):
         return transforms.correlate_input_grad(grad, template, shape, stride)
     call = Transpose.into_input(grad, template, shape, stride, "cpu")
@@ -92,11 +93,12 @@ def correlate_template_grad(
         wide = (grad.float(), input.float())
         return correlate_template_grad(*wide, template_shape, stride, method).to(grad.dtype)
     ndim, shape = len(stride), tuple(template_shape)
-    if _arranged(input.shape, shape, stride, method, grad.dtype).plan.method == "direct":
+    arranged = _arranged(input.shape, shape, stride, method, grad.dtype)
+    if arranged.plan.method == "direct":
         return steps.correlate_direct_template_grad(grad, input, shape, stride)
     if grad.numel() == 0:
         return grad.new_zeros(shape)
-    lone = _is_lone(_arranged(input.shape, shape, stride, method, grad.dtype), grad.dtype)
+    lone = _is_lone(arranged, grad.dtype)
     if grad.is_complex() or lone or not definition.all_finite(grad, input):
         return transforms.correlate_template_grad(grad, input, shape, stride)
     call = Transpose.into_template(grad, input, shape, stride, "cpu")

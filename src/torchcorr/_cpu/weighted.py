@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from .. import _contract
+from .._contract.weighted import grads_by_kernels
 from .._definition import weighted as definition
-from .._definition import weighted_grads as gradients
 from .._definition.correlate import all_finite
 from .._definition.weights import kept, weighted
 from .._plan.choose import arrange
@@ -80,37 +80,6 @@ def _coefficients(
     return torch.where(wrong, math.nan, products / size), math.sqrt(largest / count)
 
 
-def weighted_ncc_grads(
-    grad: Tensor,
-    score: Tensor,
-    input: Tensor,
-    template: Tensor,
-    input_weight: Tensor | None,
-    template_weight: Tensor | None,
-    stride: Sequence[int],
-    zero_mean: bool,
-    pooled: bool,
-    eps: float,
-    least: float,
-    method: str,
-    needed: Sequence[bool],
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """By the correlations of this engine."""
-    tensors = (grad, score, input, template, input_weight, template_weight)
-    how = (stride, zero_mean, pooled, eps, least, method)
-    one, two, three, four = needed
-    call = gradients.WeightedGradCall(*tensors, *how, (one, two, three, four))
-    of_input, of_template, of_weight, of_mask = gradients.composed_grads(_OPERATORS, call)
-    return of_input, of_template, of_weight, of_mask
-
-
-_OPERATORS = gradients.SumOperators(
-    _contract.correlate.kernel,
-    _contract.correlate_input_grad.kernel,
-    _contract.correlate_template_grad.kernel,
-)
-
-
 def register() -> None:
     _contract.weighted_ncc.implement(weighted_ncc, "CPU")
-    _contract.weighted_ncc_grads.implement(weighted_ncc_grads, "CPU")
+    _contract.weighted_ncc_grads.implement(grads_by_kernels, "CPU")

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .._plan import rounding
+from .._plan.shapes import output_size
 from . import transforms
 from .correlate import by_transforms
 from .weights import NOTHING, Moments, Weighted, kept, weighted
@@ -27,24 +28,26 @@ _MANY = 1 << 24
 
 def is_covered(of: Weighted, count: Tensor, least: float) -> Tensor:
     """Which windows have enough weight, from that of their channels."""
-    groups = of.input.shape[-of.ndim - 1] if not of.pooled else 1
-    count = count.sum(-of.ndim - 1) * (groups / count.shape[-of.ndim - 1])
-    return count >= max(least, NOTHING) * (1 - NOTHING) * of.total()
+    return _is_enough(of.over_channels(count).squeeze(-of.ndim - 1), of.total(), least)
+
+
+def _is_enough(count: Tensor, total: Tensor, least: float) -> Tensor:
+    return count >= max(least, NOTHING) * (1 - NOTHING) * total
+
+
+def _score(energy: Tensor, other: Tensor, product: Tensor, softening: Tensor) -> Tensor:
+    """Of sums over all channels; 0 where either is flat."""
+    live = (energy > 0) & (other > 0)
+    size = torch.where(live, energy + softening, 1.0).sqrt() * torch.where(live, other, 1.0).sqrt()
+    return torch.where(live, (product / size).clamp(-1, 1), 0.0)
 
 
 def score_of(of: Weighted, found: Moments, eps: float) -> Tensor:
-    """(*lead, *output), from maps; 0 where either is flat."""
+    """(*lead, *output), from maps."""
     axis = -of.ndim - 1
-    energy, other, product = (
-        x.sum(axis) for x in (found.energy, found.template_energy, found.product)
-    )
-    channels = of.input.shape[axis]
-    groups = 1 if of.pooled else channels
-    count = found.count.sum(axis) * (groups / found.count.shape[axis])
-    soft = energy + eps * of.scale.squeeze(axis).square() * count
-    live = (energy > 0) & (other > 0)
-    size = torch.where(live, soft, 1.0).sqrt() * torch.where(live, other, 1.0).sqrt()
-    return torch.where(live, (product / size).clamp(-1, 1), 0.0)
+    sums = (x.sum(axis) for x in (found.energy, found.template_energy, found.product))
+    count = of.over_channels(found.count).squeeze(axis)
+    return _score(*sums, eps * of.scale.squeeze(axis).square() * count)
 
 
 # --- by transforms --------------------------------------------------------------------------------
@@ -84,16 +87,8 @@ def _sums(of: Weighted, stride: Sequence[int]) -> tuple[Moments, Moments]:
     total, n_total = found.get("sum", (none, none))
     other, n_other = found.get("other", (none, none))
     divisor = torch.where(count > n_count, count, 1.0)
-    mean, other_mean = total / divisor, other / divisor
-    moments = Moments(
-        count,
-        mean,
-        square - total * mean,
-        other_mean,
-        energy - other * other_mean,
-        product - total * other_mean,
-    )
-    size, other_size = mean.abs(), other_mean.abs()
+    moments = Moments.of_sums(count, divisor, (total, other), (square, energy, product))
+    size, other_size = moments.mean.abs(), moments.template_mean.abs()
     errors = Moments(
         n_count,
         none,
@@ -191,12 +186,14 @@ def exact_moments(of: Weighted, seen: Tensor, template: Tensor, weight: Tensor) 
     return Moments(count, mean, energy, template_mean, other, product)
 
 
-def _flat_boxes(of: Weighted, stride: Sequence[int]) -> Tensor:
-    """Windows (*lead, *output) whose elements are all equal, whatever their weights."""
-    x = of.grouped(of.input)
-    mean, var = window_moments(x, of.window, stride)
+def _flat_among(of: Weighted, doubtful: Tensor, stride: Sequence[int]) -> Tensor | None:
+    """Windows (*lead, *output) whose elements are all equal, whatever their weights; None if so few
+    windows are doubtful that it is quicker to compute them."""
+    if int(doubtful.sum()) * math.prod(of.window) <= _MANY:
+        return None
+    mean, var = window_moments(of.grouped(of.input), of.window, stride)
     flat = var == 0 if of.zero_mean else (var == 0) & (mean == 0)
-    return flat.all(-of.ndim - 1)
+    return flat.all(-of.ndim - 1).expand(doubtful.shape)
 
 
 # --- operators ------------------------------------------------------------------------------------
@@ -215,8 +212,7 @@ def _lead(of: Weighted) -> tuple[int, ...]:
 
 
 def _output(of: Weighted, stride: Sequence[int]) -> tuple[int, ...]:
-    size = of.input.shape[-of.ndim :]
-    return tuple((n - k) // s + 1 for n, k, s in zip(size, of.window, stride, strict=True))
+    return output_size(of.input.shape[-of.ndim :], of.window, stride)
 
 
 def _touched(of: Weighted, stride: Sequence[int]) -> Tensor | None:
@@ -256,8 +252,8 @@ def weighted_ncc(
         doubtful = _is_doubtful(of, found, errors, allowed) & covered
         scores = torch.where(covered, score_of(of, found, eps), 0.0).expand(shape).contiguous()
         doubtful = doubtful.expand(shape)
-        if int(doubtful.sum()) * math.prod(of.window) > _MANY:
-            flat = _flat_boxes(of, stride).expand(shape)
+        flat = _flat_among(of, doubtful, stride)
+        if flat is not None:
             scores, doubtful = scores.masked_fill_(flat, 0.0), doubtful & ~flat
     else:
         scores = of.input.new_empty(shape)
@@ -279,36 +275,31 @@ def _score_exactly(
     for place, seen, template, weight in _chosen(of, chosen, stride):
         found = exact_moments(of, seen, template, weight)
         which = place[: len(lead)]
-        count, energy, other, product = (
+        count, *sums = (
             y.sum(1) for y in (found.count, found.energy, found.template_energy, found.product)
         )
-        soft = energy + eps * scale[which].square() * count
-        live = (energy > 0) & (other > 0)
-        live &= count >= max(least, NOTHING) * (1 - NOTHING) * total[which]
-        size = torch.where(live, soft, 1.0).sqrt() * torch.where(live, other, 1.0).sqrt()
-        scores[place] = torch.where(live, (product / size).clamp(-1, 1), 0.0)
+        score = _score(*sums, eps * scale[which].square() * count)
+        scores[place] = torch.where(_is_enough(count, total[which], least), score, 0.0)
 
 
 def window_statistics(of: Weighted, stride: Sequence[int], method: str, allowed: float) -> Moments:
     """Moments of all windows, (*lead, K, *output)."""
     lead, output = _lead(of), _output(of, stride)
-    groups = 1 if of.pooled else of.input.shape[-of.ndim - 1]
-    shape = (*lead, groups, *output)
+    shape = (*lead, of.groups, *output)
     if _by_transforms(of, method, output):
         found, errors = _sums(of, stride)
         doubtful = _is_doubtful(of, found, errors, allowed).expand(*lead, *output)
         doubtful = doubtful & is_covered(of, found.count, 0.0)
         maps = [x.expand(shape).contiguous() for x in found.tensors()]
-        if int(doubtful.sum()) * math.prod(of.window) > _MANY:
-            flat = _flat_boxes(of, stride).expand(*lead, *output)
+        flat = _flat_among(of, doubtful, stride)
+        if flat is not None:
             doubtful = doubtful & ~flat
             for x in (maps[2], maps[5]):
                 x.masked_fill_(flat.unsqueeze(-of.ndim - 1), 0.0)
     else:
         maps = [of.input.new_empty(shape) for _ in range(6)]
         doubtful = torch.ones((*lead, *output), dtype=torch.bool, device=of.input.device)
-    level = of.level.flatten(-of.ndim).sum(-1)
-    level = level.expand(*lead, groups)
+    level = of.level.flatten(-of.ndim).sum(-1).expand(*lead, of.groups)
     for place, seen, template, weight in _chosen(of, doubtful, stride):
         exact = exact_moments(of, seen, template, weight)
         which = place[: len(lead)]

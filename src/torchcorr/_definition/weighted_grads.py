@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,7 +41,7 @@ class WeightedGradCall:
     eps: float
     least: float
     method: str
-    needed: tuple[bool, bool, bool, bool]  # in the order of the tensors above
+    needed: Sequence[bool]  # in the order of the tensors above
 
     def prepared(self) -> Weighted:
         tensors = (self.input, self.template, self.input_weight, self.template_weight)
@@ -100,19 +101,10 @@ def composed_moments(sums: _Sums) -> Moments:
     divisor = torch.where(count > NOTHING, count, 1.0)
     square, product = sums.correlate(g * x * x, m), sums.correlate(g * x, m * t)
     energy = sums.correlate(g, m * t * t)
-    if not of.zero_mean:
-        none = torch.zeros_like(count)
-        return Moments(count, none, square, none, energy, product)
-    total, other = sums.correlate(g * x, m), sums.correlate(g, m * t)
-    mean, other_mean = total / divisor, other / divisor
-    return Moments(
-        count,
-        mean,
-        square - total * mean,
-        other_mean,
-        energy - other * other_mean,
-        product - total * other_mean,
-    )
+    total = other = torch.zeros_like(count)
+    if of.zero_mean:
+        total, other = sums.correlate(g * x, m), sums.correlate(g, m * t)
+    return Moments.of_sums(count, divisor, (total, other), (square, energy, product))
 
 
 def weighted_gradients(
@@ -134,13 +126,8 @@ def weighted_gradients(
             allowed = rounding.ALLOWED_SCORE_ERROR[torch.float64]
         found = definition.window_statistics(of, call.stride, call.method, allowed)
     grad, score = widen(call.grad).unsqueeze(axis), widen(call.score).unsqueeze(axis)
-    channels = of.input.shape[axis]
-    groups = 1 if of.pooled else channels
-
-    def over_channels(x: Tensor) -> Tensor:
-        return x.sum(axis, keepdim=True) * (groups / x.shape[axis] if x is found.count else 1.0)
-
-    count, energy, other = map(over_channels, (found.count, found.energy, found.template_energy))
+    count = of.over_channels(found.count)
+    energy, other = (x.sum(axis, keepdim=True) for x in (found.energy, found.template_energy))
     soft = energy + call.eps * of.scale.square() * count
     live = (energy > 0) & (other > 0) & (score == score) & (score != 0)
     live = live & definition.is_covered(of, found.count, call.least).unsqueeze(axis)
@@ -154,7 +141,7 @@ def weighted_gradients(
 
     def full(x: Tensor) -> Tensor:
         sizes = list(torch.broadcast_shapes(x.shape, lead))
-        sizes[axis] = groups
+        sizes[axis] = of.groups
         return x.expand(sizes)
 
     u, v = full(b * mean - a * other_mean), full(c * other_mean - a * mean)
@@ -197,33 +184,16 @@ def weighted_gradients(
     return tuple(grads)
 
 
-_DEFINITIONS = SumOperators(correlate, correlate_input_grad, correlate_template_grad)
+def grads_by(operators: SumOperators) -> Callable[..., tuple[Tensor, ...]]:
+    """The operator `weighted_ncc_grads` made of these; gradients that are not needed are empty."""
+
+    def weighted_ncc_grads(grad: Tensor, *args: Any) -> tuple[Tensor, ...]:
+        grads = weighted_gradients(operators, WeightedGradCall(grad, *args), composed=False)
+        return tuple(grad.new_empty(0) if x is None else x.contiguous() for x in grads)
+
+    return weighted_ncc_grads
 
 
-def composed_grads(operators: SumOperators, call: WeightedGradCall) -> tuple[Tensor, ...]:
-    """The same of registered operators, once; those that are not needed are empty."""
-    grads = weighted_gradients(operators, call, composed=False)
-    return tuple(call.grad.new_empty(0) if x is None else x.contiguous() for x in grads)
-
-
-def weighted_ncc_grads(
-    grad: Tensor,
-    score: Tensor,
-    input: Tensor,
-    template: Tensor,
-    input_weight: Tensor | None,
-    template_weight: Tensor | None,
-    stride: Sequence[int],
-    zero_mean: bool,
-    pooled: bool,
-    eps: float,
-    least: float,
-    method: str,
-    needed: Sequence[bool],
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    tensors = (grad, score, input, template, input_weight, template_weight)
-    how = (stride, zero_mean, pooled, eps, least, method)
-    first, second, third, fourth = needed
-    call = WeightedGradCall(*tensors, *how, (first, second, third, fourth))
-    of_input, of_template, of_weight, of_mask = composed_grads(_DEFINITIONS, call)
-    return of_input, of_template, of_weight, of_mask
+weighted_ncc_grads = grads_by(
+    SumOperators(correlate, correlate_input_grad, correlate_template_grad)
+)

@@ -19,6 +19,7 @@ from .._plan.shapes import border_pads
 from .._plan.taps import per_axis
 from .lncc import lncc_into, lncc_window_grads, scores
 from .transforms import dilated
+from .weights import kept
 from .windows import Summary, in_slabs
 
 
@@ -80,11 +81,6 @@ def _merge_along(parts: Summary, axis: int, taps: Sequence[float], step: int) ->
     return total, *means, *lows, *(m * one for m in moments)
 
 
-def _with_weight(x: Tensor, weight: Tensor | None) -> Tensor:
-    """x with zeros where it has no weight."""
-    return x if weight is None else torch.where(weight > 0, x, torch.zeros_like(x))
-
-
 def pair_moments(a: Tensor, b: Tensor, weight: Tensor | None, windows: Windows) -> PairMoments:
     """Weighted moments of both inputs in each window (math.md, eq. lncc-weights)."""
     ndim = len(windows.sizes)
@@ -102,7 +98,7 @@ def pair_moments(a: Tensor, b: Tensor, weight: Tensor | None, windows: Windows) 
             parts = _merge_along(parts, i - ndim, taps[i], windows.stride[i])
         return parts
 
-    around = [pad(_with_weight(x, weight), reach) for x in (a, b)]
+    around = [pad(kept(x, weight), reach) for x in (a, b)]
     around.append(pad(weight_of, reach, value=outside))
     count, mean_a, mean_b, low_a, low_b, var_a, var_b, covariance = in_slabs(
         around, windows.sizes, windows.stride, compute
@@ -163,7 +159,7 @@ def gradients(
     of = pair_moments(a, b, weight, windows)
     # A window without weight is flat, so it has no gradient whatever its count.
     count = torch.where(of.weight > 0, of.weight, torch.ones_like(of.weight))
-    x, y = (widen(_with_weight(one, weight)) for one in (a, b))
+    x, y = (widen(kept(one, weight)) for one in (a, b))
     maps = lncc_window_grads(grad, of.a, of.b, of.covariance, count, eps)
     other, factor_a, factor_b, offset_a, offset_b = maps
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -39,6 +40,16 @@ class Weighted:
     @property
     def window(self) -> tuple[int, ...]:
         return tuple(self.template.shape[-self.ndim :])
+
+    @property
+    def groups(self) -> int:
+        """How many means there are: one of each channel, or one of all."""
+        return 1 if self.pooled else int(self.input.shape[-self.ndim - 1])
+
+    def over_channels(self, count: Tensor) -> Tensor:
+        """The weight of windows, (*lead, 1, *output); a single map stands for all channels."""
+        axis = -self.ndim - 1
+        return count.sum(axis, keepdim=True) * (self.groups / count.shape[axis])
 
     def grouped(self, x: Tensor) -> Tensor:
         """x with the axes of channels that share no mean, and of those that do, for its one."""
@@ -149,3 +160,22 @@ class Moments:
 
     def tensors(self) -> tuple[Tensor, ...]:
         return tuple(self.__dict__.values())
+
+    @classmethod
+    def of_sums(
+        cls, count: Tensor, divisor: Tensor, first: Sequence[Tensor], second: Sequence[Tensor]
+    ) -> Moments:
+        """From sums of both inputs, of their squares and of their products.
+
+        `divisor` is the count, or any other number where that is nothing.
+        """
+        (total, other), (square, energy, product) = first, second
+        mean, other_mean = total / divisor, other / divisor
+        return cls(
+            count,
+            mean,
+            square - total * mean,
+            other_mean,
+            energy - other * other_mean,
+            product - total * other_mean,
+        )

@@ -20,9 +20,7 @@ class Costs:
     position: float  # a position of the direct loop
     product: float  # a multiply-add of the direct loop
     byte_product: float  # the same of 8-bit integers
-    byte_line: (
-        int  # elements of a template's row that are multiplied together, 1 or a matrix tile's
-    )
+    byte_line: int  # elements of a template's row that are multiplied at once
     digits: float  # factor of transforms of 8-bit integers, often once for each of two digits
     scored: float  # its factor where moments are summed in the same loop
     shape: tuple[float, float, float]  # its factor for lines, planes and volumes
@@ -124,8 +122,10 @@ _BYTE_LOOPS = {
     "avx512vnni": (0.0045, 1),
     "amx": (0.0003, 64),
 }
-for _name, (_product, _line) in _BYTE_LOOPS.items():
-    _COSTS["cpu " + _name] = replace(_COSTS["cpu"], byte_product=_product, byte_line=_line)
+_COSTS |= {
+    f"cpu {name}": replace(_COSTS["cpu"], byte_product=product, byte_line=line)
+    for name, (product, line) in _BYTE_LOOPS.items()
+}
 
 # The name of the costs of this machine's CPU, as its engine finds it.
 _cpu = "cpu"
