@@ -8,12 +8,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ._definition.correlate import all_finite
 from ._plan.dtypes import HALVES
 
 MODES = ("valid", "same", "full")
 PAD_MODES = ("constant", "reflect", "replicate", "circular")
 CHANNELS = ("independent", "joint", "pooled")
 NANS = ("propagate", "ignore")
+BORDERS = ("renormalize", "valid", "zeros")
+WINDOW_WEIGHTS = ("box", "triangle", "gaussian")
 METHODS = ("auto", "direct", "fft")
 
 _FLOATS = (torch.float64, torch.float32)
@@ -187,8 +190,7 @@ def shares(x: Tensor, name: str) -> None:
 
 
 def finite(x: Tensor, name: str) -> None:
-    # A finite sum says so without a tensor of flags.
-    if not torch.isfinite(x.sum()) and not torch.isfinite(x).all():
+    if not all_finite(x):
         raise ValueError(f"{name} must be finite: got NaN or infinity")
 
 
@@ -329,6 +331,11 @@ def share(value: float, name: str) -> None:
         raise ValueError(f"{name} must lie in [0, 1]: got {value}")
 
 
+def _finite_and_not_negative(weights: Tensor, name: str) -> None:
+    if not bool(((weights >= 0) & torch.isfinite(weights)).all()):
+        raise ValueError(f"{name} must be finite and not negative")
+
+
 def mask(value: object, of: Tensor, name: str, *, values: bool) -> None:
     """Weights that broadcast to a tensor; their values are looked at only if asked for."""
     tensor(value, f"{name}_mask")
@@ -350,10 +357,8 @@ def mask(value: object, of: Tensor, name: str, *, values: bool) -> None:
         )
     if not values or value.dtype == torch.bool and bool(value.any()):
         return
-    weights = value.detach().to(torch.float64)
-    if not bool((weights >= 0).all() & torch.isfinite(weights).all()):
-        raise ValueError(f"{name}_mask must be finite and not negative")
-    if weights.numel() > 0 and not bool(weights.any()):
+    _finite_and_not_negative(value, f"{name}_mask")
+    if value.numel() > 0 and not bool(value.any()):
         raise ValueError(f"{name}_mask must not be zero everywhere")
 
 
@@ -380,10 +385,6 @@ def correction_fits(correction: float, count: int) -> None:
         )
 
 
-BORDERS = ("renormalize", "valid", "zeros")
-WINDOW_WEIGHTS = ("box", "triangle", "gaussian")
-
-
 def window_mask(value: object, input: Tensor, core: int, name: str) -> None:
     """Weights of elements that broadcast with the input: real, finite and not negative."""
     real_tensor(value, name)
@@ -404,5 +405,4 @@ def window_mask(value: object, input: Tensor, core: int, name: str) -> None:
         return
     if torch._C._are_functorch_transforms_active() or value.dtype == torch.bool:
         return
-    if not bool(((value >= 0) & torch.isfinite(value)).all()):
-        raise ValueError(f"{name} must be finite and not negative")
+    _finite_and_not_negative(value, name)

@@ -86,22 +86,19 @@ def correlate(input: Tensor, template: Tensor, stride: Sequence[int]) -> Tensor:
     """sum_v I(u s + v) T(v) of finite tensors, summed over channels."""
     ndim = len(stride)
     size, window = input.shape[-ndim:], template.shape[-ndim:]
-    lengths = _lengths(size)
     wide, weights = widen(input), widen(template)
     axes = tuple(range(-ndim, 0))
     valid = [n - k + 1 for n, k in zip(size, window, strict=True)]
     needed = [n - m for n, m in zip(size, _margins(wide, window), strict=True)]
-    if needed != list(size):
-        # Zeros around the input may wrap around onto each other.
-        lengths = _lengths(needed)
-        product = sum_channels(
-            _forward(crop(wide, needed), lengths), _reversed(weights, lengths), ndim
-        )
-        whole = _inverse(product, lengths, input.is_complex())
-        return crop(whole, valid, stride).to(input.dtype).contiguous()
-    level = wide.mean(axes, keepdim=True)
-    spectrum = _forward(wide - level, lengths)
-    product = sum_channels(spectrum, _reversed(weights, lengths), ndim)
+    lengths = _lengths(needed)
+    if needed == list(size):
+        level = wide.mean(axes, keepdim=True)
+        centred = wide - level
+    else:
+        # Zeros around the input stay zero, and may wrap around onto each other.
+        level = wide.new_zeros((1,) * wide.dim())
+        centred = crop(wide, needed)
+    product = sum_channels(_forward(centred, lengths), _reversed(weights, lengths), ndim)
     numerators = crop(_inverse(product, lengths, input.is_complex()), valid, stride)
     offset = (level * weights.sum(axes, keepdim=True)).sum(-ndim - 1)
     return (numerators + offset).to(input.dtype).contiguous()
@@ -132,10 +129,8 @@ def correlate_each(
     for name, (x, w) in pairs.items():
         whole = _inverse(sum_channels(forward[x], reversed[w], ndim), lengths, False)
         sums = crop(whole, valid, stride).contiguous()
-        power = powers[x] * powers[w] + whole.square().sum(axes, keepdim=True)
-        peak = whole.abs().amax(axes, keepdim=True)
-        unit = rounding.TRANSFORM * rounding.unit(sums.dtype)
-        found[name] = (sums, unit * ((power / math.prod(lengths)).sqrt() + peak / 2))
+        power = powers[x] * powers[w] / math.prod(lengths)
+        found[name] = (sums, _rounding(power, whole, axes))
     return found
 
 
@@ -148,12 +143,16 @@ def noise(input: Tensor, template: Tensor, numerators: Tensor, ndim: int) -> Ten
     deviation = input - input.mean(axes, keepdim=True)
     contrast = torch.linalg.vector_norm(deviation, dim=item, keepdim=True).square()
     elements = template.square().sum(item, keepdim=True) / math.prod(input.shape[-ndim:])
-    norm = torch.linalg.vector_norm(numerators, dim=axes, keepdim=True)
-    lowest, highest = torch.aminmax(numerators.flatten(-ndim), dim=-1)
+    return _rounding((contrast * elements).squeeze(-ndim - 1), numerators, axes)
+
+
+def _rounding(power: Tensor, sums: Tensor, axes: tuple[int, ...]) -> Tensor:
+    """The same from the power of both factors for each element, and what came out."""
+    norm = torch.linalg.vector_norm(sums, dim=axes, keepdim=True)
+    lowest, highest = torch.aminmax(sums.flatten(axes[0]), dim=-1)
     peak = torch.maximum(-lowest, highest).reshape(norm.shape)
-    squares = (contrast * elements).squeeze(-ndim - 1)
-    squares = squares + norm.square() / math.prod(numerators.shape[-ndim:])
-    return rounding.TRANSFORM * rounding.unit(numerators.dtype) * (squares.sqrt() + peak / 2)
+    squares = power + norm.square() / math.prod(sums.shape[axes[0] :])
+    return rounding.TRANSFORM * rounding.unit(sums.dtype) * (squares.sqrt() + peak / 2)
 
 
 def correlate_input_grad(

@@ -45,9 +45,11 @@ def _score(energy: Tensor, other: Tensor, product: Tensor, softening: Tensor) ->
 def score_of(of: Weighted, found: Moments, eps: float) -> Tensor:
     """(*lead, *output), from maps."""
     axis = -of.ndim - 1
-    sums = (x.sum(axis) for x in (found.energy, found.template_energy, found.product))
+    energy, other, product = (
+        x.sum(axis) for x in (found.energy, found.template_energy, found.product)
+    )
     count = of.over_channels(found.count).squeeze(axis)
-    return _score(*sums, eps * of.scale.squeeze(axis).square() * count)
+    return _score(energy, other, product, eps * of.scale.squeeze(axis).square() * count)
 
 
 # --- by transforms --------------------------------------------------------------------------------
@@ -275,10 +277,10 @@ def _score_exactly(
     for place, seen, template, weight in _chosen(of, chosen, stride):
         found = exact_moments(of, seen, template, weight)
         which = place[: len(lead)]
-        count, *sums = (
+        count, energy, other, product = (
             y.sum(1) for y in (found.count, found.energy, found.template_energy, found.product)
         )
-        score = _score(*sums, eps * scale[which].square() * count)
+        score = _score(energy, other, product, eps * scale[which].square() * count)
         scores[place] = torch.where(_is_enough(count, total[which], least), score, 0.0)
 
 
