@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 from torch.nn.functional import pad as torch_pad
 
 from . import _checks, _engines
@@ -15,6 +18,12 @@ from ._plan.dtypes import BYTES, HALVES
 from ._plan.shapes import Ints, padding
 
 Window = int | Sequence[int]
+
+# Most calls are like one before: what was found of their arguments is kept, of so many kinds.
+_KEPT = 1024
+# The dtypes that pairs are computed and returned in, for what `_signature` says of pairs that
+# passed all checks of shapes and dtypes.
+_agreed: dict[tuple[Any, ...], tuple[torch.dtype, torch.dtype]] = {}
 
 
 @dataclass(frozen=True)
@@ -42,16 +51,14 @@ class Arguments:
         method: str = "auto",
         ignore_allowed: bool = False,
     ) -> Arguments:
-        _checks.dimension(ndim)
-        _checks.one_of(mode, _checks.MODES, "mode")
-        _checks.one_of(channels, _checks.CHANNELS, "channels")
-        _checks.one_of(method, _checks.METHODS, "method")
-        pad_modes = (*_checks.PAD_MODES, "ignore") if ignore_allowed else _checks.PAD_MODES
-        _checks.one_of(pad_mode, pad_modes, "pad_mode")
-        _checks.number(pad_value, "pad_value")
-        strides = _checks.per_axis(stride, ndim, "stride")
-        joint, pooled = channels != "independent", channels == "pooled"
-        return cls(ndim, strides, joint, pooled, mode, method, pad_mode, pad_value)
+        given = (ndim, mode, stride, channels, pad_mode, pad_value, method, ignore_allowed)
+        # Types of numbers are told apart, but not those of what a sequence contains.
+        if type(stride) is int and not torch.compiler.is_compiling():
+            try:
+                return _parsed(*given)
+            except TypeError:
+                pass  # not hashable, or of a wrong type: the checks say which
+        return _parse(*given)
 
     def normal(self, x: Tensor) -> Tensor:
         """x with a channel axis: the one it has if joint, otherwise a new one of length 1."""
@@ -86,6 +93,31 @@ class Arguments:
         return wide.reshape(*x.shape[: -self.ndim], *wide.shape[-self.ndim :])
 
 
+def _parse(
+    ndim: int,
+    mode: str,
+    stride: Window,
+    channels: str,
+    pad_mode: str,
+    pad_value: float,
+    method: str,
+    ignore_allowed: bool,
+) -> Arguments:
+    _checks.dimension(ndim)
+    _checks.one_of(mode, _checks.MODES, "mode")
+    _checks.one_of(channels, _checks.CHANNELS, "channels")
+    _checks.one_of(method, _checks.METHODS, "method")
+    pad_modes = (*_checks.PAD_MODES, "ignore") if ignore_allowed else _checks.PAD_MODES
+    _checks.one_of(pad_mode, pad_modes, "pad_mode")
+    _checks.number(pad_value, "pad_value")
+    strides = _checks.per_axis(stride, ndim, "stride")
+    joint, pooled = channels != "independent", channels == "pooled"
+    return Arguments(ndim, strides, joint, pooled, mode, method, pad_mode, pad_value)
+
+
+_parsed = lru_cache(maxsize=_KEPT, typed=True)(_parse)
+
+
 def _differentiated(x: Tensor) -> bool:
     """Whether operations on x may be differentiated."""
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
@@ -100,6 +132,8 @@ def in_working_dtype(working: torch.dtype, *tensors: Tensor) -> tuple[Tensor, ..
     gradient they are widened here, so that the score saved for the backward pass is not rounded.
     """
     first = tensors[0].dtype
+    if first == working and all(x.dtype == first for x in tensors):
+        return tensors
     if first in HALVES and all(x.dtype == first and not _differentiated(x) for x in tensors):
         return tensors
     return tuple(x.to(working) for x in tensors)
@@ -125,24 +159,63 @@ def normal_pair(
     With `bytes_kept` 8-bit integers stay as they are, unless they are padded with another number.
     Without `data` only shapes are computed, on the meta device.
     """
-    _checks.tensor(input, "input")
-    _checks.tensor(template, name)
+    signature = _signature(input, template, arguments, name, complex_allowed)
+    dtypes = _agreed.get(signature) if signature else None
+    if dtypes is None:
+        dtypes = _checked_dtypes(input, template, arguments, name, complex_allowed)
+        if signature:
+            if len(_agreed) >= _KEPT:
+                _agreed.clear()
+            _agreed[signature] = dtypes
     _warn_if_slow(input)
-    _checks.rank(input, arguments.ndim, arguments.joint, "input")
-    _checks.rank(template, arguments.ndim, arguments.joint, name)
-    working = _checks.working_dtype({"input": input, name: template}, complex_allowed)
-    result = _checks.result_dtype(input.dtype, working)
+    working, result = dtypes
     if not data:
         input, template = input.to("meta"), template.to("meta")
-    window = tuple(template.shape[-arguments.ndim :])
-    _checks.window_not_empty(window, name)
     x, w = arguments.normal(input), arguments.normal(template)
-    if arguments.joint:
-        _checks.channels_match(x.shape[-arguments.ndim - 1], w.shape[-arguments.ndim - 1])
-    _checks.leads_broadcast(x.shape[: -arguments.ndim - 1], w.shape[: -arguments.ndim - 1])
     if not (bytes_kept and x.dtype in BYTES and arguments.pads_with(x.dtype)):
         x, w = in_working_dtype(working, x, w)
-    return arguments.padded(x, window, name), w, result
+    if arguments.mode != "valid":
+        x = arguments.padded(x, tuple(template.shape[-arguments.ndim :]), name)
+    return x, w, result
+
+
+def _signature(
+    input: Tensor, template: Tensor, arguments: Arguments, name: str, complex_allowed: bool
+) -> tuple[Any, ...] | None:
+    """All that the checks of a pair depend on; None for tensors that are traced."""
+    if torch.compiler.is_compiling():
+        return None
+    for x in (input, template):
+        if type(x) not in (Tensor, Parameter) or x.layout is not torch.strided or x.is_nested:
+            return None
+    device = input.device
+    if device != template.device or device.type == "meta":
+        return None
+    autocast = torch.is_autocast_enabled(device.type)
+    pair = (input.shape, template.shape, input.dtype, template.dtype)
+    return *pair, device.type, autocast, arguments, name, complex_allowed
+
+
+def _checked_dtypes(
+    input: Tensor, template: Tensor, arguments: Arguments, name: str, complex_allowed: bool
+) -> tuple[torch.dtype, torch.dtype]:
+    """Checks that a pair fits together; the dtype it is computed in and that of its result."""
+    _checks.tensor(input, "input")
+    _checks.tensor(template, name)
+    ndim, joint = arguments.ndim, arguments.joint
+    _checks.rank(input, ndim, joint, "input")
+    _checks.rank(template, ndim, joint, name)
+    working = _checks.working_dtype({"input": input, name: template}, complex_allowed)
+    window, size = tuple(template.shape[-ndim:]), tuple(input.shape[-ndim:])
+    _checks.window_not_empty(window, name)
+    if joint:
+        _checks.channels_match(input.shape[-ndim - 1], template.shape[-ndim - 1])
+    core = ndim + joint
+    _checks.leads_broadcast(input.shape[:-core], template.shape[:-core])
+    _checks.input_not_empty(size)
+    if arguments.mode == "valid":
+        _checks.window_fits(window, size, name)
+    return working, _checks.result_dtype(input.dtype, working)
 
 
 def normal_inputs(

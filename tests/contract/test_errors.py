@@ -228,3 +228,18 @@ def test_only_dense_tensors(name):
             sparse = [*tensors[:i], x.to_sparse(), *tensors[i + 1 :]]
             with pytest.raises(TypeError, match="must be a dense tensor: got sparse_coo"):
                 getattr(torchcorr, name)(*sparse)
+
+
+def test_what_an_earlier_call_found_hides_no_error():
+    # Python takes 1, True and 1.0 for one key.
+    options = {"ndim": 2, "stride": 1, "pad_value": 0.0}
+    torchcorr.zncc(image(), template(), **options)
+    for name, value in (("ndim", 2.0), ("stride", True), ("stride", 1.0), ("pad_value", False)):
+        refused(TypeError, "zncc", name, **options | {name: value})
+    refused(TypeError, "zncc", "template", other=template(torch.float64))
+    refused(ValueError, "zncc", "template", other=torch.ones(9, 4))
+    refused(ValueError, "zncc", "window axes", first=image()[0])
+    refused(
+        TypeError, "zncc", "real", first=image(torch.complex64), other=template(torch.complex64)
+    )
+    torchcorr.correlate(image(torch.complex64), template(torch.complex64))

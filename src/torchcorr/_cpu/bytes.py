@@ -16,9 +16,8 @@ from torch import Tensor
 
 from .._definition.spectra import tile_spectra
 from .._plan import rounding
-from .._plan.choose import arrange, blocks
+from .._plan.choose import arrange
 from .._plan.costs import family
-from .._plan.tiling import TileBatch
 from . import steps
 from .rules import ByteRule
 
@@ -73,12 +72,12 @@ def ncc(
     templates = leads.template(small, ndim + 1).contiguous()
     shape = (leads.paired * leads.inputs, leads.templates, *call.tiling.positions)
     out = steps.new_map(items, shape, torch.float32)
-    batch = TileBatch(call.tiling, []).numbers
+    batch = call.tiling.batch_numbers
     coefficients = None
     if call.plan.method == "fft":
         wide = templates.to(torch.float64)
         coefficients = wide - wide.mean(tuple(range(2, wide.dim())), keepdim=True).round()
-    for block in blocks(call.problem, call.plan):
+    for block in call.blocks:
         spectra = None
         if coefficients is not None:
             part = coefficients[block.pairs, block.templates]

@@ -19,7 +19,7 @@ from .._plan.choose import Arrangement, Plan, arrange, blocks, scratch_allowed
 from .._plan.dtypes import HALVES, widen
 from .._plan.predict import Problem
 from .._plan.shapes import Ints, fast_length
-from .._plan.tiling import TileBatch, Tiling
+from .._plan.tiling import Tiling
 from . import steps
 from .rules import SumRule
 
@@ -108,7 +108,7 @@ def correlate_template_grad(
     spectra = upstream.shape[1] * seen.shape[1] * math.prod(tiling.length) * 16
     groups = max(1, min(_ROOM // spectra, _GROUPS, -(-leads.inputs * tiling.tiles // 2)))
     parts = 1 if groups > 1 else _GROUPS
-    numbers = (TileBatch(of_upstream, []).numbers, TileBatch(tiling, []).numbers)
+    numbers = (of_upstream.batch_numbers, tiling.batch_numbers)
     total = steps.template_grad_spectra(upstream, seen, *numbers, leads.paired, groups, parts)
     lead = total.shape[:3]
     lines = inverse_fft(total.flatten(0, 2), ndim).unflatten(0, lead).real
@@ -176,7 +176,7 @@ class _Tiled:
     ) -> list[list[int]]:
         """Writes sums of tensors in normal form; (tile, template) that have many unknown ones."""
         working = torch.float32 if rule.narrow_allowed > 0 else torch.float64
-        batch = TileBatch(self.tiling, []).numbers
+        batch = self.tiling.batch_numbers
         left = []
         for block in blocks(self.problem, self.plan):
             part = (block.pairs, block.templates)

@@ -21,9 +21,9 @@ from .._definition import scores as definition
 from .._definition.scores import ScoreGradCall
 from .._definition.spectra import inverse_fft, template_spectra
 from .._plan import rounding
-from .._plan.choose import arrange_gradients, blocks
+from .._plan.choose import arrange_gradients
 from .._plan.dtypes import HALVES
-from .._plan.tiling import Block, TileBatch
+from .._plan.tiling import Block
 from . import steps
 from .scores import TiledScores
 
@@ -60,7 +60,6 @@ class _Gradients(TiledScores):
         leads, ndim = self.problem.leads, len(self.tiling.stride)
         grad, score = (leads.output(x, ndim).contiguous() for x in (of.grad, of.score))
         self.operands = [grad, self.input, self.coefficients, score]
-        self.blocks = list(blocks(self.problem, self.plan))
         self.for_input = self.input.new_empty(0)
         if of.need_input:
             self.for_input = steps.new_map(self.input, self.input.shape)
@@ -112,7 +111,7 @@ class _Gradients(TiledScores):
         rows = steps.score_grad_tiles(
             self.operands,
             spectra.contiguous(),
-            TileBatch(self.tiling, []).numbers,
+            self.tiling.batch_numbers,
             block.numbers,
             wide,
             self.unknown_rule.numbers,

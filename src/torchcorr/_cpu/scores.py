@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -18,9 +18,9 @@ from .. import _contract
 from .._definition import scores as definition
 from .._definition.spectra import tile_spectra
 from .._plan import rounding
-from .._plan.choose import Arrangement, arrange, blocks
+from .._plan.choose import Arrangement, arrange
 from .._plan.dtypes import HALVES, widen
-from .._plan.tiling import Block, TileBatch
+from .._plan.tiling import Block
 from . import bytes, steps
 from .rules import ScoreRule
 
@@ -47,46 +47,40 @@ class TiledScores:
         eps: float,
     ) -> None:
         self.problem, self.plan, self.tiling = call.problem, call.plan, call.tiling
+        self.blocks = call.blocks
         leads, core = self.problem.leads, len(self.tiling.stride) + 1
         self.input = leads.input(input, core).contiguous()
         self.coefficients = leads.template(widen(coefficients), core).contiguous()
         self.count = self.problem.channels * math.prod(self.tiling.window)
         self.is_direct = self.plan.method == "direct"
         budget = max(1, _RECOMPUTED * math.prod(self.tiling.length) // self.count)
-        least_variance = _LEAST_VARIANCE[input.dtype]
-        self.rule = ScoreRule(
-            zero_mean,
-            eps,
-            self._least_energy(input.dtype),
-            self.is_direct,
-            least_variance,
-            self._noise(input.dtype),
-            budget,
-        )
+        self.rule, self.wide_rule = _rules(input.dtype, self.is_direct, zero_mean, eps, budget)
 
-    def _least_energy(self, working: torch.dtype) -> float:
-        """Energy of a window below which rounding exceeds what is allowed.
 
-        Relative to the mean square of the window itself for direct sums, and of the tile for
-        transforms, where it is an estimate that their numerators replace later.
-        """
-        dtype = self.input.dtype
-        if self.is_direct:
-            allowed = rounding.ALLOWED_SCORE_ERROR[dtype]
-            return (_DIRECT_NOISE * rounding.unit(working) / allowed) ** 2
-        return (_USUAL_CONTENT * rounding.transform_noise(dtype, working)) ** 2
+@lru_cache(maxsize=256)
+def _rules(
+    dtype: torch.dtype, is_direct: bool, zero_mean: bool, eps: float, budget: float
+) -> tuple[ScoreRule, ScoreRule]:
+    """The rules of tiles in the dtype of the input, and of tiles in float64, whose doubtful windows
+    are all recomputed."""
 
-    def _noise(self, working: torch.dtype) -> float:
-        return 0.0 if self.is_direct else rounding.transform_noise(self.input.dtype, working)
+    def rule(working: torch.dtype, budget: float) -> ScoreRule:
+        noise = 0.0 if is_direct else rounding.transform_noise(dtype, working)
+        least = _least_energy(dtype, working, is_direct)
+        return ScoreRule(zero_mean, eps, least, is_direct, _LEAST_VARIANCE[dtype], noise, budget)
 
-    def wide_rule(self) -> ScoreRule:
-        """The rule of tiles in float64, whose doubtful windows are all recomputed."""
-        return replace(
-            self.rule,
-            least_energy=self._least_energy(torch.float64),
-            noise=self._noise(torch.float64),
-            budget=math.inf,
-        )
+    return rule(dtype, budget), rule(torch.float64, math.inf)
+
+
+def _least_energy(dtype: torch.dtype, working: torch.dtype, is_direct: bool) -> float:
+    """Energy of a window below which rounding exceeds what is allowed.
+
+    Relative to the mean square of the window itself for direct sums, and of the tile for
+    transforms, where it is an estimate that their numerators replace later.
+    """
+    if is_direct:
+        return (_DIRECT_NOISE * rounding.unit(working) / rounding.ALLOWED_SCORE_ERROR[dtype]) ** 2
+    return (_USUAL_CONTENT * rounding.transform_noise(dtype, working)) ** 2
 
 
 class Scores(TiledScores):
@@ -100,12 +94,12 @@ class Scores(TiledScores):
     ) -> Tensor:
         """Norms are those of windows as a mask (*window) weighs them, and of `weights`: a factor of
         all norms, and whether channels have a mean each."""
-        leads, plan = self.problem.leads, self.plan
+        leads = self.problem.leads
         shape = (leads.paired * leads.inputs, leads.templates, *self.tiling.positions)
         out = steps.new_map(self.input, shape)
-        batch = TileBatch(self.tiling, []).numbers
-        rules = (self.rule.numbers, self.wide_rule().numbers)
-        for block in blocks(self.problem, plan):
+        batch = self.tiling.batch_numbers
+        rules = (self.rule.numbers, self.wide_rule.numbers)
+        for block in self.blocks:
             spectra = None
             if not self.is_direct:
                 spectra = self._spectra(block, prepared).flatten(0, 1).contiguous()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import torch
 
@@ -277,6 +277,10 @@ class Arrangement:
     problem: Problem
     plan: Plan
     tiling: Tiling
+
+    @cached_property
+    def blocks(self) -> list[Block]:
+        return list(blocks(self.problem, self.plan))
 
 
 def arrange(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from torch import Tensor
 
@@ -39,8 +40,12 @@ class Leads:
         kinds = tuple(0 if i in paired else 1 if i in inputs else 2 for i in range(rank))
         return cls(lead, (*paired, *inputs, *templates), kinds, *sizes)
 
+    @cached_property
+    def _is_sorted(self) -> bool:
+        return list(self.order) == sorted(self.order)
+
     def _sorted(self, x: Tensor, core: int) -> Tensor:
-        if len(self.order) > 1:
+        if not self._is_sorted:
             missing = len(self.order) + core - x.dim()
             x = x.reshape((1,) * missing + tuple(x.shape))
             x = x.permute(*self.order, *range(len(self.order), len(self.order) + core))
@@ -74,7 +79,7 @@ class Leads:
 
     def _unsorted(self, x: Tensor, core: int) -> Tensor:
         rank = len(self.order)
-        if list(self.order) == sorted(self.order):
+        if self._is_sorted:
             return x
         inverse = sorted(range(rank), key=self.order.__getitem__)
         return x.permute(*inverse, *range(rank, rank + core)).contiguous()

@@ -134,6 +134,11 @@ class Tiling:
         sizes = (*around, self.window, self.stride, self.parts)
         return [n for size in sizes for n in size]
 
+    @cached_property
+    def batch_numbers(self) -> list[int]:
+        """Those of a batch that names no tiles, as a step takes it that chooses its own."""
+        return TileBatch(self, []).numbers
+
 
 @dataclass(frozen=True)
 class TileBatch:
@@ -158,7 +163,7 @@ class Block:
     templates: slice
     tiles_of_unit: int
 
-    @property
+    @cached_property
     def numbers(self) -> list[int]:
         """`Block` of csrc/tiles/pass.h is read from them."""
         pairs, templates = self.pairs, self.templates
