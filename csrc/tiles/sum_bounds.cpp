@@ -5,6 +5,9 @@
 #include <algorithm>
 #include <bit>
 #include <cmath>
+#include <numeric>
+#include <tuple>
+#include <utility>
 
 #include "common/vectors.h"
 
@@ -14,29 +17,42 @@ namespace {
 constexpr int64_t kFloats = lanes_of<float>;
 using Floats = Vector<float>;
 
-// Adds sizes to columns; `largest` has kFloats elements.
-TORCHCORR_CLONES void add_sizes(int64_t n, const float* x, float* columns, float* largest) {
+// Sizes are clipped at this multiple of their mean, which suits noise of most distributions.
+constexpr float kClipped = 1.25f;
+
+// Adds sizes to columns, and sizes clipped to others; `largest` has kFloats elements.
+TORCHCORR_CLONES void add_sizes(int64_t n, const float* x, float clip, float* columns,
+                                float* clipped, float* largest) {
   Floats most = load(largest);
+  const Floats limit = Floats{} + clip;
   int64_t i = 0;
   for (; i + kFloats <= n; i += kFloats) {
     const Floats v = load(x + i), size = v < 0 ? -v : v;
     store<float>(columns + i, load(columns + i) + size);
+    store<float>(clipped + i, load(clipped + i) + (size < limit ? size : limit));
     most = size > most ? size : most;
   }
   for (; i < n; ++i) {
     const float size = std::abs(x[i]);
-    columns[i] += size;
+    columns[i] += size, clipped[i] += std::min(size, clip);
     most[0] = size > most[0] ? size : most[0];
   }
   store<float>(largest, most);
 }
 
-// The blocks along an axis: every window contains `inside` neighbouring ones whole.
+TORCHCORR_CLONES float sum_of_sizes(int64_t n, const float* x) {
+  float sum = 0;
+  for (int64_t i = 0; i < n; ++i) sum += std::abs(x[i]);
+  return sum;
+}
+
+// The blocks along an axis: every window contains `inside` neighbouring ones whole. Smaller ones
+// leave less out, but take time that only large windows repay.
 struct Blocks {
   int64_t size, inside, starts = 0;
 
   Blocks(int64_t window, int64_t positions, int64_t stride)
-      : size(std::max<int64_t>(1, (window + 2) / 6)), inside((window - size + 1) / size) {
+      : size(std::max<int64_t>(1, window / (window < 48 ? 8 : 16))), inside((window - size + 1) / size) {
     if (positions > 0) starts = ceil_div((positions - 1) * stride, size) + 1;
   }
   int64_t count() const { return starts + inside - 1; }
@@ -47,64 +63,125 @@ void sum_neighbours(int64_t outer, const Blocks& blocks, int64_t inner,
                     std::vector<double>& cells) {
   std::vector<double> sums(outer * blocks.starts * inner, 0.0);
   for (int64_t o = 0; o < outer; ++o) {
-    for (int64_t s = 0; s < blocks.starts; ++s) {
-      double* to = sums.data() + (o * blocks.starts + s) * inner;
-      for (int64_t k = 0; k < blocks.inside; ++k) {
-        const double* from = cells.data() + (o * blocks.count() + s + k) * inner;
-        for (int64_t i = 0; i < inner; ++i) to[i] += from[i];
-      }
+    const double* from = cells.data() + o * blocks.count() * inner;
+    double* to = sums.data() + o * blocks.starts * inner;
+    for (int64_t k = 0; k < blocks.inside; ++k) {
+      for (int64_t i = 0; i < inner; ++i) to[i] += from[k * inner + i];
+    }
+    for (int64_t s = inner; s < blocks.starts * inner; ++s) {
+      to[s] = to[s - inner] + (from[s + (blocks.inside - 1) * inner] - from[s - inner]);
     }
   }
   cells.swap(sums);
 }
 
+// The masses of one tile.
+class Masses {
+ public:
+  Masses(const Tiling& tiling, const TilePlace& place, const float* input)
+      : t_(tiling), place_(place), input_(input), z_(blocks_of(0)), y_(blocks_of(1)),
+        x_(blocks_of(2)), largest_(kFloats, 0.0f) {
+    for (auto* of : {&plain_, &clipped_}) {
+      of->columns.resize(t_.extent[2]);
+      of->cells.resize(std::max<int64_t>(0, z_.count() * y_.count() * x_.count()));
+    }
+  }
+
+  TileMass mass() {
+    TileMass mass;
+    const float clip = clip_of();
+    const int64_t planes = ceil_div(t_.extent[0], z_.size);
+    const int64_t rows = ceil_div(t_.extent[1], y_.size);
+    for (int64_t i = 0; i < planes * rows; ++i) add_blocks(i / rows, i % rows, clip);
+    for (float size : largest_) mass.largest = std::max(mass.largest, static_cast<double>(size));
+    if (plain_.cells.empty()) return mass;
+    mass.clip = static_cast<double>(clip);
+    std::tie(mass.least, mass.most) = range_of(plain_);
+    mass.clipped_least = range_of(clipped_).first;
+    return mass;
+  }
+
+ private:
+  // Sums of columns of a row of blocks, and of blocks.
+  struct Sums {
+    std::vector<float> columns;
+    std::vector<double> cells;
+  };
+
+  Blocks blocks_of(int axis) const {
+    return Blocks(t_.window[axis], valid_positions(t_, place_, axis), t_.stride[axis]);
+  }
+
+  template <class F>
+  void each_row(int64_t z, int64_t y, const F& f) const {
+    for (int64_t c = 0; c < t_.channels; ++c) {
+      const TileRow<float> row(t_, place_, input_, c, z, y);
+      if (row.end > row.begin) f(row);
+    }
+  }
+
+  // From a part of the rows, since any number will do.
+  float clip_of() const {
+    double sum = 0, count = 0;
+    const int64_t rows = t_.extent[0] * t_.extent[1], step = std::max<int64_t>(1, rows / 32);
+    for (int64_t i = 0; i < rows; i += step) {
+      each_row(i / t_.extent[1], i % t_.extent[1], [&](const TileRow<float>& row) {
+        const int64_t n = row.end - row.begin;
+        sum += static_cast<double>(sum_of_sizes(n, row.data + row.begin));
+        count += static_cast<double>(n);
+      });
+    }
+    return count > 0 ? kClipped * static_cast<float>(sum / count) : 0.0f;
+  }
+
+  void add_blocks(int64_t bz, int64_t by, float clip) {
+    for (auto* of : {&plain_, &clipped_}) std::fill(of->columns.begin(), of->columns.end(), 0.0f);
+    for (int64_t z = bz * z_.size; z < std::min((bz + 1) * z_.size, t_.extent[0]); ++z) {
+      for (int64_t y = by * y_.size; y < std::min((by + 1) * y_.size, t_.extent[1]); ++y) {
+        each_row(z, y, [&](const TileRow<float>& row) {
+          add_sizes(row.end - row.begin, row.data + row.begin, clip,
+                    plain_.columns.data() + row.begin, clipped_.columns.data() + row.begin,
+                    largest_.data());
+        });
+      }
+    }
+    if (bz >= z_.count() || by >= y_.count()) return;
+    for (auto* of : {&plain_, &clipped_}) {
+      double* to = of->cells.data() + (bz * y_.count() + by) * x_.count();
+      for (int64_t b = 0; b < x_.count(); ++b) {
+        for (int64_t k = b * x_.size; k < std::min((b + 1) * x_.size, t_.extent[2]); ++k) {
+          to[b] += static_cast<double>(of->columns[k]);
+        }
+      }
+    }
+  }
+
+  // The least and the largest mass of windows, of which all but their margins count.
+  std::pair<double, double> range_of(Sums& of) const {
+    const double total = std::accumulate(of.cells.begin(), of.cells.end(), 0.0);
+    sum_neighbours(z_.count() * y_.count(), x_, 1, of.cells);
+    sum_neighbours(z_.count(), y_, x_.starts, of.cells);
+    sum_neighbours(1, z_, y_.starts * x_.starts, of.cells);
+    const auto [least, most] = std::minmax_element(of.cells.begin(), of.cells.end());
+    // Less what rounding may have added in float32, and in float64 where a sum slides.
+    const double added = static_cast<double>(t_.channels * z_.size * y_.size);
+    const double slid = static_cast<double>(z_.count() + y_.count() + x_.count()) * 0x1p-51 * total;
+    return {std::max(0.0, (1 - added * 0x1p-23) * *least - slid), *most};
+  }
+
+  const Tiling& t_;
+  const TilePlace& place_;
+  const float* input_;
+  const Blocks z_, y_, x_;
+  std::vector<float> largest_;
+  Sums plain_, clipped_;
+};
+
 }  // namespace
 
 TileMass mass_of(const Tiling& t, int64_t tile, const float* input) {
   const TilePlace place(t, tile);
-  const auto blocks_of = [&](int axis) {
-    return Blocks(t.window[axis], valid_positions(t, place, axis), t.stride[axis]);
-  };
-  const Blocks z = blocks_of(0), y = blocks_of(1), x = blocks_of(2);
-  TileMass mass;
-  if (!place.exists) return mass;
-  const int64_t width = t.extent[2];
-  std::vector<double> cells(std::max<int64_t>(0, z.count() * y.count() * x.count()), 0.0);
-  std::vector<float> columns(width), largest(kFloats, 0.0f);
-  const int64_t planes = ceil_div(t.extent[0], z.size), rows = ceil_div(t.extent[1], y.size);
-  for (int64_t i = 0; i < planes * rows; ++i) {
-    const int64_t bz = i / rows, by = i % rows;
-    std::fill(columns.begin(), columns.end(), 0.0f);
-    for (int64_t c = 0; c < t.channels; ++c) {
-      for (int64_t k = bz * z.size; k < std::min((bz + 1) * z.size, t.extent[0]); ++k) {
-        for (int64_t j = by * y.size; j < std::min((by + 1) * y.size, t.extent[1]); ++j) {
-          const TileRow<float> row(t, place, input, c, k, j);
-          if (row.end <= row.begin) continue;
-          add_sizes(row.end - row.begin, row.data + row.begin, columns.data() + row.begin,
-                    largest.data());
-        }
-      }
-    }
-    if (bz >= z.count() || by >= y.count()) continue;
-    double* to = cells.data() + (bz * y.count() + by) * x.count();
-    for (int64_t b = 0; b < x.count(); ++b) {
-      for (int64_t k = b * x.size; k < std::min((b + 1) * x.size, width); ++k) {
-        to[b] += static_cast<double>(columns[k]);
-      }
-    }
-  }
-  for (float size : largest) mass.largest = std::max(mass.largest, static_cast<double>(size));
-  if (cells.empty()) return mass;
-  sum_neighbours(z.count() * y.count(), x, 1, cells);
-  sum_neighbours(z.count(), y, x.starts, cells);
-  sum_neighbours(1, z, y.starts * x.starts, cells);
-  // Less what rounding may have added in float32.
-  const double added = static_cast<double>(t.channels * z.size * y.size);
-  const double kept = std::max(0.0, 1 - added * 0x1p-23);
-  const auto [least, most] = std::minmax_element(cells.begin(), cells.end());
-  mass.least = kept * *least;
-  mass.most = *most;
-  return mass;
+  return place.exists ? Masses(t, place, input).mass() : TileMass{};
 }
 
 SmallestWeights::SmallestWeights(int64_t n, const double* weights) {

@@ -2,6 +2,8 @@
 // products, which decide the precision of a tile.
 #pragma once
 
+#include <algorithm>
+
 #include "common/tiling.h"
 
 namespace torchcorr {
@@ -11,6 +13,8 @@ struct TileMass {
   double largest = 0;  // of all elements of the tile
   double least = 0;    // at most the sum of the sizes in any of its windows
   double most = 0;     // about the largest of these sums
+  // The same for sizes of which no more than `clip` counts.
+  double clip = 0, clipped_least = 0;
 };
 
 // For a tile of finite elements.
@@ -32,9 +36,12 @@ class SmallestWeights {
 
 // At most the sum of absolute products of a template with any window of the tile: the mass of a
 // window is least by as few elements as can have it, on the smallest weights (math.md, eq.
-// least-products).
+// least-products). Clipped sizes are less, but more elements are needed for their mass.
 inline double least_products(const TileMass& mass, const SmallestWeights& weights) {
-  return mass.largest > 0 ? mass.largest * weights.sum_of(mass.least / mass.largest) : 0.0;
+  const auto bound = [&](double largest, double least) {
+    return largest > 0 ? largest * weights.sum_of(least / largest) : 0.0;
+  };
+  return std::max(bound(mass.largest, mass.least), bound(mass.clip, mass.clipped_least));
 }
 
 }  // namespace torchcorr

@@ -3,6 +3,7 @@
 // tiles are transformed in float32 where a bound of their sums of absolute products allows it, and
 // otherwise in float64, where few sums are so small that they must be computed again.
 
+#include <atomic>
 #include <cmath>
 #include <mutex>
 #include <optional>
@@ -20,7 +21,7 @@ namespace {
 
 // What the numerators of noise amount to, relative to the norms of two tiles and a template: the root
 // of a sum of squares and half of the largest.
-constexpr double kUsualContents = 3.2;
+constexpr double kUsualContents = 3.6;
 
 // How exact sums are: `SumRule` of _cpu/rules.py.
 struct SumRule {
@@ -93,7 +94,7 @@ class SumPass {
     if constexpr (sizeof(T) < sizeof(double)) {
       if (rule_.narrow_allowed > 0) return sum_by_precision(tiles, pair);
     }
-    sum_wide({tiles, {}}, cut(tiles), pair, all_);
+    sum_wide({tiles, {}}, cut(tiles, true), pair, all_);
   }
 
   // Tiles and templates that still have too many unknown sums, in their order.
@@ -114,9 +115,9 @@ class SumPass {
     Tensor tiles, stats;
     const TileStats* rows() const { return rows_of_stats(stats); }
   };
-  Cut cut(const Sizes& tiles) const {
+  Cut cut(const Sizes& tiles, bool wide) const {
     const auto [values, stats] =
-        cut_tiles(input_, with_tiles(numbers_, tiles), centred_, true, true);
+        cut_tiles(input_, with_tiles(numbers_, tiles), centred_, wide, true);
     return {values, stats};
   }
 
@@ -125,8 +126,10 @@ class SumPass {
   // Divides the work of each two tiles into templates that float32 is enough for, and others.
   void sum_by_precision(const Sizes& tiles, int64_t pair) {
     Measured all{tiles, {}};
-    Cut wide = cut(tiles);
-    const TileStats* rows = wide.rows();
+    // In the precision that the last tiles needed, which saves cutting most tiles again.
+    const bool wide = loud_before_.load(std::memory_order_relaxed);
+    Cut first = cut(tiles, wide);
+    const TileStats* rows = first.rows();
     std::vector<Sizes> quiet, loud;  // templates of each two tiles
     bool all_quiet = true, all_loud = true;
     for (size_t i = 0; i < tiles.size(); i += 2) {
@@ -143,16 +146,14 @@ class SumPass {
       all_quiet = all_quiet && loud.back().empty();
       all_loud = all_loud && quiet.back().empty();
     }
-    if (all_quiet) return sum_narrow(all, std::move(wide), pair, all_);
-    if (all_loud) return sum_wide(all, std::move(wide), pair, all_);
+    loud_before_.store(all_loud, std::memory_order_relaxed);
+    if (all_quiet && wide) first.tiles = torch::stable::to(first.tiles, ScalarType::Float);
+    if (all_quiet) return sum_narrow(all, std::move(first), pair, all_);
+    if (all_loud) return sum_wide(all, wide ? std::move(first) : cut(tiles, true), pair, all_);
     for (size_t i = 0; i < tiles.size(); i += 2) {
       const Measured both{all.two(i), {all.masses[i], all.masses[i + 1]}};
-      const auto part = [&] {
-        return Cut{part_of(wide.tiles, 0, static_cast<int64_t>(i) / 2, 1),
-                   part_of(wide.stats, 0, static_cast<int64_t>(i), 2)};
-      };
-      if (!loud[i / 2].empty()) sum_wide(both, part(), pair, loud[i / 2]);
-      if (!quiet[i / 2].empty()) sum_narrow(both, part(), pair, quiet[i / 2]);
+      if (!loud[i / 2].empty()) sum_wide(both, cut(both.tiles, true), pair, loud[i / 2]);
+      if (!quiet[i / 2].empty()) sum_narrow(both, cut(both.tiles, false), pair, quiet[i / 2]);
     }
   }
 
@@ -182,11 +183,9 @@ class SumPass {
   }
 
   // Sums of templates through float32, and those that turn out to need it through float64.
-  void sum_narrow(const Measured& of, Cut wide, int64_t pair, const Sizes& templates) {
-    const Tensor stats = wide.stats;
-    Tensor tiles = torch::stable::to(wide.tiles, ScalarType::Float);
-    wide = {};
-    const Operand operand = transformed(std::move(tiles), tiling_, templates.size() == 1);
+  void sum_narrow(const Measured& of, Cut narrow, int64_t pair, const Sizes& templates) {
+    const Tensor stats = narrow.stats;
+    const Operand operand = transformed(std::move(narrow.tiles), tiling_, templates.size() == 1);
     for (int64_t k : templates) {
       const TemplateFacts& templ = facts_of(pair, k);
       const Tensor sums =
@@ -198,7 +197,7 @@ class SumPass {
         const double power = templ.norm * templ.norm * two.mean_square();
         const double contents = std::sqrt(power + in.squares / elements()) + in.largest / 2;
         if (!is_quiet(two, contents, templ)) {
-          sum_wide({two.tiles, {two.masses[0], two.masses[1]}}, cut(two.tiles), pair, {k});
+          sum_wide({two.tiles, {two.masses[0], two.masses[1]}}, cut(two.tiles, true), pair, {k});
           continue;
         }
         count_way(Way::kFloat32, two.existing());
@@ -400,6 +399,7 @@ class SumPass {
   std::vector<TemplateFacts> facts_;
   Sizes all_;  // numbers of the block's templates
   SumMap<T> map_;
+  std::atomic<bool> loud_before_{false};
   std::mutex mutex_;
   std::vector<std::array<int64_t, 2>> left_;
 };
