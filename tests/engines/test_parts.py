@@ -11,6 +11,7 @@ from inputs import draw, normal
 import torchcorr
 from torchcorr._cpu import bytes as byte_scores
 from torchcorr._cpu import correlate, scores
+from torchcorr._plan import choose
 from torchcorr._plan.choose import Arrangement, arrange
 from torchcorr._plan.tiling import Tiling
 
@@ -77,3 +78,29 @@ def test_sums(divided, dtype):
     assert torch.equal(got.isnan(), want.isnan())
     error = (got - want).nan_to_num(0).abs().max()
     assert error <= 10 * torch.finfo(dtype).eps * want.nan_to_num(0).abs().max()
+
+
+# Leading axes of an input and of a template.
+LEADS = [((), ()), ((2,), (3, 1)), ((1, 1), (2,)), ((2, 1), (1, 3)), ((), (2, 2)), ((2,), (2,))]
+
+
+@pytest.mark.parametrize("leads", LEADS, ids=str)
+def test_complex_tensors_from_tiles_of_their_real_parts(leads, monkeypatch):
+    """As whole transforms, and as their gradients, which are taken where scratch suffices."""
+    shapes = ((*leads[0], 2, 70, 80), (*leads[1], 2, 20, 30))
+    how = {"channels": "joint", "stride": (2, 1), "method": "fft"}
+    results = []
+    for allowed in (1e9, 1e4):
+        monkeypatch.setattr(choose, "scratch_allowed", lambda _, allowed=allowed: allowed)
+        choose._arranged.cache_clear()
+        pair = [normal(*n, seed=1, dtype=torch.complex64).requires_grad_() for n in shapes]
+        sums = torchcorr.correlate(*pair, **how)
+        upstream = normal(*sums.shape, seed=2, dtype=torch.complex64)
+        results.append([sums.detach(), *torch.autograd.grad(sums, pair, upstream)])
+        options = {"normalised": False, "dtype": torch.complex64, "device": "cpu"}
+        call = choose.arrange(*shapes, (2, 1), "fft", **options)
+        assert call.problem.is_complex == (allowed == 1e9)
+    choose._arranged.cache_clear()
+    for want, got in zip(*results, strict=True):
+        assert got.shape == want.shape
+        assert (got - want).abs().max() <= 4e-7 * want.abs().max()

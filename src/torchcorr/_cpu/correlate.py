@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -57,9 +57,27 @@ def correlate(
         finite = finite and definition.all_finite(input)
     if not finite or input.numel() == 0 or template.numel() == 0:
         return definition.correlate(input, template, stride, "direct")
-    if input.is_complex() or (_is_lone(call, input.dtype) and definition.all_finite(input)):
+    if call.problem.is_complex or (_is_lone(call, input.dtype) and definition.all_finite(input)):
         return transforms.correlate(input, template, stride)
+    if input.is_complex():
+        missing = max(0, template.dim() - input.dim())
+        return _from_parts(lambda x, w: correlate(x, w, stride, "fft"), input, template, missing)
     return _sums(input, template, call, spectra)
+
+
+def _from_parts(
+    operation: Callable[[Tensor, Tensor], Tensor], first: Tensor, second: Tensor, missing: int = 0
+) -> Tensor:
+    """A bilinear operation on complex tensors from its values for their real and imaginary parts.
+
+    Those of the first tensor are one more leading axis, before all of the second's: in front of as
+    many as are missing to its own.
+    """
+    parts = torch.view_as_real(first.resolve_conj()).movedim(-1, 0).contiguous()
+    parts = parts.reshape(2, *(1,) * missing, *first.shape)
+    pair = second.resolve_conj()
+    of_real, of_imaginary = (operation(parts, x.contiguous()) for x in (pair.real, pair.imag))
+    return torch.complex(of_real[0] - of_imaginary[1], of_real[1] + of_imaginary[0])
 
 
 def correlate_input_grad(
@@ -74,9 +92,14 @@ def correlate_input_grad(
         return steps.correlate_direct_input_grad(grad, template, shape, stride)
     if grad.numel() == 0:
         return grad.new_zeros(shape)
-    lone = _is_lone(arranged, grad.dtype)
-    if grad.is_complex() or lone or not definition.all_finite(grad):
+    whole = arranged.problem.is_complex or _is_lone(arranged, grad.dtype)
+    if whole or not definition.all_finite(grad):
         return transforms.correlate_input_grad(grad, template, shape, stride)
+    if grad.is_complex():
+        part = (2, *(1,) * (grad.dim() + 1 - len(shape)), *shape)
+        return _from_parts(
+            lambda g, w: correlate_input_grad(g, w, part, stride, "fft"), grad, template.conj()
+        ).reshape(shape)
     call = Transpose.into_input(grad, template, shape, stride, "cpu")
     upstream, weights = call.upstream, call.other
     out = steps.new_map(upstream, (upstream.shape[0], weights.shape[1], *shape[-len(stride) :]))
@@ -98,9 +121,14 @@ def correlate_template_grad(
         return steps.correlate_direct_template_grad(grad, input, shape, stride)
     if grad.numel() == 0:
         return grad.new_zeros(shape)
-    lone = _is_lone(arranged, grad.dtype)
-    if grad.is_complex() or lone or not definition.all_finite(grad, input):
+    whole = arranged.problem.is_complex or _is_lone(arranged, grad.dtype)
+    if whole or not definition.all_finite(grad, input):
         return transforms.correlate_template_grad(grad, input, shape, stride)
+    if grad.is_complex():
+        part = (2, *(1,) * (grad.dim() + 1 - len(shape)), *shape)
+        return _from_parts(
+            lambda g, x: correlate_template_grad(g, x, part, stride, "fft"), grad, input.conj()
+        ).reshape(shape)
     call = Transpose.into_template(grad, input, shape, stride, "cpu")
     leads, upstream, seen, tiling = call.leads, call.upstream, call.other, call.tiling
     # Tiles of the gradient: the same positions, and nothing around them.

@@ -165,7 +165,7 @@ def _passed(problem: Problem, tiling: Tiling, method: str) -> Plan:
         spectra = parts * _spectra_bytes(problem, tiling.length)
         templates = max(1, min(leads.templates, costs.spectra_bytes // spectra))
         if not problem.normalised and width < 8:
-            # Sums are cut in float64, and some tiles are transformed in it.
+            # Some tiles are transformed in float64.
             width, spectra = 8, (3 if parts == 1 else 2) * spectra
         shared = templates == channels == 1
         # The tile and its spectrum, products and their inverse, and what is known of its windows.
@@ -348,7 +348,28 @@ def _arranged(
         divisible=costs_of(device).pairs and not dtype.is_complex,
     )
     plan = make_plan(problem, method)
+    if problem.is_complex and problem.costs.pairs and method != "direct":
+        whole = make_plan(problem, "fft")
+        if whole.bytes > scratch_allowed(problem):
+            return _in_real_parts(input, template, problem, method)
     return Arrangement(problem, plan, tiling_of(problem, plan))
+
+
+def _in_real_parts(input: Ints, template: Ints, problem: Problem, method: str) -> Arrangement:
+    """The real and the imaginary part of a complex input in tiles, with either part of a template.
+
+    Each call of such a pair takes half of the time.
+    """
+    missing = max(0, len(template) - len(input))
+    parts = (2, *(1,) * missing, *input)
+    dtype = torch.float64 if problem.itemsize == 16 else torch.float32
+    call = _arranged(parts, template, problem.stride, "fft", False, dtype, problem.device)
+    plan = replace(call.plan, cost=2 * call.plan.cost)
+    if method == "auto":
+        loop = make_plan(problem, "direct")
+        if loop.cost < plan.cost:
+            return Arrangement(problem, loop, tiling_of(problem, loop))
+    return Arrangement(call.problem, plan, call.tiling)
 
 
 def blocks(problem: Problem, plan: Plan) -> Iterator[Block]:

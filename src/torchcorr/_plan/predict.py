@@ -26,7 +26,7 @@ class Problem:
     itemsize: int
     normalised: bool  # a score; a plain sum needs no norms
     device: str = "cpu"  # its kind, as `family` names it
-    is_complex: bool = False  # transformed as a whole, not in tiles
+    is_complex: bool = False  # transformed as a whole; its real parts are transformed in tiles
     of_bytes: bool = False  # scored from exact sums of 8-bit integers
     divisible: bool = False  # a large template may be divided into parts
 
