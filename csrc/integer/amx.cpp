@@ -148,21 +148,25 @@ PackedTemplate pack_bands(const Tiling& t, const uint8_t* elements) {
   packed.groups = rows * lines_of(width, 0) * 2 * kBand;
   packed.numbers.reset(
       new int32_t[packed.groups + rows * most * 2 * kBand + kCacheLine / sizeof(int32_t)]);
-  int32_t* to = at_cache_line(packed.numbers.get());
-  // A row between zeros.
+  int32_t* bands = at_cache_line(packed.numbers.get());
+  // A row between zeros. From each fourth of its bytes on, what a row of a band contains: the four
+  // bytes there, then those one byte before them, and so on.
   std::vector<uint8_t> line(kBytes + most * kBytes);
-  for (int64_t shift = 0; shift < kShifts; shift += 2) {
-    for (int64_t r = 0; r < rows; ++r) {
-      for (int64_t i = 0; i < width; ++i) {
-        line[kBytes + i] = static_cast<uint8_t>(elements[r * width + i] - 128);
-      }
-      for (int64_t i = 0; i < lines_of(width, shift); ++i) {
+  std::vector<int32_t> fours((1 + most) * kBytes / 4 * kSide);
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t i = 0; i < width; ++i) {
+      line[kBytes + i] = static_cast<uint8_t>(elements[r * width + i] - 128);
+    }
+    for (size_t at = 4 * kSide; at < fours.size(); ++at) {
+      std::memcpy(&fours[at], line.data() + at / kSide * 4 - at % kSide, sizeof(int32_t));
+    }
+    for (int64_t shift = 0; shift < kShifts; shift += 2) {
+      const int64_t lines = lines_of(width, shift);
+      int32_t* to = bands + shift / 2 * packed.groups + r * lines * 2 * kBand;
+      for (int64_t i = 0; i < lines; ++i) {
         for (int64_t place = shift; place < shift + 2; ++place, to += kBand) {
-          const uint8_t* first = line.data() + (i + 1) * kBytes - place * kSide;
-          // Four rows of a band lie side by side: neighbours in the row of the template.
-          for (int64_t at = 0; at < kBand; ++at) {
-            std::memcpy(to + at, first + at / kSide * 4 - at % kSide, sizeof(int32_t));
-          }
+          const int64_t first = ((i + 1) * kBytes - place * kSide) / 4;
+          std::copy_n(fours.data() + first * kSide, kBand, to);
         }
       }
     }
@@ -176,7 +180,7 @@ static void add_rows(const Tiling& t, const ByteTile& tile, const PackedTemplate
   const Placement place = placement_of(t, tile, out);
   for (int64_t z = 0; z < t.outputs[0]; ++z) {
     for (int64_t y = 0; y < t.outputs[1]; y += place.rows) {
-      int32_t* to = out.sums.data() + z * out.plane + y * out.pitch;
+      int32_t* to = out.sums.get() + z * out.plane + y * out.pitch;
       const bool both = !place.in_line && t.outputs[1] - y > kSide;
       for (int64_t x = 0; x < columns; x += place.columns) {
         const Axes3 at{z * t.stride[0], y * t.stride[1], x};

@@ -121,7 +121,7 @@ TORCHCORR_INLINE void correlate(const Tiling& t, const ByteTile& tile,
   constexpr int64_t width = Dots::group * Dots::lanes;
   const int64_t columns = (t.outputs[2] - 1) * t.stride[2] + 1;
   for (int64_t z = 0; z < t.outputs[0]; ++z) {
-    int32_t* plane = out.sums.data() + z * out.plane;
+    int32_t* plane = out.sums.get() + z * out.plane;
     for (int64_t y = 0; y < t.outputs[1];) {
       const bool together = t.stride[1] == 1 && t.outputs[1] >= kRows;
       for (int64_t x = 0; x < columns; x += width) {
@@ -205,7 +205,7 @@ int64_t columns_of(const Tiling& t) {
 
 SumMap::SumMap(const Tiling& t)
     : pitch(columns_of(t)),
-      plane(rounded_up(t.outputs[1], kRowsAtOnce) * pitch), sums(t.outputs[0] * plane) {}
+      plane(rounded_up(t.outputs[1], kRowsAtOnce) * pitch), sums(new int32_t[t.outputs[0] * plane]) {}
 
 const std::vector<Kernel>& kernels() {
   static const std::vector<Kernel> all = supported();

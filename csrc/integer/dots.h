@@ -43,10 +43,10 @@ struct ByteTile {
 // Positions (z, y, x) of a tile, rows apart by `pitch`.
 struct SumMap {
   int64_t pitch = 0, plane = 0;
-  std::vector<int32_t> sums;
+  std::unique_ptr<int32_t[]> sums;  // which a kernel writes as a whole
 
   explicit SumMap(const Tiling& tiling);
-  const int32_t* row(int64_t z, int64_t y) const { return sums.data() + z * plane + y * pitch; }
+  const int32_t* row(int64_t z, int64_t y) const { return sums.get() + z * plane + y * pitch; }
 };
 
 // The rows of a template as a kernel wants them: groups of signed numbers, each as wide as 32 bits.

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 #include "integer/dots.h"
@@ -40,11 +41,12 @@ inline int64_t energy_of(int64_t count, uint64_t sum, uint64_t squares, bool zer
 
 // Of each position of a tile: the sum of its window and 1 / sqrt(energy), 0 if that is 0.
 struct ByteMoments {
-  std::vector<uint32_t> sums;
-  std::vector<double> norms;
-  double largest_norm = 0.0, smallest_norm = 0.0;  // of those that are not 0
+  std::unique_ptr<uint32_t[]> sums;
+  std::unique_ptr<double[]> norms;
+  double largest_norm = 0.0, smallest_norm = 0.0;  // of those that are not 0; see find_range
 };
 
 ByteMoments moments_of(const Tiling& tiling, const ByteTile& tile, const ByteRule& rule);
+void find_range(const Tiling& tiling, ByteMoments& moments);
 
 }  // namespace torchcorr::integer

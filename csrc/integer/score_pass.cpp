@@ -58,7 +58,7 @@ double energy_about(int64_t level, int64_t count, int64_t sum, int64_t squares) 
                                        static_cast<uint64_t>(squares), false, level));
 }
 
-// A tile that is cut, and its moments.
+// A tile that is cut, and its moments. For transforms, the cut is not kept, and there is a level.
 struct Tile {
   ByteTile cut;
   ByteMoments moments;
@@ -158,13 +158,16 @@ class BytePass {
     int64_t sum = 0, squares = 0, count = 0;
     for_rows(place, [&](int64_t c, int64_t z, int64_t y, const TileRow<uint8_t>& row) {
       std::copy(row.data + row.begin, row.data + row.end, tile.cut.row(c, z, y) + row.begin);
+      if (!by_transforms()) return;
       add_row(row.end - row.begin, row.data + row.begin, sum, squares);
       count += row.end - row.begin;
     });
+    tile.moments = moments_of(tiling_, tile.cut, rule_);
+    if (!by_transforms()) return tile;
+    find_range(tiling_, tile.moments);
     tile.level = count > 0 ? (2 * sum + count) / (2 * count) : 0;
     tile.energy = energy_about(tile.level, count, sum, squares);
-    tile.moments = moments_of(tiling_, tile.cut, rule_);
-    if (by_transforms()) tile.cut = {};
+    tile.cut = {};
     return tile;
   }
 

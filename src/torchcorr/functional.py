@@ -393,8 +393,9 @@ def scores(
     x, whole, result = normal_pair(
         input, template, arguments, name="template", complex_allowed=False, bytes_kept=True
     )
-    w = whole if whole.is_floating_point() else whole.float()
-    w = _contract.standardise(w, arguments.ndim, zero_mean)
+    w = whole
+    if whole.is_floating_point():
+        w = _contract.standardise(whole, arguments.ndim, zero_mean)
     stride, method = arguments.stride, arguments.method
     spectra = None
     # Those of bytes are of other numbers, and made in each call.

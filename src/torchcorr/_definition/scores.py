@@ -68,7 +68,7 @@ def ncc(
 ) -> Tensor:
     """Score of a standardised template at each window (math.md, eq. zncc).
 
-    `whole` is the template before that, for inputs of 8-bit integers.
+    `whole` is the template before that; for inputs of 8-bit integers both are the same.
     """
     if whole is not None and not input.is_floating_point():
         return bytes.ncc(input, whole, stride, zero_mean, eps, method)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from .direct import scores as direct
+from .standardise import standardise
 from .tiles import scores as tiles
 from .tiles.transforms import arranged
 
@@ -23,6 +24,7 @@ def ncc(
 ) -> Tensor:
     if not input.is_floating_point():
         input = input.float()
+        template = standardise(template.float(), len(stride), zero_mean)
     call = arranged(input.shape, template.shape, stride, method, input, normalised=True)
     score = direct.ncc if call.plan.method == "direct" else tiles.ncc
     return score(input, template, stride, zero_mean, eps)
