@@ -10,7 +10,7 @@ SANITIZED := build/sanitize
 FALLBACK := $(patsubst %,tests/contract/test_%.py,torture known_answers zncc bytes correlate sums lncc lncc_windows \
   errors plan operators)
 
-.PHONY: demo test test-gpu check docs wheel bench bench-gpu sanitize clean FORCE
+.PHONY: demo test test-gpu check docs wheel bench bench-gpu sanitize sanitize-threads clean FORCE
 
 demo: $(KERNELS)
 	$(PY) -m torchcorr demo
@@ -71,7 +71,7 @@ bench-gpu: $(KERNELS)
 sanitize: $(READY)
 	rm -rf $(SANITIZED)/torchcorr
 	mkdir -p $(SANITIZED) && cp -r src/torchcorr $(SANITIZED)
-	TORCHCORR_SANITIZE=1 TORCHCORR_REQUIRE_KERNELS=1 CXX='$(CXX)' \
+	TORCHCORR_SANITIZE=address,undefined TORCHCORR_REQUIRE_KERNELS=1 CXX='$(CXX)' \
 	  $(PY) setup.py --quiet build_ext --build-lib $(SANITIZED)
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
 	  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 PYTHONPATH=$(SANITIZED) \
@@ -80,6 +80,19 @@ sanitize: $(READY)
 	    tests/engines/test_score_grads.py tests/engines/test_sum_pass.py \
 	    tests/engines/test_byte_kernels.py tests/contract/test_bytes.py tests/contract/test_lncc.py \
 	    tests/contract/test_lncc_windows.py tests/contract/test_weighted.py
+
+# The same for data races between the workers of a pass. A fork has no threads, and random addresses
+# collide with those that the sanitizer reserves.
+sanitize-threads: $(READY)
+	rm -rf $(SANITIZED)-threads/torchcorr
+	mkdir -p $(SANITIZED)-threads && cp -r src/torchcorr $(SANITIZED)-threads
+	TORCHCORR_SANITIZE=thread TORCHCORR_REQUIRE_KERNELS=1 CXX='$(CXX)' \
+	  $(PY) setup.py --quiet build_ext --build-lib $(SANITIZED)-threads
+	LD_PRELOAD="$$($(CXX) -print-file-name=libtsan.so)" \
+	  TSAN_OPTIONS='ignore_noninstrumented_modules=1 halt_on_error=1' OMP_NUM_THREADS=2 \
+	  PYTHONPATH=$(SANITIZED)-threads setarch -R \
+	  $(PY) -m pytest --capture=sys --without _triton -k 'not forked' tests/engines/test_threads.py \
+	    tests/engines/test_sum_pass.py tests/engines/test_score_grads.py tests/contract/test_bytes.py
 
 # An environment's own PyTorch is kept, also one that the base interpreter has.
 $(PY):

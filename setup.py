@@ -22,8 +22,11 @@ from setuptools.command.build_py import build_py
 ROOT = Path(__file__).resolve().parent
 SOURCES = ROOT / "csrc"
 FLAGS: list[str] = []
-if os.environ.get("TORCHCORR_SANITIZE") == "1":
-    FLAGS += ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+SANITIZERS = os.environ.get("TORCHCORR_SANITIZE")  # address,undefined or thread
+if SANITIZERS:
+    FLAGS += [f"-fsanitize={SANITIZERS}"]
+    if SANITIZERS != "thread":
+        FLAGS += ["-fno-sanitize-recover=all"]
     FLAGS += ["-O1", "-g", "-fno-omit-frame-pointer"]
     # Fuses products and sums as -O3 does, which bounds in tests of the direct kernels count on.
     FLAGS += ["-fexpensive-optimizations"]

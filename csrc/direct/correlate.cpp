@@ -13,6 +13,7 @@
 #include <type_traits>
 
 #include "common/large_pages.h"
+#include "common/parallel.h"
 #include "direct/geometry.h"
 #include "direct/kernels.h"
 #include "direct/template_grad.h"
@@ -67,7 +68,7 @@ void run_sums(const std::vector<SumOfPlanes<T>>& sums, int64_t terms) {
   if (outputs == 0) return;
   const int64_t grain = std::max<int64_t>(1, kGrainTerms * first.back() / (outputs * terms + 1));
   const auto correlate = kernels<T>().correlate;
-  torch::stable::parallel_for(0, first.back(), grain, [&](int64_t begin, int64_t end) {
+  parallel_for(0, first.back(), grain, [&](int64_t begin, int64_t end) {
     std::vector<T> scratch;
     size_t j = std::upper_bound(first.begin(), first.end(), begin) - first.begin() - 1;
     for (int64_t item = begin; item < end; ++item) {

@@ -5,6 +5,7 @@
 #include <map>
 #include <vector>
 
+#include "common/parallel.h"
 #include "direct/geometry.h"
 #include "direct/kernels.h"
 
@@ -85,7 +86,7 @@ void template_grad(Geometry g, const T* score, const T* image, T* grad) {
   const auto dots = kernels<T>().dots;
   const int64_t work = units / chunks * kChunkRows * g.output[2] * kRows * 3;
   const int64_t items = static_cast<int64_t>(groups.size()) * chunks * block_count;
-  torch::stable::parallel_for(
+  parallel_for(
       0, items, std::max<int64_t>(1, kGrainTerms / (work + 1)), [&](int64_t begin, int64_t end) {
         std::vector<Dots<T>> runs;
         for (int64_t item = begin; item < end; ++item) {

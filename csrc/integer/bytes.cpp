@@ -5,6 +5,7 @@
 #include <atomic>
 #include <tuple>
 
+#include "common/parallel.h"
 #include "common/tensors.h"
 
 namespace torchcorr {
@@ -55,7 +56,7 @@ bool convert_all(const Tensor& x, const Kind& kind, const Tensor& to) {
   // Most tensors that hold other numbers show it at once.
   if (!convert(std::min<int64_t>(n, 64), from, kind, bytes)) return false;
   std::atomic<bool> fits{true};
-  torch::stable::parallel_for(0, ceil_div(n, kChunk), 4, [&](int64_t begin, int64_t end) {
+  parallel_for(0, ceil_div(n, kChunk), 4, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end && fits; ++i) {
       const int64_t first = i * kChunk, count = std::min(kChunk, n - first);
       if (!convert(count, from + first, kind, bytes + first)) fits = false;

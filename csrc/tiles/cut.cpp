@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <limits>
 
+#include "common/parallel.h"
 #include "common/tiling.h"
 #include "common/vectors.h"
 #include "tiles/steps.h"
@@ -129,15 +130,13 @@ class CutTiles {
     const int64_t count = static_cast<int64_t>(tiles_.size()), groups = count / lanes_;
     const int64_t elements = t_.channels * product(cut_);
     std::vector<Written> written(groups * chunks_ * lanes_);
-    torch::stable::parallel_for(0, count, ceil_div(kChunkElements, elements),
-                                [&](int64_t begin, int64_t end) {
-                                  for (int64_t t = begin; t < end; ++t) choose_level_and_scale(t);
-                                });
-    torch::stable::parallel_for(0, groups * chunks_,
-                                1 + kChunkElements / (chunk_ * cut_[2] * lanes_ + 1),
-                                [&](int64_t begin, int64_t end) {
-                                  for (int64_t u = begin; u < end; ++u) write(u, written);
-                                });
+    parallel_for(0, count, ceil_div(kChunkElements, elements), [&](int64_t begin, int64_t end) {
+      for (int64_t t = begin; t < end; ++t) choose_level_and_scale(t);
+    });
+    const int64_t grain = 1 + kChunkElements / (chunk_ * cut_[2] * lanes_ + 1);
+    parallel_for(0, groups * chunks_, grain, [&](int64_t begin, int64_t end) {
+      for (int64_t u = begin; u < end; ++u) write(u, written);
+    });
     for (int64_t group = 0; group < groups; ++group) {
       bool misfit = false;
       for (int64_t lane = 0; lane < lanes_; ++lane) misfit |= !complete_stats(group, lane, written);

@@ -3,6 +3,7 @@
 #include <cmath>
 #include <type_traits>
 
+#include "common/parallel.h"
 #include "common/vectors.h"
 #include "tiles/steps.h"
 
@@ -91,7 +92,7 @@ class CutUpstream {
   };
 
   void run(const Target& to) const {
-    torch::stable::parallel_for(0, batch_.count(), 1, [&](int64_t begin, int64_t end) {
+    parallel_for(0, batch_.count(), 1, [&](int64_t begin, int64_t end) {
       std::vector<T> line(t_.outputs[2]);
       for (int64_t t = begin; t < end; ++t) tile(t, to, line.data());
     });

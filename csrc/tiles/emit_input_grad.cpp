@@ -1,6 +1,7 @@
 // The last steps of the input's gradient: what goes through transforms and through windows is added
 // up in each tile, and the tiles in their items.
 
+#include "common/parallel.h"
 #include "tiles/steps.h"
 #include "tiles/window_grads.h"
 
@@ -13,7 +14,7 @@ void spread_tiles(const TileBatch& batch, const In* image, const TileStats* stat
   const Tiling& t = batch.tiling;
   const int64_t strips = spread::strips_of(t).units(), each = t.positions();
   const T* of_means = window_grads + batch.count() * each;
-  torch::stable::parallel_for(0, batch.count() * strips, 1, [&](int64_t begin, int64_t end) {
+  parallel_for(0, batch.count() * strips, 1, [&](int64_t begin, int64_t end) {
     for (int64_t u = begin; u < end; ++u) {
       const int64_t i = u / strips;
       if (batch.tiles[i] < 0) continue;

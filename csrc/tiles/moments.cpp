@@ -7,6 +7,7 @@
 #include <type_traits>
 
 #include "common/exact_window.h"
+#include "common/parallel.h"
 #include "tiles/steps.h"
 #include "windows/flat.h"
 #include "windows/images.h"
@@ -161,7 +162,7 @@ class TileMomentsStep {
       if (finite) run_sums();
     }
     if (!finite || !std::is_same_v<T, float>) march();
-    torch::stable::parallel_for(0, batch_.count(), 1, [&](int64_t begin, int64_t end) {
+    parallel_for(0, batch_.count(), 1, [&](int64_t begin, int64_t end) {
       std::unique_ptr<FlatWindows<T>> flat;
       for (int64_t i = begin; i < end; ++i) {
         if (counts_[i].unknown > 0) {
@@ -179,7 +180,7 @@ class TileMomentsStep {
     const running::MomentsCall call(t_, image_.const_data_ptr<float>(), image_.numel(), rule_);
     const int64_t positions = t_.positions(), units = call.strips.units();
     const int64_t grain = std::max<int64_t>(1, kUnitElements * units / positions);
-    torch::stable::parallel_for(0, batch_.count() * units, grain, [&](int64_t begin, int64_t end) {
+    parallel_for(0, batch_.count() * units, grain, [&](int64_t begin, int64_t end) {
       for (int64_t u = begin; u < end; ++u) {
         const int64_t i = u / units;
         WindowCounts counted;
@@ -264,7 +265,7 @@ class RecomputeNorms {
   void run() const {
     const Axes3& outputs = batch_.tiling.outputs;
     const int64_t rows = outputs[0] * outputs[1];
-    torch::stable::parallel_for(0, batch_.count() * rows, 16, [&](int64_t begin, int64_t end) {
+    parallel_for(0, batch_.count() * rows, 16, [&](int64_t begin, int64_t end) {
       for (int64_t u = begin; u < end; ++u) row(u / rows, u % rows / outputs[1], u % outputs[1]);
     });
   }

@@ -9,6 +9,7 @@
 
 #include "common/counters.h"
 #include "common/exact_window.h"
+#include "common/parallel.h"
 #include "common/vectors.h"
 #include "tiles/steps.h"
 
@@ -232,7 +233,7 @@ class Normalise {
     const int64_t tiles = batch_.count(), templates = layout_.templates;
     std::vector<RowContent> contents(tiles * rows() * templates);
     const int64_t grain = std::max<int64_t>(1, (1 << 14) / (t_.outputs[2] * templates));
-    torch::stable::parallel_for(0, tiles * rows(), grain, [&](int64_t begin, int64_t end) {
+    parallel_for(0, tiles * rows(), grain, [&](int64_t begin, int64_t end) {
       for (int64_t u = begin; u < end; ++u) write(u / rows(), u % rows(), &contents[u * templates]);
     });
     std::vector<double> most;
@@ -311,7 +312,7 @@ class Normalise {
     const int64_t pairs = batch_.count() / 2, lines = pairs * templates;
     const int64_t parts = ceil_div(full_rows, kRows);
     std::vector<RowContent> unread(lines * parts);
-    torch::stable::parallel_for(0, lines * parts, 4, [&](int64_t begin, int64_t end) {
+    parallel_for(0, lines * parts, 4, [&](int64_t begin, int64_t end) {
       for (int64_t u = begin; u < end; ++u) {
         const int64_t line = u / parts, first = u % parts * kRows;
         const int64_t last = std::min(first + kRows, full_rows);
@@ -349,7 +350,7 @@ class Normalise {
     }
     if (all.doubtful == 0 && !(all.norm > most)) return 0;
     std::vector<int64_t> counts(rows());
-    torch::stable::parallel_for(0, rows(), 16, [&](int64_t begin, int64_t end) {
+    parallel_for(0, rows(), 16, [&](int64_t begin, int64_t end) {
       for (int64_t row = begin; row < end; ++row) {
         in_row(t, row, [&](const PositionRow& r) {
           counts[row] = count_beyond(r.n, states_ + r.offset, norms_ + r.offset, most);
@@ -359,7 +360,7 @@ class Normalise {
     const int64_t sum = std::accumulate(counts.begin(), counts.end(), int64_t{0});
     if (static_cast<double>(sum) > rule_.budget) return sum;
     count_way(Way::kExactWindows, sum);
-    torch::stable::parallel_for(0, rows(), 1, [&](int64_t begin, int64_t end) {
+    parallel_for(0, rows(), 1, [&](int64_t begin, int64_t end) {
       for (int64_t row = begin; row < end; ++row) {
         if (counts[row] > 0) recompute_exactly(t, row, k, most);
       }

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "common/parallel.h"
 #include "common/tensors.h"
 
 namespace torchcorr {
@@ -49,12 +50,12 @@ Tensor standardise(const Tensor& given, int64_t ndim, bool zero_mean) {
   double* to = out.mutable_data_ptr<double>();
   with_real_type(x, "template", [&](auto zero) {
     const auto* from = x.const_data_ptr<decltype(zero)>();
-    torch::stable::parallel_for(0, x.numel() / n, std::max<int64_t>(1, (1 << 15) / n),
-                                [&](int64_t begin, int64_t end) {
-                                  for (int64_t i = begin; i < end; ++i) {
-                                    standardise_one(n, from + i * n, zero_mean, to + i * n);
-                                  }
-                                });
+    parallel_for(0, x.numel() / n, std::max<int64_t>(1, (1 << 15) / n),
+                 [&](int64_t begin, int64_t end) {
+                   for (int64_t i = begin; i < end; ++i) {
+                     standardise_one(n, from + i * n, zero_mean, to + i * n);
+                   }
+                 });
   });
   return out;
 }

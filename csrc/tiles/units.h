@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <atomic>
 
+#include "common/parallel.h"
 #include "common/tiling.h"
 
 namespace torchcorr {
@@ -51,10 +52,9 @@ void run_units(int64_t units, bool undivided, const F& f) {
   if (units == 1 && !undivided) return f(0);
   std::atomic<int64_t> next{0};
   const int64_t threads = torch::stable::get_num_threads();
-  torch::stable::parallel_for(0, std::max<int64_t>(2, std::min(threads, units)), 1,
-                              [&](int64_t, int64_t) {
-                                for (int64_t u = next++; u < units; u = next++) f(u);
-                              });
+  parallel_for(0, std::max<int64_t>(2, std::min(threads, units)), 1, [&](int64_t, int64_t) {
+    for (int64_t u = next++; u < units; u = next++) f(u);
+  });
 }
 
 // Calls f(tiles, pair of the block) for each unit of tiles that are transformed or not. MKL would

@@ -5,6 +5,7 @@
 #include <cstring>
 #include <memory>
 
+#include "common/parallel.h"
 #include "windows/march.h"
 
 namespace torchcorr {
@@ -271,7 +272,7 @@ class WindowWorker {
 template <class Policy, class Source, class Sink>
 void run_windows(const WindowLayout& layout, const Source& source, const Sink& sink) {
   const int64_t grain = std::max<int64_t>(1, kUnitElements / layout.unit_outputs());
-  torch::stable::parallel_for(0, layout.units(), grain, [&](int64_t begin, int64_t end) {
+  parallel_for(0, layout.units(), grain, [&](int64_t begin, int64_t end) {
     WindowWorker<Policy, Source, Sink>(layout, source, sink).run(begin, end);
   });
 }

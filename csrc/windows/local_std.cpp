@@ -5,6 +5,7 @@
 
 #include "common/exact_window.h"
 #include "common/large_pages.h"
+#include "common/parallel.h"
 #include "windows/images.h"
 #include "windows/running_moments.h"
 
@@ -93,7 +94,7 @@ bool write_by_running_sums(const Tensor& image, const Tiling& tiling, double cor
   const int64_t most = kRecomputed * image.numel() / tiling.window_size();
   std::vector<std::vector<int64_t>> unknown(items * units);
   std::atomic<int64_t> total{0};
-  torch::stable::parallel_for(0, items * units, grain, [&](int64_t begin, int64_t end) {
+  parallel_for(0, items * units, grain, [&](int64_t begin, int64_t end) {
     for (int64_t u = begin; u < end && total <= most; ++u) {
       running::WindowCounts counts;
       const int64_t t = u / units;
@@ -105,7 +106,7 @@ bool write_by_running_sums(const Tensor& image, const Tiling& tiling, double cor
   if (total > most) return false;
   if (total == 0) return true;
   const ExactWindow exact{tiling.channels, tiling.window, RowStrides(tiling.size), true, eps};
-  torch::stable::parallel_for(0, items * units, 1, [&](int64_t begin, int64_t end) {
+  parallel_for(0, items * units, 1, [&](int64_t begin, int64_t end) {
     for (int64_t u = begin; u < end; ++u) {
       const float* first = x + u / units * item;
       for (int64_t place : unknown[u]) {
@@ -125,7 +126,7 @@ bool write_by_running_sums(const Tensor& image, const Tiling& tiling, double cor
 // A NaN or an Inf would stay in a running sum after it has left the window.
 bool all_finite(int64_t n, const float* x) {
   std::atomic<bool> finite{true};
-  torch::stable::parallel_for(0, n, 1 << 18, [&](int64_t begin, int64_t end) {
+  parallel_for(0, n, 1 << 18, [&](int64_t begin, int64_t end) {
     if (!is_finite(end - begin, x + begin)) finite = false;
   });
   return finite;
@@ -204,7 +205,7 @@ std::tuple<Tensor, Tensor> local_std_prepare_grads_kernel(const Tensor& grad, co
   const double *m_in = m.const_data_ptr<double>(), *v_in = v.const_data_ptr<double>();
   with_real_type(g, "grad", [&](auto zero) {
     const auto* g_in = g.const_data_ptr<decltype(zero)>();
-    torch::stable::parallel_for(0, g.numel(), 1 << 14, [&](int64_t begin, int64_t end) {
+    parallel_for(0, g.numel(), 1 << 14, [&](int64_t begin, int64_t end) {
       prepare(end - begin, g_in + begin,
               {m_in + begin, v_in + begin, s1_out + begin, s2_out + begin},
               {count, count / (count - correction), eps});

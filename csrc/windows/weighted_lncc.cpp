@@ -6,6 +6,7 @@
 #include <optional>
 
 #include "common/large_pages.h"
+#include "common/parallel.h"
 #include "windows/spread.h"
 #include "windows/weighted_march.h"
 #include "windows/weighted_spread.h"
@@ -21,7 +22,7 @@ template <class NewWorker, class Each>
 void for_units(int64_t leads, int64_t planes, const Cut& cut, const NewWorker& worker,
                const Each& each) {
   const int64_t grain = std::max<int64_t>(1, kUnitElements / (cut.rows * cut.columns));
-  torch::stable::parallel_for(0, leads * planes * cut.units(), grain, [&](int64_t i, int64_t end) {
+  parallel_for(0, leads * planes * cut.units(), grain, [&](int64_t i, int64_t end) {
     auto own = worker();
     for (; i < end; ++i) {
       const int64_t at = i / cut.units();
