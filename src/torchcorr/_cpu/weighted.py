@@ -15,6 +15,7 @@ from .. import _contract
 from .._contract.weighted import grads_by_kernels
 from .._definition import weighted as definition
 from .._definition.correlate import all_finite
+from .._definition.weighted_moments import weighted_moments
 from .._definition.weights import kept, weighted
 from .._plan.choose import arrange
 from .scores import Scores
@@ -82,4 +83,5 @@ def _coefficients(
 
 def register() -> None:
     _contract.weighted_ncc.implement(weighted_ncc, "CPU")
+    _contract.weighted_moments.implement(weighted_moments, "CPU")
     _contract.weighted_ncc_grads.implement(grads_by_kernels, "CPU")
