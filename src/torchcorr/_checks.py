@@ -334,7 +334,10 @@ def share(value: float, name: str) -> None:
 
 
 def _finite_and_not_negative(weights: Tensor, name: str) -> None:
-    if not bool(((weights >= 0) & torch.isfinite(weights)).all()):
+    if weights.numel() == 0:
+        return
+    lowest, highest = weights.aminmax()  # either is NaN if one of them is
+    if not bool((lowest >= 0) & (highest < float("inf"))):
         raise ValueError(f"{name} must be finite and not negative")
 
 

@@ -272,20 +272,27 @@ def weighted_ncc(
         covered = is_covered(of, found.count, least)
         doubtful = _is_doubtful(of, found, errors, allowed) & covered
         scores = torch.where(covered, score_of(of, found, eps), 0.0).expand(shape).contiguous()
-        doubtful = doubtful.expand(shape)
-        found_flat = flat_among(of, doubtful, stride)
-        if found_flat is not None:
-            flat, _ = found_flat
-            scores, doubtful = scores.masked_fill_(flat, 0.0), doubtful & ~flat
+        score_doubtful(of, scores, doubtful.expand(shape), stride, eps, least)
     else:
         scores = of.input.new_empty(shape)
-        doubtful = torch.ones_like(scores, dtype=torch.bool)
-    _score_exactly(of, scores, doubtful, stride, eps, least)
+        _score_exactly(of, scores, torch.ones_like(scores, dtype=torch.bool), stride, eps, least)
     scores.masked_fill_(of.wrong_template.expand(shape), math.nan)
     wrong = touched(of, stride)
     if wrong is not None:
         scores.masked_fill_(wrong.expand(shape), math.nan)
     return scores.to(input.dtype)
+
+
+def score_doubtful(
+    of: Weighted, scores: Tensor, doubtful: Tensor, stride: Sequence[int], eps: float, least: float
+) -> None:
+    """Writes scores (*lead, *output) from the windows themselves where they are doubtful."""
+    found = flat_among(of, doubtful, stride)
+    if found is not None:
+        flat, _ = found
+        scores.masked_fill_(doubtful & flat, 0.0)
+        doubtful = doubtful & ~flat
+    _score_exactly(of, scores, doubtful, stride, eps, least)
 
 
 def _score_exactly(
