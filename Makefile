@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 KERNELS := src/torchcorr/_kernels.so
 SANITIZED := build/sanitize
 FALLBACK := $(patsubst %,tests/contract/test_%.py,torture known_answers zncc bytes correlate sums lncc lncc_windows \
-  errors plan operators)
+  weighted_moments errors plan operators)
 
 .PHONY: demo test test-gpu check docs wheel bench bench-gpu sanitize sanitize-threads clean FORCE
 
@@ -77,7 +77,7 @@ sanitize: $(READY)
 	  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 PYTHONPATH=$(SANITIZED) \
 	  $(PY) -m pytest --capture=sys --without _triton tests/engines/test_kernels.py \
 	    tests/engines/test_direct_kernel.py tests/engines/test_tiles.py tests/engines/test_parts.py \
-	    tests/engines/test_score_grads.py tests/engines/test_sum_pass.py \
+	    tests/engines/test_score_grads.py tests/engines/test_sum_pass.py tests/engines/test_masked_pass.py \
 	    tests/engines/test_byte_kernels.py tests/contract/test_bytes.py tests/contract/test_lncc.py \
 	    tests/contract/test_lncc_windows.py tests/contract/test_weighted.py
 

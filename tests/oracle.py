@@ -220,6 +220,47 @@ def flat_windows(x: np.ndarray, window: Any, **options: Any) -> np.ndarray:
     return is_flat(windows(x, window, **options))
 
 
+def weighted_moments(
+    x: np.ndarray,
+    window: np.ndarray | Sequence[int],
+    *,
+    ndim: int = 2,
+    channels: str = "independent",
+    input_mask: np.ndarray | None = None,
+    **options: Any,
+) -> dict[str, np.ndarray]:
+    """Weight, sum, mean, variance of windows, and whether all elements with weight are equal."""
+    if not isinstance(window, np.ndarray):
+        window = np.ones(per_axis(window, ndim))
+    joint = channels != "independent"
+    if joint and window.ndim == ndim:
+        window = np.broadcast_to(window, (x.shape[-ndim - 1], *window.shape))
+    weights = np.where(window > 0, window, 0)
+    seen, _, p, _ = weighted_windows(
+        x, weights, input_mask, weights, ndim=ndim, channels=channels, **options
+    )
+    seen = np.where(p > 0, seen, 0)
+    seen, p = np.broadcast_arrays(seen, p)
+    count = p.sum(-1)
+    none = count == 0
+    divisor = np.where(none, 1, count)
+    with np.errstate(invalid="ignore"):
+        total = (p * seen).sum(-1)
+        mean = total / divisor
+        var = (p * (seen - mean[..., None]) ** 2).sum(-1) / divisor
+        highest = np.where(p > 0, seen, -np.inf).max(-1)
+        lowest = np.where(p > 0, seen, np.inf).min(-1)
+    flat = none | ((highest == lowest) & np.isfinite(highest))
+    return {
+        "count": count,
+        "local_sum": total,
+        "local_mean": mean,
+        "local_var": np.where(flat, 0, var),
+        "local_std": np.sqrt(np.where(flat, 0, var)),
+        "flat_windows": flat,
+    }
+
+
 def zncc_input_gradient(x: np.ndarray, template: np.ndarray, delta: np.ndarray) -> np.ndarray:
     """DESIGN section 4 in loops: sum over u of d(u)/(N s_u) (T^(k-u) - Z(u) I^_u(k-u))."""
     window = template.shape

@@ -29,6 +29,9 @@ STABLE_TORCH_LIBRARY(torchcorr_cpu, m) {
   m.def(
       "score_tiles(Tensor input, Tensor coefficients, Tensor? spectra, int[] batch, int[] block,"
       " float[] rule, float[] wide_rule, Tensor? mask, float[] weights, Tensor(a!) out) -> ()");
+  m.def(
+      "score_masked_tiles(Tensor input, Tensor? weight, Tensor[] factors, int[] batch, int[] block,"
+      " float[] rule, Tensor(a!) out, Tensor(b!) doubtful) -> ()");
   m.def("as_bytes(Tensor x) -> (Tensor, int, int)");
   m.def("byte_kernels(Tensor x) -> int");
   m.def("byte_loop(Tensor x) -> int");

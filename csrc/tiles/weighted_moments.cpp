@@ -1,6 +1,6 @@
 // The step `moments` for windows whose elements have weights, those of a mask over the template, and
 // for channels with a mean each. A row of a mask is cut into runs of equal weight, whose sums are
-// differences of totals along a row of the tile; where there are too many runs, sums are transforms.
+// differences of totals along a row of the tile.
 
 #include "tiles/weighted_moments.h"
 
@@ -102,11 +102,8 @@ class WeightedMomentsStep {
         rule_(rule), weights_(weights), groups_(weights.own_means ? t_.channels : 1) {}
 
   // Writes the maps of all tiles, and how many windows of each are doubtful.
-  void run(const Tensor& input, const Sizes& numbers, T* norms, uint8_t* states,
-           int64_t* doubtful) const {
+  void run(T* norms, uint8_t* states, int64_t* doubtful) const {
     const int64_t each = t_.positions();
-    std::vector<WindowSums> sums;
-    if (weights_.by_transforms()) sums = sums_by_transforms(input, numbers);
     for (int64_t i = 0; i < batch_.count(); ++i) {
       doubtful[i] = 0;
       if (batch_.tiles[i] < 0) {
@@ -115,15 +112,10 @@ class WeightedMomentsStep {
       }
       std::vector<double> energy(each), total(each);
       double error = 0;
-      if (weights_.by_transforms()) {
-        add_energy(sums[i], energy, total);
-        error = sums[i].error;
-      } else {
-        for (int64_t c = 0; c < groups_; ++c) {
-          const WindowSums of_group = sums_by_runs(batch_.tiles[i], stats_row(i), c);
-          add_energy(of_group, energy, total);
-          error += of_group.error;
-        }
+      for (int64_t c = 0; c < groups_; ++c) {
+        const WindowSums of_group = sums_by_runs(batch_.tiles[i], stats_row(i), c);
+        add_energy(of_group, energy, total);
+        error += of_group.error;
       }
       doubtful[i] = decide(i, energy, total, error, norms + i * each, states + i * each);
     }
@@ -227,46 +219,6 @@ class WeightedMomentsStep {
     // What rows leave behind them.
     sums.error += 4 * kRounding * totals.largest * weights_.largest *
                   static_cast<double>(t_.extent[1] * window[0]);
-  }
-
-  // Sums of two tiles from one transform of their elements and one of their squares.
-  std::vector<WindowSums> sums_by_transforms(const Tensor& input, const Sizes& numbers) const {
-    const auto [tiles, stats] = cut_tiles(input, numbers, rule_.zero_mean, true, true);
-    Tensor squares = torch::stable::new_empty(tiles, sizes_of(tiles));
-    const double* from = tiles.template const_data_ptr<double>();
-    double* to = squares.mutable_data_ptr<double>();
-    for (int64_t i = 0; i < tiles.numel(); ++i) to[i] = from[i] * from[i];
-    const double power = contents_of(tiles.numel(), to).squares;
-    std::vector<WindowSums> sums;
-    for (int64_t i = 0; i < batch_.count(); ++i) sums.emplace_back(t_.positions());
-    const double* spectrum = weights_.spectra->template of<double>(0);
-    for (const bool of_squares : {false, true}) {
-      const Operand operand = transformed(of_squares ? squares : tiles, t_, true);
-      const Tensor values = products_of(operand, t_, spectrum);
-      const double* first = values.template const_data_ptr<double>();
-      const int64_t n = t_.tile_size();
-      for (int64_t i = 0; i < batch_.count(); ++i) {
-        copy_windows(first + i / 2 * 2 * n + i % 2, of_squares ? sums[i].second : sums[i].first);
-        if (!of_squares) continue;
-        const Contents in = contents_of(2 * n, first + i / 2 * 2 * n);
-        const double all = static_cast<double>(n);
-        sums[i].error = 10 * kRounding *
-                        (std::sqrt((power * weights_.squares + in.squares) / all) + in.largest / 2);
-      }
-    }
-    return sums;
-  }
-
-  // Every position of the stride among interleaved sums of a pair.
-  void copy_windows(const double* from, std::vector<double>& to) const {
-    const Axes3 &length = t_.length, &outputs = t_.outputs, &stride = t_.stride;
-    for (int64_t row = 0; row < outputs[0] * outputs[1]; ++row) {
-      const int64_t z = row / outputs[1] * stride[0], y = row % outputs[1] * stride[1];
-      const double* line = from + 2 * (z * length[1] + y) * length[2];
-      for (int64_t x = 0; x < outputs[2]; ++x) {
-        to[row * outputs[2] + x] = line[2 * x * stride[2]];
-      }
-    }
   }
 
   double norm_of(double energy, double softening) const {
@@ -408,7 +360,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> weighted_moments(const Tensor& input,
   with_real_type(image, "input", [&](auto zero) {
     using T = decltype(zero);
     WeightedMomentsStep<T>(batch, image, stats, rule, weights)
-        .run(image, numbers, norms.mutable_data_ptr<T>(), states.mutable_data_ptr<uint8_t>(),
+        .run(norms.mutable_data_ptr<T>(), states.mutable_data_ptr<uint8_t>(),
              doubtful.mutable_data_ptr<int64_t>());
   });
   return {norms, states, means, doubtful};

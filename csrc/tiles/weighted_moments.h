@@ -1,12 +1,8 @@
 // Moments of windows whose elements have weights, and of channels with a mean each.
 #pragma once
 
-#include <memory>
-#include <optional>
 #include <vector>
 
-#include "tiles/emit_sums.h"
-#include "tiles/spectra.h"
 #include "tiles/steps.h"
 
 namespace torchcorr {
@@ -23,16 +19,10 @@ struct WindowWeights {
   bool own_means;  // each channel has its own mean
   bool is_box = false;  // all weights are equal
   double total = 0, of_group = 0;  // weight of a window, and of channels that share a mean
-  double squares = 0, largest = 0;  // of a channel's weights
+  double largest = 0;  // of all weights
   std::vector<WeightedRun> runs;
 
   WindowWeights(const Tiling& tiling, const Tensor& mask, const Numbers& numbers);
-  bool by_transforms() const { return spectra.has_value(); }
-
-  mutable std::optional<TemplateSpectra> spectra;  // made when a tile first needs them
-
- private:
-  const Tensor mask_;  // (*window) in float64
 };
 
 // Norms, states, no means, and how many windows of each tile are doubtful. Every norm is known.

@@ -3,18 +3,11 @@
 #include "tiles/weighted_moments.h"
 
 namespace torchcorr {
-namespace {
 
-// Runs from which on transforms take less time.
-constexpr int64_t kManyRuns = 80;
-
-}  // namespace
-
-WindowWeights::WindowWeights(const Tiling& t, const Tensor& mask, const Numbers& numbers)
-    : mask_(mask) {
+WindowWeights::WindowWeights(const Tiling& t, const Tensor& mask, const Numbers& numbers) {
   STD_TORCH_CHECK(numbers.size() == 2, "weights have two numbers");
   factor = numbers[0], own_means = numbers[1] != 0;
-  const double* w = mask_.const_data_ptr<double>();
+  const double* w = mask.const_data_ptr<double>();
   for (int64_t row = 0; row < t.window[0] * t.window[1]; ++row) {
     const double* line = w + row * t.window[2];
     for (int64_t x = 0; x < t.window[2];) {
@@ -27,20 +20,11 @@ WindowWeights::WindowWeights(const Tiling& t, const Tensor& mask, const Numbers&
     }
   }
   double sum = 0;
-  for (int64_t i = 0; i < product(t.window); ++i) {
-    sum += w[i], squares += w[i] * w[i], largest = std::max(largest, w[i]);
-  }
+  for (int64_t i = 0; i < product(t.window); ++i) sum += w[i], largest = std::max(largest, w[i]);
   const double channels = static_cast<double>(t.channels);
   total = sum * channels;
   of_group = own_means ? sum : total;
   is_box = sum == largest * static_cast<double>(product(t.window));
-  if (is_box || static_cast<int64_t>(runs.size()) <= kManyRuns || (own_means && t.channels > 1)) return;
-  Sizes shape{1, 1, t.channels};
-  for (int64_t n : sizes_of(t.window, t.ndim)) shape.push_back(n);
-  Tensor wide = new_float64(mask_, shape);
-  double* to = wide.mutable_data_ptr<double>();
-  for (int64_t c = 0; c < t.channels; ++c) to = std::copy_n(w, product(t.window), to);
-  spectra.emplace(t, wide, std::nullopt);
 }
 
 }  // namespace torchcorr

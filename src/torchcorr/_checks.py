@@ -248,10 +248,12 @@ def memory_fits(x: Tensor) -> None:
         )
 
 
-def channels_match(input_channels: int, template_channels: int) -> None:
+def channels_match(
+    input_channels: int, template_channels: int, names: Sequence[str] = ("input", "template")
+) -> None:
     if input_channels != template_channels:
         raise ValueError(
-            "input and template must have the same number of channels with channels='joint': "
+            f"{' and '.join(names)} must have the same number of channels with channels='joint': "
             f"got {input_channels} and {template_channels}"
         )
     if input_channels == 0:
@@ -332,7 +334,10 @@ def share(value: float, name: str) -> None:
 
 
 def _finite_and_not_negative(weights: Tensor, name: str) -> None:
-    if not bool(((weights >= 0) & torch.isfinite(weights)).all()):
+    if weights.numel() == 0:
+        return
+    lowest, highest = weights.aminmax()  # either is NaN if one of them is
+    if not bool((lowest >= 0) & (highest < float("inf"))):
         raise ValueError(f"{name} must be finite and not negative")
 
 
@@ -360,6 +365,26 @@ def mask(value: object, of: Tensor, name: str, *, values: bool) -> None:
     _finite_and_not_negative(value, f"{name}_mask")
     if value.numel() > 0 and not bool(value.any()):
         raise ValueError(f"{name}_mask must not be zero everywhere")
+
+
+def window_weights(value: Tensor, of: Tensor, ndim: int, *, values: bool) -> None:
+    """Weights of a window's elements, with leading axes or without."""
+    tensor(value, "window")
+    if value.dtype != torch.bool and not value.is_floating_point():
+        raise TypeError(
+            f"window must be boolean or of floating-point numbers: got {_name(value.dtype)}"
+        )
+    if value.device != of.device:
+        raise ValueError(
+            f"window and input must be on one device: got {value.device} and {of.device}"
+        )
+    rank(value, ndim, False, "window")
+    window_not_empty(value.shape[-ndim:], "window")
+    if not values:
+        return
+    _finite_and_not_negative(value, "window")
+    if value.numel() > 0 and not bool(value.flatten(-ndim).any(-1).all()):
+        raise ValueError("window must not be zero everywhere")
 
 
 def fraction(value: float, name: str) -> None:

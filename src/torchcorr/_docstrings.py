@@ -32,6 +32,29 @@ input : Tensor
     "window": """\
 window : int or sequence of int
     Elements of the window, along all axes or along each.""",
+    "weighted_window": """\
+window : int, sequence of int or Tensor
+    Elements of the window, along all axes or along each; or the weights of its elements,
+    ``(*lead, *window)``, boolean or of floating-point numbers that are not negative. Their leading
+    axes broadcast with those of the input; joint channels may have one window for all.""",
+    "input_mask": """\
+input_mask : Tensor, optional
+    Weights of the input's elements, or which of them are valid, as in `zncc`: an element counts
+    with its own weight times that of the window's element above it. Elements without weight may
+    hold anything. With a mask a constant outside the input has no weight.""",
+    "padding_of_moments": """\
+pad_mode : str
+    What surrounds the input in modes ``"same"`` and ``"full"``: ``"constant"``, ``"reflect"``,
+    ``"replicate"``, ``"circular"``, or ``"ignore"``: nothing, so that windows at the border have
+    only the elements that are there.
+pad_value : float
+    The constant outside the input, in its units; without weight if there is an `input_mask`.""",
+    "errors_of_weighted_windows": """\
+ValueError
+    If weights do not broadcast, are negative, not finite or zero everywhere, or are on another
+    device. Values are looked at on the CPU, and not under ``torch.compile`` and ``torch.func``.
+TypeError
+    If weights are neither boolean nor of floating-point numbers.""",
     "ndim": """\
 ndim : int
     Number of window axes, 1 to 3.""",

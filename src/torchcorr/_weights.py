@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad as torch_pad
 
 from . import _checks
-from ._arguments import Arguments
+from ._arguments import Arguments, Window, normal_input
+from ._plan.dtypes import HALVES
 from ._plan.shapes import Ints, padding
 
 
@@ -76,6 +77,59 @@ class Weights:
             there = (~arguments.normal(template).isnan()).to(dtype)
             weight = there if weight is None else weight * there
         return weight
+
+
+@dataclass(frozen=True)
+class WeightedInput:
+    """An input in normal form, its weights and those of windows; None for 1 everywhere."""
+
+    input: Tensor
+    input_weight: Tensor | None
+    weight: Tensor | None
+    window: Ints
+    result: torch.dtype
+
+    def is_plain(self) -> bool:
+        return self.input_weight is None and self.weight is None
+
+    def detached(self) -> WeightedInput:
+        weights = (self.input_weight, self.weight)
+        of_input, of_window = (None if x is None else x.detach() for x in weights)
+        return replace(self, input=self.input.detach(), input_weight=of_input, weight=of_window)
+
+    @classmethod
+    def parse(
+        cls,
+        input: Tensor,
+        window: Window | Tensor,
+        arguments: Arguments,
+        input_mask: Tensor | None,
+    ) -> WeightedInput:
+        ndim, given = arguments.ndim, isinstance(window, Tensor)
+        if isinstance(window, Tensor):
+            _checks.tensor(input, "input")
+            values = not (_is_traced() or window.is_cuda)
+            _checks.window_weights(window, input, ndim, values=values)
+        sizes: Window = tuple(window.shape[-ndim:]) if isinstance(window, Tensor) else window
+        x, sizes, result = normal_input(input, sizes, arguments)
+        weights = Weights(input_mask)
+        weights.check(input, input)
+        if not given and not weights.are_needed(input, input, arguments):
+            return cls(x, None, None, sizes, result)
+        x = x.float() if x.dtype in HALVES else x
+        weight = None
+        if isinstance(window, Tensor):
+            weight = window.to(x.dtype)
+            if not (arguments.joint and weight.dim() > ndim):
+                weight = weight.unsqueeze(-ndim - 1)
+            elif weight.shape[-ndim - 1] != 1:
+                names = ("input", "window")
+                _checks.channels_match(x.shape[-ndim - 1], weight.shape[-ndim - 1], names)
+            _checks.leads_broadcast(
+                x.shape[: -ndim - 1], weight.shape[: -ndim - 1], ("input", "window")
+            )
+        there = weights.of_input(input, arguments, sizes, x.dtype)
+        return cls(x, there, weight, sizes, result)
 
 
 def _normal(

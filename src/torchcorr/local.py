@@ -4,22 +4,61 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor
 
 from . import _checks, _contract
-from ._arguments import Arguments, Window, normal_input
+from ._arguments import Arguments, Window
 from ._docstrings import shared
 from ._plan.shapes import Ints
+from ._weights import WeightedInput
 
 
-def _count(x: Tensor, window: Ints) -> int:
-    return int(x.shape[-len(window) - 1]) * math.prod(window)
+def _count(of: WeightedInput) -> int:
+    return int(of.input.shape[-len(of.window) - 1]) * math.prod(of.window)
+
+
+def _sum(of: WeightedInput, stride: Ints) -> Tensor:
+    if of.is_plain():
+        total: Tensor = _contract.window_sum(of.input, of.window, stride)
+        return total
+    count, mean, _ = _moments(of, stride)
+    return count * mean
+
+
+def _moments(of: WeightedInput, stride: Ints) -> tuple[float | Tensor, Tensor, Tensor]:
+    """Weight, mean and uncorrected variance of windows."""
+    if not of.is_plain():
+        weights = (of.input_weight, of.weight)
+        count, mean, var = _contract.weighted_moments(of.input, *weights, of.window, stride)
+        return count, mean, var
+    mean, var = _contract.window_moments(of.input, of.window, stride)
+    return _count(of), mean, var
+
+
+def _corrected(var: Tensor, count: float | Tensor, correction: float) -> Tensor:
+    """0 in windows whose weight is not larger than the correction."""
+    if not isinstance(count, Tensor):
+        _checks.correction_fits(correction, int(count))
+        return var * (count / (count - correction))
+    if correction == 0:
+        return var
+    enough = count > correction
+    ratio = count / torch.where(enough, count - correction, 1.0)
+    return torch.where(enough, var * ratio, 0.0)
+
+
+def _root(var: Tensor, eps: float) -> Tensor:
+    """The root of a variance plus eps, with no gradient where the variance is 0."""
+    flat = var == 0
+    root = (torch.where(flat, 1.0, var) + eps).sqrt()
+    return torch.where(flat, math.sqrt(eps), root)
 
 
 @shared
 def local_sum(
     input: Tensor,
-    window: Window,
+    window: Window | Tensor,
     *,
     ndim: int = 2,
     mode: str = "valid",
@@ -27,6 +66,7 @@ def local_sum(
     channels: str = "independent",
     pad_mode: str = "constant",
     pad_value: float = 0.0,
+    input_mask: Tensor | None = None,
 ) -> Tensor:
     """Return the sum of every window.
 
@@ -36,12 +76,13 @@ def local_sum(
     Parameters
     ----------
     $windowed
-    $window
+    $weighted_window
     $ndim
     $mode
     $stride
     $channels
-    $padding
+    $padding_of_moments
+    $input_mask
 
     Returns
     -------
@@ -52,6 +93,7 @@ def local_sum(
     Raises
     ------
     $errors_of_windows
+    $errors_of_weighted_windows
 
     References
     ----------
@@ -63,16 +105,17 @@ def local_sum(
     >>> torchcorr.local_sum(torch.tensor([1.0, 2, 3, 4]), 2, ndim=1)
     tensor([3., 5., 7.])
     """
-    arguments = Arguments.parse(ndim, mode, stride, channels, pad_mode, pad_value)
-    x, sizes, result = normal_input(input, window, arguments)
-    out: Tensor = _contract.window_sum(x, sizes, arguments.stride)
-    return out.to(result)
+    arguments = Arguments.parse(
+        ndim, mode, stride, channels, pad_mode, pad_value, ignore_allowed=True
+    )
+    of = WeightedInput.parse(input, window, arguments, input_mask)
+    return _sum(of, arguments.stride).to(of.result)
 
 
 @shared
 def local_mean(
     input: Tensor,
-    window: Window,
+    window: Window | Tensor,
     *,
     ndim: int = 2,
     mode: str = "valid",
@@ -80,6 +123,7 @@ def local_mean(
     channels: str = "independent",
     pad_mode: str = "constant",
     pad_value: float = 0.0,
+    input_mask: Tensor | None = None,
 ) -> Tensor:
     """Return the mean of every window.
 
@@ -89,12 +133,13 @@ def local_mean(
     Parameters
     ----------
     $windowed
-    $window
+    $weighted_window
     $ndim
     $mode
     $stride
     $channels
-    $padding
+    $padding_of_moments
+    $input_mask
 
     Returns
     -------
@@ -105,6 +150,7 @@ def local_mean(
     Raises
     ------
     $errors_of_windows
+    $errors_of_weighted_windows
 
     References
     ----------
@@ -118,16 +164,17 @@ def local_mean(
     >>> torchcorr.local_mean(torch.tensor([1.0, 2, 3, 4]), 2, ndim=1)
     tensor([1.5000, 2.5000, 3.5000])
     """
-    arguments = Arguments.parse(ndim, mode, stride, channels, pad_mode, pad_value)
-    x, sizes, result = normal_input(input, window, arguments)
-    mean: Tensor = _contract.window_moments(x, sizes, arguments.stride)[0]
-    return mean.to(result)
+    arguments = Arguments.parse(
+        ndim, mode, stride, channels, pad_mode, pad_value, ignore_allowed=True
+    )
+    of = WeightedInput.parse(input, window, arguments, input_mask)
+    return _moments(of, arguments.stride)[1].to(of.result)
 
 
 @shared
 def local_var(
     input: Tensor,
-    window: Window,
+    window: Window | Tensor,
     *,
     ndim: int = 2,
     mode: str = "valid",
@@ -135,6 +182,7 @@ def local_var(
     channels: str = "independent",
     pad_mode: str = "constant",
     pad_value: float = 0.0,
+    input_mask: Tensor | None = None,
     correction: float = 0,
     eps: float = 0.0,
 ) -> Tensor:
@@ -146,12 +194,13 @@ def local_var(
     Parameters
     ----------
     $windowed
-    $window
+    $weighted_window
     $ndim
     $mode
     $stride
     $channels
-    $padding
+    $padding_of_moments
+    $input_mask
     correction : float
         The sum of squares is divided by the window's elements less this; 1 is Bessel's.
     eps : float
@@ -166,6 +215,7 @@ def local_var(
     Raises
     ------
     $errors_of_windows
+    $errors_of_weighted_windows
 
     Notes
     -----
@@ -183,20 +233,20 @@ def local_var(
     >>> torchcorr.local_var(torch.tensor([1.0, 3, 3, 9]), 2, ndim=1)
     tensor([1., 0., 9.])
     """
-    arguments = Arguments.parse(ndim, mode, stride, channels, pad_mode, pad_value)
+    arguments = Arguments.parse(
+        ndim, mode, stride, channels, pad_mode, pad_value, ignore_allowed=True
+    )
     _checks.not_negative(correction, "correction")
     _checks.not_negative(eps, "eps")
-    x, sizes, result = normal_input(input, window, arguments)
-    count = _count(x, sizes)
-    _checks.correction_fits(correction, count)
-    var: Tensor = _contract.window_moments(x, sizes, arguments.stride)[1]
-    return (var * (count / (count - correction)) + eps).to(result)
+    of = WeightedInput.parse(input, window, arguments, input_mask)
+    count, _, var = _moments(of, arguments.stride)
+    return (_corrected(var, count, correction) + eps).to(of.result)
 
 
 @shared
 def local_std(
     input: Tensor,
-    window: Window,
+    window: Window | Tensor,
     *,
     ndim: int = 2,
     mode: str = "valid",
@@ -204,6 +254,7 @@ def local_std(
     channels: str = "independent",
     pad_mode: str = "constant",
     pad_value: float = 0.0,
+    input_mask: Tensor | None = None,
     correction: float = 0,
     eps: float = 0.0,
 ) -> Tensor:
@@ -215,12 +266,13 @@ def local_std(
     Parameters
     ----------
     $windowed
-    $window
+    $weighted_window
     $ndim
     $mode
     $stride
     $channels
-    $padding
+    $padding_of_moments
+    $input_mask
     correction : float
         The sum of squares is divided by the window's elements less this; 1 is Bessel's.
     eps : float
@@ -235,6 +287,7 @@ def local_std(
     Raises
     ------
     $errors_of_windows
+    $errors_of_weighted_windows
 
     References
     ----------
@@ -248,19 +301,25 @@ def local_std(
     >>> torchcorr.local_std(torch.tensor([1.0, 3, 3, 9]), 2, ndim=1)
     tensor([1., 0., 3.])
     """
-    arguments = Arguments.parse(ndim, mode, stride, channels, pad_mode, pad_value)
+    arguments = Arguments.parse(
+        ndim, mode, stride, channels, pad_mode, pad_value, ignore_allowed=True
+    )
     _checks.not_negative(correction, "correction")
     _checks.not_negative(eps, "eps")
-    x, sizes, result = normal_input(input, window, arguments)
-    _checks.correction_fits(correction, _count(x, sizes))
-    out: Tensor = _contract.local_std(x, sizes, arguments.stride, float(correction), float(eps))
-    return out.to(result)
+    of = WeightedInput.parse(input, window, arguments, input_mask)
+    if not of.is_plain():
+        count, _, var = _moments(of, arguments.stride)
+        return _root(_corrected(var, count, correction), eps).to(of.result)
+    _checks.correction_fits(correction, _count(of))
+    how = (arguments.stride, float(correction), float(eps))
+    out: Tensor = _contract.local_std(of.input, of.window, *how)
+    return out.to(of.result)
 
 
 @shared
 def flat_windows(
     input: Tensor,
-    window: Window,
+    window: Window | Tensor,
     *,
     ndim: int = 2,
     mode: str = "valid",
@@ -268,6 +327,7 @@ def flat_windows(
     channels: str = "independent",
     pad_mode: str = "constant",
     pad_value: float = 0.0,
+    input_mask: Tensor | None = None,
 ) -> Tensor:
     """Return which windows are flat: all their elements equal.
 
@@ -277,12 +337,13 @@ def flat_windows(
     Parameters
     ----------
     $windowed
-    $window
+    $weighted_window
     $ndim
     $mode
     $stride
     $channels
-    $padding
+    $padding_of_moments
+    $input_mask
 
     Returns
     -------
@@ -293,6 +354,7 @@ def flat_windows(
     Raises
     ------
     $errors_of_windows
+    $errors_of_weighted_windows
 
     References
     ----------
@@ -306,7 +368,8 @@ def flat_windows(
     >>> torchcorr.flat_windows(torch.tensor([1e6, 1e6, 1e6 + 0.5]), 2, ndim=1)
     tensor([ True, False])
     """
-    arguments = Arguments.parse(ndim, mode, stride, channels, pad_mode, pad_value)
-    x, sizes, _ = normal_input(input, window, arguments)
-    var: Tensor = _contract.window_moments(x.detach(), sizes, arguments.stride)[1]
-    return var == 0
+    arguments = Arguments.parse(
+        ndim, mode, stride, channels, pad_mode, pad_value, ignore_allowed=True
+    )
+    of = WeightedInput.parse(input, window, arguments, input_mask)
+    return _moments(of.detached(), arguments.stride)[2] == 0

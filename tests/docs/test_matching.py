@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +38,51 @@ def masked(image: np.ndarray, other: np.ndarray, *masks: np.ndarray, **how: Any)
     return cross_correlate_masked(image, other, *masks, mode="full", axes=(0, 1), **how)
 
 
+ITK = """
+import sys, itk, numpy as np
+arrays, kind = np.load(sys.argv[1]), itk.Image[itk.D, 2]
+images = [itk.image_from_array(arrays[name]) for name in arrays.files]
+given = itk.MaskedFFTNormalizedCorrelationImageFilter[kind, kind].New()
+given.SetFixedImage(images[0])
+given.SetMovingImage(images[1])
+given.SetFixedImageMask(images[2])
+given.SetMovingImageMask(images[3])
+given.SetRequiredFractionOfOverlappingPixels(float(sys.argv[3]))
+given.Update()
+np.save(sys.argv[2], itk.array_from_image(given.GetOutput()))
+"""
+
+
+def itk_masked(*arrays: Any) -> np.ndarray:
+    """In a process of its own: its libraries cannot be loaded beside those of every other peer."""
+    if importlib.util.find_spec("itk") is None:
+        pytest.skip("itk is not installed")
+    *images, least = arrays
+    with tempfile.TemporaryDirectory() as folder:
+        files = [str(Path(folder) / name) for name in ("in.npz", "out.npy")]
+        np.savez(files[0], *(x.astype(np.float64) for x in images))
+        subprocess.run([sys.executable, "-c", ITK, *files, str(least)], check=True)
+        result: np.ndarray = np.load(files[1])
+    return result
+
+
+class NCC:
+    """VoxelMorph's loss, from its definition: the mean of the squares of `lncc`, negative."""
+
+    def __init__(self, win: list[int]) -> None:
+        self.win = win
+
+    def loss(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        ones, size = torch.ones(1, 1, *self.win, dtype=a.dtype), float(np.prod(self.win))
+
+        def over(x: torch.Tensor) -> torch.Tensor:
+            return torch.nn.functional.conv2d(x, ones, padding=self.win[0] // 2)
+
+        cross = over(a * b) - over(a) * over(b) / size
+        first, second = (over(x * x) - over(x).square() / size for x in (a, b))
+        return -(cross.square() / (first * second + 1e-5)).mean()
+
+
 def arrays() -> dict[str, np.ndarray]:
     rng = np.random.default_rng(0)
     colours = np.moveaxis(data.astronaut()[100:160, 180:250], -1, 0) / 255
@@ -53,7 +102,9 @@ def arrays() -> dict[str, np.ndarray]:
 
 
 def test_the_table_has_every_library() -> None:
-    assert {row[0] for row in ROWS} == {"OpenCV", "scikit-image", "SciPy", "MATLAB"}
+    assert {row[0] for row in ROWS} == {
+        "OpenCV", "scikit-image", "SciPy", "MATLAB", "ITK", "MONAI", "VoxelMorph",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(("there", "here"), [row[1:] for row in ROWS], ids=lambda text: text)
@@ -67,7 +118,13 @@ def test_both_sides_of_a_row_agree(there: str, here: str) -> None:
         given = {name: np.ascontiguousarray(x, np.float32) for name, x in known.items()}
         peers["last"] = lambda x: np.ascontiguousarray(np.moveaxis(x, 0, -1))
         bound = 1e-3  # its rounding in smooth regions
-    theirs = eval(there, peers | given)
+    if "Loss" in there:
+        losses = pytest.importorskip("monai.losses")
+        peers["LocalNormalizedCrossCorrelationLoss"] = losses.LocalNormalizedCrossCorrelationLoss
+    if "NCC(" in there:
+        bound = 1e-3  # what the constant in its denominator changes
+    peers |= {"NCC": NCC, "b": lambda x: torch.from_numpy(x)[None, None], "itk_masked": itk_masked}
+    theirs = np.asarray(eval(there, peers | given))
     ours = eval(here, vars(torchcorr) | {name: torch.from_numpy(x) for name, x in known.items()})
     got = np.squeeze(ours.numpy())
     if "masked" in there:

@@ -69,7 +69,7 @@ def test_reading_a_value_is_seen(waiting: Callable[[Any], Any]) -> None:
 
 
 # Definitions that read how many windows they must compute again (docs/gpu.md).
-WAITING = {"weighted_ncc", "weighted_ncc_grads"}
+WAITING = {"weighted_moments", "weighted_ncc", "weighted_ncc_grads"}
 
 
 @pytest.mark.parametrize("name", [name for name in KERNELS if name not in WAITING])

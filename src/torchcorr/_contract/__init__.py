@@ -9,6 +9,7 @@ from .registry import Operator
 from .scores import ncc, ncc_grads, standardise
 from .weighted import weighted_ncc, weighted_ncc_grads
 from .weighted_lncc import weighted_lncc, weighted_lncc_grads
+from .weighted_moments import weighted_moments
 from .windows import (
     local_std,
     local_std_prepare_grads,
@@ -33,6 +34,7 @@ __all__ = [
     "standardise",
     "weighted_lncc",
     "weighted_lncc_grads",
+    "weighted_moments",
     "weighted_ncc",
     "weighted_ncc_grads",
     "window_combine",
@@ -50,6 +52,7 @@ OPERATORS: tuple[Operator, ...] = (
     ncc_grads,
     weighted_ncc,
     weighted_ncc_grads,
+    weighted_moments,
     window_sum,
     window_spread,
     window_moments,

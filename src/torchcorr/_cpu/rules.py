@@ -1,6 +1,7 @@
 """Which scores and sums are recomputed exactly, and the form in which steps take these rules.
 
-csrc/tiles/{steps.h,sum_pass.cpp} and csrc/integer/moments.h define them a second time, in C++.
+csrc/tiles/{steps.h,masked_pass.cpp,sum_pass.cpp} and csrc/integer/moments.h define them a second
+time, in C++.
 """
 
 from __future__ import annotations
@@ -34,6 +35,20 @@ class ScoreRule:
             self.noise,
             self.budget,
         ]
+
+
+@dataclass(frozen=True)
+class MaskedRule:
+    """How scores of windows whose elements have weights are computed through transforms."""
+
+    zero_mean: bool
+    eps: float  # added to a window's variance, in squared units of the input
+    least: float  # share of the template's weight that a window must have
+    allowed: float  # error of a score
+
+    @cached_property
+    def numbers(self) -> list[float]:
+        return [self.zero_mean, self.eps, self.least, self.allowed]
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
-"""Weighted scores: those of a mask over the template, and of channels with a mean each, in tiles.
+"""Weighted scores in tiles: those of masks, and of channels with a mean each.
 
-Scores with weights of the input are computed by their definition.
+Where transforms are quicker than loops, all sums of a window that has weights are transforms. The
+sums of a few runs of equal weights, and of channels with a mean each, are differences of totals.
 """
 
 from __future__ import annotations
@@ -15,8 +16,14 @@ from .. import _contract
 from .._contract.weighted import grads_by_kernels
 from .._definition import weighted as definition
 from .._definition.correlate import all_finite
-from .._definition.weights import kept, weighted
-from .._plan.choose import arrange
+from .._definition.weighted_moments import weighted_moments
+from .._definition.weights import NOTHING, kept, weighted
+from .._plan import rounding
+from .._plan.choose import arrange, arrange_masked, blocks
+from .._plan.dtypes import widen
+from .._plan.tiling import TileBatch
+from . import steps
+from .rules import MaskedRule
 from .scores import Scores
 
 
@@ -34,18 +41,13 @@ def weighted_ncc(
 ) -> Tensor:
     ndim = len(stride)
     channels, window = input.shape[-ndim - 1], template.shape[-ndim:]
-    one_mask = template_weight is None or template_weight.numel() == math.prod(window)
-    if (
-        input_weight is not None
-        or not one_mask
-        or 0 in (input.numel(), template.numel())
-        or not all_finite(input, kept(template, template_weight))
-    ):
-        tensors = (input, template, input_weight, template_weight)
-        return definition.weighted_ncc(*tensors, stride, zero_mean, pooled, eps, least, method)
-    coefficients, factor = _coefficients(template, template_weight, ndim, zero_mean, pooled)
+    tensors = (input, template, input_weight, template_weight)
     own_means = zero_mean and not pooled and channels > 1
-    mask = template.new_ones(window) if template_weight is None else template_weight
+    if 0 in (input.numel(), template.numel()) or not (
+        _is_finite(input, input_weight) and _is_finite(template, template_weight)
+    ):
+        how = (stride, zero_mean, pooled, eps, least, method)
+        return definition.weighted_ncc(input, template, input_weight, template_weight, *how)
     call = arrange(
         input.shape,
         template.shape,
@@ -55,9 +57,78 @@ def weighted_ncc(
         dtype=input.dtype,
         device="cpu",
     )
+    one_mask = template_weight is None or template_weight.numel() == math.prod(window)
+    alone = input_weight is None and one_mask
+    if not own_means and method != "direct" and not (alone and call.plan.method == "direct"):
+        return _masked(tensors, stride, zero_mean, pooled, eps, least)
+    if not alone:
+        how = (stride, zero_mean, pooled, eps, least, method)
+        return definition.weighted_ncc(input, template, input_weight, template_weight, *how)
+    coefficients, factor = _coefficients(template, template_weight, ndim, zero_mean, pooled)
+    mask = template.new_ones(window) if template_weight is None else template_weight
     weights = [factor, float(own_means)]
     mask = mask.to(torch.float64).reshape(window).contiguous()
     return Scores(input, coefficients, call, zero_mean, eps).run(None, mask, weights)
+
+
+def _is_finite(x: Tensor, weight: Tensor | None) -> bool:
+    """Whether what has weight is finite."""
+    return all_finite(x) or (weight is not None and all_finite(kept(x, weight)))
+
+
+def _masked(
+    tensors: tuple[Tensor, Tensor, Tensor | None, Tensor | None],
+    stride: Sequence[int],
+    zero_mean: bool,
+    pooled: bool,
+    eps: float,
+    least: float,
+) -> Tensor:
+    """Scores by transforms of tiles, with one mean for all channels or none; those that rounding of
+    float64 transforms may spoil by their definition."""
+    input, template, g, m = tensors
+    ndim, core = len(stride), len(stride) + 1
+    if g is not None:
+        lead = torch.broadcast_shapes(input.shape[:-core], g.shape[:-core])
+        input, g = (x.expand(*lead, *input.shape[-core:]) for x in (input, g))
+    if m is not None:
+        lead = torch.broadcast_shapes(template.shape[:-core], m.shape[:-core])
+        template = template.expand(*lead, *template.shape[-core:])
+    call = arrange_masked(input.shape, template.shape, stride, dtype=input.dtype, device="cpu")
+    leads = call.problem.leads
+    shape = (leads.paired * leads.inputs, leads.templates, *call.tiling.positions)
+    factors = [leads.template(y, core).contiguous() for y in _factors(template, m, ndim, zero_mean)]
+    x, there = (None if y is None else leads.input(y, core).contiguous() for y in (input, g))
+    out = steps.new_map(input, shape)
+    doubtful = torch.zeros(shape, dtype=torch.uint8)
+    share = max(least, NOTHING) * (1 - NOTHING)
+    rule = MaskedRule(zero_mean, eps, share, rounding.ALLOWED_SCORE_ERROR[input.dtype])
+    batch = TileBatch(call.tiling, []).numbers
+    for block in blocks(call.problem, call.plan):
+        numbers = (batch, block.numbers, rule.numbers)
+        steps.score_masked_tiles(x, there, factors, *numbers, out, doubtful)
+    scores, left = (leads.restored(y, ndim) for y in (out, doubtful))
+    if left.any():
+        of = weighted(*tensors, ndim, zero_mean, pooled)
+        wide = widen(scores)
+        definition.score_doubtful(of, wide, left > 0, stride, eps, least)
+        scores = wide.to(input.dtype)
+    return scores
+
+
+def _factors(
+    template: Tensor, weight: Tensor | None, ndim: int, zero_mean: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What sums are correlations with: the template times its weights, these, and its squares."""
+    core = template.shape[-ndim - 1 :]
+    of = weighted(template.new_zeros(core), template, None, weight, ndim, zero_mean, True)
+    weights = of.template_weights()
+    products = weights * of.template
+    lead = products.shape[: -ndim - 1]
+    if math.prod(weights.shape[: -ndim - 1]) == 1:
+        lead = torch.Size()  # the same for all templates
+        weights = weights.reshape(weights.shape[-ndim - 1 :])
+    return products, weights.expand(*lead, *core), products * of.template
 
 
 def _coefficients(
@@ -82,4 +153,5 @@ def _coefficients(
 
 def register() -> None:
     _contract.weighted_ncc.implement(weighted_ncc, "CPU")
+    _contract.weighted_moments.implement(weighted_moments, "CPU")
     _contract.weighted_ncc_grads.implement(grads_by_kernels, "CPU")

@@ -18,7 +18,7 @@ from .._plan.shapes import output_size
 from . import transforms
 from .correlate import by_transforms
 from .weights import NOTHING, Moments, Weighted, kept, weighted
-from .windows import window_moments, windows
+from .windows import Summary, in_slabs, summarise, windows
 
 # Elements of the windows that are computed at once, and of those among which flat ones are looked
 # for first.
@@ -123,7 +123,7 @@ def _is_doubtful(of: Weighted, found: Moments, errors: Moments, allowed: float) 
 # --- from the window itself -----------------------------------------------------------------------
 
 
-def _chosen(
+def chosen_windows(
     of: Weighted, chosen: Tensor, stride: Sequence[int]
 ) -> Iterator[tuple[tuple[Tensor, ...], Tensor, Tensor, Tensor]]:
     """Positions (*lead, *output) where `chosen` is true, in batches, with their windows, templates
@@ -152,7 +152,7 @@ def _chosen(
         yield place, seen[place], of_lead(of.template, place), weight
 
 
-def _deviations(x: Tensor, weight: Tensor, of: Weighted) -> tuple[Tensor, Tensor]:
+def deviations(x: Tensor, weight: Tensor, of: Weighted) -> tuple[Tensor, Tensor]:
     """x (n, C, *window) minus its weighted means, 0 without weight; and these means (n, K, 1...).
 
     Equal elements deviate by exactly 0: one of them is subtracted first.
@@ -175,8 +175,8 @@ def _deviations(x: Tensor, weight: Tensor, of: Weighted) -> tuple[Tensor, Tensor
 
 def exact_moments(of: Weighted, seen: Tensor, template: Tensor, weight: Tensor) -> Moments:
     """Of windows (n, C, *window): maps (n, K)."""
-    x, mean = _deviations(seen, weight, of)
-    t, template_mean = _deviations(template.expand_as(seen), weight, of)
+    x, mean = deviations(seen, weight, of)
+    t, template_mean = deviations(template.expand_as(seen), weight, of)
     axes = tuple(range(-of.ndim - of.pooled, 0))
     weight = weight.expand_as(seen)
     count, energy, other, product = (
@@ -188,14 +188,33 @@ def exact_moments(of: Weighted, seen: Tensor, template: Tensor, weight: Tensor) 
     return Moments(count, mean, energy, template_mean, other, product)
 
 
-def _flat_among(of: Weighted, doubtful: Tensor, stride: Sequence[int]) -> Tensor | None:
-    """Windows (*lead, *output) whose elements are all equal, whatever their weights; None if so few
-    windows are doubtful that it is quicker to compute them."""
+def _extremes(a: Summary, b: Summary, _na: float, _nb: float) -> Summary:
+    return torch.maximum(a[0], b[0]), torch.minimum(a[1], b[1])
+
+
+def flat_among(
+    of: Weighted, doubtful: Tensor, stride: Sequence[int]
+) -> tuple[Tensor, Tensor] | None:
+    """Windows (*lead, *output) whose elements with weight are all equal, whatever that of the
+    template, and what they equal (of the first mean); None if so few windows are doubtful that it
+    is quicker to compute them."""
     if int(doubtful.sum()) * math.prod(of.window) <= _MANY:
         return None
-    mean, var = window_moments(of.grouped(of.input), of.window, stride)
-    flat = var == 0 if of.zero_mean else (var == 0) & (mean == 0)
-    return flat.all(-of.ndim - 1).expand(doubtful.shape)
+    highest = lowest = of.grouped(of.input)
+    if of.input_weight is not None:
+        there = of.grouped(of.input_weight) > 0
+        highest, lowest = (torch.where(there, highest, edge) for edge in (-math.inf, math.inf))
+    edges = highest.amax(-of.ndim - 1), lowest.amin(-of.ndim - 1)
+
+    def compute(high: Tensor, low: Tensor) -> Summary:
+        return summarise((high, low), of.window, stride, 1, _extremes)
+
+    highest, lowest = in_slabs(edges, of.window, stride, compute)
+    flat = highest <= lowest
+    if not of.zero_mean:
+        flat = flat & ((highest == 0) | highest.isinf())
+    value = highest.select(-of.ndim - 1, 0)
+    return flat.all(-of.ndim - 1).expand(doubtful.shape), value.expand(doubtful.shape)
 
 
 # --- operators ------------------------------------------------------------------------------------
@@ -208,16 +227,16 @@ def _by_transforms(of: Weighted, method: str, output: Sequence[int]) -> bool:
     return by_transforms(method, sizes, of.input, of.template)
 
 
-def _lead(of: Weighted) -> tuple[int, ...]:
+def lead_of(of: Weighted) -> tuple[int, ...]:
     tensors = (of.input, of.template, of.input_weight, of.template_weight)
     return torch.broadcast_shapes(*(x.shape[: -of.ndim - 1] for x in tensors if x is not None))
 
 
-def _output(of: Weighted, stride: Sequence[int]) -> tuple[int, ...]:
+def output_of(of: Weighted, stride: Sequence[int]) -> tuple[int, ...]:
     return output_size(of.input.shape[-of.ndim :], of.window, stride)
 
 
-def _touched(of: Weighted, stride: Sequence[int]) -> Tensor | None:
+def touched(of: Weighted, stride: Sequence[int]) -> Tensor | None:
     """Windows (*lead, *output) in which something that is not finite has weight."""
     if of.wrong is None:
         return None
@@ -242,7 +261,7 @@ def weighted_ncc(
     """Score of each window, 0 where its weight is less than `least` of the template's."""
     ndim = len(stride)
     of = weighted(input, template, input_weight, template_weight, ndim, zero_mean, pooled)
-    lead, output = _lead(of), _output(of, stride)
+    lead, output = lead_of(of), output_of(of, stride)
     shape = (*lead, *output)
     if 0 in shape or 0 in of.input.shape:
         return input.new_zeros(shape)
@@ -253,19 +272,27 @@ def weighted_ncc(
         covered = is_covered(of, found.count, least)
         doubtful = _is_doubtful(of, found, errors, allowed) & covered
         scores = torch.where(covered, score_of(of, found, eps), 0.0).expand(shape).contiguous()
-        doubtful = doubtful.expand(shape)
-        flat = _flat_among(of, doubtful, stride)
-        if flat is not None:
-            scores, doubtful = scores.masked_fill_(flat, 0.0), doubtful & ~flat
+        score_doubtful(of, scores, doubtful.expand(shape), stride, eps, least)
     else:
         scores = of.input.new_empty(shape)
-        doubtful = torch.ones_like(scores, dtype=torch.bool)
-    _score_exactly(of, scores, doubtful, stride, eps, least)
+        _score_exactly(of, scores, torch.ones_like(scores, dtype=torch.bool), stride, eps, least)
     scores.masked_fill_(of.wrong_template.expand(shape), math.nan)
-    touched = _touched(of, stride)
-    if touched is not None:
-        scores.masked_fill_(touched.expand(shape), math.nan)
+    wrong = touched(of, stride)
+    if wrong is not None:
+        scores.masked_fill_(wrong.expand(shape), math.nan)
     return scores.to(input.dtype)
+
+
+def score_doubtful(
+    of: Weighted, scores: Tensor, doubtful: Tensor, stride: Sequence[int], eps: float, least: float
+) -> None:
+    """Writes scores (*lead, *output) from the windows themselves where they are doubtful."""
+    found = flat_among(of, doubtful, stride)
+    if found is not None:
+        flat, _ = found
+        scores.masked_fill_(doubtful & flat, 0.0)
+        doubtful = doubtful & ~flat
+    _score_exactly(of, scores, doubtful, stride, eps, least)
 
 
 def _score_exactly(
@@ -274,7 +301,7 @@ def _score_exactly(
     lead = scores.shape[: scores.dim() - of.ndim]
     total = of.total().squeeze(tuple(range(-of.ndim, 0))).expand(lead)
     scale = of.scale.flatten(-of.ndim - 1).squeeze(-1).expand(lead)
-    for place, seen, template, weight in _chosen(of, chosen, stride):
+    for place, seen, template, weight in chosen_windows(of, chosen, stride):
         found = exact_moments(of, seen, template, weight)
         which = place[: len(lead)]
         count, energy, other, product = (
@@ -286,15 +313,16 @@ def _score_exactly(
 
 def window_statistics(of: Weighted, stride: Sequence[int], method: str, allowed: float) -> Moments:
     """Moments of all windows, (*lead, K, *output)."""
-    lead, output = _lead(of), _output(of, stride)
+    lead, output = lead_of(of), output_of(of, stride)
     shape = (*lead, of.groups, *output)
     if _by_transforms(of, method, output):
         found, errors = _sums(of, stride)
         doubtful = _is_doubtful(of, found, errors, allowed).expand(*lead, *output)
         doubtful = doubtful & is_covered(of, found.count, 0.0)
         maps = [x.expand(shape).contiguous() for x in found.tensors()]
-        flat = _flat_among(of, doubtful, stride)
-        if flat is not None:
+        found_flat = flat_among(of, doubtful, stride)
+        if found_flat is not None:
+            flat, _ = found_flat
             doubtful = doubtful & ~flat
             for x in (maps[2], maps[5]):
                 x.masked_fill_(flat.unsqueeze(-of.ndim - 1), 0.0)
@@ -302,7 +330,7 @@ def window_statistics(of: Weighted, stride: Sequence[int], method: str, allowed:
         maps = [of.input.new_empty(shape) for _ in range(6)]
         doubtful = torch.ones((*lead, *output), dtype=torch.bool, device=of.input.device)
     level = of.level.flatten(-of.ndim).sum(-1).expand(*lead, of.groups)
-    for place, seen, template, weight in _chosen(of, doubtful, stride):
+    for place, seen, template, weight in chosen_windows(of, doubtful, stride):
         exact = exact_moments(of, seen, template, weight)
         which = place[: len(lead)]
         relative = exact.mean - (level[which] if lead else level)

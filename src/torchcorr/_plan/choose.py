@@ -16,8 +16,10 @@ from .predict import Problem, cost, in_passes, transformed_size
 from .shapes import Ints, output_size
 from .tiling import Block, Tiling, tile_length
 
-# How many times faster a plan must be to take more scratch than allowed.
+# How many times faster a plan must be to take more scratch than allowed; and one for scores with
+# weights, whose tiles are computed two at a time.
 _WORTH_SCRATCH = 8
+_WORTH_TILES = 2.5
 # Sides of windows of lines, planes and volumes from which on dividing them may pay.
 _LARGE_WINDOW = (1 << 15, 192, 64)
 _MOST_BYTE_PRODUCTS = 2**16
@@ -202,6 +204,21 @@ def gradient_plan(problem: Problem, tiling: Tiling) -> Plan:
     return Plan("fft", *_sizes(tiling), tiling.tiles, batch, templates, size, time)
 
 
+def masked_plan(problem: Problem, tiling: Tiling) -> Plan:
+    """Two tiles at a time for scores with weights, and templates whose spectra are kept."""
+    leads, costs = problem.leads, problem.costs
+    n, m, channels = math.prod(tiling.length), math.prod(tiling.outputs), problem.channels
+    # In three forms, in float64 and in the input's type.
+    spectra = 3 * 2 * channels * n * (8 + problem.itemsize % 8)
+    templates = max(1, min(leads.templates, costs.spectra_bytes // spectra))
+    # Spectra, products, their inverse, and six sums of each window, of two tiles in float64.
+    kept = 1 if templates == 1 else 3
+    tile = 8 * 2 * ((kept * channels + 2) * n + 6 * m)
+    time = cost(problem, tiling, "fft", 2, templates) * 1e-6
+    size = costs.workers * tile + templates * spectra
+    return Plan("fft", *_sizes(tiling), tiling.tiles, 2, templates, size, time)
+
+
 def tiling_of(problem: Problem, plan: Plan) -> Tiling:
     """The tiles of a plan."""
     total = output_size(problem.size, problem.window, problem.stride)
@@ -320,6 +337,26 @@ def arrange_gradients(
     if math.prod(tiling.parts) > 1:
         tiling = tiling_of(problem, make_plan(problem, "fft"))
     return Arrangement(problem, gradient_plan(problem, tiling), tiling)
+
+
+def arrange_masked(
+    input: Sequence[int],
+    template: Sequence[int],
+    stride: Sequence[int],
+    *,
+    dtype: torch.dtype,
+    device: str,
+) -> Arrangement:
+    """How scores with weights are computed: always by transforms."""
+    call = arrange(input, template, stride, "fft", normalised=True, dtype=dtype, device=device)
+    problem = replace(call.problem, divisible=False)
+    plans = [masked_plan(problem, _tiling(problem, grid, True)) for grid in _grids(problem)]
+    fitting = [plan for plan in plans if plan.bytes <= scratch_allowed(problem)]
+    best = min(fitting, key=lambda p: p.cost) if fitting else min(plans, key=lambda p: p.bytes)
+    # Tiles that are little larger than the template repeat most of their work.
+    quick = [plan for plan in plans if plan.cost * _WORTH_TILES < best.cost]
+    plan = min(quick, key=lambda plan: plan.bytes) if quick else best
+    return Arrangement(problem, plan, tiling_of(problem, plan))
 
 
 @lru_cache(maxsize=1024)

@@ -26,6 +26,7 @@ KERNELS: dict[str, str] = {
     "ncc_grads": "tiles.score_grads",
     "weighted_ncc": "weighted",
     "weighted_ncc_grads": "weighted",
+    "weighted_moments": "weighted",
     "window_sum": "windows.windows",
     "window_spread": "windows.windows",
     "window_moments": "windows.windows",

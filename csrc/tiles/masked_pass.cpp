@@ -1,0 +1,331 @@
+// Scores of windows whose elements have weights, in one parallel region. A worker cuts two tiles,
+// transforms weights, weighted elements and weighted squares, and turns six sums of each window into
+// its score (math.md, eq. weighted). Where rounding of float32 sums may show, the tiles are computed
+// in float64; where that may show too, a window is marked and its score left to the caller.
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <type_traits>
+
+#include "common/counters.h"
+#include "tiles/emit_sums.h"
+#include "tiles/masked_rows.h"
+#include "tiles/pass.h"
+#include "tiles/steps.h"
+
+namespace torchcorr {
+namespace {
+
+// Rounding errors of a transform, in units of the norm of its values: `TRANSFORM` of
+// _plan/rounding.py.
+constexpr double kTransform = 10;
+constexpr int64_t kSampled = 8;        // one row in so many is read to choose level and scale
+constexpr int64_t kRowsToSample = 64;  // a tile of fewer rows is read whole
+
+// How weighted scores are computed: `MaskedRule` of _cpu/rules.py.
+struct MaskedRule {
+  bool zero_mean;
+  double eps;      // added to a window's energy for each unit of weight, in squared input units
+  double least;    // share of the template's weight that a window must have
+  double allowed;  // error of a score
+
+  explicit MaskedRule(const Numbers& n) {
+    STD_TORCH_CHECK(n.size() == 4, "a rule of weighted scores has four numbers");
+    zero_mean = n[0] != 0, eps = n[1], least = n[2], allowed = n[3];
+  }
+};
+
+// Templates of a block in one of their three forms, their spectra, and what they contain.
+class Factors {
+ public:
+  Factors(const Tiling& tiling, const Tensor& all, const Block& block)
+      : is_shared_(all.size(0) * all.size(1) == 1), templates_(block.templates()),
+        of_block_(is_shared_ ? all
+                             : packed(part_of(part_of(all, 0, block.first_pair, block.pairs()), 1,
+                                              block.first_template, block.templates()))),
+        spectra_(tiling, of_block_, std::nullopt) {
+    const int64_t lines = of_block_.size(0) * of_block_.size(1), each = of_block_.numel() / lines;
+    const double* from = of_block_.const_data_ptr<double>();
+    for (int64_t line = 0; line < lines; ++line, from += each) {
+      double sum = 0, squares = 0;
+      for (int64_t i = 0; i < each; ++i) sum += from[i], squares += from[i] * from[i];
+      sums_.push_back(sum), squares_.push_back(squares);
+    }
+  }
+
+  bool is_shared() const { return is_shared_; }
+  double sum(int64_t pair, int64_t k) const { return sums_[line(pair, k)]; }
+  double squares(int64_t pair, int64_t k) const { return squares_[line(pair, k)]; }
+  template <class R>
+  const R* spectrum(int64_t pair, int64_t k) {
+    return spectra_.of<R>(line(pair, k));
+  }
+
+ private:
+  int64_t line(int64_t pair, int64_t k) const { return is_shared_ ? 0 : pair * templates_ + k; }
+
+  const bool is_shared_;
+  const int64_t templates_;
+  const Tensor of_block_;
+  TemplateSpectra spectra_;
+  std::vector<double> sums_, squares_;
+};
+
+// T is the type of the input, R that of transforms.
+template <class T>
+class MaskedPass {
+ public:
+  MaskedPass(const Tensor& input, const std::optional<Tensor>& weight, const Tensors& factors,
+             const Sizes& batch, const Block& block, const Numbers& rule, const Tensor& out,
+             const Tensor& doubtful)
+      : like_(input), block_(block), rule_(rule), t_(TileBatch(batch, input).tiling),
+        image_(input.const_data_ptr<T>()), weight_(weight ? weight->const_data_ptr<T>() : nullptr),
+        products_(t_, factors.at(0), block), weights_(t_, factors.at(1), block),
+        energies_(t_, factors.at(2), block), map_(last_sizes(out, t_.ndim)),
+        templates_(out.size(1)), out_(out.mutable_data_ptr<T>()),
+        doubtful_(doubtful.mutable_data_ptr<uint8_t>()) {}
+
+  const Tiling& tiling() const { return t_; }
+
+  void score(const Sizes& tiles, int64_t pair) {
+    for (size_t i = 0; i < tiles.size(); i += 2) {
+      const TilePlace places[2] = {TilePlace(t_, tiles[i]), TilePlace(t_, tiles[i + 1])};
+      const TileLevel levels[2] = {level_of(places[0]), level_of(places[1])};
+      std::vector<int64_t> all(block_.templates());
+      for (size_t k = 0; k < all.size(); ++k) all[k] = static_cast<int64_t>(k);
+      Pair<T>(*this, places, levels, pair).score(all);
+    }
+  }
+
+ private:
+  TileRow<T> row_of(const TilePlace& place, const T* data, int64_t row) const {
+    const int64_t y = row % t_.length[1], z = row / t_.length[1] % t_.length[0];
+    if (!data || y >= t_.extent[1] || z >= t_.extent[0]) return {};
+    return TileRow<T>(t_, place, data, row / t_.length[1] / t_.length[0], z, y);
+  }
+
+  TileLevel level_of(const TilePlace& place) const {
+    TileLevel of;
+    const int64_t rows = t_.channels * t_.length[0] * t_.length[1];
+    const auto over = [&](double level, int64_t step) {
+      Survey all;
+      for (int64_t r = 0; r < rows; r += step) {
+        const TileRow<T> x = row_of(place, image_, r), w = row_of(place, weight_, r);
+        if (x.end <= x.begin) continue;
+        const T* weights = w.data ? w.data + w.begin : nullptr;
+        survey(x.end - x.begin, x.data + x.begin, weights, level, all);
+      }
+      return all;
+    };
+    int64_t step = rows >= kRowsToSample ? kSampled : 1;
+    Survey found = over(0.0, step);
+    if (total_of_lanes(found.count) == 0 && step > 1) found = over(0.0, step = 1);
+    const double count = total_of_lanes(found.count);
+    of.is_empty = count == 0;
+    if (of.is_empty) return of;
+    if (rule_.zero_mean) {
+      // Rounded to float32, so that subtracting it is exact for elements of a similar size.
+      const float level = static_cast<float>(total_of_lanes(found.sum) / count);
+      if (std::isfinite(level)) of.level = static_cast<double>(level);
+      found = over(of.level, step);
+    }
+    int exponent = 0;
+    const double root = std::sqrt(total_of_lanes(found.squares) / count);
+    if (root > 0 && root <= std::numeric_limits<double>::max()) std::frexp(root, &exponent);
+    of.scale = std::ldexp(1.0, -std::clamp(exponent, -1000, 1000));
+    for (int64_t r = 0; weight_ && of.is_whole && r < rows; ++r) {
+      const TileRow<T> w = row_of(place, weight_, r);
+      for (int64_t x = w.begin; x < w.end; ++x) of.is_whole = of.is_whole && w.data[x] == T(1);
+    }
+    return of;
+  }
+
+  // Two tiles that are transformed together, in one precision.
+  template <class R>
+  class Pair {
+   public:
+    Pair(MaskedPass& pass, const TilePlace (&places)[2], const TileLevel (&levels)[2], int64_t pair)
+        : pass_(pass), t_(pass.t_), places_(places), levels_(levels), pair_(pair),
+          is_whole_(!pass.weight_ || (levels[0].is_whole && levels[1].is_whole &&
+                                      !levels[0].is_empty && !levels[1].is_empty)) {}
+
+    void score(const std::vector<int64_t>& templates) {
+      const bool shared = pass_.weights_.is_shared();
+      keeps_spectra_ = templates.size() > 1;
+      std::vector<int64_t> left;
+      for (size_t i = 0; i < templates.size(); ++i) {
+        sum_windows(templates[i], i == 0 || !shared);
+        if (emit(templates[i]) > 0) left.push_back(templates[i]);
+      }
+      if (std::is_same_v<R, double> || left.empty()) return;
+      for (int which : {kFirst, kSquare, kWeight}) release(which);
+      for (std::vector<R>& map : maps_) map = {};
+      typename MaskedPass::template Pair<double>(pass_, places_, levels_, pair_).score(left);
+    }
+
+   private:
+    // What is transformed: weighted elements, weighted squares and weights.
+    enum { kFirst, kSquare, kWeight };
+
+    struct Spectrum {
+      std::optional<Tensor> lines;
+      double squares = 0;  // of what was transformed
+    };
+
+    Spectrum& spectrum(int which) {
+      Spectrum& of = spectra_[which];
+      if (of.lines) return of;
+      const int64_t rows = t_.channels * t_.length[0] * t_.length[1], width = t_.length[2];
+      Sizes shape{1, t_.channels};
+      for (int64_t n : sizes_of(t_.length, t_.ndim)) shape.push_back(n);
+      shape.push_back(2);
+      const ScalarType type = sizeof(R) < sizeof(double) ? ScalarType::Float : ScalarType::Double;
+      const Tensor tiles = torch::stable::new_zeros(pass_.like_, shape, type);
+      R* first = tiles.template mutable_data_ptr<R>();
+      for (int lane = 0; lane < 2; ++lane) {
+        for (int64_t r = 0; r < rows; ++r) {
+          const TileRow<T> x = pass_.row_of(places_[lane], pass_.image_, r);
+          const TileRow<T> w = pass_.row_of(places_[lane], is_whole_ ? nullptr : pass_.weight_, r);
+          if (x.end <= x.begin) continue;
+          cut(x.end - x.begin, x.data + x.begin, w.data ? w.data + w.begin : nullptr, levels_[lane],
+              which, first + 2 * (r * width + x.begin) + lane);
+        }
+      }
+      of.squares = contents_of(tiles.numel(), first).squares;
+      of.lines = transform(lines_of_tiles(tiles), true);
+      return of;
+    }
+
+    void release(int which) { spectra_[which].lines.reset(); }
+
+    // Windows' sums of products with one of the factors: those of one tile after those of the other.
+    WindowSum<R> sum(int which, Factors& by, int64_t k, std::vector<R>& map) {
+      const Spectrum& of = spectrum(which);
+      Sizes shape{1};
+      for (int64_t n : sizes_of(t_.length, t_.ndim)) shape.push_back(n);
+      const Operand operand{*of.lines, torch::stable::new_empty(*of.lines, shape)};
+      const Tensor sums = products_of(operand, t_, by.template spectrum<R>(pair_, k));
+      const R* from = sums.template const_data_ptr<R>();
+      map.resize(2 * t_.positions());
+      for (int64_t row = 0; row < t_.outputs[0] * t_.outputs[1]; ++row) {
+        const int64_t z = row / t_.outputs[1] * t_.stride[0];
+        const int64_t y = row % t_.outputs[1] * t_.stride[1];
+        R* to = map.data() + row * t_.outputs[2];
+        take_row(t_.outputs[2], 2 * t_.stride[2], from + 2 * (z * t_.length[1] + y) * t_.length[2],
+                 to, to + t_.positions());
+      }
+      const int64_t n = t_.tile_size();
+      const Contents in = contents_of(2 * n, from);
+      const double unit = static_cast<double>(std::numeric_limits<R>::epsilon()) / 2;
+      const double power = (of.squares * by.squares(pair_, k) + in.squares) / static_cast<double>(n);
+      return {map.data(), 0.0, kTransform * unit * (std::sqrt(power) + in.largest / 2)};
+    }
+
+    // All sums of a template, or those that depend on its elements. One spectrum after the other, so
+    // that a single template needs one at a time.
+    void sum_windows(int64_t k, bool all) {
+      Factors &products = pass_.products_, &weights = pass_.weights_, &energies = pass_.energies_;
+      const bool centred = pass_.rule_.zero_mean;
+      if (all) {
+        sums_.square = sum(kSquare, weights, k, maps_[0]);
+        if (!keeps_spectra_ || weights.is_shared()) release(kSquare);
+        if (centred) sums_.first = sum(kFirst, weights, k, maps_[1]);
+      }
+      sums_.product = sum(kFirst, products, k, maps_[2]);
+      if (!keeps_spectra_) release(kFirst);
+      if (is_whole_) {
+        sums_.count.constant = weights.sum(pair_, k);
+        sums_.other.constant = centred ? products.sum(pair_, k) : 0.0;
+        sums_.energy.constant = energies.sum(pair_, k);
+        return;
+      }
+      if (all) sums_.count = sum(kWeight, weights, k, maps_[3]);
+      if (centred) sums_.other = sum(kWeight, products, k, maps_[4]);
+      sums_.energy = sum(kWeight, energies, k, maps_[5]);
+    }
+
+    // Writes scores of a template, and in float64 which of them are doubtful; how many are.
+    int64_t emit(int64_t k) const {
+      int64_t doubtful = 0, existing = 0;
+      std::vector<uint8_t> states(t_.outputs[2]);
+      for (int lane = 0; lane < 2; ++lane) {
+        const TilePlace& p = places_[lane];
+        if (!p.exists) continue;
+        ++existing;
+        const double scale = levels_[lane].scale;
+        const ScoreLimits by{pass_.rule_.eps * scale * scale,
+                             pass_.rule_.least * pass_.weights_.sum(pair_, k), pass_.rule_.allowed};
+        const int64_t x = p.first(t_, 2), n = std::min(t_.outputs[2], pass_.map_[2] - x);
+        for (int64_t row = 0; row < t_.outputs[0] * t_.outputs[1]; ++row) {
+          const int64_t z = p.first(t_, 0) + row / t_.outputs[1];
+          const int64_t y = p.first(t_, 1) + row % t_.outputs[1];
+          if (z >= pass_.map_[0] || y >= pass_.map_[1]) continue;
+          const int64_t which = p.item * pass_.templates_ + pass_.block_.first_template + k;
+          const int64_t to = ((which * pass_.map_[0] + z) * pass_.map_[1] + y) * pass_.map_[2] + x;
+          const ScoreSums<R> here = moved(sums_, lane * t_.positions() + row * t_.outputs[2]);
+          const int64_t bad = score_row(is_whole_, n, here, by, pass_.out_ + to, states.data());
+          doubtful += bad;
+          if (bad > 0 && std::is_same_v<R, double>) {
+            std::copy_n(states.data(), n, pass_.doubtful_ + to);
+          }
+        }
+      }
+      if (doubtful == 0 || std::is_same_v<R, double>) {
+        count_way(sizeof(R) < sizeof(double) ? Way::kFloat32 : Way::kFloat64, existing);
+      }
+      return doubtful;
+    }
+
+    ScoreSums<R> moved(ScoreSums<R> sums, int64_t by) const {
+      for (WindowSum<R>* sum : {&sums.count, &sums.first, &sums.square, &sums.product, &sums.other,
+                                &sums.energy}) {
+        if (sum->map) sum->map += by;
+      }
+      return sums;
+    }
+
+    MaskedPass& pass_;
+    const Tiling& t_;
+    const TilePlace (&places_)[2];
+    const TileLevel (&levels_)[2];
+    const int64_t pair_;
+    const bool is_whole_;
+    bool keeps_spectra_ = false;
+    Spectrum spectra_[3];
+    ScoreSums<R> sums_;
+    std::vector<R> maps_[6];
+  };
+
+  const Tensor& like_;
+  const Block& block_;
+  const MaskedRule rule_;
+  const Tiling t_;
+  const T *image_, *weight_;
+  Factors products_, weights_, energies_;
+  const Axes3 map_;
+  const int64_t templates_;
+  T* out_;
+  uint8_t* doubtful_;
+};
+
+void score_masked_tiles(const Tensor& input, std::optional<Tensor> weight, Tensors factors,
+                        Sizes batch, Sizes block_numbers, Numbers rule, const Tensor& out,
+                        const Tensor& doubtful) {
+  const Block block(block_numbers);
+  STD_TORCH_CHECK(factors.size() == 3, "templates come as products, weights and energies");
+  with_real_type(input, "input", [&](auto zero) {
+    MaskedPass<decltype(zero)> pass(input, weight, factors, batch, block, rule, out, doubtful);
+    const Tiling& tiling = pass.tiling();
+    const int64_t tiles = input.size(0) / factors[0].size(0) * tiling.tiles_per_item();
+    for_units({block, tiles, 2}, tiling.ndim,
+              [&](const Sizes& some, int64_t pair) { pass.score(some, pair); });
+  });
+}
+
+}  // namespace
+}  // namespace torchcorr
+
+STABLE_TORCH_LIBRARY_IMPL(torchcorr_cpu, CPU, m) {
+  m.impl("score_masked_tiles", TORCH_BOX(&torchcorr::score_masked_tiles));
+}

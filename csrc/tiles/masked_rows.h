@@ -1,0 +1,60 @@
+// What one row of windows or elements takes in scores of windows whose elements have weights.
+#pragma once
+
+#include "common/vectors.h"
+
+namespace torchcorr {
+
+// A sum of each window, or the same for all windows; and a bound of its rounding.
+template <class R>
+struct WindowSum {
+  const R* map = nullptr;
+  double constant = 0, error = 0;
+};
+
+// The sums of a template and tile.
+template <class R>
+struct ScoreSums {
+  WindowSum<R> count, first, square, product, other, energy;
+};
+
+// What is the same for all windows of a template and tile.
+struct ScoreLimits {
+  double softening, least_count, allowed;
+};
+
+// Scores of n neighbouring windows; how many are doubtful. States are 1 where a window is. `whole`: all
+// elements have weight 1, so that three of the sums are constants.
+int64_t score_row(bool whole, int64_t n, const ScoreSums<float>& sums, const ScoreLimits& by,
+                  float* out, uint8_t* states);
+int64_t score_row(bool whole, int64_t n, const ScoreSums<double>& sums, const ScoreLimits& by,
+                  float* out, uint8_t* states);
+int64_t score_row(bool whole, int64_t n, const ScoreSums<double>& sums, const ScoreLimits& by,
+                  double* out, uint8_t* states);
+
+// Of elements of a tile that have weight: their number, sum, and squares about a level.
+struct Survey {
+  double count[kDoubles] = {}, sum[kDoubles] = {}, squares[kDoubles] = {};
+};
+
+// Adds n elements; without weights all have weight.
+void survey(int64_t n, const float* x, const float* weight, double level, Survey& to);
+void survey(int64_t n, const double* x, const double* weight, double level, Survey& to);
+
+// Level and scale of a tile, and what its weights are.
+struct TileLevel {
+  double level = 0, scale = 1;
+  bool is_whole = true, is_empty = true;  // all weights are 1, or 0
+};
+
+// Writes one lane of n elements: weighted ones (`which` 0), weighted squares (1), or weights (2).
+void cut(int64_t n, const float* x, const float* weight, const TileLevel& of, int which, float* out);
+void cut(int64_t n, const float* x, const float* weight, const TileLevel& of, int which, double* out);
+void cut(int64_t n, const double* x, const double* weight, const TileLevel& of, int which,
+         double* out);
+
+// Every step-th of the numbers of two lanes that alternate.
+void take_row(int64_t n, int64_t step, const float* from, float* one, float* other);
+void take_row(int64_t n, int64_t step, const double* from, double* one, double* other);
+
+}  // namespace torchcorr

@@ -1,0 +1,150 @@
+"""Scores with weights in tiles: which way tiles take, and that all of them give one answer."""
+
+from __future__ import annotations
+
+import oracle
+import pytest
+import torch
+from inputs import array, draw, normal
+from tolerances import SCORE
+
+import torchcorr
+from torchcorr._cpu import counters
+from torchcorr._definition.weighted import weighted_ncc
+from torchcorr._plan.choose import arrange_masked, scratch_allowed
+
+
+def soft(shape, dtype, seed=5):
+    """Weights, a quarter of them 0."""
+    weights = draw(shape, dtype, seed)
+    return torch.where(weights < 0.25, 0.0, weights)
+
+
+def check(image, template, there, mask, stride=(1, 1), least=0.3, **how):
+    """Scores of tensors in normal form against their definition, and the way tiles took."""
+    counters.take()
+    options = (how.get("zero_mean", True), how.get("pooled", True), how.get("eps", 0.0), least)
+    args = (image, template, there, mask, stride, *options, "fft")
+    got = torch.ops.torchcorr.weighted_ncc(*args)
+    ways = counters.take()
+    want = weighted_ncc(*(x.double() if isinstance(x, torch.Tensor) else x for x in args))
+    assert got.dtype == image.dtype and got.shape == want.shape
+    assert float((got - want).abs().max()) <= SCORE[image.dtype]
+    assert float(want.abs().max()) > 0.1
+    return ways
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.float64), ids=str)
+@pytest.mark.parametrize("stride", ((1, 1), (2, 3)), ids=str)
+@pytest.mark.parametrize("weights", ("input", "template", "both"))
+def test_tiles_of_noise_need_no_second_transform(weights, stride, dtype):
+    image, template = normal(1, 150, 163, seed=0).to(dtype), normal(1, 21, 24, seed=1).to(dtype)
+    there = soft((1, 150, 163), dtype) if weights != "template" else None
+    mask = soft((1, 21, 24), dtype) if weights != "input" else None
+    ways = check(image, template, there, mask, stride)
+    assert ways.exact_windows == 0
+    assert (ways.float32 > 0, ways.float64 > 0) == (
+        (dtype == torch.float32),
+        dtype != torch.float32,
+    )
+
+
+@pytest.mark.parametrize("zero_mean", (True, False))
+@pytest.mark.parametrize("leads", ("templates", "inputs", "paired", "masks"))
+def test_a_mask_for_each_template(leads, zero_mean):
+    """Leading axes of masks may be those of their tensor, or more."""
+    shapes = {
+        "templates": ((2, 60, 61), (3, 1, 2, 12, 13), (1, 60, 61), (3, 1, 1, 12, 13)),
+        "inputs": ((4, 2, 60, 61), (2, 12, 13), (4, 1, 60, 61), (2, 12, 13)),
+        "paired": ((3, 2, 60, 61), (3, 2, 12, 13), (3, 2, 60, 61), (3, 1, 12, 13)),
+        "masks": ((2, 60, 61), (2, 12, 13), (3, 1, 1, 60, 61), (2, 1, 12, 13)),
+    }[leads]
+    image, template = (normal(*s, seed=i).float() for i, s in enumerate(shapes[:2]))
+    there, mask = (soft(s, torch.float32, i) for i, s in enumerate(shapes[2:]))
+    assert check(image, template, there, mask, zero_mean=zero_mean, eps=0.01).float32 > 0
+
+
+@pytest.mark.parametrize("ndim", (1, 3))
+def test_lines_and_volumes(ndim):
+    size, window = ((5000,), (300,)) if ndim == 1 else ((30, 31, 32), (8, 9, 10))
+    image, template = normal(*size, seed=0).float() + 9, normal(*window, seed=1).float()
+    options = {
+        "input_mask": soft(size, torch.float32),
+        "template_mask": soft(window, torch.float32),
+    }
+    got = torchcorr.zncc(image, template, ndim=ndim, method="fft", **options)
+    plain = {key: array(value) for key, value in options.items()}
+    exact = oracle.zncc(array(image), array(template), ndim=ndim, **plain)
+    assert float(abs(array(got) - exact).max()) <= SCORE[torch.float32]
+
+
+def test_one_faint_patch_takes_float64_in_its_tiles_only():
+    image, template = normal(1, 700, 700, seed=0).float(), normal(1, 64, 64, seed=1).float()
+    there, mask = soft((1, 700, 700), torch.float32), soft((1, 64, 64), torch.float32)
+    image[:, 100:180, 80:160] *= 1e-4
+    ways = check(image, template, there, mask)
+    assert ways.float64 > 0 and ways.float32 > 0
+
+
+def test_flat_windows_score_0_and_take_no_quadratic_time():
+    """All elements with weight are equal; those without are not."""
+    image, template = normal(1, 500, 500, seed=0).float(), normal(1, 60, 60, seed=1).float()
+    there, mask = soft((1, 500, 500), torch.float32), soft((1, 60, 60), torch.float32)
+    image[:, :, :300] = torch.where(there[:, :, :300] > 0, 0.1, image[:, :, :300])
+    got = torch.ops.torchcorr.weighted_ncc(
+        image, template, there, mask, (1, 1), True, True, 0.0, 0.3, "fft"
+    )
+    assert bool((got[:, :241] == 0).all()) and bool((got[:, 241:] != 0).all())
+
+
+def test_a_mask_of_ones_costs_and_scores_what_none_does():
+    image, template = normal(1, 150, 160, seed=0).float(), normal(1, 20, 20, seed=1).float()
+    mask, ones = soft((1, 20, 20), torch.float32), torch.ones(1, 150, 160)
+    args = (mask, (1, 1), True, True, 0.0, 0.3, "fft")
+    got = torch.ops.torchcorr.weighted_ncc(image, template, ones, *args)
+    assert torch.equal(got, torch.ops.torchcorr.weighted_ncc(image, template, None, *args))
+
+
+@pytest.mark.parametrize("least", (0.0, 0.5, 1.0))
+def test_windows_are_scored_from_exactly_the_least_weight_on(least):
+    image, template = normal(70, 80, seed=0).float(), normal(10, 10, seed=1).float()
+    there = torch.ones(70, 80, dtype=torch.bool)
+    there[:, 40:] = False
+    scores = torchcorr.zncc(image, template, input_mask=there, min_overlap=least, method="fft")
+    last = {0.0: 39, 0.5: 35, 1.0: 30}[least]
+    assert bool((scores[:, : last + 1] != 0).all()) and bool((scores[:, last + 1 :] == 0).all())
+
+
+@pytest.mark.parametrize("method", ("direct", "auto", "fft"))
+def test_one_tile_and_many_runs_of_weights(method):
+    image, template = normal(40, 43, seed=0).float(), normal(12, 12, seed=1).float()
+    mask = soft((12, 12), torch.float32)
+    got = torchcorr.zncc(image, template, template_mask=mask, method=method)
+    exact = oracle.zncc(array(image), array(template), template_mask=array(mask))
+    assert float(abs(array(got) - exact).max()) <= SCORE[torch.float32]
+
+
+@pytest.mark.parametrize("size", ((1024, 1024), (4000, 4000), (128, 128, 128), (1 << 20,)), ids=str)
+@pytest.mark.parametrize("window", (32, 120))
+def test_scratch_is_bounded(size, window):
+    if window >= size[0] // 2:
+        window = size[0] // 4
+    ndim = len(size)
+    template = (1, *(window,) * ndim)
+    call = arrange_masked((1, *size), template, (1,) * ndim, dtype=torch.float32, device="cpu")
+    assert call.plan.bytes <= max(64 << 20, scratch_allowed(call.problem))
+
+
+def test_threads_give_the_same_bits():
+    image, template = normal(1, 300, 310, seed=0).float(), normal(1, 40, 41, seed=1).float()
+    there, mask = soft((1, 300, 310), torch.float32), soft((1, 40, 41), torch.float32)
+    args = (image, template, there, mask, (1, 1), True, True, 0.0, 0.3, "fft")
+    before = torch.get_num_threads()
+    try:
+        found = []
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            found.append(torch.ops.torchcorr.weighted_ncc(*args))
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(*found)
