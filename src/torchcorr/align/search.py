@@ -8,18 +8,18 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from .lags import Lags
-from .overlap import overlap_scores
+from .. import _contract
+from .._plan.lags import Lags
 from .phase import weighed_scores
 from .ranking import Best, Judge, best_of, false_alarm, significance, unrelated
 from .subsample import from_neighbours, from_recordings
 
 __all__ = ["Answer", "Search"]
 
-# Lags whose scores are in memory at the same time, at least, and for each element of the smaller
-# recording, whose transforms need as much.
-_LAGS = 1 << 21
-_LAGS_PER_ELEMENT = 8
+# Lags whose scores are in memory at the same time, at least, and along each axis for each element
+# of the smaller recording, whose transforms need as much.
+_LAGS = 1 << 18
+_LAGS_PER_ELEMENT = 2
 # Elements that nearly always tell two recordings apart.
 _SEEN_FIRST = 1 << 10
 
@@ -109,7 +109,7 @@ class Search:
         kept = None
         if self.keep_map:
             kept = torch.empty(self.lags.shape, dtype=torch.float64, device=x.device)
-        most = max(_LAGS, _LAGS_PER_ELEMENT * self.smaller)
+        most = max(_LAGS, _LAGS_PER_ELEMENT ** len(self.lags.axes) * self.smaller)
         # Spectra that are weighed are those of the whole.
         for block in self.lags.blocks(
             most if self.weighting is None else math.prod(self.lags.shape)
@@ -126,7 +126,8 @@ class Search:
     def _scores(self, x: Tensor, y: Tensor, lags: Lags) -> Tensor:
         if self.weighting is not None:
             return weighed_scores(x.double(), y.double(), lags, self.weighting)
-        return overlap_scores(x[None], y[None], lags, self.method)[0]
+        scores: Tensor = _contract.overlap_scores(x, y, *lags.ends, self.method)
+        return scores
 
     def _answer(
         self, x: Tensor, y: Tensor, best: Best | None, kept: Tensor | None, judge: Judge
@@ -169,7 +170,9 @@ class Search:
         sign = math.copysign(1.0, best.first.score)
         offset = from_neighbours(best.patch * sign, self.subsample)
         if self.subsample == "fourier":
-            offset = from_recordings(x, y * sign, self.lags, best.first.lag, offset)[0]
+            offset = from_recordings(
+                x, y * sign, self.lags, best.first.lag, best.first.score, offset
+            )[0]
         return lag + offset
 
 

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .._plan.lags import Lags
 from ..functional import correlate
-from .lags import Lags
 
 __all__ = ["SUBSAMPLE", "from_neighbours", "from_recordings", "resampled"]
 
@@ -24,14 +24,19 @@ _REACH = 8
 # Fewer elements along an axis tell nothing about places between them.
 _FEWEST = 9
 _STEPS = 20
-# Elements in the middle of an overlap that suffice for a hundredth of a sample.
-_ENOUGH = 1 << 18
+# Differences of scores that rounding alone can make.
+_ROUNDING = 1e-10
+# Elements in the middle of an overlap that are used: at least and at most so many, and else as many
+# as make the deviation of the place this many samples where a sample changes the recording by its
+# own deviation.
+_LEAST, _MOST = 1 << 14, 1 << 20
+_DEVIATION = 2e-3
 
 
 def from_neighbours(patch: Tensor, how: str) -> Tensor:
     """Offset ``(ndim,)`` of the top from the middle of a patch of 3 scores an axis, at most half a
     sample: by a parabola through three scores, or through their logarithms (a Gaussian) where all
-    are positive. A neighbour that is NaN is unknown, and its axis keeps 0.
+    are positive. An axis along which they are level, or a neighbour is NaN, keeps 0.
     """
     offsets = []
     for axis in range(patch.dim()):
@@ -41,30 +46,30 @@ def from_neighbours(patch: Tensor, how: str) -> Tensor:
         left, centre, right = three.unbind()
         bend = left - 2 * centre + right
         top = (0.5 * (left - right) / bend).clamp(-0.5, 0.5)
-        offsets.append(top if bool(bend < 0) else torch.zeros_like(top))
+        offsets.append(top if bool(bend < -_ROUNDING) else torch.zeros_like(top))
     return torch.stack(offsets)
 
 
 def from_recordings(
-    x: Tensor, y: Tensor, lags: Lags, lag: Sequence[int], start: Tensor
+    x: Tensor, y: Tensor, lags: Lags, lag: Sequence[int], whole: float, start: Tensor
 ) -> tuple[Tensor, Tensor | None]:
-    """Offset ``(ndim,)`` from a lag at which y, interpolated as a band-limited function, correlates
-    best with x, and the score there; the start and None if no top lies within a sample. An axis
-    with too few elements keeps 0.
+    """Offset ``(ndim,)`` from a lag of score `whole` at which y, interpolated as a band-limited
+    function, correlates best with x, and the score there; the start and None if no top lies within
+    a sample. An axis with too few elements keeps 0.
 
     Gauss-Newton steps on the coefficient itself. If x or y require a gradient, the offset has that
     of the implicit function theorem (math.md, eq. place).
     """
-    reach, of_x, of_y = _window(lags, lag)
+    reach, of_x, of_y = _window(lags, lag, whole)
     a, b = x[of_x].double(), y[of_y].double()
-    equal = torch.equal(a, b)
-    # Squares must not leave the range of the exponent.
-    a, b = (v / v.detach().abs().amax() for v in (a, b))
+    here = torch.zeros_like(start)
+    if max(reach) == 0:
+        return here, None
+    if not (a.requires_grad or b.requires_grad) and torch.equal(a, b):
+        return here, torch.ones_like(start[0])
+    a, b = _scaled(a), _scaled(b)
     live = torch.tensor([r > 0 for r in reach], device=x.device)
     start = torch.where(live, start, 0.0)
-    here = torch.zeros_like(start)
-    if not bool(live.any()):
-        return here, None
     fixed, moved = _resampled(a.detach(), here, reach)[0], b.detach()
     offset = start
     score = None
@@ -81,18 +86,31 @@ def from_recordings(
             break
     if a.requires_grad or b.requires_grad:
         offset = _implicit(a, b, offset, reach, live)
-    elif equal:
-        offset = here
     return offset, score
 
 
+def _scaled(x: Tensor) -> Tensor:
+    """x without its level, so that products do not cancel, and in units of its largest element."""
+    x = x - x.detach().mean()
+    peak = x.detach().abs().amax()
+    return x / torch.where(peak > 0, peak, 1.0)
+
+
+def _enough(whole: float) -> float:
+    """Elements that suffice: the variance of the place is nearly ``(1 / r² - 1) / n`` in units of
+    the squared deviation over that of the slope (math.md, eq. place).
+    """
+    square = max(whole * whole, 1e-4)
+    return min(max((1 / square - 1) / _DEVIATION**2, _LEAST), _MOST)
+
+
 def _window(
-    lags: Lags, lag: Sequence[int]
+    lags: Lags, lag: Sequence[int], whole: float
 ) -> tuple[list[int], tuple[slice, ...], tuple[slice, ...]]:
     """Reach of the interpolation along each axis and the overlap, or the middle of a large one."""
     sizes = [s.stop - s.start for s in lags.overlap(lag)[0]]
     reach = [min(_REACH, (n - 1) // 4) if n >= _FEWEST else 0 for n in sizes]
-    most = int(_ENOUGH ** (1 / len(sizes)))
+    most = int(_enough(whole) ** (1 / len(sizes)))
     of_x, of_y = [], []
     for axis, k in zip(lags.axes, lag, strict=True):
         start, stop = max(0, k), min(axis.size, k + axis.moved)
@@ -106,21 +124,20 @@ def _linearised(
     x: Tensor, y: Tensor, offset: Tensor, reach: list[int]
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Score at an offset, its slope, and minus its bend as Gauss and Newton approximate it."""
-    moved, *ways = (_centred(v).flatten() for v in _resampled(y, offset, reach))
-    a, norm = _centred(x).flatten(), torch.linalg.vector_norm(moved)
-    a, b = a / torch.linalg.vector_norm(a), moved / norm
-    tangents = torch.stack(ways)
-    tangents = (tangents - (tangents @ b)[:, None] * b) / norm
-    score = a @ b
-    return score, tangents @ a, tangents @ tangents.T * score
+    rows = torch.stack([v.flatten() for v in (x, *_resampled(y, offset, reach))])
+    means = rows.mean(1, keepdim=True)
+    products = rows @ rows.T - rows.shape[1] * means * means.T
+    energy = products[1, 1]
+    ways = products[2:, 1] / energy
+    norm = products[0, 0].sqrt() * energy.sqrt()
+    score = products[0, 1] / norm
+    slope = (products[2:, 0] - ways * products[0, 1]) / norm
+    bend = (products[2:, 2:] - energy * ways[:, None] * ways) * (score / energy)
+    return score, slope, bend
 
 
 def _bends(bend: Tensor) -> bool:
     return bool(torch.isfinite(bend).all()) and bool(torch.linalg.eigvalsh(bend)[0] > 0)
-
-
-def _centred(x: Tensor) -> Tensor:
-    return x - x.mean()
 
 
 def _resampled(y: Tensor, offset: Tensor, reach: list[int]) -> list[Tensor]:
