@@ -21,11 +21,11 @@ from .correlate import correlate
 from .windows import window_moments, window_sum
 
 # Rounding of a product of transforms in float64, relative to the norms of both recordings.
-_TRANSFORM = 64 * rounding.unit(torch.float64)
+TRANSFORM = 64 * rounding.unit(torch.float64)
 # Energy that rounding of the mean can leave in a flat overlap of n elements: n (mean * this)².
 _FLAT = 1e-12
 # The largest error of a score. An overlap that is too faint beside the rest for it counts as flat.
-_ALLOWED = 1e-7
+ALLOWED = 1e-7
 # Multiply-adds from which on scores that transforms cannot resolve are not summed term by term,
 # and lags from which on transforms are quicker.
 LOOP = 1 << 27
@@ -105,7 +105,7 @@ def faintest(x: Tensor, y: Tensor) -> float:
     cannot promise its score.
     """
     norms = (float(torch.linalg.vector_norm(v)) for v in (x, y))
-    return math.prod(norms) * (_TRANSFORM / _ALLOWED)
+    return math.prod(norms) * (TRANSFORM / ALLOWED)
 
 
 def overlap_moments(x: Tensor, lags: Lags, operators: OverlapOperators) -> tuple[Tensor, Tensor]:
@@ -206,18 +206,18 @@ def products(x: Tensor, y: Tensor, lags: Lags) -> Tensor:
     """
     axes = tuple(range(len(lags.axes)))
     lengths = [axis.length() for axis in lags.axes]
-    spectrum = _spectrum(x, lengths)
-    spectrum *= _spectrum(y.flip(axes), lengths)
-    circle = torch.fft.irfftn(spectrum, lengths, axes)
+    both = spectrum(x, lengths)
+    both *= spectrum(y.flip(axes), lengths)
+    circle = torch.fft.irfftn(both, lengths, axes)
     return circle[tuple(slice(a.low + a.moved - 1, a.high + a.moved) for a in lags.axes)]
 
 
-def _spectrum(x: Tensor, lengths: Sequence[int]) -> Tensor:
+def spectrum(x: Tensor, lengths: Sequence[int]) -> Tensor:
     """Axis by axis, so that lines of padding are not transformed."""
-    spectrum = torch.fft.rfft(x, lengths[-1])
+    found = torch.fft.rfft(x, lengths[-1])
     for axis in range(x.dim() - 2, -1, -1):
-        spectrum = torch.fft.fft(spectrum, lengths[axis], axis)
-    return spectrum
+        found = torch.fft.fft(found, lengths[axis], axis)
+    return found
 
 
 def _summed(x: Tensor, y: Tensor, lags: Lags, operators: OverlapOperators) -> Tensor:

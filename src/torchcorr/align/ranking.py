@@ -11,7 +11,8 @@ from torch.nn.functional import pad
 
 from .._plan.lags import Lags
 from ..match.maxima import parabola
-from .subsample import from_neighbours, from_recordings
+from .masked import Masks
+from .subsample import Place, from_neighbours, from_recordings
 
 __all__ = ["Best", "Judge", "Peak", "best_of", "significance", "false_alarm", "unrelated"]
 
@@ -47,6 +48,11 @@ class Peak:
     rank: float
     count: int
     perfect: bool
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether the whole sample itself agrees perfectly."""
+        return abs(self.score) >= 1 - _PERFECT
 
 
 @dataclass(frozen=True)
@@ -122,6 +128,7 @@ class Judge:
     by_score: bool
     # Pairs of elements that count as one.
     alike: float
+    masks: Masks | None = None
 
     def ranks(self, scores: Tensor, counts: Tensor) -> Tensor:
         """Fisher's z of each score in units of its chance error, or the score itself."""
@@ -163,7 +170,7 @@ class Judge:
         """Whether a lag beside this one was left out, though more than two elements overlap."""
         for axis, k in zip(self.lags.axes, peak.lag, strict=True):
             for beside in (k - 1, k + 1):
-                count = peak.count // axis.count(k) * axis.count(beside)
+                count = peak.count * axis.count(beside) / axis.count(k)
                 asked = axis.low <= beside <= axis.high and count >= self.least
                 if len(axis) > 1 and count > 2 and not asked:
                     return True
@@ -176,21 +183,28 @@ class _Map:
     They are ranked row by row, the most promising first, as most rows cannot contain the best.
     """
 
-    def __init__(self, scores: Tensor, around: Lags, inner: Lags, judge: Judge) -> None:
+    def __init__(
+        self, scores: Tensor, counts: Tensor | None, around: Lags, inner: Lags, judge: Judge
+    ) -> None:
         self.scores, self.around, self.inner, self.judge = scores, around, inner, judge
         core = scores[inner.within(around)]
+        self.given = None if counts is None else counts[inner.within(around)]
         self.width = core.shape[-1] if core.dim() > 1 else min(core.shape[-1], _WIDTH)
         first, *others = (axis.counts(scores.device) for axis in inner.axes)
-        if others:
-            for counts in others[:-1]:
-                first = (first[:, None] * counts).flatten()
+        if others and self.given is not None:
+            self.rows, self.outer = (v.reshape(-1, self.width) for v in (core, self.given))
+            self.along = first.new_ones(1)
+        elif others:
+            for along in others[:-1]:
+                first = (first[:, None] * along).flatten()
             self.outer, self.along = first[:, None], others[-1]
             self.rows = core.reshape(-1, self.width)
         else:
             # Nothing overlaps at the lags that fill up the last row.
             missing = -len(core) % self.width
             self.outer, self.rows = (
-                pad(v, (0, missing)).reshape(-1, self.width) for v in (first, core)
+                pad(v, (0, missing)).reshape(-1, self.width)
+                for v in (first if self.given is None else self.given, core)
             )
             self.along = first.new_ones(1)
         self.highest, self.bounds = self._bounds(self.rows, self.outer)
@@ -335,8 +349,12 @@ class _Map:
         ends = []
         for axis, (at, lags) in enumerate(zip(place, self.inner.axes, strict=True)):
             line = core[(*place[:axis], slice(None), *place[axis + 1 :])]
-            others = peak.count // lags.count(peak.lag[axis])
-            ranks = self.judge.ranks(line, lags.counts(line.device) * others)
+            if self.given is None:
+                others = peak.count // lags.count(peak.lag[axis])
+                counts = lags.counts(line.device) * others
+            else:
+                counts = self.given[(*place[:axis], slice(None), *place[axis + 1 :])]
+            ranks = self.judge.ranks(line, counts)
             low, high = at - _fall(ranks[: at + 1].flip(0)), at + _fall(ranks[at:])
             ends.append((lags.low + low, lags.low + high))
         return tuple(ends)
@@ -351,9 +369,11 @@ def _fall(line: Tensor) -> int:
     return len(line) - 1
 
 
-def best_of(scores: Tensor, around: Lags, inner: Lags, judge: Judge) -> Best | None:
+def best_of(
+    scores: Tensor, counts: Tensor | None, around: Lags, inner: Lags, judge: Judge
+) -> Best | None:
     """The best of the lags in `inner`, of scores at these lags and at those beside them."""
-    found = _Map(scores, around, inner, judge)
+    found = _Map(scores, counts, around, inner, judge)
     top = found.best()
     if top is None:
         return None
@@ -389,7 +409,8 @@ def _perfect_between(found: _Map, top: Peak, judge: Judge) -> list[Peak]:
         if judge.distance(peak) >= judge.distance(top):
             break
         start = from_neighbours(found.patch(peak) * sign, "gauss")
-        score = from_recordings(judge.x, judge.y * sign, judge.lags, peak.lag, peak.score, start)[1]
+        place = Place(judge.lags, peak.lag, peak.score, judge.masks)
+        score = from_recordings(judge.x, judge.y * sign, place, start)[1]
         if score is not None and float(score) >= 1 - _PERFECT_BETWEEN:
             peaks.append(replace(peak, perfect=True))
     return peaks

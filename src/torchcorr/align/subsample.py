@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from .._plan.lags import Lags
 from ..functional import correlate
+from .masked import Masks
 
-__all__ = ["SUBSAMPLE", "from_neighbours", "from_recordings", "resampled"]
+__all__ = ["SUBSAMPLE", "Place", "from_neighbours", "from_recordings", "resampled"]
 
 SUBSAMPLE = ("fourier", "gauss", "parabola")
 # Both recordings pass the same filter, so that none is smoothed more than the other: a sinc
@@ -33,6 +35,16 @@ _LEAST, _MOST = 1 << 14, 1 << 20
 _DEVIATION = 2e-3
 
 
+@dataclass(frozen=True)
+class Place:
+    """A lag, its score, and which elements of the recordings are there."""
+
+    lags: Lags
+    lag: Sequence[int]
+    score: float
+    masks: Masks | None
+
+
 def from_neighbours(patch: Tensor, how: str) -> Tensor:
     """Offset ``(ndim,)`` of the top from the middle of a patch of 3 scores an axis, at most half a
     sample: by a parabola through three scores, or through their logarithms (a Gaussian) where all
@@ -51,16 +63,16 @@ def from_neighbours(patch: Tensor, how: str) -> Tensor:
 
 
 def from_recordings(
-    x: Tensor, y: Tensor, lags: Lags, lag: Sequence[int], whole: float, start: Tensor
+    x: Tensor, y: Tensor, place: Place, start: Tensor
 ) -> tuple[Tensor, Tensor | None]:
-    """Offset ``(ndim,)`` from a lag of score `whole` at which y, interpolated as a band-limited
+    """Offset ``(ndim,)`` from a lag at which y, interpolated as a band-limited
     function, correlates best with x, and the score there; the start and None if no top lies within
     a sample. An axis with too few elements keeps 0.
 
     Gauss-Newton steps on the coefficient itself. If x or y require a gradient, the offset has that
     of the implicit function theorem (math.md, eq. place).
     """
-    reach, of_x, of_y = _window(lags, lag, whole)
+    reach, of_x, of_y = _window(place)
     a, b = x[of_x].double(), y[of_y].double()
     here = torch.zeros_like(start)
     if max(reach) == 0:
@@ -70,11 +82,14 @@ def from_recordings(
     a, b = _scaled(a), _scaled(b)
     live = torch.tensor([r > 0 for r in reach], device=x.device)
     start = torch.where(live, start, 0.0)
+    there = None if place.masks is None else place.masks.surrounded(of_x, of_y, reach).flatten()
+    if there is not None and float(there.sum()) < _FEWEST ** int(live.sum()):
+        return start, None
     fixed, moved = _resampled(a.detach(), here, reach)[0], b.detach()
     offset = start
     score = None
     for _ in range(_STEPS):
-        score, slope, bend = _linearised(fixed, moved, offset, reach)
+        score, slope, bend = _linearised(fixed, moved, offset, reach, there)
         if not _bends(bend[live][:, live]) or not bool(score > 0):
             return start, None
         step = torch.zeros_like(offset)
@@ -85,7 +100,7 @@ def from_recordings(
         if bool(step.abs().max() < 1e-10):
             break
     if a.requires_grad or b.requires_grad:
-        offset = _implicit(a, b, offset, reach, live)
+        offset = _implicit(a, b, offset, reach, live, there)
     return offset, score
 
 
@@ -105,14 +120,16 @@ def _enough(whole: float) -> float:
 
 
 def _window(
-    lags: Lags, lag: Sequence[int], whole: float
+    place: Place,
 ) -> tuple[list[int], tuple[slice, ...], tuple[slice, ...]]:
     """Reach of the interpolation along each axis and the overlap, or the middle of a large one."""
-    sizes = [s.stop - s.start for s in lags.overlap(lag)[0]]
+    sizes = [s.stop - s.start for s in place.lags.overlap(place.lag)[0]]
     reach = [min(_REACH, (n - 1) // 4) if n >= _FEWEST else 0 for n in sizes]
-    most = int(_enough(whole) ** (1 / len(sizes)))
+    # What is missing may lie in the middle.
+    enough = _enough(place.score) if place.masks is None else _MOST
+    most = int(enough ** (1 / len(sizes)))
     of_x, of_y = [], []
-    for axis, k in zip(lags.axes, lag, strict=True):
+    for axis, k in zip(place.lags.axes, place.lag, strict=True):
         start, stop = max(0, k), min(axis.size, k + axis.moved)
         spare = max(0, (stop - start - most) // 2)
         of_x.append(slice(start + spare, stop - spare))
@@ -121,12 +138,16 @@ def _window(
 
 
 def _linearised(
-    x: Tensor, y: Tensor, offset: Tensor, reach: list[int]
+    x: Tensor, y: Tensor, offset: Tensor, reach: list[int], there: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Score at an offset, its slope, and minus its bend as Gauss and Newton approximate it."""
+    """Score at an offset, its slope, and minus its bend as Gauss and Newton approximate it, of the
+    elements that are there.
+    """
     rows = torch.stack([v.flatten() for v in (x, *_resampled(y, offset, reach))])
-    means = rows.mean(1, keepdim=True)
-    products = rows @ rows.T - rows.shape[1] * means * means.T
+    counted = rows if there is None else rows * there
+    total = rows.shape[1] if there is None else float(there.sum())
+    means = counted.sum(1, keepdim=True) / total
+    products = counted @ rows.T - total * means * means.T
     energy = products[1, 1]
     ways = products[2:, 1] / energy
     norm = products[0, 0].sqrt() * energy.sqrt()
@@ -183,12 +204,14 @@ def _kernel(offset: Tensor, reach: int, share: float = _BAND) -> tuple[Tensor, T
     return value * taper, (rate - value * t / width**2) * taper
 
 
-def _implicit(x: Tensor, y: Tensor, offset: Tensor, reach: list[int], live: Tensor) -> Tensor:
+def _implicit(
+    x: Tensor, y: Tensor, offset: Tensor, reach: list[int], live: Tensor, there: Tensor | None
+) -> Tensor:
     """The offset with the gradient of a place where the slope of the score is zero."""
     here = torch.zeros_like(offset)
 
     def slope(x: Tensor, y: Tensor, at: Tensor) -> Tensor:
-        return _linearised(_resampled(x, here, reach)[0], y, at, reach)[1][live]
+        return _linearised(_resampled(x, here, reach)[0], y, at, reach, there)[1][live]
 
     place = offset.detach().requires_grad_()
     rows = [
