@@ -13,7 +13,7 @@ from .._plan.lags import Lags
 from ..functional import correlate
 from .masked import Masks
 
-__all__ = ["SUBSAMPLE", "Place", "from_neighbours", "from_recordings", "resampled"]
+__all__ = ["SUBSAMPLE", "Place", "from_neighbours", "from_recordings", "linearised", "resampled"]
 
 SUBSAMPLE = ("fourier", "gauss", "parabola")
 # Both recordings pass the same filter, so that none is smoothed more than the other: a sinc
@@ -144,6 +144,11 @@ def _linearised(
     elements that are there.
     """
     rows = torch.stack([v.flatten() for v in (x, *_resampled(y, offset, reach))])
+    return linearised(rows, there)
+
+
+def linearised(rows: Tensor, there: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """The same of rows: one recording, the other, and how this changes with each number."""
     counted = rows if there is None else rows * there
     total = rows.shape[1] if there is None else float(there.sum())
     means = counted.sum(1, keepdim=True) / total
