@@ -78,7 +78,8 @@ sanitize: $(READY)
 	  $(PY) -m pytest --capture=sys --without _triton tests/engines/test_kernels.py \
 	    tests/engines/test_direct_kernel.py tests/engines/test_tiles.py tests/engines/test_parts.py \
 	    tests/engines/test_score_grads.py tests/engines/test_sum_pass.py tests/engines/test_masked_pass.py \
-	    tests/engines/test_byte_kernels.py tests/contract/test_bytes.py tests/contract/test_lncc.py \
+	    tests/engines/test_byte_kernels.py tests/engines/test_overlap_kernels.py \
+	    tests/contract/test_bytes.py tests/contract/test_lncc.py \
 	    tests/contract/test_lncc_windows.py tests/contract/test_weighted.py
 
 # The same for data races between the workers of a pass. A fork has no threads, and random addresses

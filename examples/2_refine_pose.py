@@ -87,6 +87,17 @@ for name, at in (("start", 0), ("end", -1)):
     )
 
 # %%
+# :func:`torchcorr.estimate_pose` follows the same gradient. It finds its start itself, and a scale
+# as well.
+
+found = torchcorr.estimate_pose(image, template)
+row, column = (found.shift + SIZE // 2).tolist()
+print(
+    f"   estimate_pose: ({row:.2f}, {column:.2f}) at {found.angle.item():.2f} degrees, enlarged by "
+    f"{found.scale.item():.3f}"
+)
+
+# %%
 # The differences contain edges at the start, and little but noise at the end.
 
 

@@ -28,6 +28,7 @@ ENGINE_TESTS = {
         "test_direct_kernel.py",
         "test_kernels.py",
         "test_masked_pass.py",
+        "test_overlap_kernels.py",
         "test_parts.py",
         "test_score_grads.py",
         "test_sum_pass.py",

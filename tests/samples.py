@@ -79,11 +79,17 @@ def windows(dtype):
     yield "local_std_prepare_grads", (delta, mean, var, 18.0, 1.0, 0.1)
 
 
+def overlaps(method, dtype):
+    x, y = draw((7, 9), dtype), draw((5, 4), dtype, 1)
+    yield "overlap_scores", (x, y, [-3, 0], [6, 5], method)
+
+
 def samples():
     for dtype in (torch.float64, torch.float32):
         for method in METHODS:
             yield from scores(method, dtype)
             yield from weighted_scores(method, dtype)
+            yield from overlaps(method, dtype)
         yield from windows(dtype)
     for method in METHODS:
         yield from scores(method, torch.complex128)

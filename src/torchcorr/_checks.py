@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 
@@ -298,6 +299,26 @@ def pad_fits(pad_mode: str, pads: Sequence[tuple[int, int]], size: Sequence[int]
 def number(value: object, name: str) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} must be a number: got {type(value).__name__}")
+
+
+def within(value: float, least: float, most: float, name: str) -> None:
+    number(value, name)
+    if not least <= value <= most or value == math.inf:
+        raise ValueError(f"{name} must lie in [{least:g}, {most:g}]: got {value}")
+
+
+def numbers(values: Sequence[float], count: int, name: str) -> None:
+    if len(values) != count:
+        raise ValueError(f"{name} must have {count} numbers: got {len(values)}")
+    for value in values:
+        number(value, name)
+        if not math.isfinite(value):
+            raise ValueError(f"{name} must be finite: got {value}")
+
+
+def sides(size: Sequence[int], least: int, name: str) -> None:
+    if min(size) < least:
+        raise ValueError(f"{name} must have at least {least} pixels a side: got {tuple(size)}")
 
 
 def not_negative(value: float, name: str) -> None:

@@ -108,21 +108,21 @@ def test_blocks_of_lags_make_the_same_map(sizes, monkeypatch):
 def transformed(monkeypatch):
     """Lengths of the transforms of a search."""
     lengths = []
-    transform = torch.fft.rfftn
+    transform = torch.fft.rfft
 
-    def spy(x, sizes, axes):
-        lengths.append(sizes)
-        return transform(x, sizes, axes)
+    def spy(x, length):
+        lengths.append(length)
+        return transform(x, length)
 
-    monkeypatch.setattr(torch.fft, "rfftn", spy)
+    monkeypatch.setattr(torch.fft, "rfft", spy)
     return lengths
 
 
 def test_only_the_lags_that_are_asked_for_are_computed(transformed):
-    x, y = normal(100_000, seed=1), normal(2000, seed=2)
-    result = estimate_shift(x, y, ndim=1, lags=(40_000, 41_000))
-    assert result.lags[0].tolist() == list(range(40_000, 41_001))
-    assert 0 < max(n for (n,) in transformed) < 8000
+    x, y = normal(100_000, seed=1), normal(20_000, seed=2)
+    result = estimate_shift(x, y, ndim=1, lags=(40_000, 44_000))
+    assert result.lags[0].tolist() == list(range(40_000, 44_001))
+    assert 0 < max(transformed) < 30_000
     transformed.clear()
     result = estimate_shift(x, x[30:], ndim=1, max_shift=50)
     assert result.shift.item() == 30
@@ -135,4 +135,4 @@ def test_a_long_record_streams(transformed):
     result = estimate_shift(x, x[3_456_789 : 3_456_789 + 500], ndim=1)
     assert result.shift.item() == 3_456_789
     assert result.score.item() == pytest.approx(1, abs=1e-12)
-    assert max(n for (n,) in transformed) < 2_200_000
+    assert 0 < max(transformed) < 300_000

@@ -41,7 +41,8 @@ def arrays() -> dict[str, Any]:
     source = np.random.default_rng(0).normal(size=400)
     picture = data.camera()[::4, ::4].astype(np.float64)
     moved = np.fft.ifftn(ndimage.fourier_shift(np.fft.fftn(picture), (3.0, -5.0))).real
-    return {"a": source[:300], "b": source[17:317], "p": picture, "q": moved}
+    mask = np.random.default_rng(1).random(picture.shape) < 0.75
+    return {"m": mask, "a": source[:300], "b": source[17:317], "p": picture, "q": moved}
 
 
 def test_the_table_has_every_library() -> None:

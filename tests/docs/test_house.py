@@ -51,6 +51,7 @@ POSITIONAL = {
     "match_template": ["image", "template"],
     "find_peaks": ["score_map"],
     "estimate_shift": ["reference", "moving"],
+    "estimate_pose": ["reference", "moving"],
     "cross_correlation": ["a", "b"],
     "correlation_lags": ["size", "moved"],
     "phase_correlation": ["a", "b"],

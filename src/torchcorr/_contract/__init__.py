@@ -5,6 +5,7 @@ An engine implements operators for its device; every other device runs the defin
 
 from .correlate import correlate, correlate_input_grad, correlate_template_grad
 from .lncc import lncc, lncc_grads
+from .overlap import overlap_scores
 from .registry import Operator
 from .scores import ncc, ncc_grads, standardise
 from .weighted import weighted_ncc, weighted_ncc_grads
@@ -31,6 +32,7 @@ __all__ = [
     "local_std_prepare_grads",
     "ncc",
     "ncc_grads",
+    "overlap_scores",
     "standardise",
     "weighted_lncc",
     "weighted_lncc_grads",
@@ -63,4 +65,5 @@ OPERATORS: tuple[Operator, ...] = (
     lncc_grads,
     weighted_lncc,
     weighted_lncc_grads,
+    overlap_scores,
 )

@@ -17,7 +17,7 @@ def register() -> str | None:
     if reason is not None:
         return reason
     # Imported now, since its modules use what the library has defined.
-    from . import correlate, score_grads, scores, steps, weighted, weighted_lncc
+    from . import correlate, overlap, score_grads, scores, steps, weighted, weighted_lncc
 
     costs.name_cpu(steps.BYTE_LOOPS[steps.byte_loop(torch.empty(0))])
     correlate.register()
@@ -25,4 +25,5 @@ def register() -> str | None:
     score_grads.register()
     weighted.register()
     weighted_lncc.register()
+    overlap.register()
     return None

@@ -37,6 +37,7 @@ KERNELS: dict[str, str] = {
     "lncc_grads": "lncc.grads",
     "weighted_lncc": "lncc.weighted",
     "weighted_lncc_grads": "lncc.weighted",
+    "overlap_scores": "overlap",
 }
 
 

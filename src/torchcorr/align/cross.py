@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from .. import _checks
+from .._definition.overlap import stretched
+from .._plan.lags import AxisLags, Lags
 from ..functional import correlate
-from .lags import AxisLags, Lags, lags_of
-from .overlap import stretched
+from .lags import lags_of
 
 __all__ = ["correlation_lags", "cross_correlation"]
 

@@ -10,9 +10,10 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from .. import _checks
+from .._definition.overlap import levelled
+from .._plan.lags import Lags
 from ..local import local_mean
-from .lags import Lags, lags_of
-from .overlap import levelled, unrolled
+from .lags import lags_of
 
 __all__ = ["WEIGHTINGS", "phase_correlation", "weighed_scores"]
 
@@ -106,7 +107,7 @@ def weighed_scores(x: Tensor, y: Tensor, lags: Lags, weighting: str) -> Tensor:
     weight = torch.where(size > floor, weight, 0.0)
     total = (weight * size).sum(axes, keepdim=True)
     spectrum = cross * weight * (math.prod(lengths) / torch.where(total > 0, total, 1.0))
-    return unrolled(torch.fft.ifftn(spectrum, dim=axes).real, lags).clamp(-1.0, 1.0)
+    return _unrolled(torch.fft.ifftn(spectrum, dim=axes).real, lags).clamp(-1.0, 1.0)
 
 
 def _windowless(x: Tensor, axes: tuple[int, ...]) -> Tensor:
@@ -146,3 +147,14 @@ def _averaged(spectrum: Tensor, ndim: int) -> Tensor:
     flat = spectrum.reshape(-1, 1, *spectrum.shape[-ndim:])
     around = pad(flat, [r for r in reversed(reach) for _ in range(2)], mode="circular")
     return local_mean(around, [2 * r + 1 for r in reach], ndim=ndim).reshape(spectrum.shape)
+
+
+def _unrolled(circle: Tensor, lags: Lags) -> Tensor:
+    """The lags of a circular correlation, in their order: lag k lies at k modulo its length."""
+    for axis, lag in zip(range(-len(lags.axes), 0), lags.axes, strict=True):
+        if lag.low >= 0 or lag.high < 0:
+            circle = circle.narrow(axis, lag.low % circle.shape[axis], len(lag))
+        else:
+            ends = circle.narrow(axis, circle.shape[axis] + lag.low, -lag.low)
+            circle = torch.cat([ends, circle.narrow(axis, 0, lag.high + 1)], axis)
+    return circle

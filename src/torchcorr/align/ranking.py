@@ -7,10 +7,12 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
+from .._plan.lags import Lags
 from ..match.maxima import parabola
-from .lags import Lags
-from .subsample import from_neighbours, from_recordings
+from .masked import Masks
+from .subsample import Place, from_neighbours, from_recordings
 
 __all__ = ["Best", "Judge", "Peak", "best_of", "significance", "false_alarm", "unrelated"]
 
@@ -29,6 +31,8 @@ _HIGH = 0.9
 _TRIED = 4
 # Lags within which most peaks end.
 _NEAR = 1 << 10
+# Lags of a line that are ranked together.
+_WIDTH = 1 << 10
 # Elements whose correlation says how many independent ones there are.
 _SAMPLE = 1 << 12
 
@@ -44,6 +48,11 @@ class Peak:
     rank: float
     count: int
     perfect: bool
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether the whole sample itself agrees perfectly."""
+        return abs(self.score) >= 1 - _PERFECT
 
 
 @dataclass(frozen=True)
@@ -119,6 +128,7 @@ class Judge:
     by_score: bool
     # Pairs of elements that count as one.
     alike: float
+    masks: Masks | None = None
 
     def ranks(self, scores: Tensor, counts: Tensor) -> Tensor:
         """Fisher's z of each score in units of its chance error, or the score itself."""
@@ -160,35 +170,152 @@ class Judge:
         """Whether a lag beside this one was left out, though more than two elements overlap."""
         for axis, k in zip(self.lags.axes, peak.lag, strict=True):
             for beside in (k - 1, k + 1):
-                count = peak.count // axis.count(k) * axis.count(beside)
+                count = peak.count * axis.count(beside) / axis.count(k)
                 asked = axis.low <= beside <= axis.high and count >= self.least
                 if len(axis) > 1 and count > 2 and not asked:
                     return True
         return False
 
 
-@dataclass(frozen=True)
 class _Map:
-    """Scores of some lags and of those beside them; ranks and overlaps of the former."""
+    """Scores of some lags and of those beside them, of which the former are ranked.
 
-    scores: Tensor
-    around: Lags
-    inner: Lags
-    ranks: Tensor
-    counts: Tensor
+    They are ranked row by row, the most promising first, as most rows cannot contain the best.
+    """
 
-    def core(self) -> Tensor:
-        return self.scores[self.inner.within(self.around)]
+    def __init__(
+        self, scores: Tensor, counts: Tensor | None, around: Lags, inner: Lags, judge: Judge
+    ) -> None:
+        self.scores, self.around, self.inner, self.judge = scores, around, inner, judge
+        core = scores[inner.within(around)]
+        self.given = None if counts is None else counts[inner.within(around)]
+        self.width = core.shape[-1] if core.dim() > 1 else min(core.shape[-1], _WIDTH)
+        first, *others = (axis.counts(scores.device) for axis in inner.axes)
+        if others and self.given is not None:
+            self.rows, self.outer = (v.reshape(-1, self.width) for v in (core, self.given))
+            self.along = first.new_ones(1)
+        elif others:
+            for along in others[:-1]:
+                first = (first[:, None] * along).flatten()
+            self.outer, self.along = first[:, None], others[-1]
+            self.rows = core.reshape(-1, self.width)
+        else:
+            # Nothing overlaps at the lags that fill up the last row.
+            missing = -len(core) % self.width
+            self.outer, self.rows = (
+                pad(v, (0, missing)).reshape(-1, self.width)
+                for v in (first if self.given is None else self.given, core)
+            )
+            self.along = first.new_ones(1)
+        self.highest, self.bounds = self._bounds(self.rows, self.outer)
+
+    def _bounds(self, scores: Tensor, outer: Tensor) -> tuple[Tensor, Tensor]:
+        """The highest score of each row, and what no rank in it exceeds: ``artanh(r) / r`` and
+        ``sqrt(n) > sqrt(n - 3)`` rise.
+        """
+        sizes = scores.abs() if self.judge.either else scores
+        highest = sizes.amax(1)
+        if self.judge.by_score:
+            return highest, highest
+        roots = outer.sqrt()
+        linear = sizes * self.along.sqrt()
+        if roots.shape[1] == 1:
+            linear = linear.amax(1) * roots.squeeze(1)
+        else:
+            linear = linear.mul_(roots).amax(1)
+        capped = highest.clamp(2.0**-20, 1 - _PERFECT)
+        return highest, linear.clamp_(min=0) * (capped.atanh() / capped) * (1 + _EQUAL)
+
+    def counts(self, rows: Tensor) -> Tensor:
+        return self.outer[rows] * self.along
+
+    def ranks(self, rows: Tensor) -> Tensor:
+        return self.judge.ranks(self.rows[rows], self.counts(rows))
+
+    def best(self, without: tuple[slice, ...] | None = None) -> Peak | None:
+        """The lag with the highest rank, outside a box of the map."""
+        bounds = self.bounds
+        if without is not None:
+            rows = self._touched(without)
+            outside = self.rows[rows].masked_fill_(self._inside(rows, without), 0.0)
+            bounds = bounds.index_put((rows,), self._bounds(outside, self.outer[rows])[1])
+        order = bounds.argsort(descending=True)
+        limits = bounds[order].tolist()
+        best, number, start, step = -math.inf, -1, 0, 4
+        while start < len(limits) and limits[start] > best:
+            rows = order[start : start + step]
+            ranks = self.ranks(rows)
+            if without is not None:
+                ranks.masked_fill_(self._inside(rows, without), -torch.inf)
+            highest = ranks.amax(1)
+            row = int(highest.argmax())
+            if float(highest[row]) > best:
+                best = float(highest[row])
+                number = int(rows[row]) * self.width + int(ranks[row].argmax())
+            start, step = start + step, 2 * step
+        return self.peak(number) if number >= 0 else None
+
+    def _touched(self, box: tuple[slice, ...]) -> Tensor:
+        """The rows that have lags in a box."""
+        device = self.rows.device
+        if len(box) == 1:
+            last = max(box[0].start, box[0].stop - 1)
+            return torch.arange(box[0].start // self.width, last // self.width + 1, device=device)
+        rows = torch.zeros((), dtype=torch.long, device=device)
+        for part, size in zip(box[:-1], self.inner.shape, strict=False):
+            rows = rows[..., None] * size + torch.arange(part.start, part.stop, device=device)
+        return rows.flatten()
+
+    def _inside(self, rows: Tensor, box: tuple[slice, ...]) -> Tensor:
+        """Which lags of some rows lie in a box."""
+        columns = torch.arange(self.width, device=rows.device)
+        if len(box) == 1:
+            numbers = rows[:, None] * self.width + columns
+            return (numbers >= box[0].start) & (numbers < box[0].stop)
+        *outer, last = box
+        inside = ((columns >= last.start) & (columns < last.stop))[None]
+        places = torch.unravel_index(rows, self.inner.shape[:-1])
+        for part, at in zip(outer, places, strict=True):
+            inside = inside & ((at >= part.start) & (at < part.stop))[:, None]
+        return inside
+
+    def numbers(self, rows: Tensor, chosen: Tensor) -> Tensor:
+        """Those of the lags that are chosen in some rows."""
+        row, column = chosen.nonzero().unbind(1)
+        return rows[row] * self.width + column
+
+    def tied(self, top: Peak) -> Tensor:
+        """The lags whose rank rounding may have made lower, and those that agree as perfectly."""
+        least = top.rank - 2 * self.judge.slack(top)
+        rows = (self.bounds >= least).nonzero().squeeze(1)
+        numbers = self.numbers(rows, self.ranks(rows) >= least)
+        if not top.perfect:
+            return numbers
+        rows, similar = self.similar(top, 1 - _PERFECT)
+        scores = self.rows[rows]
+        perfect = scores >= 1 - _PERFECT if top.score > 0 else scores <= _PERFECT - 1
+        return torch.cat([numbers, self.numbers(rows, perfect & similar)]).unique()
+
+    def similar(self, top: Peak, least: float) -> tuple[Tensor, Tensor]:
+        """The rows that contain a score, and which of their lags are ranked and overlap not much
+        less than a peak.
+        """
+        rows = (self.highest >= least).nonzero().squeeze(1)
+        counts = self.counts(rows)
+        return rows, (counts >= self.judge.least) & (counts >= _SIMILAR * top.count)
 
     def peak(self, number: int) -> Peak:
         index: list[int] = []
         left = number
-        for n in reversed(self.ranks.shape):
+        for n in reversed(self.inner.shape):
             left, i = divmod(left, n)
             index.insert(0, i)
         lag = tuple(a.low + i for a, i in zip(self.inner.axes, index, strict=True))
-        score = float(self.core()[tuple(index)])
-        rank, count = (float(v.flatten()[number]) for v in (self.ranks, self.counts))
+        row = torch.tensor([number // self.width], device=self.rows.device)
+        column = number % self.width
+        score, rank, count = (
+            float(v[0, column]) for v in (self.rows[row], self.ranks(row), self.counts(row))
+        )
         return Peak(lag, score, rank, int(count), abs(score) >= 1 - _PERFECT)
 
     def place(self, peak: Peak) -> tuple[int, ...]:
@@ -198,14 +325,10 @@ class _Map:
     def nearest(self, numbers: Tensor) -> Tensor:
         """Elements of the map in the order of their distance to the centre."""
         distance = torch.zeros_like(numbers)
-        indices = torch.unravel_index(numbers, self.ranks.shape)
+        indices = torch.unravel_index(numbers, self.inner.shape)
         for axis, centre, at in zip(self.inner.axes, self.inner.centre, indices, strict=True):
             distance += (at + axis.low - centre).square()
         return numbers[distance.argsort(stable=True)]
-
-    def similar(self, top: Peak) -> Tensor:
-        """The lags that are ranked and overlap not much less than a peak."""
-        return (self.ranks > -torch.inf) & (self.counts >= _SIMILAR * top.count)
 
     def patch(self, peak: Peak) -> Tensor:
         """The scores around a peak, NaN where nothing overlaps."""
@@ -221,11 +344,18 @@ class _Map:
 
     def box(self, peak: Peak) -> tuple[tuple[int, int], ...]:
         """How far the rank falls on either side of a peak along each axis."""
+        core = self.scores[self.inner.within(self.around)]
         place = [k - a.low for a, k in zip(self.inner.axes, peak.lag, strict=True)]
         ends = []
         for axis, (at, lags) in enumerate(zip(place, self.inner.axes, strict=True)):
-            line = self.ranks[(*place[:axis], slice(None), *place[axis + 1 :])]
-            low, high = at - _fall(line[: at + 1].flip(0)), at + _fall(line[at:])
+            line = core[(*place[:axis], slice(None), *place[axis + 1 :])]
+            if self.given is None:
+                others = peak.count // lags.count(peak.lag[axis])
+                counts = lags.counts(line.device) * others
+            else:
+                counts = self.given[(*place[:axis], slice(None), *place[axis + 1 :])]
+            ranks = self.judge.ranks(line, counts)
+            low, high = at - _fall(ranks[: at + 1].flip(0)), at + _fall(ranks[at:])
             ends.append((lags.low + low, lags.low + high))
         return tuple(ends)
 
@@ -239,27 +369,20 @@ def _fall(line: Tensor) -> int:
     return len(line) - 1
 
 
-def best_of(scores: Tensor, around: Lags, inner: Lags, judge: Judge) -> Best | None:
+def best_of(
+    scores: Tensor, counts: Tensor | None, around: Lags, inner: Lags, judge: Judge
+) -> Best | None:
     """The best of the lags in `inner`, of scores at these lags and at those beside them."""
-    counts = inner.counts(scores.device)
-    ranks = judge.ranks(scores[inner.within(around)], counts)
-    found = _Map(scores, around, inner, ranks, counts)
-    top = found.peak(int(ranks.argmax()))
-    if top.rank == -math.inf:
+    found = _Map(scores, counts, around, inner, judge)
+    top = found.best()
+    if top is None:
         return None
-    tied = ranks >= top.rank - 2 * judge.slack(top)
-    if top.perfect:
-        core = found.core()
-        perfect = core >= 1 - _PERFECT if top.score > 0 else core <= _PERFECT - 1
-        tied |= perfect & found.similar(top)
-    ties = found.nearest(tied.flatten().nonzero().squeeze(1))[:_TIES].tolist()
+    ties = found.nearest(found.tied(top))[:_TIES].tolist()
     first = judge.choice([*_perfect_between(found, top, judge), *map(found.peak, ties)])
     box = found.box(first)
     ends = zip(inner.axes, box, strict=True)
-    inside = (slice(max(0, low - a.low), max(0, high + 1 - a.low)) for a, (low, high) in ends)
-    ranks[tuple(inside)] = -torch.inf
-    second = found.peak(int(ranks.argmax()))
-    return Best(first, second if second.rank > -math.inf else None, found.patch(first), box)
+    inside = tuple(slice(max(0, low - a.low), max(0, high + 1 - a.low)) for a, (low, high) in ends)
+    return Best(first, found.best(without=inside), found.patch(first), box)
 
 
 def _perfect_between(found: _Map, top: Peak, judge: Judge) -> list[Peak]:
@@ -272,20 +395,22 @@ def _perfect_between(found: _Map, top: Peak, judge: Judge) -> list[Peak]:
     sign, ndim = math.copysign(1.0, top.score), found.scores.dim()
     if abs(top.score) < _HIGH or not _top(found.patch(top) * sign) >= 1 - _PERFECT_BETWEEN:
         return [top]
-    core = found.inner.within(found.around)
     scores = found.scores if sign > 0 else -found.scores
-    index = ((scores[core] >= _HIGH) & found.similar(top)).nonzero()
-    at = tuple(index[:, i] + part.start for i, part in enumerate(core))
+    rows, similar = found.similar(top, _HIGH)
+    numbers = found.numbers(rows, (found.rows[rows] * sign >= _HIGH) & similar)
+    core = found.inner.within(found.around)
+    indices = torch.unravel_index(numbers, found.inner.shape)
+    at = tuple(i + part.start for i, part in zip(indices, core, strict=True))
     offsets, gain = parabola(scores, at, ndim=ndim)
     kept = (offsets.abs().amax(1) < 0.5) & (scores[at] + gain >= 1 - _PERFECT_BETWEEN)
-    strides = [math.prod(found.ranks.shape[i + 1 :]) for i in range(ndim)]
-    numbers = (index[kept] * index.new_tensor(strides)).sum(1)
+    numbers = numbers[kept]
     peaks = [replace(top, perfect=True)]
     for peak in map(found.peak, found.nearest(numbers)[:_TRIED].tolist()):
         if judge.distance(peak) >= judge.distance(top):
             break
         start = from_neighbours(found.patch(peak) * sign, "gauss")
-        score = from_recordings(judge.x, judge.y * sign, judge.lags, peak.lag, start)[1]
+        place = Place(judge.lags, peak.lag, peak.score, judge.masks)
+        score = from_recordings(judge.x, judge.y * sign, place, start)[1]
         if score is not None and float(score) >= 1 - _PERFECT_BETWEEN:
             peaks.append(replace(peak, perfect=True))
     return peaks

@@ -8,18 +8,19 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from .lags import Lags
-from .overlap import overlap_scores
+from .. import _contract
+from .._plan.lags import Lags
+from .masked import Masks
 from .phase import weighed_scores
 from .ranking import Best, Judge, best_of, false_alarm, significance, unrelated
-from .subsample import from_neighbours, from_recordings
+from .subsample import Place, from_neighbours, from_recordings
 
 __all__ = ["Answer", "Search"]
 
-# Lags whose scores are in memory at the same time, at least, and for each element of the smaller
-# recording, whose transforms need as much.
-_LAGS = 1 << 21
-_LAGS_PER_ELEMENT = 8
+# Lags whose scores are in memory at the same time, at least, and along each axis for each element
+# of the smaller recording, whose transforms need as much.
+_LAGS = 1 << 18
+_LAGS_PER_ELEMENT = 2
 # Elements that nearly always tell two recordings apart.
 _SEEN_FIRST = 1 << 10
 
@@ -72,15 +73,14 @@ class Search:
         """The largest overlap at any of the lags."""
         return math.prod(a.most() for a in self.lags.axes)
 
-    @property
-    def least(self) -> float:
+    def least(self, smaller: float) -> float:
         """Elements that must overlap: two always agree or disagree perfectly."""
         if self.min_overlap is None:
             return min(3, self.largest)
-        return max(self.min_overlap * self.smaller, min(2, self.smaller))
+        return max(self.min_overlap * smaller, min(2, smaller))
 
     def check_overlap(self) -> None:
-        if self.largest >= self.least:
+        if self.largest >= self.least(self.smaller):
             return
         axes = self.lags.axes
         raise ValueError(
@@ -89,44 +89,55 @@ class Search:
             f"{tuple(a.size for a in axes)} and {tuple(a.moved for a in axes)}"
         )
 
-    def run(self, x: Tensor, y: Tensor) -> Answer:
+    def run(self, x: Tensor, y: Tensor, masks: Masks | None = None) -> Answer:
         """The answer for one reference and one moving recording."""
         # A long float32 record is widened block by block.
         if x.dtype != torch.float32:
             x, y = x.double(), y.double()
         # So that exchanged recordings are computed alike, and the shorter one is the moving one.
-        if _comes_first(y, x):
-            return replace(self, lags=self.lags.swapped())._run(y, x).reversed()
-        return self._run(x, y)
+        first = _comes_first(y, x)
+        if masks is not None and x.shape == y.shape and torch.equal(x, y):
+            first = _comes_first(masks.y, masks.x)
+        if first:
+            swapped = None if masks is None else masks.swapped()
+            return replace(self, lags=self.lags.swapped())._run(y, x, swapped).reversed()
+        return self._run(x, y, masks)
 
-    def _run(self, x: Tensor, y: Tensor) -> Answer:
+    def _run(self, x: Tensor, y: Tensor, masks: Masks | None) -> Answer:
         fixed, moved = x.detach(), y.detach()
         named = self.min_overlap is not None or self.weighting is not None
         by_score = named or self.largest <= 3
         alike = unrelated(fixed, moved)
-        judge = Judge(fixed, moved, self.lags, self.either, self.least, by_score, alike)
+        least = self.least(self.smaller if masks is None else masks.smaller)
+        judge = Judge(fixed, moved, self.lags, self.either, least, by_score, alike, masks)
         best: Best | None = None
         kept = None
         if self.keep_map:
             kept = torch.empty(self.lags.shape, dtype=torch.float64, device=x.device)
-        most = max(_LAGS, _LAGS_PER_ELEMENT * self.smaller)
+        most = max(_LAGS, _LAGS_PER_ELEMENT ** len(self.lags.axes) * self.smaller)
         # Spectra that are weighed are those of the whole.
         for block in self.lags.blocks(
             most if self.weighting is None else math.prod(self.lags.shape)
         ):
             around = block.around(1)
-            scores = self._scores(fixed, moved, around)
+            scores, counts = self._scores(fixed, moved, masks, around)
             if kept is not None:
                 to, of = (block.within(other) for other in (self.lags, around))
                 kept[to] = scores[of]
-            here = best_of(scores, around, block, judge)
+            here = best_of(scores, counts, around, block, judge)
             best = here if best is None else best.joined(here, judge)
         return self._answer(x, y, best, kept, judge)
 
-    def _scores(self, x: Tensor, y: Tensor, lags: Lags) -> Tensor:
+    def _scores(
+        self, x: Tensor, y: Tensor, masks: Masks | None, lags: Lags
+    ) -> tuple[Tensor, Tensor | None]:
+        """Scores, and how many elements overlap if the lags do not say it."""
         if self.weighting is not None:
-            return weighed_scores(x.double(), y.double(), lags, self.weighting)
-        return overlap_scores(x[None], y[None], lags, self.method)[0]
+            return weighed_scores(x.double(), y.double(), lags, self.weighting), None
+        if masks is not None:
+            return masks.scores(x, y, lags)
+        scores: Tensor = _contract.overlap_scores(x, y, *lags.ends, self.method)
+        return scores, None
 
     def _answer(
         self, x: Tensor, y: Tensor, best: Best | None, kept: Tensor | None, judge: Judge
@@ -150,7 +161,7 @@ class Search:
             )
             trials = float(math.prod(self.lags.shape))
         return Answer(
-            shift=self._refined(x, y, best),
+            shift=self._refined(x, y, best, judge.masks),
             runner_up=(math.nan,) * ndim if second is None else tuple(map(float, second.lag)),
             score_map=kept,
             score=first.score,
@@ -162,14 +173,17 @@ class Search:
             false_alarm=false_alarm(deviate, self.either, trials),
         )
 
-    def _refined(self, x: Tensor, y: Tensor, best: Best) -> Tensor:
+    def _refined(self, x: Tensor, y: Tensor, best: Best, masks: Masks | None) -> Tensor:
         lag = torch.tensor(best.first.lag, dtype=torch.float64, device=x.device)
-        if self.subsample is None:
+        # Nothing agrees better than perfectly.
+        exact = best.first.is_exact and not (x.requires_grad or y.requires_grad)
+        if self.subsample is None or exact:
             return lag
         sign = math.copysign(1.0, best.first.score)
         offset = from_neighbours(best.patch * sign, self.subsample)
         if self.subsample == "fourier":
-            offset = from_recordings(x, y * sign, self.lags, best.first.lag, offset)[0]
+            place = Place(self.lags, best.first.lag, best.first.score, masks)
+            offset = from_recordings(x, y * sign, place, offset)[0]
         return lag + offset
 
 

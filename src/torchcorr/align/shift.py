@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .. import _checks
 from .lags import lags_of
+from .masked import Masks, masks_of
 from .phase import WEIGHTINGS
 from .search import Answer, Search
 from .subsample import SUBSAMPLE
@@ -81,6 +82,9 @@ def estimate_shift(
     centre: int | Sequence[int] = 0,
     min_overlap: float | None = None,
     polarity: str = "same",
+    reference_mask: Tensor | None = None,
+    moving_mask: Tensor | None = None,
+    nan: str = "refuse",
     weighting: str | None = None,
     subpixel: bool = True,
     subsample: str = "fourier",
@@ -114,6 +118,12 @@ def estimate_shift(
         weighed by its significance.
     polarity : {"same", "either"}
         "either" also finds inverted copies: the largest ``|r|`` wins, and ``score`` has its sign.
+    reference_mask, moving_mask : Tensor, optional
+        Weights of the elements of either recording, not negative, that broadcast to it; a boolean
+        mask counts the elements that are True. What has weight 0 is missing, whatever it is.
+        ``overlap`` and ``min_overlap`` are of weights then.
+    nan : {"refuse", "ignore"}
+        "ignore" takes NaN as missing.
     weighting : {"phat", "scot", "roth", "ml"}, optional
         Rank by the generalised cross-correlation of `phase_correlation` instead, which finds a
         delay under echoes; ``score`` is its value then.
@@ -142,8 +152,9 @@ def estimate_shift(
     TypeError
         If an argument is no real tensor, or dtypes differ.
     ValueError
-        If an axis is missing, leading axes do not broadcast, a recording contains NaN or infinity,
-        or ``lags`` and ``min_overlap`` leave no shift to consider.
+        If an axis is missing, leading axes do not broadcast, a recording contains NaN or infinity
+        that is not missing, ``lags`` and ``min_overlap`` leave no shift to consider, a mask does
+        not fit, is negative or zero everywhere, or there are masks as well as a weighting.
 
     Notes
     -----
@@ -175,7 +186,7 @@ def estimate_shift(
     M. S. Bartlett, "On the theoretical specification and sampling properties of autocorrelated
     time-series", Supplement to the Journal of the Royal Statistical Society 8 (1946) 27-41.
     D. Padfield, "Masked object registration in the Fourier domain", IEEE Transactions on Image
-    Processing 21 (2012) 2706-2718: the coefficient over the overlap, here for rectangular masks.
+    Processing 21 (2012) 2706-2718: the coefficient over the overlap, also with masks.
     G. D. Evangelidis and E. Z. Psarakis, "Parametric image alignment using enhanced correlation
     coefficient maximization", IEEE Transactions on Pattern Analysis and Machine Intelligence 30
     (2008) 1858-1865.
@@ -198,7 +209,15 @@ def estimate_shift(
         _checks.one_of(weighting, WEIGHTINGS, "weighting")
     if min_overlap is not None:
         _checks.fraction(min_overlap, "min_overlap")
-    _checks.recordings({"reference": reference, "moving": moving}, ndim)
+    recordings = {"reference": reference, "moving": moving}
+    given = {"reference": reference_mask, "moving": moving_mask}
+    for name, x in recordings.items():
+        _checks.real_tensor(x, name)
+    recordings, weights = masks_of(recordings, given, nan)
+    if weights is not None and weighting is not None:
+        raise ValueError(f"weighting must be None with masks or missing data: got {weighting!r}")
+    _checks.recordings(recordings, ndim)
+    reference, moving = recordings.values()
     sizes = (tuple(reference.shape[-ndim:]), tuple(moving.shape[-ndim:]))
     asked = lags_of(lags, max_shift, centre, sizes)
     search = Search(
@@ -213,7 +232,11 @@ def estimate_shift(
     search.check_overlap()
     lead = torch.broadcast_shapes(reference.shape[:-ndim], moving.shape[:-ndim])
     pairs = zip(*(_items(v, lead, ndim) for v in (reference, moving)), strict=True)
-    return _stacked([search.run(x, y) for x, y in pairs], search, lead, reference.device)
+    masks: Iterator[Masks | None] = itertools.repeat(None)
+    if weights is not None:
+        masks = map(Masks, *(_items(v, lead, ndim) for v in weights.values()))
+    answers = [search.run(x, y, mask) for (x, y), mask in zip(pairs, masks, strict=False)]
+    return _stacked(answers, search, lead, reference.device)
 
 
 def _items(x: Tensor, lead: Sequence[int], ndim: int) -> Iterator[Tensor]:

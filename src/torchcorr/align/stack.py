@@ -89,7 +89,7 @@ def register_stack(
     >>> import torch, torchcorr
     >>> scene = torch.randn(80, 80, generator=torch.Generator().manual_seed(0))
     >>> frames = torch.stack([scene[k : k + 60, 2 * k : 2 * k + 60] for k in range(5)])
-    >>> torchcorr.register_stack(frames).shifts.int().tolist()
+    >>> torchcorr.register_stack(frames).shifts.round().int().tolist()
     [[0, 0], [1, 2], [2, 4], [3, 6], [4, 8]]
     """
     _checks.dimension(ndim)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from .._plan.lags import Lags
 from ..functional import correlate
-from .lags import Lags
+from .masked import Masks
 
-__all__ = ["SUBSAMPLE", "from_neighbours", "from_recordings", "resampled"]
+__all__ = ["SUBSAMPLE", "Place", "from_neighbours", "from_recordings", "linearised", "resampled"]
 
 SUBSAMPLE = ("fourier", "gauss", "parabola")
 # Both recordings pass the same filter, so that none is smoothed more than the other: a sinc
@@ -24,14 +26,29 @@ _REACH = 8
 # Fewer elements along an axis tell nothing about places between them.
 _FEWEST = 9
 _STEPS = 20
-# Elements in the middle of an overlap that suffice for a hundredth of a sample.
-_ENOUGH = 1 << 18
+# Differences of scores that rounding alone can make.
+_ROUNDING = 1e-10
+# Elements in the middle of an overlap that are used: at least and at most so many, and else as many
+# as make the deviation of the place this many samples where a sample changes the recording by its
+# own deviation.
+_LEAST, _MOST = 1 << 14, 1 << 20
+_DEVIATION = 2e-3
+
+
+@dataclass(frozen=True)
+class Place:
+    """A lag, its score, and which elements of the recordings are there."""
+
+    lags: Lags
+    lag: Sequence[int]
+    score: float
+    masks: Masks | None
 
 
 def from_neighbours(patch: Tensor, how: str) -> Tensor:
     """Offset ``(ndim,)`` of the top from the middle of a patch of 3 scores an axis, at most half a
     sample: by a parabola through three scores, or through their logarithms (a Gaussian) where all
-    are positive. A neighbour that is NaN is unknown, and its axis keeps 0.
+    are positive. An axis along which they are level, or a neighbour is NaN, keeps 0.
     """
     offsets = []
     for axis in range(patch.dim()):
@@ -41,35 +58,38 @@ def from_neighbours(patch: Tensor, how: str) -> Tensor:
         left, centre, right = three.unbind()
         bend = left - 2 * centre + right
         top = (0.5 * (left - right) / bend).clamp(-0.5, 0.5)
-        offsets.append(top if bool(bend < 0) else torch.zeros_like(top))
+        offsets.append(top if bool(bend < -_ROUNDING) else torch.zeros_like(top))
     return torch.stack(offsets)
 
 
 def from_recordings(
-    x: Tensor, y: Tensor, lags: Lags, lag: Sequence[int], start: Tensor
+    x: Tensor, y: Tensor, place: Place, start: Tensor
 ) -> tuple[Tensor, Tensor | None]:
-    """Offset ``(ndim,)`` from a lag at which y, interpolated as a band-limited function, correlates
-    best with x, and the score there; the start and None if no top lies within a sample. An axis
-    with too few elements keeps 0.
+    """Offset ``(ndim,)`` from a lag at which y, interpolated as a band-limited
+    function, correlates best with x, and the score there; the start and None if no top lies within
+    a sample. An axis with too few elements keeps 0.
 
     Gauss-Newton steps on the coefficient itself. If x or y require a gradient, the offset has that
     of the implicit function theorem (math.md, eq. place).
     """
-    reach, of_x, of_y = _window(lags, lag)
+    reach, of_x, of_y = _window(place)
     a, b = x[of_x].double(), y[of_y].double()
-    equal = torch.equal(a, b)
-    # Squares must not leave the range of the exponent.
-    a, b = (v / v.detach().abs().amax() for v in (a, b))
+    here = torch.zeros_like(start)
+    if max(reach) == 0:
+        return here, None
+    if not (a.requires_grad or b.requires_grad) and torch.equal(a, b):
+        return here, torch.ones_like(start[0])
+    a, b = _scaled(a), _scaled(b)
     live = torch.tensor([r > 0 for r in reach], device=x.device)
     start = torch.where(live, start, 0.0)
-    here = torch.zeros_like(start)
-    if not bool(live.any()):
-        return here, None
+    there = None if place.masks is None else place.masks.surrounded(of_x, of_y, reach).flatten()
+    if there is not None and float(there.sum()) < _FEWEST ** int(live.sum()):
+        return start, None
     fixed, moved = _resampled(a.detach(), here, reach)[0], b.detach()
     offset = start
     score = None
     for _ in range(_STEPS):
-        score, slope, bend = _linearised(fixed, moved, offset, reach)
+        score, slope, bend = _linearised(fixed, moved, offset, reach, there)
         if not _bends(bend[live][:, live]) or not bool(score > 0):
             return start, None
         step = torch.zeros_like(offset)
@@ -80,21 +100,36 @@ def from_recordings(
         if bool(step.abs().max() < 1e-10):
             break
     if a.requires_grad or b.requires_grad:
-        offset = _implicit(a, b, offset, reach, live)
-    elif equal:
-        offset = here
+        offset = _implicit(a, b, offset, reach, live, there)
     return offset, score
 
 
+def _scaled(x: Tensor) -> Tensor:
+    """x without its level, so that products do not cancel, and in units of its largest element."""
+    x = x - x.detach().mean()
+    peak = x.detach().abs().amax()
+    return x / torch.where(peak > 0, peak, 1.0)
+
+
+def _enough(whole: float) -> float:
+    """Elements that suffice: the variance of the place is nearly ``(1 / r² - 1) / n`` in units of
+    the squared deviation over that of the slope (math.md, eq. place).
+    """
+    square = max(whole * whole, 1e-4)
+    return min(max((1 / square - 1) / _DEVIATION**2, _LEAST), _MOST)
+
+
 def _window(
-    lags: Lags, lag: Sequence[int]
+    place: Place,
 ) -> tuple[list[int], tuple[slice, ...], tuple[slice, ...]]:
     """Reach of the interpolation along each axis and the overlap, or the middle of a large one."""
-    sizes = [s.stop - s.start for s in lags.overlap(lag)[0]]
+    sizes = [s.stop - s.start for s in place.lags.overlap(place.lag)[0]]
     reach = [min(_REACH, (n - 1) // 4) if n >= _FEWEST else 0 for n in sizes]
-    most = int(_ENOUGH ** (1 / len(sizes)))
+    # What is missing may lie in the middle.
+    enough = _enough(place.score) if place.masks is None else _MOST
+    most = int(enough ** (1 / len(sizes)))
     of_x, of_y = [], []
-    for axis, k in zip(lags.axes, lag, strict=True):
+    for axis, k in zip(place.lags.axes, place.lag, strict=True):
         start, stop = max(0, k), min(axis.size, k + axis.moved)
         spare = max(0, (stop - start - most) // 2)
         of_x.append(slice(start + spare, stop - spare))
@@ -103,24 +138,32 @@ def _window(
 
 
 def _linearised(
-    x: Tensor, y: Tensor, offset: Tensor, reach: list[int]
+    x: Tensor, y: Tensor, offset: Tensor, reach: list[int], there: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Score at an offset, its slope, and minus its bend as Gauss and Newton approximate it."""
-    moved, *ways = (_centred(v).flatten() for v in _resampled(y, offset, reach))
-    a, norm = _centred(x).flatten(), torch.linalg.vector_norm(moved)
-    a, b = a / torch.linalg.vector_norm(a), moved / norm
-    tangents = torch.stack(ways)
-    tangents = (tangents - (tangents @ b)[:, None] * b) / norm
-    score = a @ b
-    return score, tangents @ a, tangents @ tangents.T * score
+    """Score at an offset, its slope, and minus its bend as Gauss and Newton approximate it, of the
+    elements that are there.
+    """
+    rows = torch.stack([v.flatten() for v in (x, *_resampled(y, offset, reach))])
+    return linearised(rows, there)
+
+
+def linearised(rows: Tensor, there: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """The same of rows: one recording, the other, and how this changes with each number."""
+    counted = rows if there is None else rows * there
+    total = rows.shape[1] if there is None else float(there.sum())
+    means = counted.sum(1, keepdim=True) / total
+    products = counted @ rows.T - total * means * means.T
+    energy = products[1, 1]
+    ways = products[2:, 1] / energy
+    norm = products[0, 0].sqrt() * energy.sqrt()
+    score = products[0, 1] / norm
+    slope = (products[2:, 0] - ways * products[0, 1]) / norm
+    bend = (products[2:, 2:] - energy * ways[:, None] * ways) * (score / energy)
+    return score, slope, bend
 
 
 def _bends(bend: Tensor) -> bool:
     return bool(torch.isfinite(bend).all()) and bool(torch.linalg.eigvalsh(bend)[0] > 0)
-
-
-def _centred(x: Tensor) -> Tensor:
-    return x - x.mean()
 
 
 def _resampled(y: Tensor, offset: Tensor, reach: list[int]) -> list[Tensor]:
@@ -166,12 +209,14 @@ def _kernel(offset: Tensor, reach: int, share: float = _BAND) -> tuple[Tensor, T
     return value * taper, (rate - value * t / width**2) * taper
 
 
-def _implicit(x: Tensor, y: Tensor, offset: Tensor, reach: list[int], live: Tensor) -> Tensor:
+def _implicit(
+    x: Tensor, y: Tensor, offset: Tensor, reach: list[int], live: Tensor, there: Tensor | None
+) -> Tensor:
     """The offset with the gradient of a place where the slope of the score is zero."""
     here = torch.zeros_like(offset)
 
     def slope(x: Tensor, y: Tensor, at: Tensor) -> Tensor:
-        return _linearised(_resampled(x, here, reach)[0], y, at, reach)[1][live]
+        return _linearised(_resampled(x, here, reach)[0], y, at, reach, there)[1][live]
 
     place = offset.detach().requires_grad_()
     rows = [

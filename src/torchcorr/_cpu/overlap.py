@@ -1,0 +1,93 @@
+"""Scores of overlaps: transforms of whole recordings, or sums term by term, and one pass over the
+lags that merges moments and divides.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from .. import _contract
+from .._definition.overlap import LOOP, faintest, levelled, products
+from .._plan.lags import AxisLags, Lags, lags_between
+from . import steps
+
+# Multiply-adds that take as long as one element of a transform does for each of its levels, and
+# lags that are summed at the same time.
+_PRODUCTS = 16
+_LANES = 8
+
+
+def overlap_scores(
+    x: Tensor, y: Tensor, low: Sequence[int], high: Sequence[int], method: str
+) -> Tensor:
+    lags, x, y = lags_between(x.shape, y.shape, low, high).cropped(x, y)
+    ndim = len(lags.axes)
+    x, y = levelled(x, ndim).contiguous(), levelled(y, ndim).contiguous()
+    parts = _Parts(x, y, lags)
+    if method == "fft" or (method == "auto" and not _is_quick(lags)):
+        scores, unknown = parts.scores(products(x, y, lags), faintest(x, y))
+        if unknown == 0 or method == "fft" or lags.products > LOOP:
+            return scores
+    return parts.scores(steps.overlap_sums(x, y, *lags.ends), 0.0)[0]
+
+
+def _is_quick(lags: Lags) -> bool:
+    """Whether sums term by term take less time than transforms."""
+    length = math.prod(axis.length() for axis in lags.axes)
+    last = len(lags.axes[-1])
+    padded = lags.products // last * (-(-last // _LANES) * _LANES)
+    return padded <= _PRODUCTS * length * math.log2(length)
+
+
+class _Parts:
+    """Moments of both recordings, merged along all axes but the first."""
+
+    def __init__(self, x: Tensor, y: Tensor, lags: Lags) -> None:
+        self.lags = lags
+        self.axis, *inner = lags.axes
+        self.elements = _elements(inner, x)
+        self.x = _merged(x, inner, False)
+        self.y = _merged(y, inner, True)
+
+    def scores(self, sums: Tensor, faint: float) -> tuple[Tensor, int]:
+        """Scores, and how many of them are unknown since their overlaps are faint."""
+        rows = sums.reshape(len(sums), -1)
+        if rows.stride(1) != 1:
+            rows = rows.contiguous()
+        out = steps.new_map(self.elements, self.lags.shape)
+        unknown: int = steps.score_overlaps(
+            self.x, self.y, self.elements, rows, _numbers(self.axis), faint, out
+        )
+        return out, unknown
+
+
+def _numbers(lags: AxisLags) -> list[int]:
+    return [lags.size, lags.moved, lags.low, lags.high]
+
+
+def _elements(inner: Sequence[AxisLags], like: Tensor) -> Tensor:
+    """Elements of one row of an overlap at each lag of these axes."""
+    return Lags(tuple(inner), ()).counts(like.device).flatten() if inner else like.new_ones(1)
+
+
+def _merged(x: Tensor, inner: Sequence[AxisLags], is_moving: bool) -> list[Tensor]:
+    """Means and energies (size, lanes) of rows, a lane for each lag of the other axes, in the order
+    of the lags of the reference; of single elements (size, 1) only the means.
+    """
+    part, elements = [x], x.new_ones(1)
+    for i in reversed(range(len(inner))):
+        lags = inner[i].swapped() if is_moving else inner[i]
+        part = [values.reshape(-1, lags.size, len(elements)) for values in part]
+        shape = (part[0].shape[0], len(lags), part[0].shape[2])
+        out = [steps.new_map(x, shape) for _ in range(2)]
+        each = elements if len(part) == 2 else None
+        steps.overlap_parts(part, each, _numbers(lags), is_moving, out)
+        part, elements = out, _elements(inner[i:], x)
+    return [values.reshape(len(x), -1) for values in part]
+
+
+def register() -> None:
+    _contract.overlap_scores.implement(overlap_scores, "CPU")
