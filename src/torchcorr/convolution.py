@@ -215,8 +215,11 @@ def _layer(
 ) -> Tensor:
     """Through an operator where that is quicker. All else, and what is invalid, is PyTorch's."""
     tensors = (input, weight) if bias is None else (input, weight, bias)
-    if any(type(x) not in _PLAIN or x.device.type != "cpu" for x in tensors):
-        return theirs(input, weight, bias, *how)
+    compiled = torch.compiler.is_compiling()
+    for x in tensors:
+        plain = type(x) in _PLAIN or (compiled and isinstance(x, Tensor))
+        if not plain or x.device.type != "cpu":
+            return theirs(input, weight, bias, *how)
     if torch.is_autocast_enabled("cpu"):
         dtype = torch.get_autocast_dtype("cpu")
         cast = (None if x is None else _autocast(x, dtype) for x in (input, weight, bias))
@@ -226,7 +229,7 @@ def _layer(
     dtype = input.dtype
     if weight.dtype == dtype and (bias is None or bias.dtype == dtype):
         transposed = len(how) == 5
-        if torch.compiler.is_compiling():
+        if compiled:
             sizes = (tuple(input.shape), tuple(weight.shape))
             call = _parse(ndim, *sizes, shapes[2], how, transposed)
             if call is not None and weight[0, 0].numel() >= _COMPILED_TAPS and _supported(dtype):

@@ -28,7 +28,7 @@ LAYERS = (
     {"_contract"},
     {"_cpu", "_triton"},
     {"_arguments", "_checks", "_docstrings", "_engines", "_prepared", "_weights"},
-    {"convolution", "functional", "local", "similarity", "nn", "planning"},
+    {"convolution", "functional", "layers", "local", "similarity", "nn", "planning"},
     {"match", "align", "plot"},
     {"_command", "__init__", "__main__"},
 )
@@ -169,7 +169,9 @@ def public_objects() -> dict[str, Any]:
 
 
 def rendered(value: Callable[..., Any]) -> str:
-    """A signature as text that is the same under every version of Python."""
+    """A signature as text that is the same under every version of Python and of PyTorch."""
+    if inspect.isclass(value) and value.__init__.__module__.startswith("torch.nn."):
+        return f"(as torch.nn.{value.__name__})"
     signature = inspect.signature(value)
     parts: list[str] = []
     for p in signature.parameters.values():

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import wraps
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,7 +17,23 @@ from .._plan.conv import Dense, Layer, sums_method, tiles_of, way_of
 from .._plan.dtypes import HALVES
 from . import correlate, spectra
 
+Kernel = Callable[..., Tensor]
 
+
+def _without_autocast(kernel: Kernel) -> Kernel:
+    """Matrix products inside of an operator keep the types that it was called with."""
+
+    @wraps(kernel)
+    def call(*args: Any) -> Tensor:
+        if torch.is_autocast_enabled("cpu"):
+            with torch.autocast("cpu", enabled=False):
+                return kernel(*args)
+        return kernel(*args)
+
+    return call
+
+
+@_without_autocast
 def conv(
     input: Tensor,
     weight: Tensor,
@@ -48,6 +66,7 @@ def conv(
     return lattices.output_restored(out, at).to(input.dtype).contiguous()
 
 
+@_without_autocast
 def conv_input_grad(
     grad: Tensor,
     weight: Tensor,
@@ -88,6 +107,7 @@ def conv_input_grad(
     return out.to(grad.dtype).contiguous()
 
 
+@_without_autocast
 def conv_weight_grad(
     grad: Tensor,
     input: Tensor,
