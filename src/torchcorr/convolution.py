@@ -13,7 +13,7 @@ from torch import Tensor
 
 from . import _contract
 from ._docstrings import shared
-from ._plan.conv import FORMS, Layer, way_of
+from ._plan.conv import Layer, way_of
 from ._plan.shapes import Ints
 
 Sizes = int | Sequence[int]
@@ -183,6 +183,14 @@ class _Call:
     weight: Ints
     how: tuple[Ints, Ints, Ints, int]  # stride, padding, dilation, groups
     behind: Ints  # zeros that padding has behind the input beyond those in front of it
+    outputs: int
+
+    def fits(self, bias: Any, input: Tensor) -> bool:
+        """Whether there is no bias, or a valid one."""
+        if bias is None:
+            return True
+        alike = isinstance(bias, Tensor) and bias.dtype == input.dtype
+        return alike and bias.shape == (self.outputs,) and bias.device == input.device
 
     def form(self, input: Tensor, weight: Tensor) -> Tensor:
         stride, padding, dilation, groups = (
@@ -213,33 +221,47 @@ class _Call:
 def _layer(
     theirs: Function, ndim: int, input: Any, weight: Any, bias: Any, how: tuple[Any, ...]
 ) -> Tensor:
-    """Through an operator where that is quicker. All else, and what is invalid, is PyTorch's."""
-    tensors = (input, weight) if bias is None else (input, weight, bias)
-    compiled = torch.compiler.is_compiling()
-    for x in tensors:
-        plain = type(x) in _PLAIN or (compiled and isinstance(x, Tensor))
-        if not plain or x.device.type != "cpu":
-            return theirs(input, weight, bias, *how)
+    """Through an operator where that is quicker. All else, and what is invalid, is PyTorch's.
+
+    Most calls of small layers end up in PyTorch, so deciding it costs little.
+    """
+    if torch.compiler.is_compiling():
+        return _compiled(theirs, ndim, input, weight, bias, how)
+    if type(input) not in _PLAIN or type(weight) not in _PLAIN:
+        return theirs(input, weight, bias, *how)
+    if not (input.is_cpu and weight.is_cpu):
+        return theirs(input, weight, bias, *how)
     if torch.is_autocast_enabled("cpu"):
         dtype = torch.get_autocast_dtype("cpu")
-        cast = (None if x is None else _autocast(x, dtype) for x in (input, weight, bias))
-        input, weight, bias = cast
+        input, weight = _autocast(input, dtype), _autocast(weight, dtype)
+        bias = _autocast(bias, dtype) if type(bias) in _PLAIN else bias
+    recorded = torch.is_grad_enabled()
+    needs = (recorded and input.requires_grad, recorded and weight.requires_grad)
+    kinds = (input.dtype, weight.dtype)
+    try:
+        call = _chosen(ndim, input.shape, weight.shape, how, kinds, needs)
+    except TypeError:  # lists of numbers are not hashable
+        listed = tuple(tuple(x) if isinstance(x, list) else x for x in how)
+        call = _chosen(ndim, input.shape, weight.shape, listed, kinds, needs)
+    if call is None or not call.fits(bias, input):
+        return theirs(input, weight, bias, *how)
+    return call(input, weight, bias)
+
+
+def _compiled(
+    theirs: Function, ndim: int, input: Any, weight: Any, bias: Any, how: tuple[Any, ...]
+) -> Tensor:
+    """With shapes that may be symbols: from some taps on, an operator chooses when it runs."""
     how = tuple(tuple(x) if isinstance(x, list) else x for x in how)
-    shapes = (input.shape, weight.shape, None if bias is None else bias.shape)
-    dtype = input.dtype
-    if weight.dtype == dtype and (bias is None or bias.dtype == dtype):
-        transposed = len(how) == 5
-        if compiled:
-            sizes = (tuple(input.shape), tuple(weight.shape))
-            call = _parse(ndim, *sizes, shapes[2], how, transposed)
-            if call is not None and weight[0, 0].numel() >= _COMPILED_TAPS and _supported(dtype):
-                return call(input, weight, bias)
-        else:
-            recorded = torch.is_grad_enabled()
-            needs = (recorded and input.requires_grad, recorded and weight.requires_grad)
-            call = _chosen(ndim, *shapes, how, transposed, dtype, needs)
-            if call is not None:
-                return call(input, weight, bias)
+    if input.device.type == "cpu" and _supported(input.dtype) and weight.dtype == input.dtype:
+        if torch.is_autocast_enabled("cpu"):
+            dtype = torch.get_autocast_dtype("cpu")
+            input, weight = _autocast(input, dtype), _autocast(weight, dtype)
+            bias = None if bias is None else _autocast(bias, dtype)
+        call = _parse(ndim, tuple(input.shape), tuple(weight.shape), how)
+        taps = weight[0, 0].numel() if call is not None else 0
+        if call is not None and taps >= _COMPILED_TAPS and call.fits(bias, input):
+            return call(input, weight, bias)
     return theirs(input, weight, bias, *how)
 
 
@@ -256,24 +278,24 @@ def _chosen(
     ndim: int,
     input: Ints,
     weight: Ints,
-    bias: Ints | None,
     how: tuple[Any, ...],
-    transposed: bool,
-    dtype: torch.dtype,
+    kinds: tuple[torch.dtype, torch.dtype],
     needs: tuple[bool, bool],
 ) -> _Call | None:
     """The call of an operator if one of the forms it will be asked for is quicker by it."""
-    call = _parse(ndim, tuple(input), tuple(weight), bias, how, transposed)
-    if call is None or not _supported(dtype):
+    dtype, other = kinds
+    if dtype != other or not _supported(dtype):
+        return None
+    call = _parse(ndim, tuple(input), tuple(weight), how)
+    if call is None:
         return None
     if dtype.is_complex:
         dtype = dtype.to_real()
     size = call.shape if call.shape is not None else call.input
     layer = Layer.of(size, call.weight, *call.how, dtype)
-    first, second = ("input", "output") if transposed else ("output", "input")
+    first, second = ("input", "output") if call.shape is not None else ("output", "input")
     forms = [first, *(f for f, need in zip((second, "weight"), needs, strict=True) if need)]
-    quick = any(way_of(layer, form).method != "torch" for form in forms if form in FORMS)
-    return call if quick else None
+    return call if any(way_of(layer, form).method != "torch" for form in forms) else None
 
 
 def _numbers(x: Any, ndim: int, least: int) -> Ints | None:
@@ -287,15 +309,9 @@ def _numbers(x: Any, ndim: int, least: int) -> Ints | None:
     return x * ndim if len(x) == 1 and ndim > 1 else tuple(x)
 
 
-def _parse(
-    ndim: int,
-    input: Ints,
-    weight: Ints,
-    bias: Ints | None,
-    how: tuple[Any, ...],
-    transposed: bool,
-) -> _Call | None:
-    """A valid call; None for all that PyTorch must judge."""
+def _parse(ndim: int, input: Ints, weight: Ints, how: tuple[Any, ...]) -> _Call | None:
+    """A valid call but for its bias; None for all that PyTorch must judge."""
+    transposed = len(how) == 5
     if transposed:
         stride, padding, more, groups, dilation = how
     else:
@@ -319,7 +335,7 @@ def _parse(
     items, channels, *size = whole
     fitting = weight[0] == channels if transposed else weight[1] * groups == channels
     outputs = weight[1] * groups if transposed else weight[0]
-    if not fitting or weight[0] % groups != 0 or (bias is not None and tuple(bias) != (outputs,)):
+    if not fitting or weight[0] % groups != 0:
         return None
     if min(*whole, *weight) < 1:
         return None
@@ -331,8 +347,8 @@ def _parse(
         to = tuple((n - 1) * s - 2 * p + d * (k - 1) + m + 1 for n, k, s, p, d, m, _ in axes)
         if min(to) < 1:
             return None
-        return _Call((items, outputs, *to), whole, weight, hows, behind)
+        return _Call((items, outputs, *to), whole, weight, hows, behind, outputs)
     if any(n + 2 * p + e < d * (k - 1) + 1 for n, k, _, p, d, _, e in axes):
         return None
     padded = tuple(n + e for n, e in zip(size, behind, strict=True))
-    return _Call(None, (items, channels, *padded), weight, hows, behind)
+    return _Call(None, (items, channels, *padded), weight, hows, behind, outputs)

@@ -30,10 +30,11 @@ def forced(monkeypatch):
     """Sends all valid calls to the operators, and these to one method of an engine."""
 
     def force(method):
-        def chosen(ndim, input, weight, bias, how, transposed, dtype, needs):
-            real = dtype.is_floating_point or dtype.is_complex
-            shapes = (tuple(input), tuple(weight), bias)
-            return torchcorr.convolution._parse(ndim, *shapes, how, transposed) if real else None
+        def chosen(ndim, input, weight, how, kinds, needs):
+            if kinds[0] != kinds[1] or not torchcorr.convolution._supported(kinds[0]):
+                return None
+            hash(how)
+            return torchcorr.convolution._parse(ndim, tuple(input), tuple(weight), how)
 
         monkeypatch.setattr(torchcorr.convolution, "_chosen", chosen)
         engine = getattr(torchcorr, "_cpu", None)

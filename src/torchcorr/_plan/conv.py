@@ -220,11 +220,12 @@ def way_of(layer: Layer, form: str, method: str = "auto") -> Way:
     torch_cost = layer.products / _torch_rate(layer, form)
     if torch_cost < _LEAST_GAIN:
         return Way("torch", (("torch", torch_cost),))
-    costs = {
-        "torch": torch_cost,
-        "sums": _sums_cost(layer, form),
-        "spectra": tiles_of(layer.transposed if form == "input" else layer.dense)[1] * 1e-6,
-    }
+    dense = layer.transposed if form == "input" else layer.dense
+    costs = {"torch": torch_cost, "spectra": tiles_of(dense)[1] * 1e-6}
+    if len(dense.window) == 3:
+        costs["spectra"] *= _VOLUMES
+    if dense.channels * dense.outputs <= _SUMS_PAIRS:
+        costs["sums"] = _sums_cost(layer, form)
     best = min(costs, key=costs.__getitem__)
     most = min(_MARGIN * torch_cost, torch_cost - _LEAST_GAIN)
     return Way(best if costs[best] <= most else "torch", tuple(costs.items()))
@@ -248,7 +249,13 @@ _TORCH_RATES: dict[str, tuple[tuple[int, tuple[float, float, float]], ...]] = {
     ),
     "lines": ((64, (70e6, 70e6, 70e6)), (1 << 62, (55e6, 45e6, 45e6))),
     "volumes": ((1 << 62, (45e6, 30e6, 15e6)),),
+    "volumes out": ((1 << 62, (110e6, 25e6, 95e6)),),
+    "volumes some": ((1 << 62, (110e6, 110e6, 95e6)),),
 }
+# Channels times outputs of a group above which `correlate`, which adds up products channel by
+# channel, is never quicker; and the factor of spectra of volumes, whose tiles leave the cache.
+_SUMS_PAIRS = 64
+_VOLUMES = 1.4
 # Its factor for half types, which some CPUs multiply many times faster, and a bound for float64.
 _HALF_RATE = 8.0
 _DOUBLE_RATE = 40e6
@@ -266,7 +273,7 @@ def _torch_rate(layer: Layer, form: str) -> float:
     elif ndim == 1:
         kind = "lines"
     elif ndim == 3 and fewest < 16:
-        kind = "volumes"
+        kind = "volumes" if outputs < 8 else "volumes out" if channels < 8 else "volumes some"
     elif layer.groups > 1 and fewest < 16:
         kind = "some"
     else:
