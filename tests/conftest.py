@@ -27,6 +27,7 @@ ENGINE_TESTS = {
         "test_counters.py",
         "test_direct_kernel.py",
         "test_kernels.py",
+        "test_layer_ways.py",
         "test_parts.py",
         "test_score_grads.py",
         "test_sum_pass.py",
