@@ -34,11 +34,12 @@ def known() -> tuple[Functions, Functions]:
     from .cases import CASES
     from .full import f1
     from .large import LARGE
+    from .layers import CASES as LAYERS
     from .limits import LIMITS
     from .load import l1
     from .photographs import PHOTOGRAPHS
 
-    return CASES | PHOTOGRAPHS | {"F1": f1, "L1": l1} | LIMITS, LARGE
+    return CASES | LAYERS | PHOTOGRAPHS | {"F1": f1, "L1": l1} | LIMITS, LARGE
 
 
 def chosen(names: str | None) -> Functions:

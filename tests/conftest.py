@@ -27,6 +27,7 @@ ENGINE_TESTS = {
         "test_counters.py",
         "test_direct_kernel.py",
         "test_kernels.py",
+        "test_layer_ways.py",
         "test_masked_pass.py",
         "test_overlap_kernels.py",
         "test_parts.py",

@@ -84,6 +84,15 @@ def overlaps(method, dtype):
     yield "overlap_scores", (x, y, [-3, 0], [6, 5], method)
 
 
+def layers(method, dtype):
+    image, weight = grad(2, 4, 7, 8, dtype=dtype), grad(6, 2, 3, 2, dtype=dtype, seed=1)
+    how = (STRIDE, [1, 0], [2, 1], 2, method)
+    delta = grad(2, 6, 5, 4, dtype=dtype, seed=2)
+    yield "conv", (image, weight, *how)
+    yield "conv_input_grad", (delta, weight, [2, 4, 7, 8], *how)
+    yield "conv_weight_grad", (delta, image, [6, 2, 3, 2], *how)
+
+
 def samples():
     for dtype in (torch.float64, torch.float32):
         for method in METHODS:
@@ -91,6 +100,8 @@ def samples():
             yield from weighted_scores(method, dtype)
             yield from overlaps(method, dtype)
         yield from windows(dtype)
+        for method in ("torch", "sums", "spectra"):
+            yield from layers(method, dtype)
     for method in METHODS:
         yield from scores(method, torch.complex128)
         yield from whole_scores(method)

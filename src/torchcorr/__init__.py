@@ -21,6 +21,14 @@ from .align import (
     register_stack,
     soft_shift,
 )
+from .convolution import (
+    conv1d,
+    conv2d,
+    conv3d,
+    conv_transpose1d,
+    conv_transpose2d,
+    conv_transpose3d,
+)
 from .functional import convolve, correlate, coverage, ncc, zncc
 from .local import flat_windows, local_mean, local_std, local_sum, local_var
 from .match import Matches, Peaks, find_peaks, match_template
@@ -41,6 +49,12 @@ __all__ = [
     "Windows",
     "__version__",
     "closest_windows",
+    "conv1d",
+    "conv2d",
+    "conv3d",
+    "conv_transpose1d",
+    "conv_transpose2d",
+    "conv_transpose3d",
     "convolve",
     "correlate",
     "correlation_lags",

@@ -114,6 +114,99 @@ The first input of a size pays for the template's transforms, later ones do not,
 changes, in whatever way. Kept spectra take about as much memory as the template padded to a tile,
 see `plan`, twice over. On a GPU nothing is kept: finding out whether the template has changed would
 wait for the device.""",
+    "conv": """\
+Parameters
+----------
+input : Tensor
+    ``(N, C, *size)`` or ``(C, *size)``.
+weight : Tensor
+    ``(O, C / groups, *window)``.
+bias : Tensor, optional
+    ``(O,)``: added to each output.
+stride : int or sequence of int
+    Elements from one position to the next, for all axes or for each.
+padding : int, sequence of int or str
+    Zeros in front of and behind each axis; ``"valid"`` is none, ``"same"`` as many as make the
+    output as large as the input at stride 1.
+dilation : int or sequence of int
+    Elements of the input from one tap of the weight to the next.
+groups : int
+    Groups of channels with separate weights; each output sees the channels of its own.
+
+Returns
+-------
+Tensor
+    ``(N, O, *positions)``, or without N if the input has none. Dtypes are PyTorch's: the result
+    has that of the tensors; under autocast that of autocast. Half types are computed in float32
+    where PyTorch's own convolution is not called, and complex ones as three real convolutions.
+
+Raises
+------
+RuntimeError, ValueError, TypeError
+    PyTorch's own errors: its function is called with all that it would refuse.
+
+Notes
+-----
+On the CPU the output and the gradients of `input` and `weight` are each computed in the way
+that is predicted to be quickest: PyTorch's own convolution, the sliding sums of `correlate`, or
+spectra of tiles with a matrix product over the channels for each frequency. A stride and a
+dilation divide the tensors into sub-lattices, so nothing is computed and thrown away. On other
+devices PyTorch's convolution is called. Where transforms are used the error of a value is a few
+roundings of the norm of the weight times that of the part of the input in its tile, not of each
+product. Gradients are exact, of any order, also in forward mode.
+
+References
+----------
+M. Mathieu, M. Henaff, Y. LeCun, Fast training of convolutional networks through FFTs, ICLR,
+2014.
+
+V. Dumoulin, F. Visin, A guide to convolution arithmetic for deep learning, arXiv:1603.07285,
+2016.""",
+    "conv_transpose": """\
+Parameters
+----------
+input : Tensor
+    ``(N, C, *size)`` or ``(C, *size)``.
+weight : Tensor
+    ``(C, O / groups, *window)``.
+bias : Tensor, optional
+    ``(O,)``: added to each output.
+stride, padding, dilation : int or sequence of int
+    Those of the convolution whose transpose this is: its input has the shape of the result.
+output_padding : int or sequence of int
+    Elements added behind the result, of those that the stride leaves open.
+groups : int
+    Groups of channels with separate weights.
+
+Returns
+-------
+Tensor
+    ``(N, O, *positions)``, or without N if the input has none. Dtypes are PyTorch's: the result
+    has that of the tensors; under autocast that of autocast. Half types are computed in float32
+    where PyTorch's own convolution is not called, and complex ones as three real convolutions.
+
+Raises
+------
+RuntimeError, ValueError, TypeError
+    PyTorch's own errors: its function is called with all that it would refuse.
+
+Notes
+-----
+On the CPU the output and the gradients of `input` and `weight` are each computed in the way
+that is predicted to be quickest: PyTorch's own convolution, the sliding sums of `correlate`, or
+spectra of tiles with a matrix product over the channels for each frequency. A stride and a
+dilation divide the tensors into sub-lattices, so nothing is computed and thrown away. On other
+devices PyTorch's convolution is called. Where transforms are used the error of a value is a few
+roundings of the norm of the weight times that of the part of the input in its tile, not of each
+product. Gradients are exact, of any order, also in forward mode.
+
+References
+----------
+M. Mathieu, M. Henaff, Y. LeCun, Fast training of convolutional networks through FFTs, ICLR,
+2014.
+
+V. Dumoulin, F. Visin, A guide to convolution arithmetic for deep learning, arXiv:1603.07285,
+2016.""",
     "dtypes_of_scores": _DTYPES_OF_SCORES,
     "dtypes_of_sums": """\
 float64, float32, complex128 and complex64 keep their dtype; float16 and bfloat16 are summed in

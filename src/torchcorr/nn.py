@@ -1,4 +1,4 @@
-"""Modules: templates that are learned, or prepared once for many inputs; a loss."""
+"""Modules: templates that are learned, or prepared once for many inputs; layers; a loss."""
 
 from __future__ import annotations
 
@@ -11,9 +11,29 @@ from ._docstrings import shared
 from ._prepared import PreparedTemplate
 from ._weights import Weights
 from .functional import scores, sums
+from .layers import (
+    Conv1d,
+    Conv2d,
+    Conv3d,
+    ConvTranspose1d,
+    ConvTranspose2d,
+    ConvTranspose3d,
+    convert,
+)
 from .similarity import lncc
 
-__all__ = ["ZNCC", "Correlate", "LNCCLoss"]
+__all__ = [
+    "ZNCC",
+    "Conv1d",
+    "Conv2d",
+    "Conv3d",
+    "ConvTranspose1d",
+    "ConvTranspose2d",
+    "ConvTranspose3d",
+    "Correlate",
+    "LNCCLoss",
+    "convert",
+]
 
 
 class _Templated(torch.nn.Module):

@@ -28,7 +28,7 @@ LAYERS = (
     {"_contract"},
     {"_cpu", "_triton"},
     {"_arguments", "_checks", "_docstrings", "_engines", "_prepared", "_weights"},
-    {"functional", "local", "similarity", "nn", "planning"},
+    {"convolution", "functional", "layers", "local", "similarity", "nn", "planning"},
     {"match", "align", "plot"},
     {"_command", "__init__", "__main__"},
 )
@@ -60,6 +60,12 @@ POSITIONAL = {
     "soft_shift": ["reference", "moving"],
     "closest_windows": ["input", "query"],
     "match_filter": ["record", "templates"],
+}
+# These have PyTorch's signatures, so as to be called in the place of its functions.
+LAYERS_OF_PYTORCH = {
+    "conv": ["input", "weight", "bias", "stride", "padding", "dilation", "groups"],
+    "conv_transpose": ["input", "weight", "bias", "stride", "padding"]
+    + ["output_padding", "groups", "dilation"],
 }
 LONGEST_FILE = 450
 LONGEST_FUNCTION = 80
@@ -164,7 +170,9 @@ def public_objects() -> dict[str, Any]:
 
 
 def rendered(value: Callable[..., Any]) -> str:
-    """A signature as text that is the same under every version of Python."""
+    """A signature as text that is the same under every version of Python and of PyTorch."""
+    if inspect.isclass(value) and value.__init__.__module__.startswith("torch.nn."):
+        return f"(as torch.nn.{value.__name__})"
     signature = inspect.signature(value)
     parts: list[str] = []
     for p in signature.parameters.values():
@@ -214,6 +222,11 @@ def documented() -> dict[str, Any]:
 def test_only_the_tensors_are_positional(name: str) -> None:
     parameters = inspect.signature(functions()[name]).parameters.values()
     free = [p.name for p in parameters if p.kind is not inspect.Parameter.KEYWORD_ONLY]
+    layer = LAYERS_OF_PYTORCH.get(re.sub(r"[123]d$", "", name))
+    if layer is not None:
+        assert free == layer
+        assert [p.default for p in parameters][:3] == [inspect.Parameter.empty] * 2 + [None]
+        return
     assert free == POSITIONAL[name]
     assert all(p.default is p.empty for p in parameters if p.name in free)
 

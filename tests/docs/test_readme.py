@@ -102,6 +102,14 @@ def test_planned_scratch_does_not_grow_with_the_image(size: int, window: int) ->
     assert torchcorr.plan(image, template.to("meta")).bytes < 64 * 2**20
 
 
+def test_the_page_on_layers_cites_tests_that_exist() -> None:
+    rows = re.findall(r"^\| .+ \| (`test_.+) \|$", (ROOT / "docs" / "layers.md").read_text(), re.M)
+    assert rows
+    for file, test in re.findall(r"`(test_\w+\.py)::(test_\w+)`", " ".join(rows)):
+        text = next((ROOT / "tests").rglob(file)).read_text()
+        assert f"def {test}(" in text, f"{file} has no {test}"
+
+
 def test_readme_links_to_files() -> None:
     targets = re.findall(r"\]\(([^)]+)\)", README)
     assert targets

@@ -3,6 +3,7 @@
 An engine implements operators for its device; every other device runs the definition.
 """
 
+from .conv import conv, conv_input_grad, conv_weight_grad
 from .correlate import correlate, correlate_input_grad, correlate_template_grad
 from .lncc import lncc, lncc_grads
 from .overlap import overlap_scores
@@ -23,6 +24,9 @@ from .windows import (
 __all__ = [
     "OPERATORS",
     "Operator",
+    "conv",
+    "conv_input_grad",
+    "conv_weight_grad",
     "correlate",
     "correlate_input_grad",
     "correlate_template_grad",
@@ -49,6 +53,9 @@ OPERATORS: tuple[Operator, ...] = (
     correlate,
     correlate_input_grad,
     correlate_template_grad,
+    conv,
+    conv_input_grad,
+    conv_weight_grad,
     standardise,
     ncc,
     ncc_grads,

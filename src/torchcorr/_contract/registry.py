@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from .._plan.shapes import output_size
 
@@ -31,7 +33,7 @@ class Operator:
     def __call__(self, *args: Any) -> Any:
         if not self._differentiable:
             return self.kernel(*args)
-        if torch._C._are_functorch_transforms_active():
+        if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
             return self._under_transforms(*args)
         if torch.compiler.is_compiling():
             return self.kernel(*args)
@@ -58,11 +60,12 @@ class Operator:
         setup: Callable[..., None],
         backward: Callable[..., Any],
         batch: Callable[..., Any] | None,
+        tangent: Callable[..., Any] | None = None,
     ) -> None:
-        """Registers a derivative, also under torch.func's transforms.
+        """Registers a derivative, also under torch.func's transforms and in forward mode.
 
-        torch.library.register_autograd does not support torch.func.grad and jacrev; an
-        autograd.Function made of the same two functions and the batching rule does.
+        torch.library.register_autograd does not support torch.func.grad, jacrev and jvp; an
+        autograd.Function made of the same functions and the batching rule does.
         """
         qualified = NAMESPACE + "::" + self.name
         torch.library.register_autograd(qualified, backward, setup_context=setup, lib=library)
@@ -74,6 +77,8 @@ class Operator:
         members = {"forward": forward, "setup_context": setup, "backward": backward}
         if batch is not None:
             members["vmap"] = batch
+        if tangent is not None:
+            members["jvp"] = partial(tangent, self)
         rules = {key: staticmethod(member) for key, member in members.items()}
         function: Any = type(self.name, (torch.autograd.Function,), rules)
         self._under_transforms = function.apply
@@ -89,13 +94,15 @@ def register(
     setup: Callable[..., None] | None = None,
     backward: Callable[..., Any] | None = None,
     batch: Callable[..., Any] | None = None,
+    tangent: Callable[..., Any] | None = None,
 ) -> Operator:
     """Defines an operator and returns it as the rest of the package calls it.
 
     `definition` runs on every device that no engine implements it for, `fake` gives shapes,
     `setup` and `backward` are those of torch.library.register_autograd, and `batch` is the rule
     of torch.library.register_vmap. A backward is made of registered operators, so that derivatives
-    of any order follow.
+    of any order follow. `tangent` is the rule of forward mode: it is called with the operator, the
+    context that `setup` filled and the tangents of the arguments.
     """
     qualified = NAMESPACE + "::" + name
     library.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
@@ -105,7 +112,7 @@ def register(
     if batch is not None:
         torch.library.register_vmap(qualified, batch, lib=library)
     if setup is not None and backward is not None:
-        operator.differentiate(setup, backward, batch)
+        operator.differentiate(setup, backward, batch, tangent)
     return operator
 
 

@@ -17,9 +17,10 @@ def register() -> str | None:
     if reason is not None:
         return reason
     # Imported now, since its modules use what the library has defined.
-    from . import correlate, overlap, score_grads, scores, steps, weighted, weighted_lncc
+    from . import conv, correlate, overlap, score_grads, scores, steps, weighted, weighted_lncc
 
     costs.name_cpu(steps.BYTE_LOOPS[steps.byte_loop(torch.empty(0))])
+    conv.register()
     correlate.register()
     scores.register()
     score_grads.register()

@@ -1,0 +1,96 @@
+"""The rows of convolution layers against PyTorch's: large kernels, and small ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from inputs import draw
+from tolerances import SCORE
+from torch import Tensor
+
+import torchcorr
+
+from .accuracy import largest, positions
+from .measure import Accuracy, Bound, Row, Settings, alternate, at_least, ratio_row
+
+# Items, channels, outputs, side of the image, side of the kernel.
+Sizes = tuple[int, int, int, int, int]
+LARGE: tuple[Sizes, ...] = ((1, 1, 1, 1024, 31), (8, 3, 16, 256, 31), (1, 64, 64, 256, 31))
+SMALL: tuple[Sizes, ...] = (
+    (8, 64, 64, 56, 7),
+    (4, 64, 64, 64, 15),
+    (8, 64, 64, 56, 3),
+    (8, 3, 64, 224, 3),
+)
+DEPTHWISE: Sizes = (8, 64, 64, 56, 31)
+Function = Callable[..., Tensor]
+
+
+def _step(function: Function, x: Tensor, w: Tensor, **how: int) -> tuple[Tensor, ...]:
+    out = function(x, w, **how)
+    return out.detach(), *torch.autograd.grad(out, (x, w), torch.ones_like(out))
+
+
+def _exact(x: Tensor, w: Tensor, groups: int, padding: int) -> Tensor:
+    """Ours in float64, if single windows agree with sums of products; else NaN."""
+    out = torchcorr.conv2d(x, w, padding=padding, groups=groups)
+    padded = F.pad(x, [padding] * 4).unflatten(1, (groups, -1))
+    for row, column in positions(tuple(out.shape[-2:])):
+        window = padded[..., row : row + w.shape[-2], column : column + w.shape[-1]]
+        here = torch.einsum("ngcyx,gocyx->ngo", window, w.unflatten(0, (groups, -1)))
+        if not torch.allclose(out[..., row, column], here.flatten(1), rtol=1e-9, atol=1e-9):
+            return out * torch.nan
+    return out
+
+
+def _error(result: Tensor, exact: Tensor, scale: Tensor) -> float:
+    return largest((result.double() - exact) / scale)
+
+
+def _row(
+    settings: Settings, row: str, sizes: Sizes, bound: Bound, *, groups: int = 1, step: bool = False
+) -> Row:
+    items, channels, outputs, side, kernel = sizes
+    if settings.quick:
+        side = max(kernel, side // 8)
+    x = draw((items, channels, side, side), torch.float32)
+    w = draw((outputs, channels // groups, kernel, kernel), torch.float32, seed=1) - 0.5
+    how = {"groups": groups, "padding": kernel // 2 if groups > 1 else 0}
+    ours: Callable[[], object] = partial(torchcorr.conv2d, x, w, **how)
+    theirs: Callable[[], object] = partial(F.conv2d, x, w, **how)
+    if step:
+        leaves = (x.requires_grad_(), w.requires_grad_())
+        ours = partial(_step, torchcorr.conv2d, *leaves, **how)
+        theirs = partial(_step, F.conv2d, *leaves, **how)
+    timings = alternate({"ours": ours, "theirs": theirs}, settings.rounds)
+    wide = (x.detach().double(), w.detach().double())
+    exact, scale = _exact(*wide, **how), _exact(*(t.abs() for t in wide), **how)
+    results = [t.result[0] if step else t.result for t in (timings["ours"], timings["theirs"])]
+    error, their_error = (_error(result, exact, scale) for result in results)
+    kept = Accuracy(error, SCORE[torch.float32])
+    shape = "×".join(map(str, sizes[:3]))
+    kind = "depthwise " if groups > 1 else ""
+    name = f"conv2d {kind}{shape}, {side}²/{kernel}²" + (" and gradients" if step else "")
+    return ratio_row(
+        row, name, "F.conv2d", timings, bound=bound, accuracy=kept, peer_error=their_error
+    )
+
+
+def c12(settings: Settings) -> Iterator[Row]:
+    for sizes in LARGE:
+        yield _row(settings, "C12", sizes, at_least(8))
+    for sizes in LARGE:
+        yield _row(settings, "C12", sizes, at_least(8), step=True)
+    yield _row(settings, "C12", DEPTHWISE, at_least(8), groups=DEPTHWISE[1], step=True)
+
+
+def c13(settings: Settings) -> Iterator[Row]:
+    for sizes in SMALL:
+        for step in (False, True):
+            yield _row(settings, "C13", sizes, at_least(0.95), step=step)
+
+
+CASES: dict[str, Callable[[Settings], Iterator[Row]]] = {"C12": c12, "C13": c13}

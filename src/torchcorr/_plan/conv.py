@@ -1,0 +1,326 @@
+"""How a convolution layer is computed: by PyTorch, by sliding sums, or by spectra of tiles."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
+
+import torch
+
+from .choose import Plan, arrange
+from .lattice import Lattices
+from .shapes import Ints
+from .tiling import tile_length
+
+# Bytes of the spectra of tiles, and of those of weights, that are held at once.
+TILE_BYTES = 64 << 20
+WEIGHT_BYTES = 96 << 20
+# Taps along an axis up to which a transform of them is a product with a matrix.
+SHORT = 96
+# Lengths of tiles that are tried.
+_LENGTHS = (32, 40, 48, 64, 80, 96, 128, 160, 192, 256, 320, 384, 512)
+_LONG = tuple(n << p for p in range(5, 18) for n in (4, 5))
+
+
+@dataclass(frozen=True)
+class Dense:
+    """A convolution with stride 1 and dilation 1; all groups are alike."""
+
+    items: int
+    channels: int  # of one group
+    outputs: int  # of one group
+    groups: int
+    window: Ints
+    positions: Ints
+    itemsize: int
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """Tiles of a dense convolution, an entry an axis."""
+
+    window: Ints
+    positions: Ints
+    outputs: Ints  # positions of a tile
+    grid: Ints
+    length: Ints  # of the transforms
+    block: int  # outputs of the layer whose weights are transformed at once
+
+    @property
+    def frequencies(self) -> Ints:
+        """Of real numbers: half of the last axis."""
+        return (*self.length[:-1], self.length[-1] // 2 + 1)
+
+    def at_once(self, planes: int, itemsize: int) -> int:
+        """Tiles whose spectra have room."""
+        return max(1, TILE_BYTES // (2 * itemsize * math.prod(self.frequencies) * planes))
+
+
+def _tiles(problem: Dense, wanted: int) -> Tiles:
+    """Tiles of about a wanted length that divide the positions evenly."""
+    outputs, grid, length = [], [], []
+    for n, k in zip(problem.positions, problem.window, strict=True):
+        count = max(1, -(-n // max(1, wanted - k + 1)))
+        each = -(-n // count)
+        outputs.append(each)
+        grid.append(-(-n // each))
+        length.append(tile_length(each + k - 1, len(problem.positions)))
+    frequencies = math.prod(length[:-1]) * (length[-1] // 2 + 1)
+    spectrum = 2 * problem.itemsize * frequencies * problem.channels
+    block = max(1, min(problem.outputs, WEIGHT_BYTES // spectrum))
+    sizes = (tuple(outputs), tuple(grid), tuple(length))
+    return Tiles(problem.window, problem.positions, *sizes, block)
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Nanoseconds of one core for float32, fitted by ``python -m benchmarks.fit_conv``."""
+
+    transform: float = 8.0  # an element of a tile, one way, with its new order
+    product: float = 0.2  # a complex multiply-add
+    call: float = 2.5e5  # a batch of tiles
+
+
+_RATES = Rates()
+
+
+def _axis_cost(line: int, taps: int) -> float:
+    """A transform of `line` elements of which `taps` count, for each element."""
+    if taps <= SHORT:
+        return _RATES.product * taps
+    return _RATES.transform
+
+
+def _tiles_cost(problem: Dense, tiles: Tiles) -> float:
+    """Nanoseconds of one group by spectra of tiles."""
+    elements, frequencies = math.prod(tiles.length), math.prod(tiles.frequencies)
+    count = problem.items * math.prod(tiles.grid)
+    blocks = -(-problem.outputs // tiles.block)
+    time = blocks * count * problem.channels * elements * _RATES.transform
+    weights, results = problem.channels * problem.outputs, count * problem.outputs
+    time += frequencies * _RATES.product * count * weights
+    # Weights have few taps, and of results few are kept: along later axes there are fewer lines.
+    for planes, kept in ((weights, tiles.window), (results, tiles.outputs)):
+        share = 1.0
+        for line, taps in reversed(list(zip(tiles.length, kept, strict=True))):
+            time += planes * frequencies * share * _axis_cost(line, taps)
+            share *= taps / line
+    rounds = -(-count // tiles.at_once(problem.channels + tiles.block, problem.itemsize))
+    return (time + blocks * rounds * _RATES.call) * problem.itemsize / 4
+
+
+def _candidates(problem: Dense) -> Iterator[Tiles]:
+    longest = max(n + k - 1 for n, k in zip(problem.positions, problem.window, strict=True))
+    tried = set()
+    for wanted in _LONG if len(problem.window) == 1 else _LENGTHS:
+        if wanted > max(problem.window):
+            tiles = _tiles(problem, wanted)
+            if tiles.length not in tried:
+                tried.add(tiles.length)
+                yield tiles
+        if wanted > longest:
+            return
+    if not tried:
+        yield _tiles(problem, longest)
+
+
+@lru_cache(maxsize=256)
+def tiles_of(problem: Dense) -> tuple[Tiles, float]:
+    """The quickest tiles, and nanoseconds of all groups."""
+    best = min(_candidates(problem), key=lambda tiles: _tiles_cost(problem, tiles))
+    return best, _tiles_cost(problem, best) * problem.groups
+
+
+@dataclass(frozen=True)
+class Layer:
+    """The shapes of a layer and the sub-lattices that it divides into."""
+
+    input: Ints
+    weight: Ints
+    groups: int
+    lattices: Lattices
+    dtype: torch.dtype
+
+    @classmethod
+    def of(
+        cls,
+        input: Ints,
+        weight: Ints,
+        stride: Sequence[int],
+        padding: Sequence[int],
+        dilation: Sequence[int],
+        groups: int,
+        dtype: torch.dtype,
+    ) -> Layer:
+        how = (tuple(stride), tuple(padding), tuple(dilation))
+        return _layer(input, weight, *how, groups, dtype)
+
+    @property
+    def products(self) -> int:
+        """Multiply-adds of the definition."""
+        return self.input[0] * math.prod(self.weight) * math.prod(self.lattices.positions)
+
+    @cached_property
+    def dense(self) -> Dense:
+        at, (outputs, channels) = self.lattices, self.weight[:2]
+        return Dense(
+            items=self.input[0] * math.prod(at.phases),
+            channels=channels * math.prod(at.steps),
+            outputs=outputs // self.groups,
+            groups=self.groups,
+            window=at.taps,
+            positions=at.rows,
+            itemsize=max(4, self.dtype.itemsize),
+        )
+
+    @cached_property
+    def transposed(self) -> Dense:
+        """The dense convolution of the upstream gradient that makes the input's."""
+        at, dense = self.lattices, self.dense
+        size = at.size if at.trivial else at.dense
+        return replace(dense, channels=dense.outputs, outputs=dense.channels, positions=size)
+
+
+@lru_cache(maxsize=1024)
+def _layer(
+    input: Ints,
+    weight: Ints,
+    stride: Ints,
+    padding: Ints,
+    dilation: Ints,
+    groups: int,
+    dtype: torch.dtype,
+) -> Layer:
+    at = Lattices.of(input[2:], weight[2:], stride, padding, dilation)
+    return Layer(input, weight, groups, at, dtype)
+
+
+@dataclass(frozen=True)
+class Way:
+    """How one of the three forms of a layer is computed, and milliseconds of one core."""
+
+    method: str  # "torch", "sums" or "spectra"
+    costs: tuple[tuple[str, float], ...]  # of each method
+
+
+METHODS = ("torch", "sums", "spectra")
+FORMS = ("output", "input", "weight")
+# Predicted times must be this much shorter than PyTorch's, and by so many milliseconds.
+_MARGIN = 0.75
+_LEAST_GAIN = 0.1
+
+
+@lru_cache(maxsize=4096)
+def way_of(layer: Layer, form: str, method: str = "auto") -> Way:
+    """The quickest way of a form, `output`, or the gradient of `input` or `weight`."""
+    if method != "auto":
+        return Way(method, ())
+    torch_cost = layer.products / _torch_rate(layer, form)
+    if torch_cost < _LEAST_GAIN:
+        return Way("torch", (("torch", torch_cost),))
+    dense = layer.transposed if form == "input" else layer.dense
+    costs = {"torch": torch_cost, "spectra": tiles_of(dense)[1] * 1e-6}
+    if len(dense.window) == 3:
+        costs["spectra"] *= _VOLUMES
+    if dense.channels * dense.outputs <= _SUMS_PAIRS:
+        costs["sums"] = _sums_cost(layer, form)
+    best = min(costs, key=costs.__getitem__)
+    most = min(_MARGIN * torch_cost, torch_cost - _LEAST_GAIN)
+    return Way(best if costs[best] <= most else "torch", tuple(costs.items()))
+
+
+# Multiply-adds a millisecond of one core that PyTorch's convolution reaches in float32, for the
+# output and the gradients of input and weight: by channels of a group, window axes and the longest
+# side of the window, up to which a row holds. Fitted from above by benchmarks/fit_conv.py: a layer
+# whose time is in doubt is left to PyTorch.
+_TORCH_RATES: dict[str, tuple[tuple[int, tuple[float, float, float]], ...]] = {
+    "depthwise": ((3, (60e6, 40e6, 8e6)), (15, (60e6, 40e6, 2.4e6)), (1 << 62, (4e6, 40e6, 2.4e6))),
+    "depthwise 3": ((1 << 62, (60e6, 3e6, 3e6)),),
+    "one": ((5, (2e6, 1e6, 1e6)), (1 << 62, (8e6, 5e6, 7e6))),
+    "one 1": ((1 << 62, (1e6, 3e6, 3e6)),),
+    "few": ((12, (100e6, 25e6, 90e6)), (1 << 62, (100e6, 25e6, 25e6))),
+    "some": ((8, (60e6, 60e6, 40e6)), (1 << 62, (60e6, 60e6, 10e6))),
+    "many": (
+        (12, (95e6, 95e6, 95e6)),
+        (17, (95e6, 95e6, 55e6)),
+        (1 << 62, (70e6, 70e6, 45e6)),
+    ),
+    "lines": ((64, (70e6, 70e6, 70e6)), (1 << 62, (55e6, 45e6, 45e6))),
+    "volumes": ((1 << 62, (45e6, 30e6, 15e6)),),
+    "volumes out": ((1 << 62, (110e6, 25e6, 95e6)),),
+    "volumes some": ((1 << 62, (110e6, 110e6, 95e6)),),
+}
+# Channels times outputs of a group above which `correlate`, which adds up products channel by
+# channel, is never quicker; and the factor of spectra of volumes, whose tiles leave the cache.
+_SUMS_PAIRS = 64
+_VOLUMES = 1.4
+# Its factor for half types, which some CPUs multiply many times faster, and a bound for float64.
+_HALF_RATE = 8.0
+_DOUBLE_RATE = 40e6
+
+
+def _torch_rate(layer: Layer, form: str) -> float:
+    dense, ndim = layer.dense, len(layer.lattices.size)
+    channels, outputs = layer.weight[1], dense.outputs
+    fewest = min(channels, outputs)
+    if layer.dtype == torch.float64:
+        return _DOUBLE_RATE
+    if channels == outputs == 1:
+        kind = "one" if layer.groups == 1 else "depthwise"
+        kind = {("one", 1): "one 1", ("depthwise", 3): "depthwise 3"}.get((kind, ndim), kind)
+    elif ndim == 1:
+        kind = "lines"
+    elif ndim == 3 and fewest < 16:
+        kind = "volumes" if outputs < 8 else "volumes out" if channels < 8 else "volumes some"
+    elif layer.groups > 1 and fewest < 16:
+        kind = "some"
+    else:
+        kind = "few" if fewest < 16 else "many"
+    longest = max(layer.lattices.window)
+    rates = next(rates for most, rates in _TORCH_RATES[kind] if longest <= most)
+    rate = rates[FORMS.index(form)]
+    return rate * (_HALF_RATE if layer.dtype.itemsize == 2 else 1.0)
+
+
+# Costs of `correlate` are those of two cores, without what surrounds a call of it in a layer.
+_SUMS = 5.0
+# Of the gradient of an input, relative to sums, and bytes written a millisecond.
+_SUMS_INPUT = 1.6
+_COPIED = 4e6
+# Multiply-adds a millisecond of a template's gradient by the direct loop, for an element of a row.
+_DIRECT_WEIGHT = 0.07e6
+_DIRECT_WEIGHT_ROW = 256
+
+
+def _arrangement(dense: Dense, size: Ints, method: str) -> Plan:
+    input = (dense.items, dense.groups, 1, dense.channels, *size)
+    template = (dense.groups, dense.outputs, dense.channels, *dense.window)
+    dtype = torch.float64 if dense.itemsize == 8 else torch.float32
+    steps = (1,) * len(size)
+    how = {"normalised": False, "dtype": dtype, "device": "cpu"}
+    return arrange(input, template, steps, method, **how).plan  # type: ignore[arg-type]
+
+
+def _sums_cost(layer: Layer, form: str) -> float:
+    """Of the operators of `correlate` on the sub-lattices of a layer."""
+    dense, size = layer.dense, layer.lattices.dense
+    plan = _arrangement(dense, size, sums_method(layer, form))
+    elements = dense.items * dense.groups * dense.channels * math.prod(size)
+    copies = elements * dense.itemsize / _COPIED
+    if form == "weight" and plan.method == "direct":
+        row = min(layer.lattices.rows[-1], _DIRECT_WEIGHT_ROW)
+        return copies + layer.products / (_DIRECT_WEIGHT * row)
+    return copies + _SUMS * plan.cost * (1.0 if form == "output" else _SUMS_INPUT)
+
+
+@lru_cache(maxsize=4096)
+def sums_method(layer: Layer, form: str) -> str:
+    """The method that `correlate` is called with; gradients of templates have short direct rows."""
+    if form != "weight":
+        return "auto"
+    dense, size = layer.dense, layer.lattices.dense
+    row = min(layer.lattices.rows[-1], _DIRECT_WEIGHT_ROW)
+    direct = layer.products / (_DIRECT_WEIGHT * row)
+    return "direct" if direct <= 2 * _SUMS * _arrangement(dense, size, "fft").cost else "fft"
