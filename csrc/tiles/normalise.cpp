@@ -329,10 +329,9 @@ class Normalise {
           all.add(contents[row * templates + line % templates]);
         }
       }
-      const double volume = static_cast<double>(product(layout_.full));
-      const TileStats* both = stats_ + 2 * pair;
-      const double power = (both[0].mean_square + both[1].mean_square) * exact_.count;
-      most[line] = 1 / (rule_.noise * (std::sqrt(power + all.square / volume) + all.peak / 2));
+      const double squares = stats_[2 * pair].mean_square + stats_[2 * pair + 1].mean_square;
+      const double mean = all.square / static_cast<double>(product(layout_.full));
+      most[line] = 1 / (rule_.noise * (std::sqrt(squares * exact_.count + mean) + all.peak / 2));
     }
     return most;
   }
