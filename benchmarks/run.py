@@ -31,6 +31,7 @@ Functions = dict[str, Callable[[Settings], Iterator[Row]]]
 
 def known() -> tuple[Functions, Functions]:
     """Functions that measure the rows of each name: the usual ones, and the large ones."""
+    from .aligning import ALIGNING
     from .cases import CASES
     from .full import f1
     from .large import LARGE
@@ -38,7 +39,7 @@ def known() -> tuple[Functions, Functions]:
     from .load import l1
     from .photographs import PHOTOGRAPHS
 
-    return CASES | PHOTOGRAPHS | {"F1": f1, "L1": l1} | LIMITS, LARGE
+    return CASES | ALIGNING | PHOTOGRAPHS | {"F1": f1, "L1": l1} | LIMITS, LARGE
 
 
 def chosen(names: str | None) -> Functions:
