@@ -108,6 +108,33 @@ def full_correlate(image: Tensor, template: Tensor) -> Score:
     return call
 
 
+def phase_cross_correlation(
+    first: Tensor, second: Tensor, part: int, mask: Tensor | None = None
+) -> Score:
+    """scikit-image's shift to a part of a pixel, with as many threads as cores."""
+    import scipy.fft
+    from skimage import registration
+
+    x, y = first.numpy(), second.numpy()
+    there = None if mask is None else mask.numpy()
+
+    def call() -> np.ndarray:
+        with scipy.fft.set_workers(len(os.sched_getaffinity(0))):
+            return registration.phase_cross_correlation(
+                x, y, upsample_factor=part, reference_mask=there
+            )[0]
+
+    return call
+
+
+def obspy_correlate(first: Tensor, second: Tensor, reach: int) -> Score:
+    """obspy's normalised correlation at lags of at most `reach`."""
+    from obspy.signal.cross_correlation import correlate
+
+    x, y = first.numpy(), second.numpy()
+    return lambda: correlate(x, y, reach, demean=False)
+
+
 def conv2d(image: Tensor, template: Tensor) -> Callable[[], Tensor]:
     x, w = image[None, None], template[None, None]
     return lambda: F.conv2d(x, w)[0, 0]

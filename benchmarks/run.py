@@ -31,6 +31,7 @@ Functions = dict[str, Callable[[Settings], Iterator[Row]]]
 
 def known() -> tuple[Functions, Functions]:
     """Functions that measure the rows of each name: the usual ones, and the large ones."""
+    from .aligning import ALIGNING
     from .cases import CASES
     from .full import f1
     from .large import LARGE
@@ -39,7 +40,8 @@ def known() -> tuple[Functions, Functions]:
     from .load import l1
     from .photographs import PHOTOGRAPHS
 
-    return CASES | LAYERS | PHOTOGRAPHS | {"F1": f1, "L1": l1} | LIMITS, LARGE
+    usual = CASES | LAYERS | ALIGNING | PHOTOGRAPHS | {"F1": f1, "L1": l1} | LIMITS
+    return usual, LARGE
 
 
 def chosen(names: str | None) -> Functions:

@@ -48,8 +48,8 @@ doctest_global_setup = "import torch\nimport torchcorr"
 sphinx_gallery_conf = {
     "examples_dirs": str(HERE.parent / "examples"),
     "gallery_dirs": "gallery",
-    "filename_pattern": r"/\d_",
-    "within_subsection_order": "FileNameSortKey",
+    "filename_pattern": r"/\d+_",
+    "within_subsection_order": "order.ByNumber",
     "image_scrapers": ("figures",),
     "abort_on_example_error": True,
     "capture_repr": (),

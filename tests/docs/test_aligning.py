@@ -37,6 +37,11 @@ def obspy_correlate(a: np.ndarray, b: np.ndarray, reach: int) -> np.ndarray:
     return xcorr(a - a.mean(), b - b.mean(), reach, "coeff")
 
 
+def autocorrelate(y: np.ndarray, max_size: int) -> np.ndarray:
+    """librosa's: the sum of products of a signal with itself at lags from 0 on."""
+    return np.correlate(y, y, "full")[len(y) - 1 :][:max_size]
+
+
 def arrays() -> dict[str, Any]:
     source = np.random.default_rng(0).normal(size=400)
     picture = data.camera()[::4, ::4].astype(np.float64)
@@ -47,7 +52,7 @@ def arrays() -> dict[str, Any]:
 
 def test_the_table_has_every_library() -> None:
     assert {library for library, _, _ in ROWS} == {
-        "NumPy", "SciPy", "scikit-image", "MATLAB", "obspy", "stumpy",
+        "NumPy", "SciPy", "scikit-image", "MATLAB", "obspy", "librosa", "stumpy",
     }  # fmt: skip
 
 
@@ -55,6 +60,7 @@ def test_the_table_has_every_library() -> None:
 def test_both_sides_of_a_row_agree(there: str, here: str) -> None:
     peers = {"np": np, "signal": signal, "registration": registration}
     peers |= {"xcorr": xcorr, "finddelay": finddelay, "obspy_correlate": obspy_correlate}
+    peers["autocorrelate"] = autocorrelate
     if "stumpy" in there:
         peers["stumpy"] = pytest.importorskip("stumpy")
     tensors = {name: torch.from_numpy(value) for name, value in arrays().items()}
