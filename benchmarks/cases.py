@@ -119,6 +119,20 @@ def c5(settings: Settings) -> Iterator[Row]:
     peer = ("OpenCV with mask", peers.opencv(image, template, mask))
     case = f"zncc {size}²/{window}², a disk as mask"
     yield score_row(settings, "C5", case, image, template, peer, at_least(6), template_mask=mask)
+    size, window = settings.small(128, 32)
+    volume = draw((size,) * 3, torch.float32)
+    template = volume[(slice(size // 3, size // 3 + window),) * 3].clone()
+    place = (2 * torch.arange(window) + 1 - window).square()
+    distance = place[:, None, None] + place[:, None] + place
+    sphere = (distance <= window**2).float()
+    for name, weights in (
+        ("a sphere", sphere),
+        ("a soft sphere", torch.exp(-distance / window**2) * sphere),
+    ):
+        peer = ("scikit-image's masked", peers.scikit_image_masked(volume, template, sphere))
+        case = f"zncc {size}³/{window}³, {name} as mask"
+        how = {"ndim": 3, "template_mask": weights}
+        yield score_row(settings, "C5", case, volume, template, peer, None, **how)
 
 
 Function = Callable[[Tensor, Tensor], Tensor]

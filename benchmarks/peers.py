@@ -49,6 +49,22 @@ def opencv_std(image: Tensor, window: int) -> Score:
     return call
 
 
+def scikit_image_masked(image: Tensor, template: Tensor, mask: Tensor) -> Score:
+    """The coefficient of its masked registration (Padfield's), in which a mask is binary."""
+    from skimage.registration._masked_phase_cross_correlation import cross_correlate_masked
+
+    picture, patch, seen = image.numpy(), template.numpy(), mask.numpy() > 0
+    everything = np.ones(picture.shape, dtype=bool)
+    axes = tuple(range(picture.ndim))
+    inside = tuple(slice(k - 1, n) for n, k in zip(picture.shape, patch.shape, strict=True))
+
+    def call() -> np.ndarray:
+        how = {"mode": "full", "axes": axes, "overlap_ratio": 0.0}
+        return cross_correlate_masked(picture, patch, everything, seen, **how)[inside]
+
+    return call
+
+
 def scikit_image(image: Tensor, template: Tensor) -> Score:
     """match_template, in 1-D to 3-D, with as many threads for SciPy's transforms as cores."""
     import scipy.fft

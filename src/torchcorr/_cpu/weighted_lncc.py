@@ -40,6 +40,13 @@ def weighted_lncc(
     return _lncc(a, b, weight, *_place(a, taps, window, stride, border), eps)
 
 
+def _centred(x: Tensor, weight: Tensor, reach: Sequence[int], ndim: int) -> Tensor:
+    """x in float64 between zeros, minus a level of what has weight."""
+    level = levels(torch.where(weight > 0, x, 0.0), ndim)
+    wide = pad(x, reach).double() if any(reach) else x.to(torch.float64, copy=True)
+    return wide.sub_(level)
+
+
 def weighted_lncc_grads(
     grad: Tensor,
     a: Tensor,
@@ -61,18 +68,16 @@ def weighted_lncc_grads(
     ndim, zeros = len(window), border == "zeros"
     pads = border_pads(border, window) if zeros else [(0, 0)] * ndim
     reach = [n for pair in reversed(pads) for n in pair]
-    x, y = (
-        pad(one.double(), reach) - levels(torch.where(weight > 0, one, 0.0), ndim) for one in (a, b)
-    )
+    x, y = (_centred(one, weight, reach, ndim) for one in (a, b))
     place = _place(x, taps, window, stride, "valid" if zeros else border)
     wide = pad(weight.double(), reach, value=1.0)
-    found = _grads(grad.double(), x, y, wide, *place, eps, wanted)
+    found = list(_grads(grad.double(), x, y, wide, *place, eps, wanted))
+    del x, y, wide  # room for what follows
     size = a.shape[-ndim:]
     inner = (..., *(slice(k, k + n) for (k, _), n in zip(pads, size, strict=True)))
-    return tuple(
-        g[inner].to(a.dtype).contiguous() if need else a.new_empty(0)
-        for g, need in zip(found, needed, strict=True)
-    )
+    for i, need in enumerate(needed):
+        found[i] = found[i][inner].to(a.dtype).contiguous() if need else a.new_empty(0)
+    return tuple(found)
 
 
 def register() -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from .._plan.dtypes import widen
+from .._plan.dtypes import wide_dtype, widen
 from .._plan.shapes import border_pads
 from .._plan.taps import per_axis
 from .lncc import lncc_into, lncc_window_grads, scores
@@ -142,7 +142,7 @@ def levels(x: Tensor, ndim: int) -> Tensor:
     """A mean of each item's finite elements: what its elements can be measured from."""
     axes = tuple(range(-ndim - 1, 0))
     finite = torch.isfinite(x)
-    total = torch.where(finite, widen(x), 0.0).sum(axes, keepdim=True)
+    total = torch.where(finite, x, 0.0).sum(axes, keepdim=True, dtype=wide_dtype(x))
     return (total / finite.sum(axes, keepdim=True).clamp(min=1)).detach()
 
 
