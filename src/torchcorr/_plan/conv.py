@@ -107,7 +107,7 @@ def _tiles_cost(problem: Dense, tiles: Tiles) -> float:
         for line, taps in reversed(list(zip(tiles.length, kept, strict=True))):
             time += planes * frequencies * share * _axis_cost(line, taps)
             share *= taps / line
-    rounds = -(-count // tiles.at_once(problem.channels + tiles.block, problem.itemsize))
+    rounds = -(-count // tiles.at_once(2 * (problem.channels + tiles.block), problem.itemsize))
     return (time + blocks * rounds * _RATES.call) * problem.itemsize / 4
 
 
