@@ -105,7 +105,7 @@ def forms(shape: Shape) -> Iterator[tuple[str, Layer, Callable[[str], object]]]:
 def main() -> None:
     torch.set_num_threads(1)
     names = "  ".join(f"{m:>8}" for m in METHODS)
-    print(f"{'layer':56} {'form':7} {names}  predicted")
+    print(f"{'layer':56} {'form':7} {names}  the same, predicted")
     for shape in SHAPES:
         for form, layer, call in forms(shape):
             times = [milliseconds(lambda m=m, c=call: c(m)) for m in METHODS]
@@ -113,7 +113,8 @@ def main() -> None:
             taken = times[METHODS.index(way.method)]
             verdict = "SLOWER" if taken > times[0] / 0.95 else f"{times[0] / taken:.1f} x"
             measured = "  ".join(f"{t:8.2f}" for t in times)
-            predicted = "  ".join(f"{cost:8.2f}" for _, cost in way.costs)
+            costs = dict(way.costs)
+            predicted = "  ".join(f"{costs.get(m, float('nan')):8.2f}" for m in METHODS)
             title = str(tuple(shape))
             print(
                 f"{title:56} {form:7} {measured}  {predicted}  {way.method} {verdict}", flush=True

@@ -54,10 +54,10 @@ def correlate(
 
     Notes
     -----
-    Gradients are exact, of any order, and made of the same operations: for the input a full
-    convolution, for the template a valid correlation. A float32 value is within a few roundings of
-    the sum of absolute products in its window; in float64 that holds for the direct method, and by
-    transforms a value has the rounding of its tile.
+    Gradients are exact, of any order and also in forward mode, and made of the same operations:
+    for the input a full convolution, for the template a valid correlation. A float32 value is
+    within a few roundings of the sum of absolute products in its window; in float64 that holds for
+    the direct method, and by transforms a value has the rounding of its tile.
 
     References
     ----------

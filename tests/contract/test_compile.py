@@ -110,6 +110,40 @@ def test_func_grad_and_jacrev(name, method):
     torch.testing.assert_close(one, two)
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128], ids=str)
+@pytest.mark.parametrize("method", ["direct", "fft"])
+@pytest.mark.parametrize("name", ["correlate", "convolve"])
+def test_forward_mode_of_sums(name, method, dtype):
+    """Tangents by finite differences, which a form that is linear in each tensor makes exact."""
+    image, template = draw((5, 6), dtype), draw((3, 2), dtype, seed=1)
+    steps = draw((5, 6), dtype, seed=2), draw((3, 2), dtype, seed=3)
+
+    def call(a, b):
+        return getattr(torchcorr, name)(a, b, method=method, mode="full", stride=(1, 2))
+
+    ahead, behind = (call(image + s * steps[0], template + s * steps[1]) for s in (1.0, -1.0))
+    out, tangent = torch.func.jvp(call, (image, template), steps)
+    torch.testing.assert_close(out, call(image, template))
+    torch.testing.assert_close(tangent, (ahead - behind) / 2)
+    with torch.autograd.forward_ad.dual_level():
+        duals = map(torch.autograd.forward_ad.make_dual, (image, template), steps)
+        again = torch.autograd.forward_ad.unpack_dual(call(*duals)).tangent
+    torch.testing.assert_close(again, tangent)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
+def test_forward_over_reverse():
+    image, template = draw((5, 6)), draw((3, 2), seed=1)
+
+    def total(b):
+        return torchcorr.correlate(image, b).pow(3).sum()
+
+    both = (torch.func.jacfwd(torch.func.grad(total)), torch.func.jacrev(torch.func.grad(total)))
+    forward, reverse = (transform(template) for transform in both)
+    torch.testing.assert_close(forward, reverse)
+
+
 @pytest.mark.parametrize("name", ["correlate", "zncc"])
 def test_per_sample_gradients(name):
     images, template = draw((4, 7, 8)), draw((3, 3), seed=1)

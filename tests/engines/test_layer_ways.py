@@ -110,8 +110,9 @@ def test_scratch_does_not_grow_with_the_image(size, channels, kernel):
     tiles, _ = plan.tiles_of(layer.dense)
     spectrum = 8 * math.prod(tiles.frequencies)
     assert tiles.block == 1 or spectrum * channels * tiles.block <= plan.WEIGHT_BYTES
-    together = tiles.at_once(channels + 2 * tiles.block, 4)
-    assert together == 1 or together * spectrum * (channels + 2 * tiles.block) <= plan.TILE_BYTES
+    planes = 2 * (channels + tiles.block)
+    together = tiles.at_once(planes, 4)
+    assert together == 1 or together * spectrum * planes <= plan.TILE_BYTES
 
 
 def test_the_backward_pass_keeps_input_and_weight_alone():

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .._definition import conv as definition
 from .._plan.lattice import positions_of
-from .registry import Dims, Operator, Shape, fake_like_shape, register
+from .registry import Dims, Shape, fake_like_shape, register, tangent_of_form
 
 
 def _fake_conv(
@@ -67,17 +67,6 @@ def _weight_grad_backward(ctx: Any, seed: Tensor) -> tuple[Any, ...]:
         conv_input_grad(grad, seed, ctx.shapes[1], *how) if wanted[1] else None,
         *(None for _ in ctx.how),
     )
-
-
-def _tangent(operator: Operator, ctx: Any, first: Any, second: Any, *_: Any) -> Any:
-    """The rule of a product: either factor replaced by its tangent."""
-    one, other = ctx.saved_tensors
-    parts = []
-    if first is not None:
-        parts.append(operator(first, other, *ctx.how))
-    if second is not None:
-        parts.append(operator(one, second, *ctx.how))
-    return parts[0] if len(parts) == 1 else parts[0] + parts[1]
 
 
 # --- batching: more items, more outputs, or more groups ------------------------------------------
@@ -138,7 +127,7 @@ conv = register(
     setup=_save_form,
     backward=_conv_backward,
     batch=_batch_conv,
-    tangent=_tangent,
+    tangent=tangent_of_form,
 )
 conv_input_grad = register(
     "conv_input_grad",
@@ -148,7 +137,7 @@ conv_input_grad = register(
     setup=_save_form,
     backward=_input_grad_backward,
     batch=_batch_input_grad,
-    tangent=_tangent,
+    tangent=tangent_of_form,
 )
 conv_weight_grad = register(
     "conv_weight_grad",
@@ -158,5 +147,5 @@ conv_weight_grad = register(
     setup=_save_form,
     backward=_weight_grad_backward,
     batch=_batch_weight_grad,
-    tangent=_tangent,
+    tangent=tangent_of_form,
 )

@@ -8,11 +8,21 @@ from typing import Any
 from torch import Tensor
 
 from .._definition import correlate as definition
-from .registry import Dims, fake_like_shape, fake_score, front, rank, register
+from .registry import (
+    Dims,
+    fake_like_shape,
+    fake_score,
+    front,
+    rank,
+    register,
+    tangent_of_form,
+)
 
 
 def _save_form(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     ctx.save_for_backward(inputs[0], inputs[1])
+    ctx.save_for_forward(inputs[0], inputs[1])
+    ctx.how = (inputs[2], inputs[3])
     ctx.shapes = (tuple(inputs[0].shape), tuple(inputs[1].shape))
     ctx.stride, ctx.method = inputs[2], inputs[3]
 
@@ -33,6 +43,8 @@ def _correlate_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
 
 def _save_transpose(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     ctx.save_for_backward(inputs[0], inputs[1])
+    ctx.save_for_forward(inputs[0], inputs[1])
+    ctx.how = inputs[2:5]
     ctx.shape = tuple(inputs[1].shape)
     ctx.stride, ctx.method = inputs[3], inputs[4]
 
@@ -118,6 +130,7 @@ correlate = register(
     setup=_save_form,
     backward=_correlate_backward,
     batch=_batch_form,
+    tangent=tangent_of_form,
 )
 correlate_input_grad = register(
     "correlate_input_grad",
@@ -127,6 +140,7 @@ correlate_input_grad = register(
     setup=_save_transpose,
     backward=_input_grad_backward,
     batch=_batch_input_grad,
+    tangent=tangent_of_form,
 )
 correlate_template_grad = register(
     "correlate_template_grad",
@@ -136,4 +150,5 @@ correlate_template_grad = register(
     setup=_save_transpose,
     backward=_template_grad_backward,
     batch=_batch_template_grad,
+    tangent=tangent_of_form,
 )

@@ -116,6 +116,20 @@ def register(
     return operator
 
 
+def tangent_of_form(operator: Operator, ctx: Any, first: Any, second: Any, *_: Any) -> Any:
+    """Forward mode of a form that is linear in both tensors: either is replaced by its tangent.
+
+    The context has both tensors, saved for forward mode, and all other arguments as `how`.
+    """
+    one, other = ctx.saved_tensors
+    parts = []
+    if first is not None:
+        parts.append(operator(first, other, *ctx.how))
+    if second is not None:
+        parts.append(operator(one, second, *ctx.how))
+    return parts[0] if len(parts) == 1 else parts[0] + parts[1]
+
+
 def differentiated_again() -> bool:
     """Whether a backward is itself differentiated, and must be made of operators."""
     return torch.is_grad_enabled() or torch._C._are_functorch_transforms_active()

@@ -115,12 +115,12 @@ def convolve(x: Tensor, w: Tensor, padding: Sequence[int], tiles: Tiles) -> Tens
     items, (outputs, channels) = x.shape[0], w.shape[:2]
     covered = tuple(g * m for g, m in zip(tiles.grid, tiles.outputs, strict=True))
     out = x.new_empty((items, outputs, *covered))
-    at_once = tiles.at_once(channels + 2 * tiles.block, x.element_size())
+    at_once = tiles.at_once(2 * (channels + tiles.block), x.element_size())
     for block in range(0, outputs, tiles.block):
         weights = _conjugate_spectra(w[block : block + tiles.block], tiles)
         for some, first, last in _batches(items, tiles, at_once):
-            seen = _tile_spectra(x[some], padding, tiles, first, last)
-            sums = _inverse(torch.bmm(seen, weights), tiles, tiles.outputs)
+            products = torch.bmm(_tile_spectra(x[some], padding, tiles, first, last), weights)
+            sums = _inverse(products, tiles, tiles.outputs)
             part = out[some, block : block + tiles.block]
             _place(sums, part, tiles, first, last)
     return resized(out, (0,) * len(covered), tiles.positions).contiguous()
@@ -149,7 +149,7 @@ def _place(sums: Tensor, out: Tensor, tiles: Tiles, first: int, last: int) -> No
 def weight_grad(grad: Tensor, x: Tensor, padding: Sequence[int], tiles: Tiles) -> Tensor:
     """(O, C, *window) of (N, O, *positions) and (N, C, *size), summed over tiles as spectra."""
     items, channels, outputs = x.shape[0], x.shape[1], grad.shape[1]
-    at_once = tiles.at_once(channels + tiles.block, x.element_size())
+    at_once = tiles.at_once(2 * (channels + tiles.block), x.element_size())
     shape = (channels, outputs, *tiles.window)
     out = x.new_empty(shape)
     for block in range(0, outputs, tiles.block):
