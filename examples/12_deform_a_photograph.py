@@ -73,7 +73,7 @@ def error(field):
 
 found, found_field = register(31, valid)
 _, blind_field = register(31, None)
-print("9. Undo a smooth deformation between two pictures of different brightness")
+print("12. Undo a smooth deformation between two pictures of different brightness")
 print(f"   error before        {error(torch.zeros_like(true_field)):.2f} pixels")
 print(f"   error with masks    {error(found_field):.2f} pixels")
 print(f"   error without masks {error(blind_field):.2f} pixels")

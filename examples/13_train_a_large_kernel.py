@@ -86,7 +86,7 @@ def peak():
 # %%
 # Both are trained on the same patches, ours first: the peak of the process only grows.
 
-print("9. Train a network with a layer of 31 x 31")
+print("13. Train a network with a layer of 31 x 31")
 before = peak()
 results, peaks = {}, {}
 for name, network in (("torchcorr", ours), ("PyTorch", theirs)):
