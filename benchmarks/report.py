@@ -10,6 +10,7 @@ import csv
 import re
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from . import RESULTS, ROOT
@@ -115,8 +116,8 @@ def _is_photograph(record: Record) -> bool:
     return record["row"] in ("P1", "P2", "P3") and not record["bound"]
 
 
-def table_section() -> str:
-    records = [r for r in read(RESULTS / "cpu.csv") if not _is_photograph(r)]
+def table_section(name: str = "cpu.csv") -> str:
+    records = [r for r in read(RESULTS / name) if not _is_photograph(r)]
     return f"{_where(records)}\n\n{_rows(records)}" if records else NOTHING
 
 
@@ -190,6 +191,7 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "photographs": photograph_section,
     "plots": plot_section,
     "torture": torture_section,
+    "amd": partial(table_section, "cpu_amd.csv"),
     "gpu": gpu_section,
 }
 
