@@ -13,7 +13,7 @@ from torch import Tensor
 
 import torchcorr
 
-from . import accuracy, peers
+from . import accuracy, loops, peers
 from .measure import Accuracy, Bound, Row, Settings, alternate, at_least, at_most, ratio_row
 
 # Error of a shift in samples: a whole one is right or wrong.
@@ -155,10 +155,55 @@ def a5(settings: Settings) -> Iterator[Row]:
     )  # fmt: skip
 
 
+def a6(settings: Settings) -> Iterator[Row]:
+    """Templates of three channels in a long record; the scores of both are kept."""
+    size, length, count = (4000, 50, 2) if settings.quick else (1_000_000, 200, 8)
+    record = normal(3, size, seed=0, dtype=torch.float32)
+    moveouts = torch.arange(3 * count).reshape(count, 3) * 7 % 60
+    templates = torch.stack(
+        [
+            torch.stack(
+                [record[c, size // 9 * (t + 1) + int(moveouts[t, c]) :][:length] for c in range(3)]
+            )
+            for t in range(count)
+        ]
+    )
+    timings = alternate(
+        {
+            "ours": partial(
+                torchcorr.match_filter,
+                record,
+                templates,
+                moveouts=moveouts,
+                threshold=0.5,
+                keep_stack=True,
+            ),  # fmt: skip
+            "theirs": loops.matched_filter(record, templates, moveouts),
+        },
+        settings.rounds,
+    )
+    scores = timings["ours"].result.stack.double()
+    error, other = 0.0, 0.0
+    for t in range(count):
+        for u in (0, size // 9 * (t + 1), size // 2, scores.shape[1] - 1):
+            seen = torch.stack(
+                [record[c, u + int(moveouts[t, c]) :][:length] for c in range(3)]
+            ).double()
+            pairs = zip(seen, templates[t].double(), strict=True)
+            exact = float(sum(torch.corrcoef(torch.stack(pair))[0, 1] for pair in pairs)) / 3
+            error = max(error, abs(float(scores[t, u]) - exact))
+            other = max(other, abs(float(timings["theirs"].result[t, u]) - exact))
+    yield ratio_row(
+        "A6", f"match_filter {size}, {count} templates of 3 × {length}", "a plain C loop", timings,
+        bound=at_least(1), accuracy=Accuracy(error, 1e-5), peer_error=other,
+    )  # fmt: skip
+
+
 ALIGNING: dict[str, Callable[[Settings], Iterator[Row]]] = {
     "A1": a1,
     "A2": a2,
     "A3": a3,
     "A4": a4,
     "A5": a5,
+    "A6": a6,
 }
