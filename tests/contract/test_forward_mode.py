@@ -36,6 +36,28 @@ CALLS = {
     "local_mean": (of_windows("local_mean", stride=2), (IMAGE,)),
     "local_var": (of_windows("local_var", correction=1), (IMAGE,)),
     "local_std": (of_windows("local_std", correction=1, eps=0.2), (IMAGE,)),
+    "lncc": (of_pair("lncc", window=(3, 2)), (IMAGE, IMAGE)),
+    "lncc-valid": (of_pair("lncc", window=3, border="valid", eps=0.1), (IMAGE, IMAGE)),
+    "lncc-masks": (
+        lambda a, b, mask: torchcorr.lncc(a, b, 3, stride=2, mask_a=mask.square()),
+        (IMAGE, IMAGE, IMAGE),
+    ),
+    "zncc-masks": (
+        lambda x, t, mask, other: torchcorr.zncc(
+            x, t, input_mask=mask.square(), template_mask=other.square()
+        ),
+        (IMAGE, (3, 2), IMAGE, (3, 2)),
+    ),
+    "local_std-weights": (
+        lambda x, mask, w: torchcorr.local_std(x, w.square(), input_mask=mask.square()),
+        (IMAGE, IMAGE, (3, 2)),
+    ),
+    "local_var-ignore": (
+        lambda x, mask: torchcorr.local_var(
+            x, 3, input_mask=mask.square(), mode="same", pad_mode="ignore"
+        ),
+        (IMAGE, IMAGE),
+    ),
 }
 each_call = pytest.mark.parametrize(("call", "shapes"), CALLS.values(), ids=CALLS)
 
@@ -47,7 +69,7 @@ def tensors(shapes):
 @each_call
 def test_finite_differences(call, shapes):
     leaves = [x.requires_grad_() for x in tensors(shapes)]
-    assert gradcheck(call, leaves, check_forward_ad=True, check_backward_ad=False)
+    assert gradcheck(call, leaves, check_forward_ad=True, check_backward_ad=False, fast_mode=True)
 
 
 @each_call
@@ -82,6 +104,16 @@ def test_dual_numbers(call, shapes):
         got = forward_ad.unpack_dual(call(*map(forward_ad.make_dual, args, steps)))
     torch.testing.assert_close(got.primal, out)
     torch.testing.assert_close(got.tangent, expected)
+
+
+@pytest.mark.parametrize("border", ["renormalize", "valid"])
+def test_flat_windows_of_either_input_have_no_tangent(border):
+    a, b = draw((8, 9)), draw((8, 9), seed=1)
+    a[:4, :5] = 0.3
+    call = of_pair("lncc", window=3, border=border)
+    out, tangent = torch.func.jvp(call, (a, b), (draw((8, 9), seed=2), draw((8, 9), seed=3)))
+    assert (out == 0).any() and (tangent[out == 0] == 0).all() and (tangent[out != 0] != 0).all()
+    assert torch.func.hessian(lambda a: call(a, b).square().sum())(a).isfinite().all()
 
 
 @pytest.mark.parametrize("name", ["zncc", "local_var", "local_std"])

@@ -59,7 +59,8 @@ class Operator:
         # PyTorch switches forward mode off here, which would also drop the tangents of any outer
         # transform; primals have none of this one.
         with forward_ad._set_fwd_grad_enabled(True):
-            primals = [forward_ad.unpack_dual(x).primal for x in ctx.saved_tensors]
+            saved = ctx.saved_tensors
+            primals = [None if x is None else forward_ad.unpack_dual(x).primal for x in saved]
             return tangent(self, ctx, primals, *tangents)
 
     def differentiate(
@@ -138,6 +139,24 @@ def tangent_of_form(
     if second is not None:
         parts.append(operator(one, second, *ctx.how))
     return parts[0] if len(parts) == 1 else parts[0] + parts[1]
+
+
+def tangent_by_gradients(
+    gradients: Callable[..., Any], outputs: Sequence[Tensor], tangents: Sequence[Tensor | None]
+) -> tuple[Tensor, ...]:
+    """Forward mode of an operator whose gradients are many sums: the transpose of their map.
+
+    `gradients` takes upstream gradients, of which it is linear, and which tensors need one.
+    """
+    wanted = tuple(x is not None for x in tangents)
+
+    def pulled(*grads: Tensor) -> tuple[Tensor, ...]:
+        return tuple(x for x, want in zip(gradients(grads, wanted), wanted, strict=True) if want)
+
+    zeros = (torch.zeros_like(x) for x in outputs)
+    transpose: Callable[..., Any] = torch.func.vjp(pulled, *zeros)[1]
+    result: tuple[Tensor, ...] = transpose(tuple(x for x in tangents if x is not None))
+    return result
 
 
 def differentiated_again() -> bool:
