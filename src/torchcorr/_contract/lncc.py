@@ -11,7 +11,7 @@ from torch import Tensor
 from .._definition import lncc as definition
 from .._plan.dtypes import widen
 from .registry import Dims, batched, differentiated_again, fake_map, fake_pair, register
-from .windows import window_moments, window_spread
+from .windows import covariance_with, window_moments, window_spread
 
 
 def _fake_lncc(
@@ -22,6 +22,7 @@ def _fake_lncc(
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(inputs[0], inputs[1])
+    ctx.save_for_forward(inputs[0], inputs[1])
     ctx.place = inputs[2:]
 
 
@@ -62,6 +63,31 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     return (*chosen, None, None, None)
 
 
+def _tangent(
+    operator: Any,
+    ctx: Any,
+    primals: Sequence[Tensor],
+    for_a: Tensor | None,
+    for_b: Tensor | None,
+    *_: Any,
+) -> Tensor:
+    """math.md, eq. lncc-tangent."""
+    a, b = primals
+    window, stride, eps = ctx.place
+    (mean_a, var_a), (mean_b, var_b), covariance = _pair_moments(a, b, window, stride)
+    energy_a, energy_b, flat = definition.energies(var_a, var_b, eps)
+    root = energy_a.sqrt() * energy_b.sqrt()
+    parts = []
+    of_a, of_b = (a, mean_a), (b, mean_b)
+    for step, own, other, energy in ((for_a, of_a, of_b, energy_a), (for_b, of_b, of_a, energy_b)):
+        if step is not None:
+            with_own, with_other = (
+                covariance_with(x, step, mean, window, stride)[1] for x, mean in (own, other)
+            )
+            parts.append((with_other - covariance * (with_own / energy)) / root)
+    return torch.where(flat, 0.0, sum(parts)).to(a.dtype)
+
+
 def _batch(info: Any, dims: Dims, *args: Any) -> Any:
     return lncc(*batched(info.batch_size, dims, args)), 0
 
@@ -74,6 +100,7 @@ lncc = register(
     setup=_save,
     backward=_backward,
     batch=_batch,
+    tangent=_tangent,
 )
 lncc_grads = register(
     "lncc_grads",

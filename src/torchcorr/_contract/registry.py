@@ -55,6 +55,14 @@ class Operator:
         name = NAMESPACE + "::" + self.name
         return tuple(key for key in ("CPU", "CUDA", "MPS", "XPU") if has_kernel(name, key))
 
+    def _jvp(self, tangent: Callable[..., Any], ctx: Any, *tangents: Any) -> Any:
+        # PyTorch switches forward mode off here, which would also drop the tangents of any outer
+        # transform; primals have none of this one.
+        with forward_ad._set_fwd_grad_enabled(True):
+            saved = ctx.saved_tensors
+            primals = [None if x is None else forward_ad.unpack_dual(x).primal for x in saved]
+            return tangent(self, ctx, primals, *tangents)
+
     def differentiate(
         self,
         setup: Callable[..., None],
@@ -78,7 +86,7 @@ class Operator:
         if batch is not None:
             members["vmap"] = batch
         if tangent is not None:
-            members["jvp"] = partial(tangent, self)
+            members["jvp"] = partial(self._jvp, tangent)
         rules = {key: staticmethod(member) for key, member in members.items()}
         function: Any = type(self.name, (torch.autograd.Function,), rules)
         self._under_transforms = function.apply
@@ -101,8 +109,9 @@ def register(
     `definition` runs on every device that no engine implements it for, `fake` gives shapes,
     `setup` and `backward` are those of torch.library.register_autograd, and `batch` is the rule
     of torch.library.register_vmap. A backward is made of registered operators, so that derivatives
-    of any order follow. `tangent` is the rule of forward mode: it is called with the operator, the
-    context that `setup` filled and the tangents of the arguments.
+    of any order follow. `tangent` is the rule of forward mode, made of them too: it is called with
+    the operator, the context that `setup` filled, the tensors that it saved for forward mode and
+    the tangents of the arguments.
     """
     qualified = NAMESPACE + "::" + name
     library.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
@@ -116,18 +125,38 @@ def register(
     return operator
 
 
-def tangent_of_form(operator: Operator, ctx: Any, first: Any, second: Any, *_: Any) -> Any:
+def tangent_of_form(
+    operator: Operator, ctx: Any, primals: Sequence[Tensor], first: Any, second: Any, *_: Any
+) -> Any:
     """Forward mode of a form that is linear in both tensors: either is replaced by its tangent.
 
     The context has both tensors, saved for forward mode, and all other arguments as `how`.
     """
-    one, other = ctx.saved_tensors
+    one, other = primals
     parts = []
     if first is not None:
         parts.append(operator(first, other, *ctx.how))
     if second is not None:
         parts.append(operator(one, second, *ctx.how))
     return parts[0] if len(parts) == 1 else parts[0] + parts[1]
+
+
+def tangent_by_gradients(
+    gradients: Callable[..., Any], outputs: Sequence[Tensor], tangents: Sequence[Tensor | None]
+) -> tuple[Tensor, ...]:
+    """Forward mode of an operator whose gradients are many sums: the transpose of their map.
+
+    `gradients` takes upstream gradients, of which it is linear, and which tensors need one.
+    """
+    wanted = tuple(x is not None for x in tangents)
+
+    def pulled(*grads: Tensor) -> tuple[Tensor, ...]:
+        return tuple(x for x, want in zip(gradients(grads, wanted), wanted, strict=True) if want)
+
+    zeros = (torch.zeros_like(x) for x in outputs)
+    transpose: Callable[..., Any] = torch.func.vjp(pulled, *zeros)[1]
+    result: tuple[Tensor, ...] = transpose(tuple(x for x in tangents if x is not None))
+    return result
 
 
 def differentiated_again() -> bool:

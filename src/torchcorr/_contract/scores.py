@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,8 +10,9 @@ import torch
 from torch import Tensor
 
 from .._definition import scores as definition
+from .._definition.windows import centre
 from .._plan.dtypes import wide_dtype, widen
-from .correlate import correlate_input_grad, correlate_template_grad
+from .correlate import correlate, correlate_input_grad, correlate_template_grad
 from .registry import (
     Dims,
     batched,
@@ -21,7 +23,7 @@ from .registry import (
     rank,
     register,
 )
-from .windows import window_combine, window_moments
+from .windows import covariance_with, window_combine, window_moments
 
 
 def _fake_standardise(template: Tensor, *_: Any) -> Tensor:
@@ -30,15 +32,16 @@ def _fake_standardise(template: Tensor, *_: Any) -> Tensor:
 
 def _save_template(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     ctx.save_for_backward(inputs[0])
+    ctx.save_for_forward(inputs[0])
     ctx.ndim, ctx.zero_mean = inputs[1:]
 
 
-def _standardise_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    (template,) = ctx.saved_tensors
-    axes = tuple(range(-ctx.ndim - 1, 0))
-    standard = standardise(template, ctx.ndim, ctx.zero_mean)
+def _through_standardise(template: Tensor, grad: Tensor, ndim: int, zero_mean: bool) -> Tensor:
+    """The derivative of `standardise`, a symmetric matrix and so its own transpose."""
+    axes = tuple(range(-ndim - 1, 0))
+    standard = standardise(template, ndim, zero_mean)
     wide = widen(template)
-    if ctx.zero_mean:
+    if zero_mean:
         grad = grad - grad.mean(axes, keepdim=True)
         wide = wide - wide.mean(axes, keepdim=True)
     # The mean product of a deviation and its standardised self is the deviation's size.
@@ -47,8 +50,19 @@ def _standardise_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     for axis in axes[:-1]:
         flat = flat.all(axis, keepdim=True)
     through = grad - standard * (grad * standard).mean(axes, keepdim=True)
-    result = torch.where(flat, 0.0, through / torch.where(flat, 1.0, size))
+    return torch.where(flat, 0.0, through / torch.where(flat, 1.0, size))
+
+
+def _standardise_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    (template,) = ctx.saved_tensors
+    result = _through_standardise(template, grad, ctx.ndim, ctx.zero_mean)
     return result.to(template.dtype), None, None
+
+
+def _standardise_tangent(
+    operator: Any, ctx: Any, primals: Sequence[Tensor], tangent: Tensor, *_: Any
+) -> Tensor:
+    return _through_standardise(primals[0], widen(tangent), ctx.ndim, ctx.zero_mean)
 
 
 def _batch_standardise(info: Any, dims: Dims, *args: Any) -> Any:
@@ -57,6 +71,7 @@ def _batch_standardise(info: Any, dims: Dims, *args: Any) -> Any:
 
 def _save_score(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(inputs[0], inputs[1], output)
+    ctx.save_for_forward(inputs[0], inputs[1])
     ctx.options = inputs[2:6]
 
 
@@ -69,6 +84,44 @@ def _ncc_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         grads = ncc_grads(*args)
     chosen = (g if want else None for g, want in zip(grads, wanted, strict=True))
     return (*chosen, *(None,) * 6)
+
+
+def _ncc_tangent(
+    operator: Any,
+    ctx: Any,
+    primals: Sequence[Tensor],
+    for_input: Tensor | None,
+    for_template: Tensor | None,
+    *_: Any,
+) -> Tensor:
+    """The tangent of a score (math.md, eq. tangents): 0 where a window is flat."""
+    narrow, template = primals
+    stride, zero_mean, eps, method = ctx.options
+    input, weights = widen(narrow), widen(template)
+    ndim = len(stride)
+    window, axes = tuple(weights.shape[-ndim:]), tuple(range(-ndim - 1, 0))
+    mean, var = window_moments(input, window, stride)
+    energy = var if zero_mean else var + mean * mean
+    live = energy != 0
+    energy = torch.where(live, energy, 1.0) + eps
+    scale = 1 / (math.prod(weights.shape[-ndim - 1 :]) * energy.sqrt())
+    parts = []
+    if for_input is not None:
+        step, level = widen(for_input), weights.mean(axes, keepdim=True) if zero_mean else 0.0
+        of_numerator = correlate(step, weights - level, stride, method)
+        of_mean, half = covariance_with(input, step, mean, window, stride)
+        half = half if zero_mean else half + mean * of_mean
+        score = operator(input, weights, stride, zero_mean, eps, method)
+        parts.append(of_numerator * scale - score * (half / energy))
+    if for_template is not None:
+        step = widen(for_template)
+        base = centre(input, ndim) if zero_mean else input.new_zeros((1,) * (ndim + 1))
+        of_numerator = correlate(input - base, step, stride, method)
+        if zero_mean:
+            total = step.sum(axes)[(..., *(None,) * ndim)]
+            of_numerator = of_numerator - (mean - base.squeeze(-ndim - 1)) * total
+        parts.append(of_numerator * scale)
+    return torch.where(live, sum(parts), 0.0).to(narrow.dtype)
 
 
 def _fake_ncc(input: Tensor, *args: Any) -> Tensor:
@@ -97,6 +150,7 @@ standardise = register(
     setup=_save_template,
     backward=_standardise_backward,
     batch=_batch_standardise,
+    tangent=_standardise_tangent,
 )
 ncc = register(
     "ncc",
@@ -107,6 +161,7 @@ ncc = register(
     setup=_save_score,
     backward=_ncc_backward,
     batch=_batch_ncc,
+    tangent=_ncc_tangent,
 )
 ncc_grads = register(
     "ncc_grads",

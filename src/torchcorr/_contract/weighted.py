@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from .._definition import weighted as definition
 from .._definition import weighted_grads as gradients
 from .._plan.shapes import output_size
 from .correlate import correlate, correlate_input_grad, correlate_template_grad
-from .registry import Dims, differentiated_again, front, rank, register
+from .registry import Dims, differentiated_again, front, rank, register, tangent_by_gradients
 
 _TENSORS = 4  # input, template and their weights
 
@@ -35,6 +36,7 @@ def _fake_grads(grad: Tensor, _score: Tensor, *args: Any) -> tuple[Tensor, ...]:
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(output, *inputs[:_TENSORS])
+    ctx.save_for_forward(*inputs[:_TENSORS])
     ctx.options = inputs[_TENSORS:]
 
 
@@ -49,6 +51,17 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         grads = weighted_ncc_grads(*args)
     chosen = (g if want else None for g, want in zip(grads, wanted, strict=True))
     return (*chosen, *(None,) * len(ctx.options))
+
+
+def _tangent(operator: Any, ctx: Any, primals: Sequence[Any], *tangents: Any) -> Tensor:
+    score = operator(*primals, *ctx.options)
+
+    def found(grads: Sequence[Tensor], wanted: Sequence[bool]) -> Any:
+        args = (grads[0], score, *primals, *ctx.options, wanted)
+        call = gradients.WeightedGradCall(*args)
+        return gradients.weighted_gradients(_OPERATORS, call, composed=True)
+
+    return tangent_by_gradients(found, [score], tangents[:_TENSORS])[0]
 
 
 def _batch(info: Any, dims: Dims, *args: Any) -> Any:
@@ -72,6 +85,7 @@ weighted_ncc = register(
     setup=_save,
     backward=_backward,
     batch=_batch,
+    tangent=_tangent,
 )
 weighted_ncc_grads = register(
     "weighted_ncc_grads",

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .._definition import weighted_lncc as definition
 from .._plan.shapes import windows_at
-from .registry import Dims, batched, differentiated_again, register
+from .registry import Dims, batched, differentiated_again, register, tangent_by_gradients
 
 _PLACE = "float[] taps, int[] window, int[] stride, str border, float eps"
 
@@ -40,6 +40,7 @@ def _fake_grads(
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(*inputs[:3])
+    ctx.save_for_forward(*inputs[:3])
     ctx.place = inputs[3:]
 
 
@@ -56,6 +57,18 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     return (*grads, None, None, None, None, None)
 
 
+def _tangent(operator: Any, ctx: Any, primals: Sequence[Any], *tangents: Any) -> Tensor:
+    *place, eps = ctx.place
+    a, b, weight = primals
+
+    def found(grads: Sequence[Tensor], wanted: tuple[bool, bool, bool]) -> Any:
+        windows = definition.Windows(*place)
+        return definition.gradients(grads[0], (a, b, weight), windows, eps, wanted)
+
+    out = operator(a, b, weight, *ctx.place)
+    return tangent_by_gradients(found, [out], tangents[:3])[0]
+
+
 def _batch(info: Any, dims: Dims, *args: Any) -> Any:
     return weighted_lncc(*batched(info.batch_size, dims, args)), 0
 
@@ -68,6 +81,7 @@ weighted_lncc = register(
     setup=_save,
     backward=_backward,
     batch=_batch,
+    tangent=_tangent,
 )
 weighted_lncc_grads = register(
     "weighted_lncc_grads",

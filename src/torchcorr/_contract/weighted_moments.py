@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from .._definition import weighted_moments as definition
 from .._plan.dtypes import wide_dtype
 from .._plan.shapes import output_size
 from .correlate import correlate, correlate_input_grad, correlate_template_grad
-from .registry import Dims, differentiated_again, front, rank, register
+from .registry import Dims, differentiated_again, front, rank, register, tangent_by_gradients
 from .windows import window_spread, window_sum
 
 _TENSORS = 3  # input, its weights and those of windows
@@ -28,6 +29,7 @@ def _fake(*args: Any) -> tuple[Tensor, ...]:
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     ctx.save_for_backward(*inputs[:_TENSORS], *output)
+    ctx.save_for_forward(*inputs[:_TENSORS])
     ctx.place = inputs[_TENSORS:]
 
 
@@ -41,6 +43,18 @@ def _backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         _OPERATORS, call, grads, saved[_TENSORS:], composed=differentiated_again()
     )
     return (*found, None, None)
+
+
+def _tangent(operator: Any, ctx: Any, primals: Sequence[Any], *tangents: Any) -> tuple[Tensor, ...]:
+    input, *weights = primals
+    window, stride = ctx.place
+    moments = operator(*primals, window, stride)
+
+    def found(grads: Sequence[Tensor], wanted: Sequence[bool]) -> Any:
+        call = definition.MomentsGradCall(input, weights[0], weights[1], window, stride, wanted)
+        return definition.moments_gradients(_OPERATORS, call, grads, moments, composed=True)
+
+    return tangent_by_gradients(found, moments, tangents[:_TENSORS])
 
 
 def _batch(info: Any, dims: Dims, *args: Any) -> Any:
@@ -64,6 +78,7 @@ weighted_moments = register(
     setup=_save,
     backward=_backward,
     batch=_batch,
+    tangent=_tangent,
 )
 _OPERATORS = definition.MomentOperators(
     correlate, correlate_input_grad, correlate_template_grad, window_sum, window_spread

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -43,6 +44,7 @@ def _fake_prepare(_grad: Tensor, mean: Tensor, _var: Tensor, *_: Any) -> tuple[T
 def _save_sum(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     ctx.window, ctx.stride = inputs[1], inputs[2]
     ctx.shape = tuple(inputs[0].shape)
+    ctx.how = inputs[1:]
 
 
 def _sum_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
@@ -51,14 +53,39 @@ def _sum_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
 
 def _save_spread(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     ctx.window, ctx.stride = inputs[1], inputs[3]
+    ctx.how = inputs[1:]
 
 
 def _spread_backward(ctx: Any, seed: Tensor) -> tuple[Any, ...]:
     return window_sum(seed, ctx.window, ctx.stride), None, None, None
 
 
+def covariance_with(
+    input: Tensor, other: Tensor, mean: Tensor, window: Sequence[int], stride: Sequence[int]
+) -> tuple[Tensor, Tensor]:
+    """Mean of another tensor in each window, and its covariance with an input of this `mean`.
+
+    For a tangent of the input: that of its mean, and half that of its variance (math.md, tangents).
+    """
+    ndim = len(window)
+    count = input.shape[-ndim - 1] * math.prod(window)
+    base = definition.centre(input, ndim)
+    wide = widen(other)
+    other_mean = window_sum(wide, window, stride) / count
+    product = window_sum((widen(input) - base) * wide, window, stride) / count
+    return other_mean, product - (mean - base.squeeze(-ndim - 1)) * other_mean
+
+
+def _tangent_of_linear(
+    operator: Any, ctx: Any, primals: Sequence[Tensor], tangent: Tensor, *_: Any
+) -> Tensor:
+    result: Tensor = operator(tangent, *ctx.how)
+    return result
+
+
 def _save_input(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     ctx.save_for_backward(inputs[0])
+    ctx.save_for_forward(inputs[0])
     ctx.window, ctx.stride, *ctx.options = inputs[1:]
     ctx.count = inputs[0].shape[-len(ctx.window) - 1] * math.prod(ctx.window)
 
@@ -71,8 +98,19 @@ def _moments_backward(ctx: Any, grad_mean: Tensor, grad_var: Tensor) -> tuple[An
     return window_combine(grad_s1, grad_s2, input, ctx.window, ctx.stride), None, None
 
 
+def _moments_tangent(
+    operator: Any, ctx: Any, primals: Sequence[Tensor], tangent: Tensor, *_: Any
+) -> tuple[Tensor, Tensor]:
+    (input,) = primals
+    place = (ctx.window, ctx.stride)
+    mean, var = window_moments(input, *place)
+    of_mean, covariance = covariance_with(input, tangent, mean, *place)
+    return of_mean, torch.where(var == 0, 0.0, 2 * covariance)
+
+
 def _save_combine(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     ctx.save_for_backward(inputs[1], inputs[2])
+    ctx.save_for_forward(inputs[1], inputs[2])
     ctx.window, ctx.stride = inputs[3:]
 
 
@@ -87,6 +125,43 @@ def _combine_backward(ctx: Any, seed: Tensor) -> tuple[Any, ...]:
         spread = window_spread(grad_s2, ctx.window, tuple(input.shape), ctx.stride)
         for_input = (2 * seed * spread).to(input.dtype)
     return for_s1, for_s2, for_input, None, None
+
+
+def _combine_tangent(
+    operator: Any,
+    ctx: Any,
+    primals: Sequence[Tensor],
+    for_s1: Tensor | None,
+    for_s2: Tensor | None,
+    for_input: Tensor | None,
+    *_: Any,
+) -> Tensor:
+    grad_s2, input = primals
+    shape = tuple(input.shape)
+    parts = []
+    if for_s1 is not None:
+        parts.append(window_spread(for_s1, ctx.window, shape, ctx.stride))
+    if for_s2 is not None:
+        parts.append(2 * widen(input) * window_spread(for_s2, ctx.window, shape, ctx.stride))
+    if for_input is not None:
+        spread = window_spread(grad_s2, ctx.window, shape, ctx.stride)
+        parts.append(2 * widen(for_input) * spread)
+    return functools.reduce(torch.add, parts).to(input.dtype)
+
+
+def _local_std_tangent(
+    operator: Any, ctx: Any, primals: Sequence[Tensor], tangent: Tensor, *_: Any
+) -> Tensor:
+    (input,) = primals
+    place = (ctx.window, ctx.stride)
+    correction, eps = ctx.options
+    mean, var = window_moments(input, *place)
+    covariance = covariance_with(input, tangent, mean, *place)[1]
+    ratio = ctx.count / (ctx.count - correction)
+    live = var != 0
+    std = torch.sqrt(torch.where(live, var, 1.0) * ratio + eps)
+    tangent = torch.where(live, covariance * ratio / std, 0.0)
+    return tangent.to(input.dtype)
 
 
 def _local_std_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
@@ -137,6 +212,7 @@ window_sum = register(
     setup=_save_sum,
     backward=_sum_backward,
     batch=_batch_sum,
+    tangent=_tangent_of_linear,
 )
 window_spread = register(
     "window_spread",
@@ -146,6 +222,7 @@ window_spread = register(
     setup=_save_spread,
     backward=_spread_backward,
     batch=_batch_spread,
+    tangent=_tangent_of_linear,
 )
 window_moments = register(
     "window_moments",
@@ -155,6 +232,7 @@ window_moments = register(
     setup=_save_input,
     backward=_moments_backward,
     batch=_batch_moments,
+    tangent=_moments_tangent,
 )
 window_combine = register(
     "window_combine",
@@ -164,6 +242,7 @@ window_combine = register(
     setup=_save_combine,
     backward=_combine_backward,
     batch=_batch_combine,
+    tangent=_combine_tangent,
 )
 local_std = register(
     "local_std",
@@ -173,6 +252,7 @@ local_std = register(
     setup=_save_input,
     backward=_local_std_backward,
     batch=_batch_local_std,
+    tangent=_local_std_tangent,
 )
 local_std_prepare_grads = register(
     "local_std_prepare_grads",

@@ -21,7 +21,7 @@ def lncc(a: Tensor, b: Tensor, window: Sequence[int], stride: Sequence[int], eps
 
 def scores(var_a: Tensor, var_b: Tensor, covariance: Tensor, eps: float) -> Tensor:
     """The coefficient of each window from its moments."""
-    energy_a, energy_b, _ = _energies(var_a, var_b, eps)
+    energy_a, energy_b, _ = energies(var_a, var_b, eps)
     # The covariance of a flat window is 0, or NaN if the other window contains one.
     return (covariance / (energy_a.sqrt() * energy_b.sqrt())).clamp(-1, 1)
 
@@ -65,7 +65,7 @@ def pair_moments(
     return (mean_a + low_a, var_a), (mean_b + low_b, var_b), covariance
 
 
-def _energies(var_a: Tensor, var_b: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+def energies(var_a: Tensor, var_b: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     """Both variances plus eps, with 1 for the variances if either window is flat; and if one is."""
     flat = (var_a == 0) | (var_b == 0)
     one = torch.ones_like(var_a)
@@ -86,7 +86,7 @@ def lncc_window_grads(
     where a window is flat.
     """
     (mean_a, var_a), (mean_b, var_b) = a, b
-    energy_a, energy_b, flat = _energies(var_a, var_b, eps)
+    energy_a, energy_b, flat = energies(var_a, var_b, eps)
     root = energy_a.sqrt() * energy_b.sqrt()
     share = torch.where(flat, torch.zeros_like(root), widen(grad) / count)
     other, scored = share / root, share * (covariance / root)

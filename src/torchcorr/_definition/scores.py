@@ -21,16 +21,7 @@ from .correlate import (
     recompute_exactly,
     template_axes,
 )
-from .windows import finite_values, rough_moments, window_combine, window_moments
-
-
-def centre(input: Tensor, ndim: int) -> Tensor:
-    """One level an item, shaped (*lead, 1, ..., 1): the mean of its finite elements.
-
-    Scores do not depend on it, so no gradient flows into it; subtracting it keeps digits.
-    """
-    wide = widen(input.detach())
-    return torch.nan_to_num(wide, 0, 0, 0).mean(tuple(range(-ndim - 1, 0)), keepdim=True)
+from .windows import centre, finite_values, rough_moments, window_combine, window_moments
 
 
 def _energy(mean: Tensor, var: Tensor, zero_mean: bool) -> Tensor:

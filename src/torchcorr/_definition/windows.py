@@ -180,6 +180,15 @@ def rough_moments(
     return mean, var
 
 
+def centre(input: Tensor, ndim: int) -> Tensor:
+    """One level an item, shaped (*lead, 1, ..., 1): the mean of its finite elements.
+
+    Scores do not depend on it, so no gradient flows into it; subtracting it keeps digits.
+    """
+    wide = widen(input.detach())
+    return torch.nan_to_num(wide, 0, 0, 0).mean(tuple(range(-ndim - 1, 0)), keepdim=True)
+
+
 def window_combine(
     grad_s1: Tensor, grad_s2: Tensor, input: Tensor, window: Sequence[int], stride: Sequence[int]
 ) -> Tensor:

@@ -13,7 +13,7 @@ from .._plan.lags import Lags
 from .masked import Masks
 from .phase import weighed_scores
 from .ranking import Best, Judge, best_of, false_alarm, significance, unrelated
-from .subsample import Place, from_neighbours, from_recordings
+from .subsample import Place, from_neighbours, from_recordings, is_followed
 
 __all__ = ["Answer", "Search"]
 
@@ -176,7 +176,7 @@ class Search:
     def _refined(self, x: Tensor, y: Tensor, best: Best, masks: Masks | None) -> Tensor:
         lag = torch.tensor(best.first.lag, dtype=torch.float64, device=x.device)
         # Nothing agrees better than perfectly.
-        exact = best.first.is_exact and not (x.requires_grad or y.requires_grad)
+        exact = best.first.is_exact and not is_followed(x, y)
         if self.subsample is None or exact:
             return lag
         sign = math.copysign(1.0, best.first.score)

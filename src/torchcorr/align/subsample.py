@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from .._plan.lags import Lags
 from ..functional import correlate
@@ -77,7 +78,7 @@ def from_recordings(
     here = torch.zeros_like(start)
     if max(reach) == 0:
         return here, None
-    if not (a.requires_grad or b.requires_grad) and torch.equal(a, b):
+    if not is_followed(a, b) and torch.equal(a, b):
         return here, torch.ones_like(start[0])
     a, b = _scaled(a), _scaled(b)
     live = torch.tensor([r > 0 for r in reach], device=x.device)
@@ -99,9 +100,14 @@ def from_recordings(
             return start, None
         if bool(step.abs().max() < 1e-10):
             break
-    if a.requires_grad or b.requires_grad:
+    if is_followed(a, b):
         offset = _implicit(a, b, offset, reach, live, there)
     return offset, score
+
+
+def is_followed(*tensors: Tensor) -> bool:
+    """Whether derivatives are taken through any of these, in reverse or in forward mode."""
+    return any(x.requires_grad or forward_ad.unpack_dual(x).tangent is not None for x in tensors)
 
 
 def _scaled(x: Tensor) -> Tensor:
@@ -209,6 +215,16 @@ def _kernel(offset: Tensor, reach: int, share: float = _BAND) -> tuple[Tensor, T
     return value * taper, (rate - value * t / width**2) * taper
 
 
+def _jacobian(function: Callable[[Tensor], Tensor], at: Tensor) -> Tensor:
+    """Under a transform by another; elsewhere not, since that refuses the hooks of checkpoint."""
+    if torch._C._are_functorch_transforms_active():
+        matrix: Tensor = torch.func.jacrev(function)(at)
+        return matrix
+    at = at.requires_grad_()
+    rows = (torch.autograd.grad(x, at, retain_graph=True)[0] for x in function(at))
+    return torch.stack(tuple(rows))
+
+
 def _implicit(
     x: Tensor, y: Tensor, offset: Tensor, reach: list[int], live: Tensor, there: Tensor | None
 ) -> Tensor:
@@ -218,11 +234,8 @@ def _implicit(
     def slope(x: Tensor, y: Tensor, at: Tensor) -> Tensor:
         return _linearised(_resampled(x, here, reach)[0], y, at, reach, there)[1][live]
 
-    place = offset.detach().requires_grad_()
-    rows = [
-        torch.autograd.grad(row, place, retain_graph=True)[0][live]
-        for row in slope(x.detach(), y.detach(), place)
-    ]
+    fixed, moved = x.detach(), y.detach()
+    rate = _jacobian(lambda at: slope(fixed, moved, at), offset.detach())[:, live]
     change = slope(x, y, offset.detach())
-    step = torch.linalg.solve(torch.stack(rows), change - change.detach())
+    step = torch.linalg.solve(rate, change - change.detach())
     return offset.detach() - torch.zeros_like(offset).masked_scatter(live, step)
