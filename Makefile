@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 KERNELS := src/torchcorr/_kernels.so
 SANITIZED := build/sanitize
 FALLBACK := $(patsubst %,tests/contract/test_%.py,torture known_answers zncc bytes correlate sums lncc lncc_windows \
-  weighted_moments errors plan operators conv layers)
+  weighted_moments errors plan operators conv layers forward_mode)
 
 .PHONY: demo test test-gpu check docs wheel bench bench-gpu sanitize sanitize-threads clean FORCE
 
