@@ -14,13 +14,13 @@ from ._plan.dtypes import HALVES
 from ._plan.shapes import Ints, padding
 
 
-def _is_traced() -> bool:
+def is_traced() -> bool:
     return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
 
 
 def _has_nan(x: Tensor) -> bool:
     """Whether x has a NaN; assumed where its values must not be looked at."""
-    return x.is_floating_point() and (_is_traced() or x.is_cuda or bool(x.isnan().any()))
+    return x.is_floating_point() and (is_traced() or x.is_cuda or bool(x.isnan().any()))
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Weights:
             (self.template_mask, template, "template"),
         ):
             if mask is not None:
-                _checks.mask(mask, of, name, values=not (_is_traced() or mask.is_cuda))
+                _checks.mask(mask, of, name, values=not (is_traced() or mask.is_cuda))
 
     def are_needed(self, input: Tensor, template: Tensor, arguments: Arguments) -> bool:
         if self.input_mask is not None or self.template_mask is not None:
@@ -108,7 +108,7 @@ class WeightedInput:
         ndim, given = arguments.ndim, isinstance(window, Tensor)
         if isinstance(window, Tensor):
             _checks.tensor(input, "input")
-            values = not (_is_traced() or window.is_cuda)
+            values = not (is_traced() or window.is_cuda)
             _checks.window_weights(window, input, ndim, values=values)
         sizes: Window = tuple(window.shape[-ndim:]) if isinstance(window, Tensor) else window
         x, sizes, result = normal_input(input, sizes, arguments)

@@ -10,7 +10,7 @@ from ._arguments import Arguments, Window, normal_pair
 from ._docstrings import shared
 from ._plan.dtypes import HALVES, MAYBE_BYTES
 from ._prepared import PreparedTemplate
-from ._weights import Weights
+from ._weights import Weights, is_traced
 
 
 @shared
@@ -341,7 +341,7 @@ def coverage(
     weights = []
     for name, mask in (("input", input_mask), ("template", template_mask)):
         _checks.tensor(mask, f"{name}_mask")
-        _checks.mask(mask, mask, name, values=not mask.is_cuda)
+        _checks.mask(mask, mask, name, values=not (is_traced() or mask.is_cuda))
         weights.append(mask if mask.dtype == torch.float64 else mask.float())
     if weights[0].dtype != weights[1].dtype:
         weights = [x.double() for x in weights]
