@@ -118,9 +118,14 @@ def _parse(
 _parsed = lru_cache(maxsize=_KEPT, typed=True)(_parse)
 
 
+def is_traced() -> bool:
+    """Whether values must not be looked at: tensors may be those of a compiler or a transform."""
+    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+
+
 def _differentiated(x: Tensor) -> bool:
     """Whether operations on x may be differentiated."""
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+    if is_traced():
         return True
     return type(x) is not Tensor or (torch.is_grad_enabled() and x.requires_grad)
 

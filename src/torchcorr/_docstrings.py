@@ -9,6 +9,38 @@ from typing import Any, TypeVar
 
 Documented = TypeVar("Documented", bound=Callable[..., Any])
 
+# What convolution layers and their transposes share.
+_LAYER = """\
+Returns
+-------
+Tensor
+    ``(N, O, *positions)``, or without N if the input has none. Dtypes are PyTorch's: the result
+    has that of the tensors; under autocast that of autocast. Half types are computed in float32
+    where PyTorch's own convolution is not called, and complex ones as three real convolutions.
+
+Raises
+------
+RuntimeError, ValueError, TypeError
+    PyTorch's own errors: its function is called with all that it would refuse.
+
+Notes
+-----
+On the CPU the output and the gradients of `input` and `weight` are each computed in the way
+that is predicted to be quickest: PyTorch's own convolution, the sliding sums of `correlate`, or
+spectra of tiles with a matrix product over the channels for each frequency. A stride and a
+dilation divide the tensors into sub-lattices, so nothing is computed and thrown away. On other
+devices PyTorch's convolution is called. Where transforms are used the error of a value is a few
+roundings of the norm of the weight times that of the part of the input in its tile, not of each
+product. Gradients are exact, of any order, also in forward mode.
+
+References
+----------
+M. Mathieu, M. Henaff, Y. LeCun, Fast training of convolutional networks through FFTs, ICLR,
+2014.
+
+V. Dumoulin, F. Visin, A guide to convolution arithmetic for deep learning, arXiv:1603.07285,
+2016."""
+
 _DTYPES_OF_SCORES = """\
 float64 and float32 keep their dtype; float16 and bfloat16 are computed in float32 and come back
 as themselves; uint8, int8, int16, uint16 and int32 become float32; complex tensors are refused.
@@ -133,35 +165,8 @@ dilation : int or sequence of int
 groups : int
     Groups of channels with separate weights; each output sees the channels of its own.
 
-Returns
--------
-Tensor
-    ``(N, O, *positions)``, or without N if the input has none. Dtypes are PyTorch's: the result
-    has that of the tensors; under autocast that of autocast. Half types are computed in float32
-    where PyTorch's own convolution is not called, and complex ones as three real convolutions.
-
-Raises
-------
-RuntimeError, ValueError, TypeError
-    PyTorch's own errors: its function is called with all that it would refuse.
-
-Notes
------
-On the CPU the output and the gradients of `input` and `weight` are each computed in the way
-that is predicted to be quickest: PyTorch's own convolution, the sliding sums of `correlate`, or
-spectra of tiles with a matrix product over the channels for each frequency. A stride and a
-dilation divide the tensors into sub-lattices, so nothing is computed and thrown away. On other
-devices PyTorch's convolution is called. Where transforms are used the error of a value is a few
-roundings of the norm of the weight times that of the part of the input in its tile, not of each
-product. Gradients are exact, of any order, also in forward mode.
-
-References
-----------
-M. Mathieu, M. Henaff, Y. LeCun, Fast training of convolutional networks through FFTs, ICLR,
-2014.
-
-V. Dumoulin, F. Visin, A guide to convolution arithmetic for deep learning, arXiv:1603.07285,
-2016.""",
+"""
+    + _LAYER,
     "conv_transpose": """\
 Parameters
 ----------
@@ -178,35 +183,8 @@ output_padding : int or sequence of int
 groups : int
     Groups of channels with separate weights.
 
-Returns
--------
-Tensor
-    ``(N, O, *positions)``, or without N if the input has none. Dtypes are PyTorch's: the result
-    has that of the tensors; under autocast that of autocast. Half types are computed in float32
-    where PyTorch's own convolution is not called, and complex ones as three real convolutions.
-
-Raises
-------
-RuntimeError, ValueError, TypeError
-    PyTorch's own errors: its function is called with all that it would refuse.
-
-Notes
------
-On the CPU the output and the gradients of `input` and `weight` are each computed in the way
-that is predicted to be quickest: PyTorch's own convolution, the sliding sums of `correlate`, or
-spectra of tiles with a matrix product over the channels for each frequency. A stride and a
-dilation divide the tensors into sub-lattices, so nothing is computed and thrown away. On other
-devices PyTorch's convolution is called. Where transforms are used the error of a value is a few
-roundings of the norm of the weight times that of the part of the input in its tile, not of each
-product. Gradients are exact, of any order, also in forward mode.
-
-References
-----------
-M. Mathieu, M. Henaff, Y. LeCun, Fast training of convolutional networks through FFTs, ICLR,
-2014.
-
-V. Dumoulin, F. Visin, A guide to convolution arithmetic for deep learning, arXiv:1603.07285,
-2016.""",
+"""
+    + _LAYER,
     "dtypes_of_scores": _DTYPES_OF_SCORES,
     "dtypes_of_sums": """\
 float64, float32, complex128 and complex64 keep their dtype; float16 and bfloat16 are summed in

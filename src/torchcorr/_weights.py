@@ -9,13 +9,9 @@ from torch import Tensor
 from torch.nn.functional import pad as torch_pad
 
 from . import _checks
-from ._arguments import Arguments, Window, normal_input
+from ._arguments import Arguments, Window, is_traced, normal_input
 from ._plan.dtypes import HALVES
 from ._plan.shapes import Ints, padding
-
-
-def is_traced() -> bool:
-    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
 
 
 def _has_nan(x: Tensor) -> bool:

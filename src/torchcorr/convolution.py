@@ -231,18 +231,14 @@ def _layer(
         return theirs(input, weight, bias, *how)
     if not (input.is_cpu and weight.is_cpu):
         return theirs(input, weight, bias, *how)
-    if torch.is_autocast_enabled("cpu"):
-        dtype = torch.get_autocast_dtype("cpu")
-        input, weight = _autocast(input, dtype), _autocast(weight, dtype)
-        bias = _autocast(bias, dtype) if type(bias) in _PLAIN else bias
+    input, weight, bias = _autocast(input, weight, bias)
     recorded = torch.is_grad_enabled()
     needs = (recorded and input.requires_grad, recorded and weight.requires_grad)
     kinds = (input.dtype, weight.dtype)
     try:
         call = _chosen(ndim, input.shape, weight.shape, how, kinds, needs)
     except TypeError:  # lists of numbers are not hashable
-        listed = tuple(tuple(x) if isinstance(x, list) else x for x in how)
-        call = _chosen(ndim, input.shape, weight.shape, listed, kinds, needs)
+        call = _chosen(ndim, input.shape, weight.shape, _hashable(how), kinds, needs)
     if call is None or not call.fits(bias, input):
         return theirs(input, weight, bias, *how)
     return call(input, weight, bias)
@@ -252,12 +248,9 @@ def _compiled(
     theirs: Function, ndim: int, input: Any, weight: Any, bias: Any, how: tuple[Any, ...]
 ) -> Tensor:
     """With shapes that may be symbols: from some taps on, an operator chooses when it runs."""
-    how = tuple(tuple(x) if isinstance(x, list) else x for x in how)
+    how = _hashable(how)
     if input.device.type == "cpu" and _supported(input.dtype) and weight.dtype == input.dtype:
-        if torch.is_autocast_enabled("cpu"):
-            dtype = torch.get_autocast_dtype("cpu")
-            input, weight = _autocast(input, dtype), _autocast(weight, dtype)
-            bias = None if bias is None else _autocast(bias, dtype)
+        input, weight, bias = _autocast(input, weight, bias)
         call = _parse(ndim, tuple(input.shape), tuple(weight.shape), how)
         taps = weight[0, 0].numel() if call is not None else 0
         if call is not None and taps >= _COMPILED_TAPS and call.fits(bias, input):
@@ -265,8 +258,21 @@ def _compiled(
     return theirs(input, weight, bias, *how)
 
 
-def _autocast(x: Tensor, dtype: torch.dtype) -> Tensor:
-    return x.to(dtype) if x.is_floating_point() and x.dtype != torch.float64 else x
+def _hashable(how: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(tuple(x) if isinstance(x, list) else x for x in how)
+
+
+def _autocast(*tensors: Any) -> tuple[Any, ...]:
+    """Tensors in the type that autocast on the CPU gives them; a bias may be none."""
+    if not torch.is_autocast_enabled("cpu"):
+        return tensors
+    dtype = torch.get_autocast_dtype("cpu")
+
+    def cast(x: Any) -> Any:
+        narrow = isinstance(x, Tensor) and x.is_floating_point() and x.dtype != torch.float64
+        return x.to(dtype) if narrow else x
+
+    return tuple(cast(x) for x in tensors)
 
 
 def _supported(dtype: torch.dtype) -> bool:

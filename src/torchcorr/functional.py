@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from . import _checks, _contract
-from ._arguments import Arguments, Window, normal_pair
+from ._arguments import Arguments, Window, is_traced, normal_pair
 from ._docstrings import shared
 from ._plan.dtypes import HALVES, MAYBE_BYTES
 from ._prepared import PreparedTemplate
-from ._weights import Weights, is_traced
+from ._weights import Weights
 
 
 @shared

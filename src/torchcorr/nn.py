@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from . import _checks
-from ._arguments import Arguments, Window
+from ._arguments import Arguments, Window, is_traced
 from ._docstrings import shared
 from ._prepared import PreparedTemplate
 from ._weights import Weights
@@ -54,7 +54,7 @@ class _Templated(torch.nn.Module):
 
     def prepared(self) -> PreparedTemplate | None:
         """The template's spectra, new ones if it no longer has the values they were made of."""
-        if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        if is_traced():
             return None
         now = self.template.detach()
         if now.is_cuda:

@@ -15,6 +15,8 @@ from .._definition import conv as definition
 from .._definition import lattices
 from .._plan.conv import Dense, Layer, sums_method, tiles_of, way_of
 from .._plan.dtypes import HALVES
+from .._plan.lattice import Lattices
+from .._plan.shapes import Ints
 from . import correlate, spectra
 
 Kernel = Callable[..., Tensor]
@@ -55,9 +57,7 @@ def conv(
         sums = correlate.correlate(seen, _templates(w, dense), _ones(at.size), "auto")
         out = sums.flatten(1, 2)
     else:
-        padding = at.padding
-        if not at.trivial:
-            x, padding = lattices.input_lattices(x, at), (0,) * len(at.size)
+        x, padding = _seen(x, at)
         tiles = tiles_of(dense)[0]
         pairs = zip(x.chunk(groups, 1), w.chunk(groups), strict=True)
         out = _joined([spectra.convolve(*pair, padding, tiles) for pair in pairs])
@@ -133,9 +133,7 @@ def conv_weight_grad(
         kind = sums_method(layer, "weight")
         out = correlate.correlate_template_grad(upstream, seen, shape, step, kind).flatten(0, 1)
     else:
-        padding = at.padding
-        if not at.trivial:
-            x, padding = lattices.input_lattices(x, at), (0,) * len(at.size)
+        x, padding = _seen(x, at)
         tiles = tiles_of(dense)[0]
         pairs = zip(g.chunk(groups, 1), x.chunk(groups, 1), strict=True)
         out = torch.cat([spectra.weight_grad(*pair, padding, tiles) for pair in pairs])
@@ -150,6 +148,13 @@ def _way(layer: Layer, form: str, method: str) -> str:
     if min(sizes) < 1 or not layer.dtype.is_floating_point:
         return "torch"
     return way_of(layer, form, method).method
+
+
+def _seen(x: Tensor, at: Lattices) -> tuple[Tensor, Ints]:
+    """The input of a dense convolution, on sub-lattices if there are any, and its padding."""
+    if at.trivial:
+        return x, at.padding
+    return lattices.input_lattices(x, at), (0,) * len(at.size)
 
 
 def _single(x: Tensor) -> Tensor:
