@@ -332,6 +332,13 @@ def arrange_gradients(
     device: str,
 ) -> Arrangement:
     """How both gradients of a normalised score are computed: always by transforms."""
+    return _arranged_gradients(tuple(input), tuple(template), tuple(stride), dtype, device)
+
+
+@lru_cache(maxsize=1024)
+def _arranged_gradients(
+    input: Ints, template: Ints, stride: Ints, dtype: torch.dtype, device: str
+) -> Arrangement:
     call = arrange(input, template, stride, "fft", normalised=True, dtype=dtype, device=device)
     problem, tiling = replace(call.problem, divisible=False), call.tiling
     if math.prod(tiling.parts) > 1:
@@ -348,6 +355,13 @@ def arrange_masked(
     device: str,
 ) -> Arrangement:
     """How scores with weights are computed: always by transforms."""
+    return _arranged_masked(tuple(input), tuple(template), tuple(stride), dtype, device)
+
+
+@lru_cache(maxsize=1024)
+def _arranged_masked(
+    input: Ints, template: Ints, stride: Ints, dtype: torch.dtype, device: str
+) -> Arrangement:
     call = arrange(input, template, stride, "fft", normalised=True, dtype=dtype, device=device)
     problem = replace(call.problem, divisible=False)
     plans = [masked_plan(problem, _tiling(problem, grid, True)) for grid in _grids(problem)]
