@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 #include "common/axes.h"
 
@@ -101,6 +102,14 @@ struct TileStats {
 };
 constexpr int64_t kStats = sizeof(TileStats) / sizeof(double);
 static_assert(kStats == 4);
+
+// The power of two that brings `value` into [1/2, 1); 1 for zero.
+inline double scale_for(double value) {
+  if (!(value > 0 && value <= std::numeric_limits<double>::max())) return 1;
+  int exponent = 0;
+  std::frexp(value, &exponent);
+  return std::ldexp(1.0, -std::clamp(exponent, -1000, 1000));
+}
 
 inline const TileStats* rows_of_stats(const Tensor& stats) {
   return reinterpret_cast<const TileStats*>(stats.const_data_ptr<double>());

@@ -105,14 +105,6 @@ TORCHCORR_CLONES void zip(int64_t n, const double* a, const double* b, double* o
   zip_rows(n, a, b, out);
 }
 
-// The power of two that brings `value` into [1/2, 1); 1 for zero.
-double scale_for(double value) {
-  if (!(value > 0 && value <= std::numeric_limits<double>::max())) return 1;
-  int exponent = 0;
-  std::frexp(value, &exponent);
-  return std::ldexp(1.0, -std::clamp(exponent, -1000, 1000));
-}
-
 // Cuts one tile at a time, or two (`lanes`) whose elements alternate.
 template <class T, class Out>
 class CutTiles {

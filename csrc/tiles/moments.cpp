@@ -177,7 +177,7 @@ class TileMomentsStep {
 
  private:
   void run_sums() {
-    const running::MomentsCall call(t_, image_.const_data_ptr<float>(), image_.numel(), rule_);
+    const running::MomentsCall call(t_, image_.const_data_ptr<float>(), image_.numel(), rule_, 8);
     const int64_t positions = t_.positions(), units = call.strips.units();
     const int64_t grain = std::max<int64_t>(1, kUnitElements * units / positions);
     parallel_for(0, batch_.count() * units, grain, [&](int64_t begin, int64_t end) {

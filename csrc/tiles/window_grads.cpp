@@ -92,8 +92,8 @@ TORCHCORR_INLINE void spread(const Tiling& t, int64_t unit, const TileGrads<In, 
   const auto end = [&](int axis, int64_t most) {
     return std::min({most, t.extent[axis], t.size[axis] - place.start[axis]});
   };
-  const int64_t z0 = strips.first_plane(unit), z1 = end(0, z0 + strips.planes);
-  const int64_t y0 = strips.first_row(unit), y1 = end(1, y0 + strips.rows);
+  const int64_t z0 = strips.first(unit)[0], z1 = end(0, z0 + strips.size[0]);
+  const int64_t y0 = strips.first(unit)[1], y1 = end(1, y0 + strips.size[1]);
   const int64_t x1 = end(2, t.extent[2]);
   const bool deep = t.window[0] > 1 || t.stride[0] > 1;
   running::ColumnsScratch scratch;

@@ -9,8 +9,9 @@ namespace torchcorr::spread {
 
 // How the elements of a tile are divided into units of work.
 inline running::Strips strips_of(const Tiling& t) {
-  return running::Strips(t.extent, std::max<int64_t>(4, t.window[0] / 2),
-                         std::max<int64_t>(32, t.window[1] / 2));
+  const int64_t tall = t.window[0] > 1 ? t.window[1] / 2 : 8 * t.window[1];
+  return running::Strips(t.extent, {std::max<int64_t>(4, 8 * t.window[0]),
+                                    std::max<int64_t>(32, tall), t.extent[2]});
 }
 
 // One tile: its input, what goes to the squares and to the means of its windows, and the pair of

@@ -29,18 +29,6 @@ TORCHCORR_CLONES void write_deviations(int64_t n, const double* m2, double scale
   deviations(n, m2, scale, eps, out);
 }
 
-TORCHCORR_CLONES bool is_finite(int64_t n, const float* x) {
-  float non_finite[16] = {};
-  int64_t i = 0;
-  for (; i + 16 <= n; i += 16) {
-    for (int64_t l = 0; l < 16; ++l) non_finite[l] += x[i + l] - x[i + l];
-  }
-  for (; i < n; ++i) non_finite[0] += x[i] - x[i];
-  float total = 0;
-  for (float s : non_finite) total += s;
-  return total == 0;
-}
-
 template <class T>
 struct DeviationSink {
   static constexpr int first_plane = 1;
@@ -61,7 +49,8 @@ constexpr int64_t kRecomputed =
     16;  // multiply-adds of recomputed windows, for each element, that pay
 constexpr int64_t kLevelSamples = 1024;
 
-// A level near the elements of each item.
+// A level near the elements of each item, and the power of two that brings their deviations from it
+// near 1, so that squares stay within float32.
 std::vector<TileStats> sampled_levels(int64_t items, int64_t item, const float* x) {
   std::vector<TileStats> stats;
   for (int64_t t = 0; t < items; ++t) {
@@ -69,13 +58,19 @@ std::vector<TileStats> sampled_levels(int64_t items, int64_t item, const float* 
     const int64_t step = std::max<int64_t>(1, item / kLevelSamples), n = ceil_div(item, step);
     for (int64_t i = 0; i < n; ++i) sum += static_cast<double>(x[t * item + i * step]);
     const float level = static_cast<float>(sum / static_cast<double>(n));
-    stats.push_back({static_cast<double>(level), 1.0, 0.0, 0.0});
+    double power = 0;
+    for (int64_t i = 0; i < n; ++i) {
+      const double d = static_cast<double>(x[t * item + i * step]) - static_cast<double>(level);
+      power += d * d;
+    }
+    const double scale = scale_for(std::sqrt(power / static_cast<double>(n)));
+    stats.push_back({static_cast<double>(level), scale, 0.0, 0.0});
   }
   return stats;
 }
 
 // Returns false if the result must be computed another way: too many windows are unknown, or a
-// level is not finite. All elements must be finite.
+// sum of elements is not finite.
 bool write_by_running_sums(const Tensor& image, const Tiling& tiling, double correction, double eps,
                            float* out) {
   const float* x = image.const_data_ptr<float>();
@@ -88,22 +83,24 @@ bool write_by_running_sums(const Tensor& image, const Tiling& tiling, double cor
   running::MomentRule rule{true, eps, 0.0, 0.0, kLeastVariance};
   rule.error = 1e-7;
   rule.deviation = count / (count - correction);
-  const running::MomentsCall call(tiling, x, image.numel(), rule);
+  const running::MomentsCall call(tiling, x, image.numel(), rule, 2);
   const int64_t positions = tiling.positions(), units = call.strips.units();
   const int64_t grain = std::max<int64_t>(1, kUnitElements * units / positions);
   const int64_t most = kRecomputed * image.numel() / tiling.window_size();
   std::vector<std::vector<int64_t>> unknown(items * units);
   std::atomic<int64_t> total{0};
+  std::atomic<bool> finite{true};
   parallel_for(0, items * units, grain, [&](int64_t begin, int64_t end) {
-    for (int64_t u = begin; u < end && total <= most; ++u) {
+    for (int64_t u = begin; u < end && total <= most && finite; ++u) {
       running::WindowCounts counts;
       const int64_t t = u / units;
       running::moments_of_unit(call, t, u % units, stats[t],
                                {out + t * positions, nullptr, nullptr}, counts, &unknown[u]);
       if (counts.unknown > 0) total += counts.unknown;
+      if (!counts.finite) finite = false;
     }
   });
-  if (total > most) return false;
+  if (total > most || !finite) return false;
   if (total == 0) return true;
   const ExactWindow exact{tiling.channels, tiling.window, RowStrides(tiling.size), true, eps};
   parallel_for(0, items * units, 1, [&](int64_t begin, int64_t end) {
@@ -123,15 +120,6 @@ bool write_by_running_sums(const Tensor& image, const Tiling& tiling, double cor
   return true;
 }
 
-// A NaN or an Inf would stay in a running sum after it has left the window.
-bool all_finite(int64_t n, const float* x) {
-  std::atomic<bool> finite{true};
-  parallel_for(0, n, 1 << 18, [&](int64_t begin, int64_t end) {
-    if (!is_finite(end - begin, x + begin)) finite = false;
-  });
-  return finite;
-}
-
 Tensor local_std_forward_kernel(const Tensor& input, Sizes window, Sizes stride, double correction,
                                 double eps) {
   if (is_half(input)) {
@@ -145,7 +133,6 @@ Tensor local_std_forward_kernel(const Tensor& input, Sizes window, Sizes stride,
   const double count = window_elements(shape, window);
   const Tensor image = packed(input);
   if (image.scalar_type() == ScalarType::Float &&
-      all_finite(image.numel(), image.const_data_ptr<float>()) &&
       write_by_running_sums(image, Tiling::of_items(shape.channels, shape.size, window, stride),
                             correction, eps, out.mutable_data_ptr<float>())) {
     return out;

@@ -3,66 +3,143 @@
 #include "windows/running_moments.h"
 
 #include <cmath>
-#include <type_traits>
+#include <cstring>
 
 namespace torchcorr::running {
 namespace {
 
 // Rounding that running sums accumulate, relative to their largest value.
 constexpr double kGathered = 16.0 / (1LL << 53);
+// Windows of more energy, in units of the scaled tile, are unknown: float32 ends soon.
+constexpr float kLargest = 1e37f;
 
-template <int SIGN>
 TORCHCORR_INLINE void add_values(int64_t n, const float* x, const TileStats& stats,
                                  const Columns& to) {
   const double level = stats.level, scale = stats.scale;
   for (int64_t i = 0; i < n; i += kDoubles) {
-    const Doubles d = (read(x + i) - level) * scale, square = d * d;
-    const Doubles sum = read(to.first + i), total = read(to.second + i);
-    write(to.first + i, SIGN > 0 ? sum + d : sum - d);
-    write(to.second + i, SIGN > 0 ? total + square : total - square);
+    const Doubles d = (read(x + i) - level) * scale;
+    write(to.first + i, read(to.first + i) + d);
+    write(to.second + i, read(to.second + i) + d * d);
   }
 }
 
-// The windows of a row: deviations, or norms, states and means. Energies below `drift` are unknown.
-template <bool DEVIATIONS>
-TORCHCORR_INLINE void moments_of_row(int64_t n, const Tiling& t, const Columns& totals,
-                                     const MomentRule& by, double drift,
-                                     const MomentMaps<float>& to, WindowCounts& counts) {
-  // Local copies: the compiler must assume that storing a byte may change any of the originals.
+TORCHCORR_INLINE void exchange_values(int64_t n, const float* enter, const float* leave,
+                                      const TileStats& stats, const Columns& to) {
+  const double level = stats.level, scale = stats.scale;
+  for (int64_t i = 0; i < n; i += kDoubles) {
+    const Doubles d = (read(enter + i) - level) * scale, old = (read(leave + i) - level) * scale;
+    write(to.first + i, read(to.first + i) + d - old);
+    write(to.second + i, read(to.second + i) + d * d - old * old);
+  }
+}
+
+// Rows are computed in whole blocks of this many windows, so that no loop ends with single ones.
+constexpr int64_t kBlock = 64;
+
+// A row of windows: the loops over it take a few quantities each, which compilers turn into vectors.
+struct WindowRow {
+  std::vector<float> totals, energies, softened, means, norms;
+  std::vector<int32_t> lows, losts;  // 1 where doubtful, and where unknown
+  std::vector<uint8_t> states;
+
+  explicit WindowRow(int64_t n)
+      : totals(n), energies(n), softened(n), means(n), norms(n), lows(n), losts(n), states(n) {}
+};
+
+// Mean squares, energies and means of n windows from the totals of columns.
+TORCHCORR_INLINE void energies_of(int64_t n, const Tiling& t, const Columns& of,
+                                  const MomentRule& rule, WindowRow& row) {
   const int64_t step = t.stride[2], window = t.window[2];
-  const double count = static_cast<double>(t.window_size()), eps = by.eps;
-  const double share = 1 / count, mean_share = by.zero_mean ? share : 0.0;
-  const double least_of_window = by.least_of_window, least_of_tile = by.least_of_tile;
-  const double least_variance = by.least_variance, deviation = by.deviation;
-  const double *first = totals.first, *second = totals.second;
-  const float whole_count = static_cast<float>(count);
-  const auto [norms, states, means] = to;
-  int doubtful = 0, unknown = 0;
-  const auto one = [&, norms = norms, states = states, means = means](int64_t i,
-                                                                      int64_t at) TORCHCORR_FLAT {
-    const double mean = (first[at + window] - first[at]) * mean_share;
+  const double share = 1 / static_cast<double>(t.window_size()), by = rule.zero_mean ? share : 0.0;
+  const double factor = rule.deviation == 0 ? 1.0 : rule.deviation, eps = rule.eps;
+  const double *first = of.first, *second = of.second;
+  float *totals = row.totals.data(), *energies = row.energies.data(), *means = row.means.data();
+  float* softened = row.softened.data();
+  const auto one = [=](int64_t i, int64_t at) TORCHCORR_FLAT {
+    const double mean = (first[at + window] - first[at]) * by;
     const double total = (second[at + window] - second[at]) * share;
-    const double energy = total - mean * mean, of_window = least_of_window * total;
-    const double least = of_window > least_of_tile ? of_window : least_of_tile;
-    const int lost = (energy <= least_variance * total) | (energy < drift);
-    const int low = lost | (energy + eps < least);
-    const float root =
-        std::sqrt(static_cast<float>(DEVIATIONS ? energy * deviation + eps : energy + eps));
-    const float norm = DEVIATIONS ? root : 1 / (whole_count * root);
-    norms[i] = lost ? 0.0f : norm;
-    if constexpr (!DEVIATIONS) {
-      states[i] = state_of(low, lost);
-      if (means) means[i] = static_cast<float>(mean);
-    }
-    doubtful += low;
-    unknown += lost;
+    const double energy = total - mean * mean;
+    totals[i] = static_cast<float>(total);
+    energies[i] = static_cast<float>(energy);
+    softened[i] = static_cast<float>(energy * factor + eps);
+    means[i] = static_cast<float>(mean);
   };
   if (step == 1) {
-    for (int64_t i = 0; i < n; ++i) one(i, i);
+#pragma GCC ivdep
+    for (int64_t i = 0; i < ceil_div(n, kBlock) * kBlock; ++i) one(i, i);
   } else {
     for (int64_t i = 0; i < n; ++i) one(i, i * step);
   }
-  counts.doubtful += doubtful;
+}
+
+// 1 / sqrt(x) of a positive number by Newton's iteration, within two roundings, from half of the
+// exponent and a line through the fraction. A root and a quotient take three times as long.
+TORCHCORR_INLINE float inverse_root(float x) {
+  int32_t bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  bits = 0x5F3759DF - (bits >> 1);
+  float y;
+  std::memcpy(&y, &bits, sizeof y);
+  const float half = 0.5f * x;
+  for (int i = 0; i < 2; ++i) y = y * (1.5f - half * y * y);
+  return y + y * (0.5f - half * y * y);
+}
+
+// Norms, or deviations of windows of an input that was multiplied by `scale`. Energies below
+// `drift` are unknown.
+template <bool DEVIATIONS>
+TORCHCORR_INLINE void norms_of(int64_t n, const MomentRule& by, double count, double drift,
+                               double scale, WindowRow& row) {
+  const float share = static_cast<float>(1 / (DEVIATIONS ? scale : count));
+  const float least_of_window = static_cast<float>(by.least_of_window);
+  const float least_of_tile = static_cast<float>(by.least_of_tile);
+  const float least_variance = static_cast<float>(by.least_variance);
+  const float least = static_cast<float>(drift);
+  const float *totals = row.totals.data(), *energies = row.energies.data();
+  const float* softened = row.softened.data();
+  float* norms = row.norms.data();
+  int32_t *lows = row.lows.data(), *losts = row.losts.data();
+#pragma GCC ivdep
+  for (int64_t i = 0; i < ceil_div(n, kBlock) * kBlock; ++i) {
+    const float energy = energies[i], total = totals[i];
+    const bool lost = (energy <= least_variance * total) | (energy < least) | (energy > kLargest);
+    if constexpr (DEVIATIONS) {
+      const float root = std::sqrt(softened[i]) * share;
+      norms[i] = lost ? 0.0f : root;
+    } else {
+      const float of_window = least_of_window * total, soft = softened[i];
+      const float needed = of_window > least_of_tile ? of_window : least_of_tile;
+      const float norm = share * inverse_root(soft < kLargest ? soft : kLargest);
+      norms[i] = lost ? 0.0f : norm;
+      lows[i] = lost | (soft < needed);
+    }
+    losts[i] = lost;
+  }
+}
+
+// The windows of a row: deviations, or norms, states and means.
+template <bool DEVIATIONS>
+TORCHCORR_INLINE void moments_of_row(int64_t n, const Tiling& t, const Columns& totals,
+                                     const MomentRule& by, double drift, double scale,
+                                     const MomentMaps<float>& to, WindowCounts& counts,
+                                     WindowRow& row) {
+  energies_of(n, t, totals, by, row);
+  norms_of<DEVIATIONS>(n, by, static_cast<double>(t.window_size()), drift, scale, row);
+  const int32_t *lows = row.lows.data(), *losts = row.losts.data();
+  std::copy_n(row.norms.data(), n, to.norms);
+  int32_t unknown = 0, doubtful = 0;
+  for (int64_t i = 0; i < n; ++i) unknown += losts[i];
+  if constexpr (!DEVIATIONS) {
+    for (int64_t i = 0; i < n; ++i) doubtful += lows[i];
+    uint8_t* states = row.states.data();
+#pragma GCC ivdep
+    for (int64_t i = 0; i < ceil_div(n, kBlock) * kBlock; ++i) {
+      states[i] = state_of(lows[i], losts[i]);
+    }
+    std::copy_n(states, n, to.states);
+    if (to.means) std::copy_n(row.means.data(), n, to.means);
+  }
+  counts.doubtful += DEVIATIONS ? unknown : doubtful;
   counts.unknown += unknown;
 }
 
@@ -77,95 +154,96 @@ TORCHCORR_CLONES void moments_of_unit(const MomentsCall& call, int64_t tile, int
   MomentRule rule = call.rule;
   rule.eps *= stats.scale * stats.scale;
   rule.least_of_tile *= stats.mean_square;
-  const int64_t width = t.extent[2], padded = whole(width);
-  const int64_t z0 = call.strips.first_plane(unit), y0 = call.strips.first_row(unit);
-  const int64_t z1 = std::min(z0 + call.strips.planes, valid_positions(t, place, 0));
-  const int64_t y1 = std::min(y0 + call.strips.rows, valid_positions(t, place, 1));
-  const int64_t n = valid_positions(t, place, 2);
-  if (z0 >= z1 || y0 >= y1 || n == 0) return;
+  const Axes3 from = call.strips.first(unit), size = call.strips.size;
+  const auto end = [&](int axis) {
+    return std::min(from[axis] + size[axis], valid_positions(t, place, axis));
+  };
+  const int64_t z0 = from[0], z1 = end(0), y0 = from[1], y1 = end(1), n = end(2) - from[2];
+  if (z0 >= z1 || y0 >= y1 || n <= 0) return;
+  const int64_t left = from[2] * t.stride[2], last = (n - 1) * t.stride[2] + t.window[2];
+  const int64_t padded = whole(last);
   const int64_t top = y0 * t.stride[1], tall = (y1 - 1 - y0) * t.stride[1] + t.window[1];
   const bool deep = t.window[0] > 1;
   double gathered = 0;
   ColumnsScratch scratch;
   const Columns slab = deep ? scratch.take(tall * padded) : Columns{};
-  const Columns columns = scratch.take(padded), totals = scratch.take(padded + 1, 1);
-  std::vector<uint8_t> state_row;
-  std::vector<float> norm_row;
+  const Columns columns = scratch.take(padded), totals = scratch.take(padded + 1 + kBlock, 1);
+  WindowRow windows(ceil_div(n, kBlock) * kBlock);
   // Windows that leave the input do not count, so numbers that follow a row may be read past its
   // end, except at the end of the input's memory, where the row is copied.
-  std::vector<float> line(padded);
-  const auto row_of = [&](int64_t c, int64_t z, int64_t y) TORCHCORR_FLAT {
+  std::vector<float> copies[2] = {std::vector<float>(padded), std::vector<float>(padded)};
+  const auto row_of = [&](int64_t c, int64_t z, int64_t y, std::vector<float>& copy) TORCHCORR_FLAT {
     const TileRow<float> row(t, place, call.input, c, z, y);
-    const int64_t left = call.input_end - row.data;
-    if (left >= padded) return row.data;
-    std::copy_n(row.data, left, line.data());
-    return static_cast<const float*>(line.data());
+    const float* first = row.data + left;
+    if (call.input_end - first >= padded) return first;
+    std::copy_n(first, call.input_end - first, copy.data());
+    return static_cast<const float*>(copy.data());
   };
-  const auto move_plane = [&](int64_t z, auto sign) TORCHCORR_FLAT {
+  const auto add_row = [&](int64_t z, int64_t y, const Columns& to) TORCHCORR_FLAT {
     for (int64_t c = 0; c < t.channels; ++c) {
-      for (int64_t y = 0; y < tall; ++y) {
-        add_values<decltype(sign)::value>(padded, row_of(c, z, top + y), stats,
-                                          slab.at(y * padded));
-      }
+      add_values(padded, row_of(c, z, y, copies[0]), stats, to);
     }
   };
-  constexpr std::integral_constant<int, 1> enter{};
-  constexpr std::integral_constant<int, -1> leave{};
+  const auto exchange_row = [&](int64_t z, int64_t y, int64_t old_z, int64_t old_y,
+                                const Columns& to) TORCHCORR_FLAT {
+    for (int64_t c = 0; c < t.channels; ++c) {
+      exchange_values(padded, row_of(c, z, y, copies[0]), row_of(c, old_z, old_y, copies[1]), stats,
+                      to);
+    }
+  };
   for (int64_t z = z0; z < z1; ++z) {
     const int64_t depth = z * t.stride[0];
     if (deep) {
-      if (z == z0) {
-        for (int64_t k = 0; k < t.window[0]; ++k) move_plane(depth + k, enter);
-      } else {
-        for (int64_t k = depth - t.stride[0]; k < depth; ++k) {
-          move_plane(k + t.window[0], enter);
-          move_plane(k, leave);
+      for (int64_t y = 0; y < tall; ++y) {
+        const Columns to = slab.at(y * padded);
+        if (z == z0) {
+          for (int64_t k = 0; k < t.window[0]; ++k) add_row(depth + k, top + y, to);
+        } else {
+          for (int64_t k = depth - t.stride[0]; k < depth; ++k) {
+            exchange_row(k + t.window[0], top + y, k, top + y, to);
+          }
         }
       }
     }
-    const auto move_row = [&](int64_t y, auto sign) TORCHCORR_FLAT {
-      if (deep) {
-        add_columns<decltype(sign)::value>(padded, slab.at((y - top) * padded), columns);
-        return;
-      }
-      for (int64_t c = 0; c < t.channels; ++c) {
-        add_values<decltype(sign)::value>(padded, row_of(c, depth, y), stats, columns);
-      }
-    };
     std::fill_n(columns.first, padded, 0.0);
     std::fill_n(columns.second, padded, 0.0);
     for (int64_t y = y0; y < y1; ++y) {
       const int64_t high = y * t.stride[1];
       if (y == y0) {
-        for (int64_t k = 0; k < t.window[1]; ++k) move_row(high + k, enter);
+        for (int64_t k = high; k < high + t.window[1]; ++k) {
+          if (deep) {
+            add_columns(padded, slab.at((k - top) * padded), columns);
+          } else {
+            add_row(depth, k, columns);
+          }
+        }
       } else {
         for (int64_t k = high - t.stride[1]; k < high; ++k) {
-          move_row(k + t.window[1], enter);
-          move_row(k, leave);
+          if (deep) {
+            exchange_columns(padded, slab.at((k + t.window[1] - top) * padded),
+                             slab.at((k - top) * padded), columns);
+          } else {
+            exchange_row(depth, k + t.window[1], depth, k, columns);
+          }
         }
       }
-      accumulate(padded, columns.first, totals.first);
-      accumulate(padded, columns.second, totals.second);
-      gathered = std::max(gathered, totals.second[(n - 1) * t.stride[2] + t.window[2]]);
+      accumulate(padded, columns, totals);
+      gathered = std::max(gathered, totals.second[last]);
       const double drift = kGathered / rule.error * gathered / static_cast<double>(t.window_size());
-      const int64_t offset = (z * t.outputs[1] + y) * t.outputs[2], before = counts.unknown;
+      const int64_t offset = (z * t.outputs[1] + y) * t.outputs[2] + from[2], before = counts.unknown;
       const MomentMaps<float> row = to.at(offset);
       if (rule.deviation == 0) {
-        moments_of_row<false>(n, t, totals, rule, drift, row, counts);
+        moments_of_row<false>(n, t, totals, rule, drift, 1, row, counts, windows);
         continue;
       }
-      moments_of_row<true>(n, t, totals, rule, drift, row, counts);
+      moments_of_row<true>(n, t, totals, rule, drift, stats.scale, row, counts, windows);
       if (!unknown || counts.unknown == before) continue;
-      // Rare: which of them are unknown.
-      WindowCounts counted;
-      state_row.resize(n);
-      norm_row.resize(n);
-      moments_of_row<false>(n, t, totals, rule, drift, {norm_row.data(), state_row.data(), nullptr},
-                            counted);
       for (int64_t i = 0; i < n; ++i) {
-        if (state_row[i] == kUnknown) unknown->push_back(offset + i);
+        if (windows.losts[i]) unknown->push_back(offset + i);
       }
     }
+    // What is not finite stays in a sum.
+    counts.finite = counts.finite && std::isfinite(totals.second[last]);
   }
 }
 

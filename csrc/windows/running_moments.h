@@ -36,6 +36,7 @@ struct MomentMaps {
 
 struct WindowCounts {
   int64_t doubtful = 0, unknown = 0;  // the unknown are doubtful too
+  bool finite = true;                 // the sums of their elements
 };
 
 // All tiles of a call.
@@ -45,11 +46,24 @@ struct MomentsCall {
   MomentRule rule;
   Strips strips;
 
-  // A unit begins with the sums of a whole window, so it covers at least half of one.
-  MomentsCall(const Tiling& t, const float* x, int64_t elements, const MomentRule& by)
+  // `windows`: how many of them a unit covers along an axis at least.
+  MomentsCall(const Tiling& t, const float* x, int64_t elements, const MomentRule& by,
+              int64_t windows)
       : tiling(t), input(x), input_end(x + elements), rule(by),
-        strips(t.outputs, std::max<int64_t>(4, t.window[0] / 2) / t.stride[0] + 1,
-               std::max<int64_t>(32, t.window[1] / 2) / t.stride[1] + 1) {}
+        strips(t.outputs, least_unit(t, windows)) {}
+
+ private:
+  // A unit begins with the sums of a whole window. Its columns stay in the first cache, and in a
+  // volume so do the sums of all its rows in the second.
+  static Axes3 least_unit(const Tiling& t, int64_t windows) {
+    const auto positions = [&](int axis, int64_t elements) {
+      return elements / t.stride[axis] + 1;
+    };
+    const int64_t tall = t.window[0] > 1 ? t.window[1] / 2 : windows * t.window[1];
+    return {positions(0, std::max<int64_t>(4, windows * t.window[0])),
+            positions(1, std::max<int64_t>(32, tall)),
+            positions(2, std::max<int64_t>(512, 4 * t.window[2]))};
+  }
 };
 
 // The windows of one unit of one tile. Where deviations are written, places of unknown windows are

@@ -11,23 +11,24 @@
 
 namespace torchcorr::running {
 
-// How the planes and rows of a tile are divided into units of work.
+// How the positions of a tile are divided into units of work.
 struct Strips {
-  int64_t planes, rows;  // of a unit
-  int64_t plane_units, row_units;
+  Axes3 size, units_along;  // of a unit, and how many along each axis
 
-  // A unit has at least `least_planes` planes and `least_rows` rows, if the tile does.
-  Strips(const Axes3& size, int64_t least_planes, int64_t least_rows) {
-    planes = even_part(size[0], least_planes), plane_units = ceil_div(size[0], planes);
-    rows = even_part(size[1], least_rows), row_units = ceil_div(size[1], rows);
+  // A unit has at least `least` positions along each axis, if the tile does.
+  Strips(const Axes3& positions, const Axes3& least) {
+    for (int axis = 0; axis < 3; ++axis) {
+      const int64_t n = positions[axis];
+      size[axis] = ceil_div(n, ceil_div(n, std::min(least[axis], n)));
+      units_along[axis] = ceil_div(n, size[axis]);
+    }
   }
 
-  int64_t units() const { return plane_units * row_units; }
-  int64_t first_plane(int64_t unit) const { return unit / row_units * planes; }
-  int64_t first_row(int64_t unit) const { return unit % row_units * rows; }
-
- private:
-  static int64_t even_part(int64_t n, int64_t least) { return ceil_div(n, ceil_div(n, least)); }
+  int64_t units() const { return product(units_along); }
+  Axes3 first(int64_t unit) const {
+    const Axes3 at = unravel(unit, units_along);
+    return {at[0] * size[0], at[1] * size[1], at[2] * size[2]};
+  }
 };
 
 // Rows are padded to whole vectors; numbers past their end are never used.
@@ -39,28 +40,54 @@ struct Columns {
   Columns at(int64_t offset) const { return {first + offset, second + offset}; }
 };
 
-template <int SIGN>
 TORCHCORR_INLINE void add_columns(int64_t n, const Columns& x, const Columns& to) {
   for (int64_t i = 0; i < n; i += kDoubles) {
-    const Doubles a = read(to.first + i), b = read(to.second + i);
-    write(to.first + i, SIGN > 0 ? a + read(x.first + i) : a - read(x.first + i));
-    write(to.second + i, SIGN > 0 ? b + read(x.second + i) : b - read(x.second + i));
+    write(to.first + i, read(to.first + i) + read(x.first + i));
+    write(to.second + i, read(to.second + i) + read(x.second + i));
   }
 }
 
+TORCHCORR_INLINE void exchange_columns(int64_t n, const Columns& enter, const Columns& leave,
+                                       const Columns& to) {
+  for (int64_t i = 0; i < n; i += kDoubles) {
+    write(to.first + i, read(to.first + i) + read(enter.first + i) - read(leave.first + i));
+    write(to.second + i, read(to.second + i) + read(enter.second + i) - read(leave.second + i));
+  }
+}
+
+// Running totals of vectors that follow each other.
+class RunningTotal {
+ public:
+  // The sums of all numbers so far up to each of the next eight.
+  TORCHCORR_INLINE Doubles next(Doubles v) {
+    const Doubles none = {};  // zeros before the first of v
+    v += __builtin_shufflevector(none, v, 7, 8, 9, 10, 11, 12, 13, 14);
+    v += __builtin_shufflevector(none, v, 6, 7, 8, 9, 10, 11, 12, 13);
+    v += __builtin_shufflevector(none, v, 4, 5, 6, 7, 8, 9, 10, 11);
+    const Doubles sums = v + before_;
+    // The last of `sums`, but without waiting for them.
+    before_ += __builtin_shufflevector(v, v, 7, 7, 7, 7, 7, 7, 7, 7);
+    return sums;
+  }
+
+ private:
+  Doubles before_ = {};
+};
+
 // Running totals along a row; to[0] is zero and to[i] the sum of the first i numbers.
 TORCHCORR_INLINE void accumulate(int64_t n, const double* x, double* to) {
-  const Doubles none = {};
-  Doubles carry = {};
+  RunningTotal total;
   to[0] = 0;
+  for (int64_t i = 0; i < n; i += kDoubles) write(to + 1 + i, total.next(read(x + i)));
+}
+
+// The same of both quantities.
+TORCHCORR_INLINE void accumulate(int64_t n, const Columns& x, const Columns& to) {
+  RunningTotal first, second;
+  to.first[0] = 0, to.second[0] = 0;
   for (int64_t i = 0; i < n; i += kDoubles) {
-    Doubles v = read(x + i);
-    v += __builtin_shufflevector(none, v, 0, 8, 9, 10, 11, 12, 13, 14);
-    v += __builtin_shufflevector(none, v, 0, 1, 8, 9, 10, 11, 12, 13);
-    v += __builtin_shufflevector(none, v, 0, 1, 2, 3, 8, 9, 10, 11);
-    v += carry;
-    write(to + 1 + i, v);
-    carry = __builtin_shufflevector(v, v, 7, 7, 7, 7, 7, 7, 7, 7);
+    write(to.first + 1 + i, first.next(read(x.first + i)));
+    write(to.second + 1 + i, second.next(read(x.second + i)));
   }
 }
 

@@ -103,6 +103,20 @@ def test_float64_survives_the_torture(case):
     assert (np.abs(std - exact) <= 1e-10 * exact).all()
 
 
+@pytest.mark.parametrize("scale", [1e-30, 1e-22, 1e19, 1e30])
+def test_deviations_whose_squares_leave_float32(scale):
+    x = draw((40, 41), torch.float32) * scale
+    x[7:20, 9:30] *= 1e-3
+    x.requires_grad_()
+    std = torchcorr.local_std(x, 5)
+    exact = oracle.local_std(array(x), 5)
+    assert (np.abs(array(std) - exact) <= 4 * 2.0**-24 * exact).all()
+    (grad,) = torch.autograd.grad(std.sum(), x)
+    wide = x.detach().double().requires_grad_()
+    (want,) = torch.autograd.grad(torchcorr.local_std(wide, 5).sum(), wide)
+    assert float((grad - want).abs().max()) <= 1e-4 * float(want.abs().max())
+
+
 @pytest.mark.parametrize("value", [0.1, 1e-30, 3.3e7, -0.7, 0.0])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_flat_input(value, dtype):
