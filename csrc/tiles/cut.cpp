@@ -243,6 +243,22 @@ class CutTiles {
   int64_t rows_, chunk_, chunks_;
 };
 
+void cut_tiles_to(const Tensor& out, const Tensor& stats, const TileBatch& batch,
+                  const Tensor& image, bool centred, bool wide, bool pairs) {
+  if (out.numel() == 0) return;
+  with_real_type(image, "input", [&](auto zero) {
+    using T = decltype(zero);
+    const auto run = [&](auto out_zero) {
+      using Out = decltype(out_zero);
+      TileStats* rows = reinterpret_cast<TileStats*>(stats.mutable_data_ptr<double>());
+      CutTiles<T, Out>(batch, image.const_data_ptr<T>(), centred, pairs ? 2 : 1,
+                       static_cast<Out*>(out.mutable_data_ptr()), rows)
+          .run();
+    };
+    wide ? run(double{}) : run(T{});
+  });
+}
+
 }  // namespace
 
 std::tuple<Tensor, Tensor> cut_tiles(const Tensor& input, Sizes numbers, bool centred, bool wide,
@@ -251,23 +267,28 @@ std::tuple<Tensor, Tensor> cut_tiles(const Tensor& input, Sizes numbers, bool ce
   const Tensor image = packed(input);
   const int64_t count = batch.count(), lanes = pairs ? 2 : 1;
   STD_TORCH_CHECK(count % lanes == 0, "pairs need an even number of tiles, got ", count);
-  const ScalarType type = wide ? ScalarType::Double : image.scalar_type();
   Sizes shape{count / lanes, batch.tiling.channels};
   for (int64_t n : sizes_of(batch.tiling.cut_length(), batch.tiling.ndim)) shape.push_back(n);
   if (pairs) shape.push_back(2);
-  Tensor out = torch::stable::new_empty(image, shape, type);
-  Tensor stats = new_float64(image, {count, kStats});
-  if (out.numel() == 0) return {out, stats};
-  with_real_type(image, "input", [&](auto zero) {
-    using T = decltype(zero);
-    with_real_type(out, "tiles", [&](auto out_zero) {
-      using Out = decltype(out_zero);
-      TileStats* rows = reinterpret_cast<TileStats*>(stats.mutable_data_ptr<double>());
-      CutTiles<T, Out>(batch, image.const_data_ptr<T>(), centred, lanes,
-                       out.mutable_data_ptr<Out>(), rows)
-          .run();
-    });
-  });
+  const Tensor out = wide ? new_float64(image, shape) : torch::stable::new_empty(image, shape);
+  const Tensor stats = new_float64(image, {count, kStats});
+  cut_tiles_to(out, stats, batch, image, centred, wide, pairs);
+  return {out, stats};
+}
+
+std::tuple<Tensor, Tensor> cut_operands(Scratch& scratch, const Tensor& input, const Sizes& numbers,
+                                        bool centred, bool wide, bool pairs) {
+  const TileBatch batch(numbers, input);
+  const Tensor image = packed(input);
+  const int64_t count = batch.count(), channels = batch.tiling.channels;
+  const bool narrow = !wide && image.scalar_type() == ScalarType::Float;
+  Sizes shape = pairs ? Sizes{count / 2 * channels} : Sizes{count, channels};
+  for (int64_t n : sizes_of(batch.tiling.cut_length(), batch.tiling.ndim)) shape.push_back(n);
+  const ScalarType type = pairs ? (narrow ? ScalarType::ComplexFloat : ScalarType::ComplexDouble)
+                                : (narrow ? ScalarType::Float : ScalarType::Double);
+  const Tensor out = torch::stable::new_empty(image, shape, type);
+  const Tensor stats = scratch.take(Scratch::kStats, image, {count, kStats}, ScalarType::Double);
+  cut_tiles_to(out, stats, batch, image, centred, wide, pairs);
   return {out, stats};
 }
 

@@ -219,19 +219,28 @@ MomentRule rule_of_moments(const ScoreRule& rule) {
 }  // namespace
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> tile_moments(const Tensor& input, const Tensor& stats,
-                                                        Sizes numbers, Numbers rule_numbers,
+                                                        Sizes batch, Numbers rule,
                                                         bool with_means) {
+  Scratch scratch;
+  return tile_moments_into(scratch, input, stats, batch, rule, with_means);
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> tile_moments_into(Scratch& scratch, const Tensor& input,
+                                                             const Tensor& stats,
+                                                             const Sizes& numbers,
+                                                             const Numbers& rule_numbers,
+                                                             bool with_means) {
   const Tensor image = packed(input);
   const TileBatch batch(numbers, image);
   const ScoreRule rule(rule_numbers);
   const int64_t n = batch.count();
   Sizes shape{n};
   for (int64_t m : sizes_of(batch.tiling.outputs, batch.tiling.ndim)) shape.push_back(m);
-  Tensor norms = torch::stable::new_empty(image, shape);
-  Tensor states = torch::stable::new_zeros(image, shape, ScalarType::Byte);
-  Tensor doubtful = torch::stable::new_empty(image, {n}, ScalarType::Long);
+  Tensor norms = scratch.take(Scratch::kNorms, image, shape, image.scalar_type());
+  Tensor states = scratch.take_zeros<uint8_t>(Scratch::kStates, image, shape, ScalarType::Byte);
+  Tensor doubtful = scratch.take(Scratch::kDoubtful, image, {n}, ScalarType::Long);
   if (!with_means) shape[0] = 0;
-  Tensor means = torch::stable::new_empty(image, shape);
+  Tensor means = scratch.take(Scratch::kMeans, image, shape, image.scalar_type());
   if (norms.numel() == 0) return {norms, states, means, doubtful};
   std::vector<TileStats> rows(rows_of_stats(stats), rows_of_stats(stats) + n);
   // A pair is one transform: its noise is that of both.

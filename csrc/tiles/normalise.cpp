@@ -10,183 +10,30 @@
 #include "common/counters.h"
 #include "common/exact_window.h"
 #include "common/parallel.h"
-#include "common/vectors.h"
+#include "tiles/score_rows.h"
 #include "tiles/steps.h"
 
 namespace torchcorr {
 namespace {
 
-// Of a row of numerators: the sum of their squares, the largest size; and of its windows the
-// largest norm, and how many are doubtful.
-struct RowContent {
-  double square = 0, peak = 0, norm = 0;
-  int64_t doubtful = 0;
-
-  void add(const RowContent& other) {
-    square += other.square;
-    peak = std::max(peak, other.peak);
-    norm = std::max(norm, other.norm);
-    doubtful += other.doubtful;
-  }
-  void add_numerator(double value) {
-    square += value * value;
-    peak = std::max(peak, std::abs(value));
-  }
-};
-
-// Every second of two vectors.
-TORCHCORR_INLINE Vector<float> even(const Vector<float>& a, const Vector<float>& b) {
-  return __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
-}
-TORCHCORR_INLINE Vector<double> even(const Vector<double>& a, const Vector<double>& b) {
-  return __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14);
-}
-
-// Sums of squares and largest sizes, one a lane.
-template <class T>
-struct LaneContent {
-  Vector<T> square = {}, peak = {};
-
-  TORCHCORR_INLINE void add(const Vector<T>& v) {
-    const Vector<T> size = v < 0 ? -v : v;
-    square += v * v;
-    peak = size > peak ? size : peak;
-  }
-  TORCHCORR_INLINE void add_to(RowContent& content) const {
-    for (int64_t l = 0; l < lanes_of<T>; ++l) {
-      content.square += static_cast<double>(square[l]);
-      content.peak = std::max(content.peak, static_cast<double>(peak[l]));
-    }
-  }
-};
-
-// A row of numerators: every `step`th number, n of them with norms and `tail` more that count only
-// for what the row contains.
-template <class T>
-struct NumeratorRow {
-  int64_t n, tail;
-  const T* first;
-  int64_t step;
-};
-
-// out = numerator * norm within [-1, 1], 0 where the norm is.
-template <int STEP, class In, class Out>
-TORCHCORR_INLINE RowContent normalise(const NumeratorRow<In>& row, const In* norm, Out* out) {
-  constexpr int64_t kLanes = lanes_of<In>;
-  const int64_t n = row.n, by = STEP > 0 ? STEP : row.step, all = n + row.tail;
-  const In* numerator = row.first;
-  LaneContent<In> lanes;
-  Vector<In> largest = {};
-  int64_t i = 0;
-  const auto block = [&]() TORCHCORR_FLAT {
-    if constexpr (STEP == 1) return load(numerator + i);
-    return even(load(numerator + 2 * i), load(numerator + 2 * i + kLanes));
-  };
-  if constexpr (STEP == 1 || STEP == 2) {
-    // A vector of every second number reads one number further, which may lie past the end of the
-    // memory: the last numbers are taken one by one.
-    const Vector<In> one = Vector<In>{} + 1, none = {};
-    for (; i + kLanes <= n && i + kLanes < all + (STEP == 1); i += kLanes) {
-      const Vector<In> value = block(), by_norm = load(norm + i);
-      const Vector<In> score = value * by_norm;
-      const Vector<In> high = score > one ? one : score, clamped = high < -one ? -one : high;
-      store<In>(out + i, by_norm == 0 ? none : clamped);
-      largest = by_norm > largest ? by_norm : largest;
-      lanes.add(value);
-    }
-  }
-  RowContent content;
-  for (; i < n; ++i) {
-    const In value = numerator[i * by], by_norm = norm[i], score = value * by_norm;
-    const In high = score > 1 ? In(1) : score, clamped = high < -1 ? In(-1) : high;
-    out[i] = static_cast<Out>(by_norm == 0 ? In(0) : clamped);
-    if (by_norm > content.norm) content.norm = static_cast<double>(by_norm);
-    content.add_numerator(static_cast<double>(value));
-  }
-  if constexpr (STEP == 1 || STEP == 2) {
-    for (; i + kLanes < all; i += kLanes) lanes.add(block());
-  }
-  for (; i < all; ++i) content.add_numerator(static_cast<double>(numerator[i * by]));
-  lanes.add_to(content);
-  for (int64_t l = 0; l < kLanes; ++l) {
-    content.norm = std::max(content.norm, static_cast<double>(largest[l]));
-  }
-  return content;
-}
-
-template <class T>
-TORCHCORR_INLINE RowContent content(int64_t n, const T* x) {
-  LaneContent<T> lanes;
-  int64_t i = 0;
-  for (; i + lanes_of<T> <= n; i += lanes_of<T>) lanes.add(load(x + i));
-  RowContent content;
-  for (; i < n; ++i) content.add_numerator(static_cast<double>(x[i]));
-  lanes.add_to(content);
-  return content;
-}
-
-#define TORCHCORR_NORMALISE(In, Out)                                                     \
-  TORCHCORR_CLONES RowContent normalise_row(const NumeratorRow<In>& row, const In* norm, \
-                                            Out* out) {                                  \
-    return row.step == 1   ? normalise<1>(row, norm, out)                                \
-           : row.step == 2 ? normalise<2>(row, norm, out)                                \
-                           : normalise<0>(row, norm, out);                               \
-  }
-TORCHCORR_NORMALISE(float, float)
-TORCHCORR_NORMALISE(double, float)
-TORCHCORR_NORMALISE(double, double)
-TORCHCORR_NORMALISE(float, double)
-#undef TORCHCORR_NORMALISE
-
-#define TORCHCORR_CONTENT(T) \
-  TORCHCORR_CLONES RowContent content_of(int64_t n, const T* x) { return content(n, x); }
-TORCHCORR_CONTENT(float)
-TORCHCORR_CONTENT(double)
-#undef TORCHCORR_CONTENT
-
-// Counts in bytes as long as a byte suffices.
-TORCHCORR_CLONES int64_t count_doubtful(int64_t n, const uint8_t* states) {
-  constexpr int64_t kPart = 128;
-  int64_t count = 0, i = 0;
-  for (; i + kPart <= n; i += kPart) {
-    uint8_t part = 0;
-    for (int64_t l = 0; l < kPart; ++l) part += is_doubtful(states[i + l]);
-    count += part;
-  }
-  for (; i < n; ++i) count += is_doubtful(states[i]);
-  return count;
-}
-
-// The same, and windows whose norm is above the limit.
-template <class T>
-TORCHCORR_INLINE int64_t doubtful_beyond(int64_t n, const uint8_t* states, const T* norms,
-                                         T limit) {
-  int count = 0;
-  for (int64_t i = 0; i < n; ++i) count += is_doubtful(states[i]) | (norms[i] > limit);
-  return count;
-}
-
-TORCHCORR_CLONES int64_t count_beyond(int64_t n, const uint8_t* states, const float* norms,
-                                      float limit) {
-  return doubtful_beyond(n, states, norms, limit);
-}
-TORCHCORR_CLONES int64_t count_beyond(int64_t n, const uint8_t* states, const double* norms,
-                                      double limit) {
-  return doubtful_beyond(n, states, norms, limit);
+bool is_complex(const Tensor& x) {
+  return x.scalar_type() == ScalarType::ComplexFloat ||
+         x.scalar_type() == ScalarType::ComplexDouble;
 }
 
 // Where the numerators of a tile and a template lie: (tile, template, *positions), or pairs of
-// tiles with their elements side by side.
+// tiles with their elements side by side, which for one template may be complex (pair, *length).
 struct NumeratorLayout {
   int64_t lanes, templates;
   Axes3 full, skip;  // numerators along each axis, and how many from position to position
 
   NumeratorLayout(const Tensor& x, const Tiling& t)
-      : lanes(x.dim() - t.ndim - 1), templates(x.size(1)), full{1, 1, 1}, skip{1, 1, 1} {
+      : lanes(is_complex(x) ? 2 : x.dim() - t.ndim - 1), templates(is_complex(x) ? 1 : x.size(1)),
+        full{1, 1, 1}, skip{1, 1, 1} {
     STD_TORCH_CHECK(lanes == 1 || lanes == 2, "numerators have too many axes");
     for (int64_t i = 0; i < t.ndim; ++i) {
       const int64_t axis = 3 - t.ndim + i;
-      full[axis] = x.size(2 + i);
+      full[axis] = x.size((is_complex(x) ? 1 : 2) + i);
       // Those of every position, or only of the positions of the stride.
       skip[axis] = full[axis] == t.outputs[axis] ? 1 : t.stride[axis];
     }
@@ -220,7 +67,7 @@ class Normalise {
             const Tensor& out)
       : batch_(batch), t_(batch.tiling), layout_(numerators, batch.tiling), rule_(rule),
         exact_{t_.channels, t_.window, RowStrides(t_.size), rule.zero_mean, rule.eps},
-        numerators_(numerators.const_data_ptr<In>()),
+        numerators_(static_cast<const In*>(numerators.const_data_ptr())),
         norms_(moments.known_norms().const_data_ptr<In>()), states_(moments.states_or_null()),
         stats_(moments.rows()), coefficients_(coefficients.const_data_ptr<double>()),
         image_(image.const_data_ptr<Out>()), out_(out.mutable_data_ptr<Out>()),
@@ -424,16 +271,26 @@ class Normalise {
 
 }  // namespace
 
-Tensor normalise_tiles(const Tensor& given, Tensors tensors, const Tensor& input,
-                       const Tensor& templates, Sizes numbers, Numbers rule, const Tensor& out) {
+Tensor normalise_tiles(const Tensor& numerators, Tensors moments, const Tensor& input,
+                       const Tensor& coefficients, Sizes batch, Numbers rule, const Tensor& out) {
+  Scratch scratch;
+  return normalise_tiles_into(scratch, numerators, moments, input, coefficients, batch, rule, out);
+}
+
+Tensor normalise_tiles_into(Scratch& scratch, const Tensor& given, const Tensors& tensors,
+                            const Tensor& input, const Tensor& templates, const Sizes& numbers,
+                            const Numbers& rule, const Tensor& out) {
   const Tensor numerators = packed(given), image = packed(input), coefficients = packed(templates);
   const TileBatch batch(numbers, image);
   const TileMoments moments(tensors);
-  Tensor left = torch::stable::new_zeros(moments.stats, {batch.count()}, ScalarType::Long);
+  Tensor left = scratch.take_zeros<int64_t>(Scratch::kLeft, moments.stats, {batch.count()},
+                                            ScalarType::Long);
   if (out.numel() == 0 || numerators.numel() == 0) return left;
   const ScoreRule by(rule);
-  with_real_type(numerators, "numerators", [&](auto in_zero) {
+  with_real_type(moments.known_norms(), "norms", [&](auto in_zero) {
     using In = decltype(in_zero);
+    STD_TORCH_CHECK(sizeof(In) == numerators.element_size() / (is_complex(numerators) ? 2 : 1),
+                    "numerators and norms must have one precision");
     with_real_type(out, "out", [&](auto out_zero) {
       using Out = decltype(out_zero);
       Normalise<In, Out>(batch, by, numerators, moments, image, coefficients, out)

@@ -1,6 +1,8 @@
 // What passes over tiles share beside their units: numbers of batches, and tiles that are transformed.
 #pragma once
 
+#include <utility>
+
 #include "tiles/spectra.h"
 #include "tiles/units.h"
 
@@ -24,17 +26,22 @@ struct Operand {
   Tensor tiles, product;
 };
 
-// The spectrum of tiles, which may be overwritten by its only product (`once`); tiles whose template
-// is divided are transformed part by part later. Takes the tiles, so that their memory is free once
-// they are transformed.
-inline Operand transformed(Tensor cut, const Tiling& tiling, bool once) {
-  Tensor lines = lines_of_tiles(cut);
-  cut = {};
+// The spectrum of lines of tiles, which may be overwritten by its only product (`once`); tiles whose
+// template is divided are transformed part by part later. Takes the lines, so that their memory is
+// free once they are transformed.
+inline Operand spectrum_of(Tensor lines, const Tiling& tiling, bool once) {
   if (!tiling.is_divided()) lines = transform(lines, true);
   if (once && tiling.channels == 1 && !tiling.is_divided()) return {lines, lines};
   Sizes shape{lines.size(0) / tiling.channels};
   for (int64_t n : sizes_of(tiling.length, tiling.ndim)) shape.push_back(n);
   return {lines, torch::stable::new_empty(lines, shape)};
+}
+
+// The same of tiles.
+inline Operand transformed(Tensor cut, const Tiling& tiling, bool once) {
+  Tensor lines = lines_of_tiles(cut);
+  cut = {};
+  return spectrum_of(std::move(lines), tiling, once);
 }
 
 // The elements of tiles that a part of the template meets.
@@ -48,9 +55,9 @@ inline Tensor met_by(const Tensor& lines, const Tiling& tiling, int64_t part) {
   return met;
 }
 
-// Sums of products with one template: (twos of tiles, 1, *length, 2).
+// Sums of products with one template: two tiles as one complex one each, (twos of tiles, *length).
 template <class R>
-Tensor products_of(const Operand& of, const Tiling& tiling, const R* spectrum) {
+Tensor complex_products_of(const Operand& of, const Tiling& tiling, const R* spectrum) {
   const SpectraSizes sizes{of.product.size(0), tiling.channels, tiling.tile_size()};
   R* products = static_cast<R*>(of.product.mutable_data_ptr());
   for (int64_t part = 0; part < product(tiling.parts); ++part) {
@@ -60,7 +67,13 @@ Tensor products_of(const Operand& of, const Tiling& tiling, const R* spectrum) {
     multiply_spectra(sizes, part > 0, static_cast<const R*>(met.const_data_ptr()),
                      spectrum + 2 * part * sizes.channels * sizes.size, products);
   }
-  return tiles_of_lines(transform(of.product, false));
+  return transform(of.product, false);
+}
+
+// The same as real numbers: (twos of tiles, 1, *length, 2).
+template <class R>
+Tensor products_of(const Operand& of, const Tiling& tiling, const R* spectrum) {
+  return tiles_of_lines(complex_products_of(of, tiling, spectrum));
 }
 
 }  // namespace torchcorr

@@ -39,12 +39,12 @@ class ScorePass {
   int64_t lanes() const { return lanes_; }
 
   // Writes the scores of tiles of one leading index.
-  void score(const Sizes& tiles, int64_t pair) {
+  void score(const Sizes& tiles, int64_t pair, Scratch& scratch) {
     const Sizes batch = with_tiles(numbers_, tiles);
-    auto [cut, stats] = cut_tiles(input_, batch, rule_.zero_mean, false, lanes_ == 2);
+    auto [cut, stats] = cut_operands(scratch, input_, batch, rule_.zero_mean, false, lanes_ == 2);
     const auto [norms, states, means, doubtful] =
         weights_ ? weighted_moments(input_, stats, batch, rule_numbers_, *weights_)
-                 : tile_moments(input_, stats, batch, rule_numbers_, false);
+                 : tile_moments_into(scratch, input_, stats, batch, rule_numbers_, false);
     const Tensors moments{stats, norms, states, means};
     Sizes easy;
     for (size_t i = 0; i < tiles.size(); i += lanes_) {
@@ -55,12 +55,12 @@ class ScorePass {
       }
     }
     if (easy.empty()) return;
-    if (easy.size() < tiles.size()) return score(easy, pair);
+    if (easy.size() < tiles.size()) return score(easy, pair, scratch);
     const Operand operand = operand_of(std::move(cut));
     const int64_t at_once = lanes_ == 2 ? 1 : block_.templates();
     for (int64_t k = 0; k < block_.templates(); k += at_once) {
       const Tensor sums = numerators<T>(operand, pair, k, at_once);
-      const Tensor left = normalise(sums, moments, batch, k, rule_numbers_);
+      const Tensor left = normalise(scratch, sums, moments, batch, k, rule_numbers_);
       for (size_t i = 0; i < tiles.size(); i += lanes_) {
         if (most(left, i) > 0) {
           score_wide(tiles, moments, i, pair, k, k + at_once);
@@ -92,14 +92,15 @@ class ScorePass {
     const Sizes batch =
         with_tiles(numbers_, Sizes(tiles.begin() + i, tiles.begin() + i + lanes_));
     count_way(Way::kFloat64, (end - begin) * existing(tiles, i));
-    auto [cut, stats] = cut_tiles(input_, batch, rule_.zero_mean, true, lanes_ == 2);
+    Scratch scratch;  // that of the worker holds what the caller still needs
+    auto [cut, stats] = cut_operands(scratch, input_, batch, rule_.zero_mean, true, lanes_ == 2);
     const Tensors moments = wide_moments(batch, stats, part_of(known[1], 0, i, lanes_),
                                          part_of(known[2], 0, i, lanes_));
     const Operand operand = operand_of(std::move(cut));
     const int64_t at_once = lanes_ == 2 ? 1 : end - begin;
     for (int64_t k = begin; k < end; k += at_once) {
       const Tensor sums = numerators<double>(operand, pair, k, at_once);
-      normalise(sums, moments, batch, k, wide_rule_numbers_);
+      normalise(scratch, sums, moments, batch, k, wide_rule_numbers_);
     }
   }
 
@@ -139,16 +140,16 @@ class ScorePass {
 
   Operand operand_of(Tensor cut) const {
     if (lanes_ == 1) return {cut, cut};
-    return transformed(std::move(cut), tiling_, block_.templates() == 1);
+    return spectrum_of(std::move(cut), tiling_, block_.templates() == 1);
   }
 
   // Sums of products with `some` templates from the k-th of the block on: (tiles, some, *positions),
-  // or (twos of tiles, 1, *length, 2).
+  // or two tiles as one complex one each, (twos of tiles, *length).
   template <class R>
   Tensor numerators(const Operand& of, int64_t pair, int64_t k, int64_t some) {
     if (lanes_ == 2) {
-      return products_of(of, tiling_,
-                         spectra_->template of<R>(pair * block_.templates() + k));
+      return complex_products_of(of, tiling_,
+                                 spectra_->template of<R>(pair * block_.templates() + k));
     }
     const Tensor& all = sizeof(R) < sizeof(double) ? narrow_ : wide_;
     const Tensor some_of = part_of(part_of(all, 0, pair, 1), 1, k, some);
@@ -156,10 +157,10 @@ class ScorePass {
                                     sizes_of(tiling_.stride, tiling_.ndim));
   }
 
-  Tensor normalise(const Tensor& sums, const Tensors& moments, Sizes batch, int64_t k,
-                   const Numbers& rule) const {
+  Tensor normalise(Scratch& scratch, const Tensor& sums, const Tensors& moments, Sizes batch,
+                   int64_t k, const Numbers& rule) const {
     set_first_template(batch, block_.first_template + k);
-    return normalise_tiles(sums, moments, input_, all_, batch, rule, out_);
+    return normalise_tiles_into(scratch, sums, moments, input_, all_, batch, rule, out_);
   }
 
   const Tensor &input_, &all_;
@@ -185,7 +186,9 @@ void score_tiles(const Tensor& input, const Tensor& coefficients, std::optional<
     const Tiling& tiling = pass.tiling();
     const int64_t tiles = input.size(0) / coefficients.size(0) * tiling.tiles_per_item();
     for_units({block, tiles, pass.lanes()}, tiling.ndim,
-              [&](const Sizes& some, int64_t pair) { pass.score(some, pair); });
+              [&](const Sizes& some, int64_t pair, Scratch& scratch) {
+                pass.score(some, pair, scratch);
+              });
   });
 }
 

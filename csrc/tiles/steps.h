@@ -7,6 +7,7 @@
 
 #include "common/tiling.h"
 #include "common/window_state.h"
+#include "tiles/scratch.h"
 
 namespace torchcorr {
 
@@ -54,10 +55,18 @@ struct TileMoments {
 // Tiles minus a level each, times a power of two each, 0 where not finite; and their stats.
 std::tuple<Tensor, Tensor> cut_tiles(const Tensor& input, Sizes batch, bool centred, bool wide,
                                      bool pairs);
+// What a worker correlates: tiles as they are, or twos of them as complex lines
+// (twos * channels, *length); and their stats.
+std::tuple<Tensor, Tensor> cut_operands(Scratch& scratch, const Tensor& input, const Sizes& batch,
+                                        bool centred, bool wide, bool pairs);
 
 // Norms, states and means of the windows of tiles, and how many of each tile are doubtful.
 std::tuple<Tensor, Tensor, Tensor, Tensor> tile_moments(const Tensor& input, const Tensor& stats,
                                                         Sizes batch, Numbers rule, bool with_means);
+std::tuple<Tensor, Tensor, Tensor, Tensor> tile_moments_into(Scratch& scratch, const Tensor& input,
+                                                             const Tensor& stats,
+                                                             const Sizes& batch,
+                                                             const Numbers& rule, bool with_means);
 
 // Norms, states and means in float64, from moments that are merged from parts; as `pairs`, tiles are
 // transformed two by two.
@@ -100,6 +109,10 @@ void add_input_grads(const Tensor& products, const Sizes& batch, const Tensor& o
 // Writes scores; how many doubtful windows of each tile are too many to be recomputed.
 Tensor normalise_tiles(const Tensor& numerators, Tensors moments, const Tensor& input,
                        const Tensor& coefficients, Sizes batch, Numbers rule, const Tensor& out);
+// The same of numerators that may be complex, those of two tiles each.
+Tensor normalise_tiles_into(Scratch& scratch, const Tensor& numerators, const Tensors& moments,
+                            const Tensor& input, const Tensor& coefficients, const Sizes& batch,
+                            const Numbers& rule, const Tensor& out);
 
 // Mean and uncorrected variance of windows of (*lead, C, *size), in float64.
 std::tuple<Tensor, Tensor> window_moments(const Tensor& input, Sizes window, Sizes stride);

@@ -3,9 +3,11 @@
 
 #include <algorithm>
 #include <atomic>
+#include <type_traits>
 
 #include "common/parallel.h"
 #include "common/tiling.h"
+#include "tiles/scratch.h"
 
 namespace torchcorr {
 
@@ -45,24 +47,42 @@ struct Units {
   }
 };
 
-// Calls f(unit) for all units in one parallel region, where steps that divide their work among
-// threads run on one. The threads share the steps of a single unit, unless it is `undivided`.
+// Calls f(unit), or f(unit, scratch of the worker), for all units in one parallel region, where steps
+// that divide their work among threads run on one. The threads share the steps of a single unit,
+// unless it is `undivided`.
 template <class F>
-void run_units(int64_t units, bool undivided, const F& f) {
-  if (units == 1 && !undivided) return f(0);
+void run_units(int64_t units, bool undivided, const F& given) {
+  const auto f = [&](int64_t u, Scratch& scratch) {
+    if constexpr (std::is_invocable_v<const F&, int64_t, Scratch&>) {
+      given(u, scratch);
+    } else {
+      given(u);
+    }
+  };
+  if (units == 1 && !undivided) {
+    Scratch scratch;
+    return f(0, scratch);
+  }
   std::atomic<int64_t> next{0};
   const int64_t threads = torch::stable::get_num_threads();
   parallel_for(0, std::max<int64_t>(2, std::min(threads, units)), 1, [&](int64_t, int64_t) {
-    for (int64_t u = next++; u < units; u = next++) f(u);
+    Scratch scratch;
+    for (int64_t u = next++; u < units; u = next++) f(u, scratch);
   });
 }
 
-// Calls f(tiles, pair of the block) for each unit of tiles that are transformed or not. MKL would
-// divide the transform of a single line among threads and round differently for each number of them.
+// Calls f(tiles, pair of the block), or f(tiles, pair, scratch of the worker), for each unit of tiles
+// that are transformed or not. MKL would divide the transform of a single line among threads and
+// round differently for each number of them.
 template <class F>
 void for_units(const Units& units, int64_t ndim, const F& f) {
-  run_units(units.count(), ndim == 1 && units.lanes == 2,
-            [&](int64_t unit) { f(units.tiles_of(unit), units.pair(unit)); });
+  run_units(units.count(), ndim == 1 && units.lanes == 2, [&](int64_t unit, Scratch& scratch) {
+    if constexpr (std::is_invocable_v<const F&, const Sizes&, int64_t, Scratch&>) {
+      f(units.tiles_of(unit), units.pair(unit), scratch);
+    } else {
+      f(units.tiles_of(unit), units.pair(unit));
+    }
+  });
 }
 
 }  // namespace torchcorr
