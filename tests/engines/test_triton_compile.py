@@ -265,6 +265,8 @@ if __name__ == "__main__":
 
 # Bounds of errors, not data: seven digits of them are enough.
 TOLERANCES = {"write_sums_kernel.allowed", "_score_kernel.trusted", "tile_noise_kernel.noise"}
+TOLERANCES |= {"weighted_kernel.trusted", "sums_noise_kernel.noise"}
+TOLERANCES |= {"weighted_tiles_kernel.allowed", "weighted_tiles_kernel.allowed_mean"}
 
 
 def test_numbers_keep_their_digits() -> None:
