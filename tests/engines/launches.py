@@ -70,6 +70,8 @@ def calls() -> list[tuple[str, tuple[Any, ...]]]:
             for method in ("direct", "fft"):
                 table.append(("correlate", (x, template, steps, method)))
                 table.append(("ncc", (x, wide, steps, True, 0.0, method)))
+                how = (steps, True, True, 0.0, 0.3, method)
+                table.append(("weighted_ncc", (x, template, x, template, *how)))
     return table
 
 

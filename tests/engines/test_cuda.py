@@ -22,6 +22,13 @@ CALLS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 CALLS["local_std"] = lambda x, t: torchcorr.local_std(x, 31)
 CALLS["lncc"] = lambda x, t: torchcorr.lncc(x, x.flip(0), 9, border="valid")
 CALLS["lncc-weights"] = lambda x, t: torchcorr.lncc(x, x.flip(0), 9, weights="gaussian")
+CALLS |= {
+    f"zncc-masks-{method}": lambda x, t, method=method: torchcorr.zncc(
+        x, t, input_mask=x.detach(), template_mask=t.detach(), method=method
+    )
+    for method in ("direct", "fft")
+}
+CALLS["local_std-masks"] = lambda x, t: torchcorr.local_std(x, 31, input_mask=x.detach() > 0.1)
 every_call = pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
 
 

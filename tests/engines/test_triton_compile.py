@@ -61,6 +61,8 @@ PASS = {**dict.fromkeys(WIDE_MAPS, "*fp64"), "count": "fp64"}
 LNCC = {"a": "*fp32", "b": "*fp32", "out": "*fp32", "grad": "*fp32"}
 LNCC |= {"inputs": ("*fp32",) * 2, "grads": ("*fp32",) * 2}
 WIDE_LNCC = {name: ("*fp64",) * 2 if name.endswith("s") else "*fp64" for name in LNCC}
+MERGED = ("weight", "a", "b", "low_a", "low_b", "square_a", "square_b", "product", "taps", "out")
+MERGE = dict.fromkeys((*MERGED, "source"), "*fp64")
 LNCC_MAPS = {"maps": ("*fp64",) * 5}
 # What a march writes (windows/records.py): kind, zero_mean, scores.
 SUM_OF, MOMENTS_OF, DEVIATION_OF = ((kind, False, 0) for kind in range(3))
@@ -165,6 +167,11 @@ def variants() -> dict[str, tuple[str, str, int, dict[str, Any], dict[str, Any]]
         table[f"sums-{bound}"] = ("tiles.correlate", "write_sums_kernel", 0, types, options)
         types = types | {"count": "i64"}
         table[f"sums-{bound}-long"] = ("tiles.correlate", "write_sums_kernel", 0, types, options)
+    module, block = "lncc.weighted", {"BLOCK": 256}
+    table["lncc_merge"] = (module, "merge_kernel", 0, MERGE, block)
+    table["lncc_spread-weights"] = (module, "spread_kernel", 0, MERGE, block)
+    bits = {f"t{i}": "i64" for i in range(8)} | {"out": "*fp64"}
+    table["lncc_taps"] = (module, "taps_kernel", 0, bits, {"num_warps": 4})
     for ndim in (1, 2, 3):
         table[f"lncc-{ndim}d"] = ("lncc.scores", "lncc_kernel", ndim, LNCC, {})
         for part, spread in (("maps", 0), ("spread", 1)):
@@ -265,6 +272,8 @@ if __name__ == "__main__":
 
 # Bounds of errors, not data: seven digits of them are enough.
 TOLERANCES = {"write_sums_kernel.allowed", "_score_kernel.trusted", "tile_noise_kernel.noise"}
+TOLERANCES |= {"weighted_kernel.trusted", "sums_noise_kernel.noise"}
+TOLERANCES |= {"weighted_tiles_kernel.allowed", "weighted_tiles_kernel.allowed_mean"}
 
 
 def test_numbers_keep_their_digits() -> None:

@@ -25,6 +25,7 @@ class Variant(NamedTuple):
     types: dict[str, str]
     constants: dict[str, Any]
     warps: int = 4
+    registers: int | None = None
 
 
 def unrolled(rows: int, tall: int, rest: int | None, lanes: int, unit: bool) -> dict[str, Any]:
@@ -63,7 +64,56 @@ def standardise(dtype: str) -> Variant:
     return Variant("standardise", "_standardise_kernel", types, constants, 8)
 
 
+# What a kernel of windows with weights writes (weighted/records.py).
+SCORES, STATISTICS, MOMENTS = range(3)
+NUMBERS = ("factors", "sums", "fixed", "totals", "base", "noise", "stats", "planes", "powers")
+NUMBERS += ("moments", "content")
+
+
+def weighted(
+    module: str, kernel: str, dtype: str, result: int, there: bool, **constants: int
+) -> Variant:
+    out = dtype if result == SCORES and module in ("direct", "tiles") else "fp64"
+    types = dict.fromkeys(NUMBERS, "*fp64") | {"heaviest": "*i64", "out": f"*{out}"}
+    types |= dict.fromkeys(("source", "there"), f"*{dtype}")
+    types |= dict.fromkeys(("eps_bits", "least_bits"), "i64")
+    types |= dict.fromkeys(("trusted", "allowed", "allowed_mean"), "fp32")
+    if kernel == "sums_noise_kernel":
+        types["noise"] = "fp32"
+    form = {"result": result, "zero_mean": 1, "there": int(there), "wide": int(dtype == "fp64")}
+    return Variant(f"weighted.{module}", kernel, types, constants | {"FORM": form})
+
+
+def of_weights() -> list[Variant]:
+    """All results, with weights of the input and without."""
+    variants = []
+    for number in range(6):
+        result, there = number // 2, bool(number % 2)
+        dtype = ("fp32", "fp64", "bf16")[number % 3] if result != STATISTICS else "fp64"
+        sums = weighted("direct", "weighted_kernel", dtype, result, there, BLOCK=128)
+        maps = weighted("tiles", "weighted_tiles_kernel", dtype, result, there, BLOCK=128)
+        variants += [v._replace(registers=128) for v in (sums, maps)]
+    for result, there in ((SCORES, True), (MOMENTS, False)):
+        how = ("fp32", result, there)
+        variants += [
+            weighted("planes", "plane_sums_kernel", *how, PART=2048),
+            weighted("planes", "gather_planes_kernel", *how, PART=2048, PARTS=1024),
+            weighted("planes", "plane_products_kernel", *how, BLOCK=256),
+            weighted("tiles", "sums_noise_kernel", *how),
+        ]
+    return variants
+
+
+def factors(dtype: str) -> Variant:
+    types = dict.fromkeys(("planes", "sums", "totals"), "*fp64") | {"heaviest": "*i64"}
+    types |= dict.fromkeys(("source", "weights"), f"*{dtype}")
+    constants = {"ZERO_MEAN": True, "LANES": 1024}
+    return Variant("weighted.factors", "factors_kernel", types, constants, 8)
+
+
 VARIANTS = [
+    *of_weights(),
+    *(factors(dtype) for dtype in ("fp16", "fp32", "fp64")),
     correlate("fp32", False, 8, 8, 0, 256),
     correlate("fp32", False, 1, 8, 1, 512),
     correlate("fp16", False, 8, 1, None, 256),
@@ -100,7 +150,9 @@ def build(variant: Variant) -> str:
     function = getattr(module, variant.kernel)
     constants = dict(variant.constants)
     if "FORM" in constants:
-        record = getattr(module, "Tile" if "wide" in constants["FORM"] else "Unrolled")
+        kinds = {"rolled": "Unrolled", "tall": "Tile", "result": "Variant"}
+        kind = next(name for field, name in kinds.items() if field in constants["FORM"])
+        record = getattr(module, kind)
         constants["FORM"] = record.of(**constants["FORM"])
     if "WIDE" in function.arg_names:
         double = any(kind == "*fp64" for kind in variant.types.values())
@@ -109,7 +161,8 @@ def build(variant: Variant) -> str:
     kinds |= dict.fromkeys(constants, "constexpr")
     source = triton.compiler.ASTSource(fn=function, signature=kinds, constexprs=constants)
     target = GPUTarget("cuda", TARGET, 32)
-    return triton.compile(source, target=target, options={"num_warps": variant.warps}).asm["ptx"]
+    options = {"num_warps": variant.warps, "maxnreg": variant.registers}
+    return triton.compile(source, target=target, options=options).asm["ptx"]
 
 
 def resources(ptx: str, folder: Path) -> str:

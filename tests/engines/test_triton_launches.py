@@ -16,7 +16,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from torchcorr._triton import standardise
+from torchcorr._triton import kernel, standardise
 from torchcorr._triton.tiles import correlate as fft_sums
 from torchcorr._triton.tiles import score_grads
 from torchcorr._triton.tiles import scores as fft_scores
@@ -86,11 +86,30 @@ def test_a_small_batch_of_sums(dtype: torch.dtype, made: list[str]) -> None:
     assert made == [*ONCE, "write_sums_kernel"]
 
 
+def weighted(x: Tensor, t: Tensor) -> Tensor:
+    """With weights of both."""
+    return kernel("weighted_ncc")(x, t, x, t, [1, 1], True, True, 0.0, 0.3, "auto")
+
+
+def test_a_small_batch_of_scores_with_weights(made: list[str]) -> None:
+    weighted(*tensors(BATCH, torch.float32))
+    assert made == [
+        *("factors_kernel", "plane_sums_kernel", "gather_planes_kernel", "aten._fft_r2c"),
+        # A copy of the planes of factors that are transformed.
+        *("aten.clone", "prepare_templates_kernel", "aten._fft_r2c", "plane_products_kernel"),
+        *("aten._fft_c2r", "tile_content_kernel", "sums_noise_kernel", "weighted_tiles_kernel"),
+    ]
+    made.clear()
+    weighted(*tensors(((12, 1, 256, 256), (12, 1, 9, 9)), torch.float32))
+    assert made == ["factors_kernel", "weighted_kernel"]
+
+
 MOST: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], Any, torch.dtype, int]] = {
     "sums of float64": (total, BATCH, torch.float64, 15),
     "scores of a large image": (score, LARGE, torch.float32, 19),
     "sums of a large image": (total, LARGE, torch.float32, 26),
     "scores of many templates": (score, MANY, torch.float32, 10),
+    "scores with weights of a large image": (weighted, LARGE, torch.float32, 43),
 }
 
 

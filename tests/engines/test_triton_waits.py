@@ -18,7 +18,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import torchcorr
-from torchcorr import _arguments
+from torchcorr import _arguments, _contract
 from torchcorr._triton import KERNELS, kernel
 
 # Fake tensors are on the CPU, whose engine may be missing.
@@ -38,6 +38,30 @@ CALLS |= {
 CALLS["lncc"] = lambda x, t: torchcorr.lncc(x, x.flip(0), 5, border="valid")
 CALLS["lncc-weights"] = lambda x, t: torchcorr.lncc(x, x.flip(0), 5, weights="gaussian")
 CALLS["LNCCLoss"] = lambda x, t: torchcorr.nn.LNCCLoss(5, ndim=2)(x, x.flip(0))
+# Operators: functions read the values of masks that are not on a GPU.
+CALLS |= {
+    f"weighted_ncc-{method}": lambda x, t, method=method: _contract.weighted_ncc(
+        x.expand(2, -1, -1),
+        t.expand(2, -1, -1),
+        x.sigmoid()[None],
+        t.sigmoid()[None],
+        [1, 2],
+        True,
+        method == "fft",
+        0.1,
+        0.3,
+        method,
+    )  # fmt: skip
+    for method in ("direct", "fft")
+}
+CALLS |= {
+    "weighted_moments": lambda x, t: _contract.weighted_moments(
+        x[None], x.sigmoid()[None], t.sigmoid()[None], [9, 8], [1, 1]
+    )[2],
+    "weighted_moments-box": lambda x, t: _contract.weighted_moments(
+        x[None], x.sigmoid()[None], None, [9, 8], [1, 1]
+    )[2],
+}
 
 
 @pytest.fixture
@@ -68,9 +92,8 @@ def test_reading_a_value_is_seen(waiting: Callable[[Any], Any]) -> None:
         bool(x.sum() > 1)
 
 
-# Definitions that read how many windows they must compute again, or which overlaps are faint
-# (docs/gpu.md).
-WAITING = {"weighted_moments", "weighted_ncc", "weighted_ncc_grads", "overlap_scores"}
+# A definition that reads which overlaps are faint (docs/gpu.md).
+WAITING = {"overlap_scores"}
 
 
 @pytest.mark.parametrize("name", [name for name in KERNELS if name not in WAITING])

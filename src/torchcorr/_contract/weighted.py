@@ -98,4 +98,5 @@ weighted_ncc_grads = register(
 _SUMS = (correlate, correlate_input_grad, correlate_template_grad)
 _OPERATORS = gradients.SumOperators(*_SUMS)
 # For engines: made of what they have registered.
-grads_by_kernels = gradients.grads_by(gradients.SumOperators(*(x.kernel for x in _SUMS)))
+SUMS_BY_KERNELS = gradients.SumOperators(*(x.kernel for x in _SUMS))
+grads_by_kernels = gradients.grads_by(SUMS_BY_KERNELS)

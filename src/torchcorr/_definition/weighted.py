@@ -238,7 +238,7 @@ def output_of(of: Weighted, stride: Sequence[int]) -> tuple[int, ...]:
 
 def touched(of: Weighted, stride: Sequence[int]) -> Tensor | None:
     """Windows (*lead, *output) in which something that is not finite has weight."""
-    if of.wrong is None:
+    if not bool(of.wrong.any()):
         return None
     there = (of.template_weights() > 0).to(of.input.dtype)
     wrong = of.wrong.to(of.input.dtype)

@@ -18,11 +18,12 @@ from .weights import NOTHING, Moments, Weighted, weighted
 
 @dataclass(frozen=True)
 class SumOperators:
-    """Plain sums and their transposes: registered operators, or their definitions."""
+    """Plain sums and their transposes, registered operators or their definitions; and moments."""
 
     correlate: Callable[..., Tensor]
     correlate_input_grad: Callable[..., Tensor]
     correlate_template_grad: Callable[..., Tensor]
+    statistics: Callable[..., Moments] = definition.window_statistics
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,7 @@ def weighted_gradients(
         allowed = rounding.ALLOWED_GRADIENT_ERROR / 8
         if call.input.dtype == torch.float64:
             allowed = rounding.ALLOWED_SCORE_ERROR[torch.float64]
-        found = definition.window_statistics(of, call.stride, call.method, allowed)
+        found = operators.statistics(of, call.stride, call.method, allowed)
     grad, score = widen(call.grad).unsqueeze(axis), widen(call.score).unsqueeze(axis)
     count = of.over_channels(found.count)
     energy, other = (x.sum(axis, keepdim=True) for x in (found.energy, found.template_energy))

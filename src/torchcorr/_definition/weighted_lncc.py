@@ -7,7 +7,7 @@ merge-weights), so that no large sums are subtracted and elements of weight 0 ma
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -81,7 +81,36 @@ def _merge_along(parts: Summary, axis: int, taps: Sequence[float], step: int) ->
     return total, *means, *lows, *(m * one for m in moments)
 
 
-def pair_moments(a: Tensor, b: Tensor, weight: Tensor | None, windows: Windows) -> PairMoments:
+def _spread(one: Tensor, size: Sequence[int], windows: Windows) -> Tensor:
+    """Each element's weighted sum over the windows that contain it, (*lead, 1, *size)."""
+    ndim, wide = len(size), dilated(one, windows.stride)
+    reach: list[int] = []
+    for n, m, k, (before, _) in zip(
+        size, wide.shape[-ndim:], windows.sizes, windows.pads, strict=True
+    ):
+        reach[:0] = [k - 1 - before, n + before - m]
+    wide = pad(wide, reach)
+    for i, taps in enumerate(per_axis(windows.taps, windows.sizes)):
+        parts = [wide.narrow(i - ndim, j, size[i]) for j in range(len(taps))]
+        wide = functools.reduce(
+            torch.add, (g * part for g, part in zip(reversed(taps), parts, strict=True))
+        )
+    return wide.unsqueeze(-ndim - 1)
+
+
+class Steps(NamedTuple):
+    """Merging summaries along an axis, and the transpose of sums: by definition, or an engine's."""
+
+    merge: Callable[[Summary, int, Sequence[float], int], Summary] = _merge_along
+    spread: Callable[[Tensor, Sequence[int], Windows], Tensor] = _spread
+
+
+DEFINITION = Steps()
+
+
+def pair_moments(
+    a: Tensor, b: Tensor, weight: Tensor | None, windows: Windows, steps: Steps
+) -> PairMoments:
     """Weighted moments of both inputs in each window (math.md, eq. lncc-weights)."""
     ndim = len(windows.sizes)
     reach = [n for pair in reversed(windows.pads) for n in pair]
@@ -92,10 +121,10 @@ def pair_moments(a: Tensor, b: Tensor, weight: Tensor | None, windows: Windows) 
     def compute(x: Tensor, y: Tensor, w: Tensor) -> Summary:
         x, y, w = (widen(part) for part in (x, y, w))
         none = torch.zeros_like(x)
-        parts = _merge_along((w, x, y, *[none] * 5), -ndim - 1, [1.0] * x.shape[-ndim - 1], 1)
+        parts = steps.merge((w, x, y, *[none] * 5), -ndim - 1, [1.0] * x.shape[-ndim - 1], 1)
         parts = tuple(part.squeeze(-ndim - 1) for part in parts)
         for i in range(ndim):
-            parts = _merge_along(parts, i - ndim, taps[i], windows.stride[i])
+            parts = steps.merge(parts, i - ndim, taps[i], windows.stride[i])
         return parts
 
     around = [pad(kept(x, weight), reach) for x in (a, b)]
@@ -115,27 +144,11 @@ def weighted_lncc(
     stride: Sequence[int],
     border: str,
     eps: float,
+    steps: Steps = DEFINITION,
 ) -> Tensor:
     """Pearson's coefficient with weights in each window (math.md, eq. lncc-weights)."""
-    of = pair_moments(a, b, weight, Windows(taps, window, stride, border))
+    of = pair_moments(a, b, weight, Windows(taps, window, stride, border), steps)
     return scores(of.a[1], of.b[1], of.covariance, eps).to(a.dtype).contiguous()
-
-
-def _spread(one: Tensor, size: Sequence[int], windows: Windows) -> Tensor:
-    """Each element's weighted sum over the windows that contain it, (*lead, 1, *size)."""
-    ndim, wide = len(size), dilated(one, windows.stride)
-    reach: list[int] = []
-    for n, m, k, (before, _) in zip(
-        size, wide.shape[-ndim:], windows.sizes, windows.pads, strict=True
-    ):
-        reach[:0] = [k - 1 - before, n + before - m]
-    wide = pad(wide, reach)
-    for i, taps in enumerate(per_axis(windows.taps, windows.sizes)):
-        parts = [wide.narrow(i - ndim, j, size[i]) for j in range(len(taps))]
-        wide = functools.reduce(
-            torch.add, (g * part for g, part in zip(reversed(taps), parts, strict=True))
-        )
-    return wide.unsqueeze(-ndim - 1)
 
 
 def levels(x: Tensor, ndim: int) -> Tensor:
@@ -152,11 +165,12 @@ def gradients(
     windows: Windows,
     eps: float,
     needed: tuple[bool, bool, bool],
+    steps: Steps = DEFINITION,
 ) -> list[Tensor | None]:
     """Those of `weighted_lncc` (math.md, eq. lncc-weights-gradient); None if not needed."""
     a, b, weight = inputs
     ndim = len(windows.sizes)
-    of = pair_moments(a, b, weight, windows)
+    of = pair_moments(a, b, weight, windows, steps)
     # A window without weight is flat, so it has no gradient whatever its count.
     count = torch.where(of.weight > 0, of.weight, torch.ones_like(of.weight))
     x, y = (widen(kept(one, weight)) for one in (a, b))
@@ -164,7 +178,7 @@ def gradients(
     other, factor_a, factor_b, offset_a, offset_b = maps
 
     def spread(one: Tensor) -> Tensor:
-        return _spread(one, a.shape[-ndim:], windows)
+        return steps.spread(one, a.shape[-ndim:], windows)
 
     def of_elements(value: Tensor) -> Tensor:
         if weight is not None:
@@ -203,10 +217,11 @@ def weighted_lncc_grads(
     border: str,
     eps: float,
     needed: Sequence[bool],
+    steps: Steps = DEFINITION,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of `weighted_lncc`; one that is not needed is empty."""
     need_a, need_b, need_weight = needed
     windows = Windows(taps, window, stride, border)
-    found = gradients(grad, (a, b, weight), windows, eps, (need_a, need_b, need_weight))
+    found = gradients(grad, (a, b, weight), windows, eps, (need_a, need_b, need_weight), steps)
     for_a, for_b, for_weight = (a.new_empty(0) if g is None else g.contiguous() for g in found)
     return for_a, for_b, for_weight

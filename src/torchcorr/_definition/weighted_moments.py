@@ -29,8 +29,8 @@ from .windows import Summary, in_slabs, summarise
 
 # Rounding that a variance may have relative to itself, and a mean relative to the root mean square,
 # for a float32 and a float64 input.
-_ALLOWED = (2.0**-27, 2e-11)
-_ALLOWED_OF_MEAN = (2.0**-27, 1e-12)
+ALLOWED = (2.0**-27, 2e-11)
+ALLOWED_OF_MEAN = (2.0**-27, 1e-12)
 
 
 def weighted_moments(
@@ -135,8 +135,8 @@ def _by_transforms(of: Weighted, stride: Sequence[int], is_wide: bool) -> tuple[
     wrong = n_square + 2 * size * n_total + size * size * n_count
     mean = mean + of.level.squeeze(axis)
     root = (energy.clamp_min(0) / divisor + mean.square()).sqrt()
-    good = (wrong <= _ALLOWED[is_wide] * energy) & (energy > 4 * wrong)
-    good = good & (n_total + size * n_count <= _ALLOWED_OF_MEAN[is_wide] * root * divisor)
+    good = (wrong <= ALLOWED[is_wide] * energy) & (energy > 4 * wrong)
+    good = good & (n_total + size * n_count <= ALLOWED_OF_MEAN[is_wide] * root * divisor)
     return (torch.where(covered, count, 0.0), mean, energy), ~good & covered
 
 

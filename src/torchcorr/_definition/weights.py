@@ -31,7 +31,7 @@ class Weighted:
     level: Tensor  # (*lead, C or 1, 1, ..., 1)
     template_scale: Tensor  # of the template, as of the input
     template_level: Tensor
-    wrong: Tensor | None  # where the input has weight and is not finite
+    wrong: Tensor  # where the input has weight and is not finite
     wrong_template: Tensor  # (*lead, 1, ..., 1): whether a template has such an element
     ndim: int
     zero_mean: bool
@@ -121,9 +121,8 @@ def weighted(
     m = None if template_weight is None else widen(template_weight)
     axes = tuple(range(-ndim - pooled, 0))
     x, t = kept(widen(input), g), kept(widen(template), m)
-    finite = torch.isfinite(x)
-    wrong = None if bool(finite.all()) else ~finite
-    x = x if wrong is None else torch.where(wrong, 0.0, x)
+    wrong = ~torch.isfinite(x)
+    x = torch.where(wrong, 0.0, x)
     finite = torch.isfinite(t)
     wrong_template = (~finite).flatten(-ndim - 1).any(-1)[(..., *(None,) * ndim)]
     t = torch.where(finite, t, 0.0)

@@ -44,3 +44,14 @@ def supported(*tensors: Tensor) -> bool:
 def converted(value, to):
     """A float64 rounded once to float32, then to the type of the map."""
     return value if to == tl.float64 else value.to(tl.float32).to(to)
+
+
+@triton.jit
+def scale_of_span(span):
+    """A power of two that brings a span of any size to where its square is in range."""
+    if span.dtype == tl.float64:
+        scale = tl.where(span < 1e-280, 2.0**900, tl.where(span > 1e120, 2.0**-800, 1.0))
+        return tl.where((span < 1e-120) & (span >= 1e-280), 2.0**450, scale)
+    else:
+        scale = tl.where(span < 1e-30, 2.0**120, tl.where(span > 1e12, 2.0**-80, 1.0))
+        return tl.where((span < 1e-12) & (span >= 1e-30), 2.0**60, scale)

@@ -30,7 +30,7 @@ from torch import Tensor
 from ..._definition import scores as definition
 from ..._plan.leads import Leads
 from ..._plan.shapes import output_size
-from ..values import MOST_LANES, bits, supported, three, wide_type
+from ..values import MOST_LANES, bits, scale_of_span, supported, three, wide_type
 from .correlate import (
     COLUMNS,
     TALL,
@@ -221,17 +221,6 @@ def _sums_about(source, template, window, level, scale, LANES: tl.constexpr):
 
 
 @triton.jit
-def _scale(span):
-    """A power of two that brings a span of any size to where its square is in range."""
-    if span.dtype == tl.float64:
-        scale = tl.where(span < 1e-280, 2.0**900, tl.where(span > 1e120, 2.0**-800, 1.0))
-        return tl.where((span < 1e-120) & (span >= 1e-280), 2.0**450, scale)
-    else:
-        scale = tl.where(span < 1e-30, 2.0**120, tl.where(span > 1e12, 2.0**-80, 1.0))
-        return tl.where((span < 1e-12) & (span >= 1e-30), 2.0**60, scale)
-
-
-@triton.jit
 def _by_definition(
     source, template, window, eps, LANES: tl.constexpr, WIDE: tl.constexpr,
     ZERO_MEAN: tl.constexpr,
@@ -254,7 +243,7 @@ def _by_definition(
     else:
         flat = (low == 0.0) & (high == 0.0)
         span = tl.maximum(tl.abs(low), tl.abs(high))
-    scale = tl.where(flat, 1.0, _scale(span)).to(WIDE)
+    scale = tl.where(flat, 1.0, scale_of_span(span)).to(WIDE)
     level = tl.zeros([LANES], WIDE)
     if ZERO_MEAN:
         level = low * scale

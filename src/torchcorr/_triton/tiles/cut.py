@@ -45,7 +45,7 @@ class Cut(NamedTuple):
 
 
 @triton.jit
-def _elements(source, tile, number, cut):
+def elements_of(source, tile, number, cut):
     """Elements `number` of a tile (C, *length) in float64, and which of them the input has."""
     grid, step, pad, extent, size = cut.grid, cut.step, cut.pad, cut.extent, cut.size
     item, channel, plane, row = cut.pitch
@@ -67,7 +67,7 @@ def _elements(source, tile, number, cut):
 
 
 @triton.jit
-def _pivot(source, tile, cut):
+def pivot_of(source, tile, cut):
     """The first element of a tile, for squares that do not cancel; 0 if it is not finite."""
     grid, step, pad, size = cut.grid, cut.step, cut.pad, cut.size
     item, _, plane, row = cut.pitch
@@ -95,10 +95,10 @@ def tile_sums_kernel(
         (step_z, step_y, step_x), (pad_z, pad_y, pad_x), (extent_z, extent_y, extent_x),
         (length_z, length_y, length_x),
     )  # fmt: skip
-    x, inside = _elements(source, tile, part * PART + tl.arange(0, PART), cut)
+    x, inside = elements_of(source, tile, part * PART + tl.arange(0, PART), cut)
     pivot = 0.0
     if CENTRED:
-        pivot = _pivot(source, tile, cut)
+        pivot = pivot_of(source, tile, cut)
     counts = inside & (tl.abs(x) < float("inf"))
     d = tl.where(counts, x - pivot, 0.0)
     at = sums + tl.program_id(0).to(tl.int64) * 4
@@ -119,7 +119,7 @@ def total_of(sums, parts, PITCH: tl.constexpr, PARTS: tl.constexpr):
 
 
 @triton.jit
-def _power_of_two(v):
+def power_of_two(v):
     """The power of two that brings v into [0.5, 1); 1 for zero."""
     exponent = (v.to(tl.int64, bitcast=True) >> 52) & 0x7FF
     wanted = tl.minimum(tl.maximum(2045 - exponent, 1), 2046)
@@ -142,7 +142,7 @@ def gather_tiles_kernel(
         (length_z, length_y, length_x),
     )  # fmt: skip
     number = part * PART + tl.arange(0, PART)
-    x, inside = _elements(source, tile, number, cut)
+    x, inside = elements_of(source, tile, number, cut)
     sums_of_tile = sums + tile.to(tl.int64) * parts * 4
     count = tl.maximum(total_of(sums_of_tile, parts, 4, PARTS), 1.0)
     first = total_of(sums_of_tile + 2, parts, 4, PARTS)
@@ -150,7 +150,7 @@ def gather_tiles_kernel(
     level = 0.0
     energy = second / count
     if CENTRED:
-        pivot = _pivot(source, tile, cut)
+        pivot = pivot_of(source, tile, cut)
         # A float32, so that elements near it lose nothing.
         rounded = (pivot + first / count).to(tl.float32).to(tl.float64)
         level = tl.where(tl.abs(rounded) < float("inf"), rounded, pivot)
@@ -158,7 +158,7 @@ def gather_tiles_kernel(
         energy = tl.maximum(energy - 2 * off * (first / count) + off * off, 0.0)
     scale = count * 0 + 1
     if SCALED:
-        scale = _power_of_two(tl.sqrt(energy))
+        scale = power_of_two(tl.sqrt(energy))
     d = tl.where(inside & (tl.abs(x) < float("inf")), (x - level) * scale, 0.0)
     volume = channels.to(tl.int64) * length_z * length_y * length_x
     tl.store(
