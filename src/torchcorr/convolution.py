@@ -175,7 +175,7 @@ def conv_transpose3d(
 
 
 @dataclass(frozen=True)
-class _Call:
+class LayerCall:
     """A layer as the operators take it; a transposed one is the gradient of an input."""
 
     shape: Ints | None  # of the result, of a transposed layer
@@ -191,6 +191,19 @@ class _Call:
             return True
         alike = isinstance(bias, Tensor) and bias.dtype == input.dtype
         return alike and bias.shape == (self.outputs,) and bias.device == input.device
+
+    def layer(self, dtype: torch.dtype) -> Layer:
+        """The convolution, of real numbers, of which each form of this one is a form."""
+        real = dtype.to_real() if dtype.is_complex else dtype
+        size = self.input if self.shape is None else self.shape
+        return Layer.of(size, self.weight, *self.how, real)
+
+    @property
+    def forms(self) -> tuple[str, str, str]:
+        """What the output and the gradients of input and weight are of that convolution."""
+        return (
+            ("output", "input", "weight") if self.shape is None else ("input", "output", "weight")
+        )
 
     def form(self, input: Tensor, weight: Tensor) -> Tensor:
         stride, padding, dilation, groups = (
@@ -238,7 +251,7 @@ def _layer(
     try:
         call = _chosen(ndim, input.shape, weight.shape, how, kinds, needs)
     except TypeError:  # lists of numbers are not hashable
-        call = _chosen(ndim, input.shape, weight.shape, _hashable(how), kinds, needs)
+        call = _chosen(ndim, input.shape, weight.shape, hashable(how), kinds, needs)
     if call is None or not call.fits(bias, input):
         return theirs(input, weight, bias, *how)
     return call(input, weight, bias)
@@ -248,17 +261,17 @@ def _compiled(
     theirs: Function, ndim: int, input: Any, weight: Any, bias: Any, how: tuple[Any, ...]
 ) -> Tensor:
     """With shapes that may be symbols: from some taps on, an operator chooses when it runs."""
-    how = _hashable(how)
-    if input.device.type == "cpu" and _supported(input.dtype) and weight.dtype == input.dtype:
+    how = hashable(how)
+    if input.device.type == "cpu" and is_supported(input.dtype) and weight.dtype == input.dtype:
         input, weight, bias = _autocast(input, weight, bias)
-        call = _parse(ndim, tuple(input.shape), tuple(weight.shape), how)
+        call = parse(ndim, tuple(input.shape), tuple(weight.shape), how)
         taps = weight[0, 0].numel() if call is not None else 0
         if call is not None and taps >= _COMPILED_TAPS and call.fits(bias, input):
             return call(input, weight, bias)
     return theirs(input, weight, bias, *how)
 
 
-def _hashable(how: tuple[Any, ...]) -> tuple[Any, ...]:
+def hashable(how: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(tuple(x) if isinstance(x, list) else x for x in how)
 
 
@@ -275,7 +288,7 @@ def _autocast(*tensors: Any) -> tuple[Any, ...]:
     return tuple(cast(x) for x in tensors)
 
 
-def _supported(dtype: torch.dtype) -> bool:
+def is_supported(dtype: torch.dtype) -> bool:
     return dtype.is_floating_point or dtype in (torch.complex64, torch.complex128)
 
 
@@ -287,20 +300,16 @@ def _chosen(
     how: tuple[Any, ...],
     kinds: tuple[torch.dtype, torch.dtype],
     needs: tuple[bool, bool],
-) -> _Call | None:
+) -> LayerCall | None:
     """The call of an operator if one of the forms it will be asked for is quicker by it."""
     dtype, other = kinds
-    if dtype != other or not _supported(dtype):
+    if dtype != other or not is_supported(dtype):
         return None
-    call = _parse(ndim, tuple(input), tuple(weight), how)
+    call = parse(ndim, tuple(input), tuple(weight), how)
     if call is None:
         return None
-    if dtype.is_complex:
-        dtype = dtype.to_real()
-    size = call.shape if call.shape is not None else call.input
-    layer = Layer.of(size, call.weight, *call.how, dtype)
-    first, second = ("input", "output") if call.shape is not None else ("output", "input")
-    forms = [first, *(f for f, need in zip((second, "weight"), needs, strict=True) if need)]
+    layer, (first, *others) = call.layer(dtype), call.forms
+    forms = [first, *(f for f, need in zip(others, needs, strict=True) if need)]
     return call if any(way_of(layer, form).method != "torch" for form in forms) else None
 
 
@@ -315,7 +324,7 @@ def _numbers(x: Any, ndim: int, least: int) -> Ints | None:
     return x * ndim if len(x) == 1 and ndim > 1 else tuple(x)
 
 
-def _parse(ndim: int, input: Ints, weight: Ints, how: tuple[Any, ...]) -> _Call | None:
+def parse(ndim: int, input: Ints, weight: Ints, how: tuple[Any, ...]) -> LayerCall | None:
     """A valid call but for its bias; None for all that PyTorch must judge."""
     transposed = len(how) == 5
     if transposed:
@@ -353,8 +362,8 @@ def _parse(ndim: int, input: Ints, weight: Ints, how: tuple[Any, ...]) -> _Call 
         to = tuple((n - 1) * s - 2 * p + d * (k - 1) + m + 1 for n, k, s, p, d, m, _ in axes)
         if min(to) < 1:
             return None
-        return _Call((items, outputs, *to), whole, weight, hows, behind, outputs)
+        return LayerCall((items, outputs, *to), whole, weight, hows, behind, outputs)
     if any(n + 2 * p + e < d * (k - 1) + 1 for n, k, _, p, d, _, e in axes):
         return None
     padded = tuple(n + e for n, e in zip(size, behind, strict=True))
-    return _Call(None, (items, channels, *padded), weight, hows, behind, outputs)
+    return LayerCall(None, (items, channels, *padded), weight, hows, behind, outputs)
