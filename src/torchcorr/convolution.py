@@ -15,6 +15,7 @@ from . import _contract
 from ._docstrings import shared
 from ._plan.conv import Layer, way_of
 from ._plan.shapes import Ints
+from ._prepared import PreparedWeight
 
 Sizes = int | Sequence[int]
 Function = Callable[..., Tensor]
@@ -43,7 +44,7 @@ def conv1d(
     >>> torchcorr.conv1d(torch.arange(4.0)[None], torch.tensor([[[1.0, 2.0]]]))
     tensor([[2., 5., 8.]])
     """
-    return _layer(F.conv1d, 1, input, weight, bias, (stride, padding, dilation, groups))
+    return call_layer(F.conv1d, 1, input, weight, bias, (stride, padding, dilation, groups))
 
 
 @shared
@@ -67,7 +68,7 @@ def conv2d(
     >>> torchcorr.conv2d(x, w, padding="same", groups=8).shape
     torch.Size([2, 8, 64, 64])
     """
-    return _layer(F.conv2d, 2, input, weight, bias, (stride, padding, dilation, groups))
+    return call_layer(F.conv2d, 2, input, weight, bias, (stride, padding, dilation, groups))
 
 
 @shared
@@ -91,7 +92,7 @@ def conv3d(
     >>> torchcorr.conv3d(x, w, stride=2).shape
     torch.Size([1, 4, 5, 5, 5])
     """
-    return _layer(F.conv3d, 3, input, weight, bias, (stride, padding, dilation, groups))
+    return call_layer(F.conv3d, 3, input, weight, bias, (stride, padding, dilation, groups))
 
 
 @shared
@@ -116,7 +117,7 @@ def conv_transpose1d(
     tensor([[0., 3., 2., 1., 0.]])
     """
     how = (stride, padding, output_padding, groups, dilation)
-    return _layer(F.conv_transpose1d, 1, input, weight, bias, how)
+    return call_layer(F.conv_transpose1d, 1, input, weight, bias, how)
 
 
 @shared
@@ -142,7 +143,7 @@ def conv_transpose2d(
     torch.Size([1, 2, 18, 18])
     """
     how = (stride, padding, output_padding, groups, dilation)
-    return _layer(F.conv_transpose2d, 2, input, weight, bias, how)
+    return call_layer(F.conv_transpose2d, 2, input, weight, bias, how)
 
 
 @shared
@@ -168,7 +169,7 @@ def conv_transpose3d(
     torch.Size([1, 1, 4, 4, 4])
     """
     how = (stride, padding, output_padding, groups, dilation)
-    return _layer(F.conv_transpose3d, 3, input, weight, bias, how)
+    return call_layer(F.conv_transpose3d, 3, input, weight, bias, how)
 
 
 # --- a call that PyTorch would accept, as one of an operator --------------------------------------
@@ -205,38 +206,53 @@ class LayerCall:
             ("output", "input", "weight") if self.shape is None else ("input", "output", "weight")
         )
 
-    def form(self, input: Tensor, weight: Tensor) -> Tensor:
+    def form(self, input: Tensor, weight: Tensor, spectra: Tensor | None) -> Tensor:
         stride, padding, dilation, groups = (
             list(x) if isinstance(x, tuple) else x for x in self.how
         )
-        how = (stride, padding, dilation, groups, "auto")
+        how = (stride, padding, dilation, groups, "auto", spectra)
         if self.shape is None:
             return _contract.conv(input, weight, *how)
         return _contract.conv_input_grad(input, weight, list(self.shape), *how)
 
-    def __call__(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def __call__(
+        self,
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        spectra: Tensor | None = None,
+    ) -> Tensor:
         ndim = len(self.behind)
         single = input.dim() == ndim + 1
         x = input.unsqueeze(0) if single else input
         if any(self.behind):
             x = F.pad(x, [n for m in reversed(self.behind) for n in (0, m)])
         if x.is_complex():
-            real, imag = self.form(x.real, weight.real), self.form(x.imag, weight.imag)
-            both = self.form(x.real + x.imag, weight.real + weight.imag)
+            real, imag = (
+                self.form(*pair, None) for pair in ((x.real, weight.real), (x.imag, weight.imag))
+            )
+            both = self.form(x.real + x.imag, weight.real + weight.imag, None)
             out = torch.complex(real - imag, both - real - imag)
         else:
-            out = self.form(x, weight)
+            out = self.form(x, weight, spectra)
         if bias is not None:
             out = out + bias.reshape(-1, *(1,) * ndim)
         return out.squeeze(0) if single else out
 
 
-def _layer(
-    theirs: Function, ndim: int, input: Any, weight: Any, bias: Any, how: tuple[Any, ...]
+def call_layer(
+    theirs: Function,
+    ndim: int,
+    input: Any,
+    weight: Any,
+    bias: Any,
+    how: tuple[Any, ...],
+    prepared: PreparedWeight | None = None,
 ) -> Tensor:
     """Through an operator where that is quicker. All else, and what is invalid, is PyTorch's.
 
-    Most calls of small layers end up in PyTorch, so deciding it costs little.
+    Most calls of small layers end up in PyTorch, so deciding it costs little. A module may keep
+    the spectra of its weight, which needs no gradient then.
     """
     if torch.compiler.is_compiling():
         return _compiled(theirs, ndim, input, weight, bias, how)
@@ -254,7 +270,10 @@ def _layer(
         call = _chosen(ndim, input.shape, weight.shape, hashable(how), kinds, needs)
     if call is None or not call.fits(bias, input):
         return theirs(input, weight, bias, *how)
-    return call(input, weight, bias)
+    if prepared is None:
+        return call(input, weight, bias)
+    layer = call.layer(input.dtype)
+    return call(input, weight, bias, prepared.spectra_for(layer, call.forms[0], weight))
 
 
 def _compiled(

@@ -200,7 +200,7 @@ def _planned(layer: Layer, form: str, calls: int) -> LayerWay:
     costs = {method: calls * cost for method, cost in way.costs}
     plan = None
     if way.method == "spectra":
-        dense = layer.transposed if form == "input" else layer.dense
+        dense = layer.dense_of(form)
         plan = tiles_of(dense)[0].plan(dense, costs["spectra"])
     elif way.method == "sums":
         plan = replace(_sums_plan(layer, form), cost=costs["sums"])

@@ -57,6 +57,11 @@ class Tiles:
         """Tiles whose spectra have room."""
         return max(1, TILE_BYTES // (2 * itemsize * math.prod(self.frequencies) * planes))
 
+    def can_be_kept(self, problem: Dense) -> bool:
+        """Whether the spectra of all weights have room at once."""
+        numbers = problem.groups * problem.channels * problem.outputs * math.prod(self.frequencies)
+        return 2 * problem.itemsize * numbers <= WEIGHT_BYTES
+
     def plan(self, problem: Dense, cost: float) -> Plan:
         """These tiles as the record that users read."""
         spectrum = 2 * problem.itemsize * math.prod(self.frequencies)
@@ -192,6 +197,10 @@ class Layer:
         size = at.size if at.trivial else at.dense
         return replace(dense, channels=dense.outputs, outputs=dense.channels, positions=size)
 
+    def dense_of(self, form: str) -> Dense:
+        """The dense convolution whose tiles a form is computed in."""
+        return self.transposed if form == "input" else self.dense
+
 
 @lru_cache(maxsize=1024)
 def _layer(
@@ -269,7 +278,7 @@ def way_of(layer: Layer, form: str, method: str = "auto") -> Way:
     torch_cost = layer.products / _torch_rate(layer, form)
     if torch_cost < _LEAST_GAIN:
         return Way("torch", (("torch", torch_cost),))
-    dense = layer.transposed if form == "input" else layer.dense
+    dense = layer.dense_of(form)
     costs = {"torch": torch_cost, "spectra": tiles_of(dense)[1] * 1e-6}
     if len(dense.window) == 3:
         costs["spectra"] *= _VOLUMES
