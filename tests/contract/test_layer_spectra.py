@@ -75,11 +75,15 @@ def test_several_images_pay_for_the_weight_once(kind, options, spectra):
     torch.testing.assert_close(layer(x).detach(), theirs(x).detach(), **close)
 
 
+def assign(layer, w):
+    layer.weight = torch.nn.Parameter(w)
+
+
 CHANGES = {
     "in place": lambda layer, w: layer.weight.copy_(w),
     "data": lambda layer, w: layer.weight.data.copy_(w),
     "new data": lambda layer, w: setattr(layer.weight, "data", w),
-    "assign": lambda layer, w: setattr(layer, "weight", torch.nn.Parameter(w)),
+    "assign": assign,
     "load": lambda layer, w: layer.load_state_dict({**layer.state_dict(), "weight": w}),
     "through a view": lambda layer, w: layer.weight.detach().view(-1)[3:4].add_(1.0),
     "dtype": lambda layer, w: layer.double(),
