@@ -68,9 +68,10 @@ def test_reading_a_value_is_seen(waiting: Callable[[Any], Any]) -> None:
         bool(x.sum() > 1)
 
 
-# Definitions that read how many windows they must compute again, or which overlaps are faint
-# (docs/gpu.md).
+# Definitions that read how many windows they must compute again, which overlaps are faint, or what
+# has been taken (docs/gpu.md).
 WAITING = {"weighted_moments", "weighted_ncc", "weighted_ncc_grads", "overlap_scores"}
+WAITING |= {"pick_peaks", "pick_lowest"}
 
 
 @pytest.mark.parametrize("name", [name for name in KERNELS if name not in WAITING])

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from .. import _checks
+from .._definition.peaks import kept_of
 from ..functional import zncc
-from ..match.maxima import suppress
 
 __all__ = ["Detections", "match_filter"]
 
@@ -166,7 +166,7 @@ def _kept(
         numbers = (templates == t).nonzero().squeeze(1)
         order = numbers[scores[numbers].argsort(descending=True, stable=True)]
         points: list[tuple[int, ...]] = [(p,) for p in positions[order].tolist()]
-        survivors = order[suppress(points, min_distance=(distance,), limit=None)]
+        survivors = order[kept_of(points, min_distance=(distance,), limit=None)]
         kept += survivors[positions[survivors].argsort()].tolist()
     chosen = torch.tensor(kept, dtype=torch.long, device=record.device)
     positions, templates, scores, limits = (values[chosen] for values in joined)
