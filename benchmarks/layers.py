@@ -51,7 +51,14 @@ def _error(result: Tensor, exact: Tensor, scale: Tensor) -> float:
 
 
 def _row(
-    settings: Settings, row: str, sizes: Sizes, bound: Bound, *, groups: int = 1, step: bool = False
+    settings: Settings,
+    row: str,
+    sizes: Sizes,
+    bound: Bound,
+    *,
+    groups: int = 1,
+    step: bool = False,
+    peer: tuple[str, Function] = ("F.conv2d", F.conv2d),
 ) -> Row:
     items, channels, outputs, side, kernel = sizes
     if settings.quick:
@@ -60,11 +67,11 @@ def _row(
     w = draw((outputs, channels // groups, kernel, kernel), torch.float32, seed=1) - 0.5
     how = {"groups": groups, "padding": kernel // 2 if groups > 1 else 0}
     ours: Callable[[], object] = partial(torchcorr.conv2d, x, w, **how)
-    theirs: Callable[[], object] = partial(F.conv2d, x, w, **how)
+    theirs: Callable[[], object] = partial(peer[1], x, w, **how)
     if step:
         leaves = (x.requires_grad_(), w.requires_grad_())
         ours = partial(_step, torchcorr.conv2d, *leaves, **how)
-        theirs = partial(_step, F.conv2d, *leaves, **how)
+        theirs = partial(_step, peer[1], *leaves, **how)
     timings = alternate({"ours": ours, "theirs": theirs}, settings.rounds)
     wide = (x.detach().double(), w.detach().double())
     exact, scale = _exact(*wide, **how), _exact(*(t.abs() for t in wide), **how)
@@ -75,7 +82,7 @@ def _row(
     kind = "depthwise " if groups > 1 else ""
     name = f"conv2d {kind}{shape}, {side}²/{kernel}²" + (" and gradients" if step else "")
     return ratio_row(
-        row, name, "F.conv2d", timings, bound=bound, accuracy=kept, peer_error=their_error
+        row, name, peer[0], timings, bound=bound, accuracy=kept, peer_error=their_error
     )
 
 
@@ -87,10 +94,17 @@ def c12(settings: Settings) -> Iterator[Row]:
     yield _row(settings, "C12", DEPTHWISE, at_least(8), groups=DEPTHWISE[1], step=True)
 
 
+def c12f(settings: Settings) -> Iterator[Row]:
+    from torch_fftconv import fft_conv2d
+
+    for sizes, least in zip(LARGE, (1.5, 4, 15), strict=True):
+        yield _row(settings, "C12F", sizes, at_least(least), peer=("torch-fftconv", fft_conv2d))
+
+
 def c13(settings: Settings) -> Iterator[Row]:
     for sizes in SMALL:
         for step in (False, True):
             yield _row(settings, "C13", sizes, at_least(0.95), step=step)
 
 
-CASES: dict[str, Callable[[Settings], Iterator[Row]]] = {"C12": c12, "C13": c13}
+CASES: dict[str, Callable[[Settings], Iterator[Row]]] = {"C12": c12, "C12F": c12f, "C13": c13}

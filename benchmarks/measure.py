@@ -233,6 +233,7 @@ PACKAGES = (
     ("stumpy", "stumpy"),
     ("monai", "monai"),
     ("ipp", "ipp"),
+    ("torch_fftconv", "torch-fftconv"),
 )
 
 

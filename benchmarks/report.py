@@ -62,6 +62,7 @@ def _where(records: Sequence[Record]) -> str:
         "stumpy": "stumpy",
         "monai": "MONAI",
         "ipp": "Intel IPP",
+        "torch_fftconv": "torch-fftconv",
     }
     versions = [
         f"{shown} {_distinct(records, column)}"

@@ -85,6 +85,13 @@ def overlaps(method, dtype):
     yield "overlap_scores", (x, y, [-3, 0], [6, 5], method)
 
 
+def choices(dtype):
+    maps = draw((2, 7, 6), dtype, 2)
+    for limit in (None, 2):
+        yield "pick_peaks", (maps, 2, 0.3, limit, [3, 2])
+        yield "pick_lowest", (draw((12,), dtype, 3), 2, limit, 0.7)
+
+
 def layers(method, dtype):
     image, weight = grad(2, 4, 7, 8, dtype=dtype), grad(6, 2, 3, 2, dtype=dtype, seed=1)
     how = (STRIDE, [1, 0], [2, 1], 2, method)
@@ -101,6 +108,7 @@ def samples():
             yield from weighted_scores(method, dtype)
             yield from overlaps(method, dtype)
         yield from windows(dtype)
+        yield from choices(dtype)
         for method in ("torch", "sums", "spectra"):
             yield from layers(method, dtype)
     for method in METHODS:

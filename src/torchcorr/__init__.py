@@ -4,6 +4,7 @@ from importlib.metadata import version as _version
 
 from . import _engines, nn, plot
 from ._plan.choose import Plan
+from ._plan.conv import LayerPlan, LayerWay
 from .align import (
     Detections,
     Drift,
@@ -32,7 +33,7 @@ from .convolution import (
 from .functional import convolve, correlate, coverage, ncc, zncc
 from .local import flat_windows, local_mean, local_std, local_sum, local_var
 from .match import Matches, Peaks, find_peaks, match_template
-from .planning import plan
+from .planning import plan, plan_layer
 from .similarity import lncc
 
 _engines.load()
@@ -41,6 +42,8 @@ __version__ = _version("torchcorr")
 __all__ = [
     "Detections",
     "Drift",
+    "LayerPlan",
+    "LayerWay",
     "Matches",
     "Peaks",
     "Plan",
@@ -76,6 +79,7 @@ __all__ = [
     "nn",
     "phase_correlation",
     "plan",
+    "plan_layer",
     "plot",
     "register_stack",
     "soft_shift",

@@ -14,6 +14,7 @@ from torch.nn import Parameter
 from torch.nn.functional import pad as torch_pad
 
 from . import _checks, _engines
+from ._definition.traced import is_traced as is_traced
 from ._plan.dtypes import BYTES, HALVES
 from ._plan.shapes import Ints, padding
 
@@ -116,11 +117,6 @@ def _parse(
 
 
 _parsed = lru_cache(maxsize=_KEPT, typed=True)(_parse)
-
-
-def is_traced() -> bool:
-    """Whether values must not be looked at: tensors may be those of a compiler or a transform."""
-    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
 
 
 def _differentiated(x: Tensor) -> bool:

@@ -1,4 +1,4 @@
-"""Templates whose spectra are kept between calls."""
+"""Templates and weights whose spectra are kept between calls."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from ._definition.layer_spectra import weight_spectra
 from ._definition.spectra import tile_spectra
 from ._plan.choose import arrange
+from ._plan.conv import Layer, tiles_of, way_of
 from ._plan.costs import family
-from ._plan.dtypes import widen
+from ._plan.dtypes import HALVES, widen
 from ._plan.shapes import Ints
 
 
@@ -60,3 +62,36 @@ class PreparedTemplate:
             weights = call.problem.leads.template(widen(template.detach()), len(stride) + 1)
             self.spectra[key] = tile_spectra(weights, call.tiling, working)
         return self.spectra[key]
+
+
+@dataclass
+class PreparedWeight:
+    """The spectra of a layer's weight for the length of tiles that was asked for last."""
+
+    kept: tuple[object, Tensor, Tensor] | None = (
+        None  # what they depend on, the weight, its spectra
+    )
+
+    def spectra_for(self, layer: Layer, form: str, weight: Tensor) -> Tensor | None:
+        """Spectra for a form of a layer; None if it needs none or they would take much memory.
+
+        The weight is compared with what they were made of, so that no change goes unnoticed, not
+        even one through `weight.data` or through memory that a tensor shares with others.
+        """
+        dense = layer.dense_of(form)
+        if weight.is_complex() or way_of(layer, form).method != "spectra":
+            return None
+        tiles = tiles_of(dense)[0]
+        if not tiles.can_be_kept(dense):
+            return None
+        at, now = layer.lattices, weight.detach()
+        key = (form, at.steps, at.taps, tiles.length, dense.groups, now.dtype, now.device)
+        if self.kept is not None:
+            known, made_of, spectra = self.kept
+            if known == key and torch.equal(made_of, now):
+                return spectra
+        self.kept = None
+        single = now.float() if now.dtype in HALVES else now
+        spectra = weight_spectra(single, layer, form, tiles)
+        self.kept = (key, now.clone(), spectra)
+        return spectra

@@ -15,6 +15,7 @@ from . import _contract
 from ._docstrings import shared
 from ._plan.conv import Layer, way_of
 from ._plan.shapes import Ints
+from ._prepared import PreparedWeight
 
 Sizes = int | Sequence[int]
 Function = Callable[..., Tensor]
@@ -43,7 +44,7 @@ def conv1d(
     >>> torchcorr.conv1d(torch.arange(4.0)[None], torch.tensor([[[1.0, 2.0]]]))
     tensor([[2., 5., 8.]])
     """
-    return _layer(F.conv1d, 1, input, weight, bias, (stride, padding, dilation, groups))
+    return call_layer(F.conv1d, 1, input, weight, bias, (stride, padding, dilation, groups))
 
 
 @shared
@@ -67,7 +68,7 @@ def conv2d(
     >>> torchcorr.conv2d(x, w, padding="same", groups=8).shape
     torch.Size([2, 8, 64, 64])
     """
-    return _layer(F.conv2d, 2, input, weight, bias, (stride, padding, dilation, groups))
+    return call_layer(F.conv2d, 2, input, weight, bias, (stride, padding, dilation, groups))
 
 
 @shared
@@ -91,7 +92,7 @@ def conv3d(
     >>> torchcorr.conv3d(x, w, stride=2).shape
     torch.Size([1, 4, 5, 5, 5])
     """
-    return _layer(F.conv3d, 3, input, weight, bias, (stride, padding, dilation, groups))
+    return call_layer(F.conv3d, 3, input, weight, bias, (stride, padding, dilation, groups))
 
 
 @shared
@@ -116,7 +117,7 @@ def conv_transpose1d(
     tensor([[0., 3., 2., 1., 0.]])
     """
     how = (stride, padding, output_padding, groups, dilation)
-    return _layer(F.conv_transpose1d, 1, input, weight, bias, how)
+    return call_layer(F.conv_transpose1d, 1, input, weight, bias, how)
 
 
 @shared
@@ -142,7 +143,7 @@ def conv_transpose2d(
     torch.Size([1, 2, 18, 18])
     """
     how = (stride, padding, output_padding, groups, dilation)
-    return _layer(F.conv_transpose2d, 2, input, weight, bias, how)
+    return call_layer(F.conv_transpose2d, 2, input, weight, bias, how)
 
 
 @shared
@@ -168,14 +169,14 @@ def conv_transpose3d(
     torch.Size([1, 1, 4, 4, 4])
     """
     how = (stride, padding, output_padding, groups, dilation)
-    return _layer(F.conv_transpose3d, 3, input, weight, bias, how)
+    return call_layer(F.conv_transpose3d, 3, input, weight, bias, how)
 
 
 # --- a call that PyTorch would accept, as one of an operator --------------------------------------
 
 
 @dataclass(frozen=True)
-class _Call:
+class LayerCall:
     """A layer as the operators take it; a transposed one is the gradient of an input."""
 
     shape: Ints | None  # of the result, of a transposed layer
@@ -192,38 +193,66 @@ class _Call:
         alike = isinstance(bias, Tensor) and bias.dtype == input.dtype
         return alike and bias.shape == (self.outputs,) and bias.device == input.device
 
-    def form(self, input: Tensor, weight: Tensor) -> Tensor:
+    def layer(self, dtype: torch.dtype) -> Layer:
+        """The convolution, of real numbers, of which each form of this one is a form."""
+        real = dtype.to_real() if dtype.is_complex else dtype
+        size = self.input if self.shape is None else self.shape
+        return Layer.of(size, self.weight, *self.how, real)
+
+    @property
+    def forms(self) -> tuple[str, str, str]:
+        """What the output and the gradients of input and weight are of that convolution."""
+        return (
+            ("output", "input", "weight") if self.shape is None else ("input", "output", "weight")
+        )
+
+    def form(self, input: Tensor, weight: Tensor, spectra: Tensor | None) -> Tensor:
         stride, padding, dilation, groups = (
             list(x) if isinstance(x, tuple) else x for x in self.how
         )
-        how = (stride, padding, dilation, groups, "auto")
+        how = (stride, padding, dilation, groups, "auto", spectra)
         if self.shape is None:
             return _contract.conv(input, weight, *how)
         return _contract.conv_input_grad(input, weight, list(self.shape), *how)
 
-    def __call__(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def __call__(
+        self,
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        spectra: Tensor | None = None,
+    ) -> Tensor:
         ndim = len(self.behind)
         single = input.dim() == ndim + 1
         x = input.unsqueeze(0) if single else input
         if any(self.behind):
             x = F.pad(x, [n for m in reversed(self.behind) for n in (0, m)])
         if x.is_complex():
-            real, imag = self.form(x.real, weight.real), self.form(x.imag, weight.imag)
-            both = self.form(x.real + x.imag, weight.real + weight.imag)
+            real, imag = (
+                self.form(*pair, None) for pair in ((x.real, weight.real), (x.imag, weight.imag))
+            )
+            both = self.form(x.real + x.imag, weight.real + weight.imag, None)
             out = torch.complex(real - imag, both - real - imag)
         else:
-            out = self.form(x, weight)
+            out = self.form(x, weight, spectra)
         if bias is not None:
             out = out + bias.reshape(-1, *(1,) * ndim)
         return out.squeeze(0) if single else out
 
 
-def _layer(
-    theirs: Function, ndim: int, input: Any, weight: Any, bias: Any, how: tuple[Any, ...]
+def call_layer(
+    theirs: Function,
+    ndim: int,
+    input: Any,
+    weight: Any,
+    bias: Any,
+    how: tuple[Any, ...],
+    prepared: PreparedWeight | None = None,
 ) -> Tensor:
     """Through an operator where that is quicker. All else, and what is invalid, is PyTorch's.
 
-    Most calls of small layers end up in PyTorch, so deciding it costs little.
+    Most calls of small layers end up in PyTorch, so deciding it costs little. A module may keep
+    the spectra of its weight, which needs no gradient then.
     """
     if torch.compiler.is_compiling():
         return _compiled(theirs, ndim, input, weight, bias, how)
@@ -238,27 +267,30 @@ def _layer(
     try:
         call = _chosen(ndim, input.shape, weight.shape, how, kinds, needs)
     except TypeError:  # lists of numbers are not hashable
-        call = _chosen(ndim, input.shape, weight.shape, _hashable(how), kinds, needs)
+        call = _chosen(ndim, input.shape, weight.shape, hashable(how), kinds, needs)
     if call is None or not call.fits(bias, input):
         return theirs(input, weight, bias, *how)
-    return call(input, weight, bias)
+    if prepared is None:
+        return call(input, weight, bias)
+    layer = call.layer(input.dtype)
+    return call(input, weight, bias, prepared.spectra_for(layer, call.forms[0], weight))
 
 
 def _compiled(
     theirs: Function, ndim: int, input: Any, weight: Any, bias: Any, how: tuple[Any, ...]
 ) -> Tensor:
     """With shapes that may be symbols: from some taps on, an operator chooses when it runs."""
-    how = _hashable(how)
-    if input.device.type == "cpu" and _supported(input.dtype) and weight.dtype == input.dtype:
+    how = hashable(how)
+    if input.device.type == "cpu" and is_supported(input.dtype) and weight.dtype == input.dtype:
         input, weight, bias = _autocast(input, weight, bias)
-        call = _parse(ndim, tuple(input.shape), tuple(weight.shape), how)
+        call = parse(ndim, tuple(input.shape), tuple(weight.shape), how)
         taps = weight[0, 0].numel() if call is not None else 0
         if call is not None and taps >= _COMPILED_TAPS and call.fits(bias, input):
             return call(input, weight, bias)
     return theirs(input, weight, bias, *how)
 
 
-def _hashable(how: tuple[Any, ...]) -> tuple[Any, ...]:
+def hashable(how: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(tuple(x) if isinstance(x, list) else x for x in how)
 
 
@@ -275,7 +307,7 @@ def _autocast(*tensors: Any) -> tuple[Any, ...]:
     return tuple(cast(x) for x in tensors)
 
 
-def _supported(dtype: torch.dtype) -> bool:
+def is_supported(dtype: torch.dtype) -> bool:
     return dtype.is_floating_point or dtype in (torch.complex64, torch.complex128)
 
 
@@ -287,20 +319,16 @@ def _chosen(
     how: tuple[Any, ...],
     kinds: tuple[torch.dtype, torch.dtype],
     needs: tuple[bool, bool],
-) -> _Call | None:
+) -> LayerCall | None:
     """The call of an operator if one of the forms it will be asked for is quicker by it."""
     dtype, other = kinds
-    if dtype != other or not _supported(dtype):
+    if dtype != other or not is_supported(dtype):
         return None
-    call = _parse(ndim, tuple(input), tuple(weight), how)
+    call = parse(ndim, tuple(input), tuple(weight), how)
     if call is None:
         return None
-    if dtype.is_complex:
-        dtype = dtype.to_real()
-    size = call.shape if call.shape is not None else call.input
-    layer = Layer.of(size, call.weight, *call.how, dtype)
-    first, second = ("input", "output") if call.shape is not None else ("output", "input")
-    forms = [first, *(f for f, need in zip((second, "weight"), needs, strict=True) if need)]
+    layer, (first, *others) = call.layer(dtype), call.forms
+    forms = [first, *(f for f, need in zip(others, needs, strict=True) if need)]
     return call if any(way_of(layer, form).method != "torch" for form in forms) else None
 
 
@@ -315,7 +343,7 @@ def _numbers(x: Any, ndim: int, least: int) -> Ints | None:
     return x * ndim if len(x) == 1 and ndim > 1 else tuple(x)
 
 
-def _parse(ndim: int, input: Ints, weight: Ints, how: tuple[Any, ...]) -> _Call | None:
+def parse(ndim: int, input: Ints, weight: Ints, how: tuple[Any, ...]) -> LayerCall | None:
     """A valid call but for its bias; None for all that PyTorch must judge."""
     transposed = len(how) == 5
     if transposed:
@@ -353,8 +381,8 @@ def _parse(ndim: int, input: Ints, weight: Ints, how: tuple[Any, ...]) -> _Call 
         to = tuple((n - 1) * s - 2 * p + d * (k - 1) + m + 1 for n, k, s, p, d, m, _ in axes)
         if min(to) < 1:
             return None
-        return _Call((items, outputs, *to), whole, weight, hows, behind, outputs)
+        return LayerCall((items, outputs, *to), whole, weight, hows, behind, outputs)
     if any(n + 2 * p + e < d * (k - 1) + 1 for n, k, _, p, d, _, e in axes):
         return None
     padded = tuple(n + e for n, e in zip(size, behind, strict=True))
-    return _Call(None, (items, channels, *padded), weight, hows, behind, outputs)
+    return LayerCall(None, (items, channels, *padded), weight, hows, behind, outputs)

@@ -5,17 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .convolution import (
-    conv1d,
-    conv2d,
-    conv3d,
-    conv_transpose1d,
-    conv_transpose2d,
-    conv_transpose3d,
-)
+from ._arguments import is_traced
+from ._prepared import PreparedWeight
+from .convolution import call_layer
 
 Documented = TypeVar("Documented", bound=type[nn.Module])
 
@@ -23,6 +19,11 @@ _TEXT = """{0}, computed by `torchcorr.{1}`: a subclass that differs in nothing 
 
 Parameters, state dict, attributes and dtypes are PyTorch's, so a state dict of one loads into the
 other. Inputs are ``(N, C, *size)`` or ``(C, *size)``.
+
+After ``eval()`` the spectra of the weight are kept from call to call, on the CPU where transforms
+are the quickest way, while gradients of the weight are not recorded: as under ``torch.no_grad()``.
+They are made anew when the weight changes, in whatever way. Beside them the layer keeps a copy of
+the weight to compare with, 96 MiB and the copy at most, until ``train()``.
 
 Parameters
 ----------
@@ -66,46 +67,80 @@ def _transposed_place(layer: Any, input: Tensor, output_size: list[int] | None) 
     return layer.stride, layer.padding, more, layer.groups, layer.dilation
 
 
+class _Layer:
+    """What the modules share: a weight whose spectra are kept while it does not learn."""
+
+    weight: Tensor
+    bias: Tensor | None
+    training: bool
+    # Not set before there is something to keep, as convert makes modules without __init__.
+    _prepared: PreparedWeight | None = None
+
+    def _call(self, function: Callable[..., Tensor], input: Tensor, how: tuple[Any, ...]) -> Tensor:
+        kept, ndim = self._kept(), self.weight.dim() - 2
+        return call_layer(function, ndim, input, self.weight, self.bias, how, kept)
+
+    def _kept(self) -> PreparedWeight | None:
+        if is_traced():
+            return None
+        learns = torch.is_grad_enabled() and self.weight.requires_grad
+        if self.training or learns:
+            if self._prepared is not None:
+                self._prepared = None
+            return None
+        if self._prepared is None:
+            self._prepared = PreparedWeight()
+        return self._prepared
+
+    def train(self, mode: bool = True) -> Any:
+        if mode:
+            self._prepared = None
+        return super().train(mode)  # type: ignore[misc]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_prepared"}
+
+
 @_described("conv1d")
-class Conv1d(nn.Conv1d):
+class Conv1d(_Layer, nn.Conv1d):
     def forward(self, input: Tensor) -> Tensor:
         x, padding = _padded(self, input)
-        return conv1d(x, self.weight, self.bias, *_place(self, padding))
+        return self._call(F.conv1d, x, _place(self, padding))
 
 
 @_described("conv2d")
-class Conv2d(nn.Conv2d):
+class Conv2d(_Layer, nn.Conv2d):
     def forward(self, input: Tensor) -> Tensor:
         x, padding = _padded(self, input)
-        return conv2d(x, self.weight, self.bias, *_place(self, padding))
+        return self._call(F.conv2d, x, _place(self, padding))
 
 
 @_described("conv3d")
-class Conv3d(nn.Conv3d):
+class Conv3d(_Layer, nn.Conv3d):
     def forward(self, input: Tensor) -> Tensor:
         x, padding = _padded(self, input)
-        return conv3d(x, self.weight, self.bias, *_place(self, padding))
+        return self._call(F.conv3d, x, _place(self, padding))
 
 
 @_described("conv_transpose1d")
-class ConvTranspose1d(nn.ConvTranspose1d):
+class ConvTranspose1d(_Layer, nn.ConvTranspose1d):
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         place = _transposed_place(self, input, output_size)
-        return conv_transpose1d(input, self.weight, self.bias, *place)
+        return self._call(F.conv_transpose1d, input, place)
 
 
 @_described("conv_transpose2d")
-class ConvTranspose2d(nn.ConvTranspose2d):
+class ConvTranspose2d(_Layer, nn.ConvTranspose2d):
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         place = _transposed_place(self, input, output_size)
-        return conv_transpose2d(input, self.weight, self.bias, *place)
+        return self._call(F.conv_transpose2d, input, place)
 
 
 @_described("conv_transpose3d")
-class ConvTranspose3d(nn.ConvTranspose3d):
+class ConvTranspose3d(_Layer, nn.ConvTranspose3d):
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         place = _transposed_place(self, input, output_size)
-        return conv_transpose3d(input, self.weight, self.bias, *place)
+        return self._call(F.conv_transpose3d, input, place)
 
 
 _IN_PLACE_OF: dict[type[nn.Module], type[nn.Module]] = {

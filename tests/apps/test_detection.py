@@ -154,6 +154,35 @@ def test_events_in_noise_and_gaps(block):
     assert bool((found.scores >= found.thresholds).all())
 
 
+def test_gradients_of_scores_beside_gaps():
+    """A gap has none, and leaves those of the templates and of the other windows as they are."""
+    record, templates = normal(2, 40, seed=1), normal(2, 2, 5, seed=2)
+    record[0, 12:15] = record[1, 30] = torch.nan
+    moveouts = tensor([[0, 3], [2, 0]], torch.long)
+
+    def stack(record, templates):
+        how = {"moveouts": moveouts, "threshold": 2.0, "keep_stack": True, "block": 20}
+        return match_filter(record, templates, **how).stack
+
+    with torch.no_grad():
+        expected = stack(record, templates)
+    record.requires_grad_()
+    templates.requires_grad_()
+    got = stack(record, templates)
+    torch.testing.assert_close(got.detach(), expected, rtol=0, atol=1e-12)
+    of_record, of_templates = torch.autograd.grad(got.square().sum(), (record, templates))
+    assert (of_record[record.isnan()] == 0).all() and of_record.isfinite().all()
+    with torch.no_grad():
+        steps = record.nan_to_num().cos(), templates.sin()
+        ends = (
+            stack(record + h * steps[0], templates + h * steps[1]).square().sum()
+            for h in (1e-6, -1e-6)
+        )
+        change = (next(ends) - next(ends)) / 2e-6
+        along = (of_record * steps[0]).sum() + (of_templates * steps[1]).sum()
+    torch.testing.assert_close(along, change, rtol=1e-6, atol=1e-8)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

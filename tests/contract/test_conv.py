@@ -31,10 +31,10 @@ def forced(monkeypatch):
 
     def force(method):
         def chosen(ndim, input, weight, how, kinds, needs):
-            if kinds[0] != kinds[1] or not torchcorr.convolution._supported(kinds[0]):
+            if kinds[0] != kinds[1] or not torchcorr.convolution.is_supported(kinds[0]):
                 return None
             hash(how)
-            return torchcorr.convolution._parse(ndim, tuple(input), tuple(weight), how)
+            return torchcorr.convolution.parse(ndim, tuple(input), tuple(weight), how)
 
         monkeypatch.setattr(torchcorr.convolution, "_chosen", chosen)
         engine = getattr(torchcorr, "_cpu", None)

@@ -15,7 +15,7 @@ import torchcorr
 
 PAGE = Path(__file__).resolve().parent.parent.parent / "docs" / "pytorch.md"
 # Of these functions the arguments or the result are numbers, not tensors.
-WITHOUT_TENSORS = {"plan", "correlation_lags"}
+WITHOUT_TENSORS = {"plan", "plan_layer", "correlation_lags"}
 IMAGE, PATCH, LINE = (7, 8), (3, 2), (20,)
 
 

@@ -22,7 +22,7 @@ if str(ROOT) not in sys.path:
 from benchmarks import fit, load, measure, photographs, report, run  # noqa: E402
 from benchmarks.child import limited  # noqa: E402
 
-PEERS = {"cv2", "monai", "stumpy", "skimage", "scipy", "matplotlib", "obspy"}
+PEERS = {"cv2", "monai", "stumpy", "skimage", "scipy", "matplotlib", "obspy", "torch_fftconv"}
 
 
 class Clock:

@@ -41,6 +41,7 @@ POSITIONAL = {
     "zncc": ["input", "template"],
     "ncc": ["input", "template"],
     "plan": ["input", "template"],
+    "plan_layer": ["input", "weight"],
     "local_sum": ["input", "window"],
     "local_mean": ["input", "window"],
     "local_var": ["input", "window"],

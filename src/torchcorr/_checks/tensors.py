@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .._definition.correlate import all_finite
+from .._definition.traced import is_traced
 from .._plan.dtypes import HALVES
 from .numbers import CHANNELS, input_not_empty, leads_broadcast, window_not_empty
 
@@ -124,7 +125,8 @@ def shares(x: Tensor, name: str) -> None:
 
 
 def finite(x: Tensor, name: str) -> None:
-    if not all_finite(x):
+    """Every element, where values may be looked at."""
+    if not is_traced() and not all_finite(x):
         raise ValueError(f"{name} must be finite: got NaN or infinity")
 
 
@@ -232,8 +234,6 @@ def window_mask(value: object, input: Tensor, core: int, name: str) -> None:
             f"{tuple(input.shape)}"
         )
     leads_broadcast(input.shape[:-core], shape[: len(shape) - core], ("the input", name))
-    if value.device.type == "meta" or torch.compiler.is_compiling():
-        return
-    if torch._C._are_functorch_transforms_active() or value.dtype == torch.bool:
+    if value.device.type == "meta" or is_traced() or value.dtype == torch.bool:
         return
     _finite_and_not_negative(value, name)

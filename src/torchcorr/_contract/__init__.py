@@ -7,6 +7,7 @@ from .conv import conv, conv_input_grad, conv_weight_grad
 from .correlate import correlate, correlate_input_grad, correlate_template_grad
 from .lncc import lncc, lncc_grads
 from .overlap import overlap_scores
+from .peaks import pick_lowest, pick_peaks
 from .registry import Operator
 from .scores import ncc, ncc_grads, standardise
 from .weighted import weighted_ncc, weighted_ncc_grads
@@ -37,6 +38,8 @@ __all__ = [
     "ncc",
     "ncc_grads",
     "overlap_scores",
+    "pick_lowest",
+    "pick_peaks",
     "standardise",
     "weighted_lncc",
     "weighted_lncc_grads",
@@ -73,4 +76,6 @@ OPERATORS: tuple[Operator, ...] = (
     weighted_lncc,
     weighted_lncc_grads,
     overlap_scores,
+    pick_peaks,
+    pick_lowest,
 )

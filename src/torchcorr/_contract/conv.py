@@ -36,6 +36,13 @@ def _save_form(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     ctx.how = inputs[2:]
 
 
+def _save_prepared_form(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    """Spectra, if any are given, are those of the weight in this form: of no use to others."""
+    form = inputs if isinstance(inputs[-1], str) else inputs[:-1]
+    _save_form(ctx, form, output)
+    ctx.without_gradient = (None,) * (len(inputs) - 2)
+
+
 def _conv_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     input, weight = ctx.saved_tensors
     shape, window = ctx.shapes
@@ -43,7 +50,7 @@ def _conv_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     return (
         conv_input_grad(grad, weight, shape, *ctx.how) if wanted[0] else None,
         conv_weight_grad(grad, input, window, *ctx.how) if wanted[1] else None,
-        *(None for _ in ctx.how),
+        *ctx.without_gradient,
     )
 
 
@@ -54,7 +61,7 @@ def _input_grad_backward(ctx: Any, seed: Tensor) -> tuple[Any, ...]:
     return (
         conv(seed, weight, *how) if wanted[0] else None,
         conv_weight_grad(grad, seed, ctx.shapes[1], *how) if wanted[1] else None,
-        *(None for _ in ctx.how),
+        *ctx.without_gradient,
     )
 
 
@@ -83,7 +90,7 @@ def _split(x: Tensor, axis: int, size: int) -> Tensor:
 
 
 def _batch_conv(info: Any, dims: Dims, input: Tensor, weight: Tensor, *how: Any) -> Any:
-    size, groups = info.batch_size, how[3]
+    size, groups, how = info.batch_size, how[3], how[:5]
     if dims[1] is None:
         return _split(conv(_into(input, dims[0], 0, size), weight, *how), 0, size), 0
     weight = _into(weight, dims[1], 0, size)
@@ -96,7 +103,7 @@ def _batch_conv(info: Any, dims: Dims, input: Tensor, weight: Tensor, *how: Any)
 def _batch_input_grad(
     info: Any, dims: Dims, grad: Tensor, weight: Tensor, shape: Shape, *how: Any
 ) -> Any:
-    size, groups = info.batch_size, how[3]
+    size, groups, how = info.batch_size, how[3], how[:5]
     items, channels, *rest = shape
     if dims[1] is None:
         grad, shape = _into(grad, dims[0], 0, size), (size * items, channels, *rest)
@@ -121,20 +128,20 @@ _HOW = "int[] stride, int[] padding, int[] dilation, int groups, str method"
 
 conv = register(
     "conv",
-    f"(Tensor input, Tensor weight, {_HOW}) -> Tensor",
+    f"(Tensor input, Tensor weight, {_HOW}, Tensor? spectra=None) -> Tensor",
     definition.conv,
     _fake_conv,
-    setup=_save_form,
+    setup=_save_prepared_form,
     backward=_conv_backward,
     batch=_batch_conv,
     tangent=tangent_of_form,
 )
 conv_input_grad = register(
     "conv_input_grad",
-    f"(Tensor grad, Tensor weight, SymInt[] input_shape, {_HOW}) -> Tensor",
+    f"(Tensor grad, Tensor weight, SymInt[] input_shape, {_HOW}, Tensor? spectra=None) -> Tensor",
     definition.conv_input_grad,
     fake_like_shape,
-    setup=_save_form,
+    setup=_save_prepared_form,
     backward=_input_grad_backward,
     batch=_batch_input_grad,
     tangent=tangent_of_form,

@@ -13,11 +13,13 @@ from torch import Tensor
 from .. import _contract
 from .._definition import conv as definition
 from .._definition import lattices
+from .._definition.layer_spectra import dense_weights
 from .._plan.conv import Dense, Layer, sums_method, tiles_of, way_of
 from .._plan.dtypes import HALVES
 from .._plan.lattice import Lattices
 from .._plan.shapes import Ints
-from . import correlate, spectra
+from . import correlate
+from . import spectra as tiled
 
 Kernel = Callable[..., Tensor]
 
@@ -44,6 +46,7 @@ def conv(
     dilation: Sequence[int],
     groups: int,
     method: str = "auto",
+    spectra: Tensor | None = None,
 ) -> Tensor:
     how = (stride, padding, dilation, groups)
     layer = Layer.of(tuple(input.shape), tuple(weight.shape), *how, input.dtype)
@@ -51,16 +54,15 @@ def conv(
     if way == "torch":
         return definition.conv(input, weight, *how)
     at, dense = layer.lattices, layer.dense
-    x, w = _single(input), lattices.weight_lattices(_single(weight), at)
+    x, w = _single(input), _single(weight)
     if way == "sums":
         seen = _sorted(lattices.input_lattices(x, at), dense.groups)
-        sums = correlate.correlate(seen, _templates(w, dense), _ones(at.size), "auto")
+        templates = _templates(lattices.weight_lattices(w, at), dense)
+        sums = correlate.correlate(seen, templates, _ones(at.size), "auto")
         out = sums.flatten(1, 2)
     else:
         x, padding = _seen(x, at)
-        tiles = tiles_of(dense)[0]
-        pairs = zip(x.chunk(groups, 1), w.chunk(groups), strict=True)
-        out = _joined([spectra.convolve(*pair, padding, tiles) for pair in pairs])
+        out = _by_spectra(x, w, layer, "output", padding, spectra)
     if not _is_finite(out):
         return definition.conv(input, weight, *how)
     return lattices.output_restored(out, at).to(input.dtype).contiguous()
@@ -76,6 +78,7 @@ def conv_input_grad(
     dilation: Sequence[int],
     groups: int,
     method: str = "auto",
+    spectra: Tensor | None = None,
 ) -> Tensor:
     how = (stride, padding, dilation, groups)
     shape = tuple(input_shape)
@@ -85,21 +88,19 @@ def conv_input_grad(
         return definition.conv_input_grad(grad, weight, shape, *how)
     at, dense = layer.lattices, layer.dense
     g = lattices.output_lattices(_single(grad), at)
-    w = lattices.weight_lattices(_single(weight), at)
+    w = _single(weight)
     if way == "sums":
         upstream = g.unflatten(1, (groups, dense.outputs))
+        templates = _templates(lattices.weight_lattices(w, at), dense)
         seen = (dense.items, groups, 1, dense.channels, *at.dense)
         step = _ones(at.size)
-        out = correlate.correlate_input_grad(upstream, _templates(w, dense), seen, step, "auto")
+        out = correlate.correlate_input_grad(upstream, templates, seen, step, "auto")
         out = lattices.input_restored(out.flatten(1, 3), at)
     else:
         # The full convolution, of which a dense layer needs what its padding leaves.
-        ndim, inside = len(at.size), at.padding if at.trivial else (0,) * len(at.size)
+        inside = at.padding if at.trivial else (0,) * len(at.size)
         padding = [k - 1 - p for k, p in zip(at.taps, inside, strict=True)]
-        tiles = tiles_of(layer.transposed)[0]
-        flipped = w.flip(tuple(range(-ndim, 0))).unflatten(0, (groups, -1)).transpose(1, 2)
-        pairs = zip(g.chunk(groups, 1), flipped, strict=True)
-        out = _joined([spectra.convolve(*pair, padding, tiles) for pair in pairs])
+        out = _by_spectra(g, w, layer, "input", padding, spectra)
         if not at.trivial:
             out = lattices.input_restored(out, at)
     if not _is_finite(out):
@@ -136,10 +137,25 @@ def conv_weight_grad(
         x, padding = _seen(x, at)
         tiles = tiles_of(dense)[0]
         pairs = zip(g.chunk(groups, 1), x.chunk(groups, 1), strict=True)
-        out = torch.cat([spectra.weight_grad(*pair, padding, tiles) for pair in pairs])
+        out = torch.cat([tiled.weight_grad(*pair, padding, tiles) for pair in pairs])
     if not _is_finite(out):
         return definition.conv_weight_grad(grad, input, weight_shape, *how)
     return lattices.weight_restored(out, at).to(grad.dtype).contiguous()
+
+
+def _by_spectra(
+    x: Tensor,
+    w: Tensor,
+    layer: Layer,
+    form: str,
+    padding: Sequence[int],
+    spectra: Tensor | None,
+) -> Tensor:
+    """The dense convolution of a layer, or its transpose, group by group."""
+    tiles, groups = tiles_of(layer.dense_of(form))[0], layer.dense.groups
+    prepared = (None,) * groups if spectra is None else spectra.unbind(0)
+    parts = zip(x.chunk(groups, 1), dense_weights(w, layer, form), prepared, strict=True)
+    return _joined([tiled.convolve(v, u, padding, tiles, s) for v, u, s in parts])
 
 
 def _way(layer: Layer, form: str, method: str) -> str:

@@ -8,56 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from .._definition.lattices import resized
+from .._definition.layer_spectra import conjugate_spectra, contract, fourier
 from .._plan.conv import SHORT, Tiles
 from .._plan.shapes import Ints
-
-
-@lru_cache(maxsize=64)
-def _fourier(rows: int, columns: int, length: int, dtype: torch.dtype) -> Tensor:
-    """exp(2 pi i u v / length) for the first rows u and columns v."""
-    turns = torch.outer(torch.arange(rows), torch.arange(columns)) % length
-    angle = turns.double() * (2 * math.pi / length)
-    return torch.polar(torch.ones_like(angle), angle).to(dtype)
-
-
-def _contract(matrix: Tensor, x: Tensor, axis: int) -> Tensor:
-    """The product of a matrix with one axis of x."""
-    lines = x.reshape(math.prod(x.shape[:axis]), x.shape[axis], -1)
-    if axis == 0:
-        product = torch.mm(matrix, lines[0])
-    else:
-        # Written out for each line: otherwise each product is a call of its own.
-        repeated = matrix.expand(lines.shape[0], *matrix.shape).contiguous()
-        product = torch.bmm(repeated, lines)
-    return product.reshape(*x.shape[:axis], -1, *x.shape[axis + 1 :])
-
-
-def _conjugate_spectra(w: Tensor, tiles: Tiles) -> Tensor:
-    """Conjugate spectra of real (O, C, *window) as (frequencies, C, O), and the factor 1/n."""
-    ndim, last = len(tiles.window), len(tiles.window) - 1
-    dtype = w.dtype.to_complex()
-    x = (w / math.prod(tiles.length)).permute(*range(2, 2 + ndim), 1, 0)
-    for axis in reversed(range(ndim)):
-        n, k = tiles.length[axis], tiles.window[axis]
-        f = tiles.frequencies[axis]
-        if k <= SHORT:
-            matrix = _fourier(f, k, n, dtype)
-            if axis == last:
-                parts = (_contract(m.contiguous(), x, axis) for m in (matrix.real, matrix.imag))
-                x = torch.complex(*parts)
-            else:
-                x = _contract(matrix, x, axis)
-        elif axis == last:
-            x = torch.fft.rfft(x, n=n, dim=axis).conj().resolve_conj()
-        else:
-            x = torch.fft.ifft(x, n=n, dim=axis, norm="forward")
-    return x.reshape(math.prod(tiles.frequencies), *x.shape[ndim:])
 
 
 def _inverse(spectra: Tensor, tiles: Tiles, kept: Ints) -> Tensor:
@@ -67,7 +25,7 @@ def _inverse(spectra: Tensor, tiles: Tiles, kept: Ints) -> Tensor:
     for axis in range(ndim - 1):
         n, m = tiles.length[axis], kept[axis]
         if m <= SHORT:
-            x = _contract(_fourier(m, n, n, dtype), x, axis)
+            x = contract(fourier(m, n, n, dtype), x, axis)
         else:
             x = torch.fft.ifft(x, dim=axis, norm="forward").narrow(axis, 0, m)
     n, m, f = tiles.length[-1], kept[-1], tiles.frequencies[-1]
@@ -78,7 +36,7 @@ def _inverse(spectra: Tensor, tiles: Tiles, kept: Ints) -> Tensor:
     weights[0] = 1
     if n % 2 == 0:
         weights[-1] = 1
-    return _contract(_fourier(m, f, n, dtype) * weights, x, ndim - 1).real
+    return contract(fourier(m, f, n, dtype) * weights, x, ndim - 1).real
 
 
 def _forward(tiles: Tensor, lengths: Sequence[int]) -> Tensor:
@@ -110,14 +68,21 @@ def _batches(items: int, tiles: Tiles, at_once: int) -> Iterator[tuple[slice, in
             yield slice(n, n + together), first, min(first + step, rows)
 
 
-def convolve(x: Tensor, w: Tensor, padding: Sequence[int], tiles: Tiles) -> Tensor:
-    """The dense convolution of (N, C, *size), zeros around it, and (O, C, *window)."""
+def convolve(
+    x: Tensor, w: Tensor, padding: Sequence[int], tiles: Tiles, prepared: Tensor | None = None
+) -> Tensor:
+    """The dense convolution of (N, C, *size), zeros around it, and (O, C, *window).
+
+    Spectra of all weights may have been prepared, if they have room in one block.
+    """
     items, (outputs, channels) = x.shape[0], w.shape[:2]
     covered = tuple(g * m for g, m in zip(tiles.grid, tiles.outputs, strict=True))
     out = x.new_empty((items, outputs, *covered))
     at_once = tiles.at_once(2 * (channels + tiles.block), x.element_size())
     for block in range(0, outputs, tiles.block):
-        weights = _conjugate_spectra(w[block : block + tiles.block], tiles)
+        weights = prepared
+        if weights is None:
+            weights = conjugate_spectra(w[block : block + tiles.block], tiles)
         for some, first, last in _batches(items, tiles, at_once):
             products = torch.bmm(_tile_spectra(x[some], padding, tiles, first, last), weights)
             sums = _inverse(products, tiles, tiles.outputs)

@@ -19,6 +19,7 @@ def conv(
     dilation: Sequence[int],
     groups: int,
     method: str = "auto",
+    spectra: Tensor | None = None,
 ) -> Tensor:
     """(N, C, *size) and (O, C / groups, *window) give (N, O, *positions)."""
     none = [0] * len(stride)
@@ -34,6 +35,7 @@ def conv_input_grad(
     dilation: Sequence[int],
     groups: int,
     method: str = "auto",
+    spectra: Tensor | None = None,
 ) -> Tensor:
     """The transpose of `conv` in its input: a transposed convolution of the upstream gradient."""
     input = grad.new_zeros(1).expand(tuple(input_shape))

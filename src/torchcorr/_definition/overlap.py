@@ -18,6 +18,7 @@ from torch.nn.functional import pad
 from .._plan import rounding
 from .._plan.lags import AxisLags, Lags, lags_between
 from .correlate import correlate
+from .traced import is_traced
 from .windows import window_moments, window_sum
 
 # Rounding of a product of transforms in float64, relative to the norms of both recordings.
@@ -93,11 +94,14 @@ def levelled(x: Tensor, ndim: int) -> Tensor:
     flat = x.flatten(-ndim)
     level = flat[..., :: max(1, flat.shape[-1] // _SAMPLED)].median(-1).values
     x = x.double() - level.double()[(..., *(None,) * ndim)]
-    least, most = torch.aminmax(x)
-    if _RANGE[0] < max(-float(least), float(most)) < _RANGE[1] and ndim == x.dim():
-        return x
+    if ndim == x.dim() and not is_traced():
+        least, most = torch.aminmax(x)
+        if _RANGE[0] < max(-float(least), float(most)) < _RANGE[1]:
+            return x
     peak = torch.maximum(-x.amin(axes, keepdim=True), x.amax(axes, keepdim=True))
-    return x.div_(torch.where(peak > 0, peak, 1.0))
+    scale = torch.where(peak > 0, peak, 1.0)
+    # A derivative of the peak needs x as it was.
+    return x / scale if is_traced() or x.requires_grad else x.div_(scale)
 
 
 def faintest(x: Tensor, y: Tensor) -> float:

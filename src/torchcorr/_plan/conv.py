@@ -57,6 +57,21 @@ class Tiles:
         """Tiles whose spectra have room."""
         return max(1, TILE_BYTES // (2 * itemsize * math.prod(self.frequencies) * planes))
 
+    def can_be_kept(self, problem: Dense) -> bool:
+        """Whether the spectra of all weights have room at once."""
+        numbers = problem.groups * problem.channels * problem.outputs * math.prod(self.frequencies)
+        return 2 * problem.itemsize * numbers <= WEIGHT_BYTES
+
+    def plan(self, problem: Dense, cost: float) -> Plan:
+        """These tiles as the record that users read."""
+        spectrum = 2 * problem.itemsize * math.prod(self.frequencies)
+        planes = 2 * (problem.channels + self.block)
+        count = math.prod(self.grid)
+        batch = min(self.at_once(planes, problem.itemsize), problem.items * count)
+        scratch = spectrum * (problem.channels * self.block + batch * planes)
+        sizes = (self.outputs, self.length, (1,) * len(self.length))
+        return Plan("fft", *sizes, count, batch, self.block, scratch, cost)
+
 
 def _tiles(problem: Dense, wanted: int) -> Tiles:
     """Tiles of about a wanted length that divide the positions evenly."""
@@ -182,6 +197,10 @@ class Layer:
         size = at.size if at.trivial else at.dense
         return replace(dense, channels=dense.outputs, outputs=dense.channels, positions=size)
 
+    def dense_of(self, form: str) -> Dense:
+        """The dense convolution whose tiles a form is computed in."""
+        return self.transposed if form == "input" else self.dense
+
 
 @lru_cache(maxsize=1024)
 def _layer(
@@ -205,6 +224,45 @@ class Way:
     costs: tuple[tuple[str, float], ...]  # of each method
 
 
+@dataclass(frozen=True)
+class LayerWay:
+    """How the output of a layer, or one of its gradients, will be computed, from shapes and dtype.
+
+    Attributes
+    ----------
+    method : str
+        ``"torch"``, PyTorch's convolution; ``"sums"``, the sums of `correlate`; or ``"spectra"``,
+        a product of matrices for each frequency of tiles.
+    costs : dict of str to float
+        Predicted milliseconds of one core for each method that was compared: none on other devices
+        than the CPU, and only ``"torch"`` if that takes less than 0.2 ms. Another method is chosen
+        only if it is predicted to take less than 0.75 of PyTorch's time, and 0.2 ms less.
+    plan : Plan or None
+        Tiles, ``(*positions)`` of one sub-lattice of a layer with stride or dilation, length of
+        their transforms, and bytes of scratch. ``batch`` tiles are transformed at once and
+        ``templates`` outputs of the layer multiplied with them. None for PyTorch's convolution.
+    """
+
+    method: str
+    costs: dict[str, float]
+    plan: Plan | None
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """How a convolution layer will be computed: what `plan_layer` returns.
+
+    Attributes
+    ----------
+    output, input_gradient, weight_gradient : LayerWay
+        Three separate choices, of tensors ``(N, C, *size)``, from shapes and dtype alone.
+    """
+
+    output: LayerWay
+    input_gradient: LayerWay
+    weight_gradient: LayerWay
+
+
 METHODS = ("torch", "sums", "spectra")
 FORMS = ("output", "input", "weight")
 # Predicted times must be this much shorter than PyTorch's, and by so many milliseconds.
@@ -220,7 +278,7 @@ def way_of(layer: Layer, form: str, method: str = "auto") -> Way:
     torch_cost = layer.products / _torch_rate(layer, form)
     if torch_cost < _LEAST_GAIN:
         return Way("torch", (("torch", torch_cost),))
-    dense = layer.transposed if form == "input" else layer.dense
+    dense = layer.dense_of(form)
     costs = {"torch": torch_cost, "spectra": tiles_of(dense)[1] * 1e-6}
     if len(dense.window) == 3:
         costs["spectra"] *= _VOLUMES
@@ -295,7 +353,8 @@ _DIRECT_WEIGHT = 0.07e6
 _DIRECT_WEIGHT_ROW = 256
 
 
-def _arrangement(dense: Dense, size: Ints, method: str) -> Plan:
+def arrangement(dense: Dense, size: Ints, method: str) -> Plan:
+    """Tiles of `correlate` for an input of that size."""
     input = (dense.items, dense.groups, 1, dense.channels, *size)
     template = (dense.groups, dense.outputs, dense.channels, *dense.window)
     dtype = torch.float64 if dense.itemsize == 8 else torch.float32
@@ -307,7 +366,7 @@ def _arrangement(dense: Dense, size: Ints, method: str) -> Plan:
 def _sums_cost(layer: Layer, form: str) -> float:
     """Of the operators of `correlate` on the sub-lattices of a layer."""
     dense, size = layer.dense, layer.lattices.dense
-    plan = _arrangement(dense, size, sums_method(layer, form))
+    plan = arrangement(dense, size, sums_method(layer, form))
     elements = dense.items * dense.groups * dense.channels * math.prod(size)
     copies = elements * dense.itemsize / _COPIED
     if form == "weight" and plan.method == "direct":
@@ -324,4 +383,4 @@ def sums_method(layer: Layer, form: str) -> str:
     dense, size = layer.dense, layer.lattices.dense
     row = min(layer.lattices.rows[-1], _DIRECT_WEIGHT_ROW)
     direct = layer.products / (_DIRECT_WEIGHT * row)
-    return "direct" if direct <= 2 * _SUMS * _arrangement(dense, size, "fft").cost else "fft"
+    return "direct" if direct <= 2 * _SUMS * arrangement(dense, size, "fft").cost else "fft"

@@ -41,6 +41,8 @@ KERNELS: dict[str, str] = {
     "weighted_lncc": "lncc.weighted",
     "weighted_lncc_grads": "lncc.weighted",
     "overlap_scores": "overlap",
+    "pick_peaks": "peaks",
+    "pick_lowest": "peaks",
 }
 
 

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from .. import _checks
+from .._definition.peaks import kept_of
 from ..functional import zncc
-from ..match.maxima import suppress
+from ..local import local_sum
 
 __all__ = ["Detections", "match_filter"]
 
@@ -94,8 +95,8 @@ def match_filter(
     Returns
     -------
     Detections
-        Positions ``(k,)``, templates ``(k,)`` and scores ``(k,)``. Positions are those at which
-        every channel lies in the record.
+        Positions ``(k,)``, templates ``(k,)`` and scores ``(k,)``, which have gradients for record
+        and templates. Positions are those at which every channel lies in the record.
 
     Raises
     ------
@@ -140,6 +141,16 @@ def match_filter(
     return _kept(parts, distance, record, stack)
 
 
+def _without_gaps(line: Tensor, templates: Tensor, method: str) -> Tensor:
+    """Scores of the windows of a channel, 0 where a window contains a gap."""
+    if not (torch.is_grad_enabled() and (line.requires_grad or templates.requires_grad)):
+        return zncc(line, templates, ndim=1, method=method).nan_to_num_(0.0)
+    # The gradient of a NaN would be one too, in all templates.
+    gaps = ~line.isfinite()
+    scores = zncc(line.masked_fill(gaps, 0.0), templates, ndim=1, method=method)
+    return scores.masked_fill(local_sum(gaps.float(), templates.shape[-1], ndim=1) > 0, 0.0)
+
+
 def _limits(scores: Tensor, threshold: float | None, deviations: float) -> Tensor:
     """The threshold of each row."""
     if threshold is not None:
@@ -166,7 +177,7 @@ def _kept(
         numbers = (templates == t).nonzero().squeeze(1)
         order = numbers[scores[numbers].argsort(descending=True, stable=True)]
         points: list[tuple[int, ...]] = [(p,) for p in positions[order].tolist()]
-        survivors = order[suppress(points, min_distance=(distance,), limit=None)]
+        survivors = order[kept_of(points, min_distance=(distance,), limit=None)]
         kept += survivors[positions[survivors].argsort()].tolist()
     chosen = torch.tensor(kept, dtype=torch.long, device=record.device)
     positions, templates, scores, limits = (values[chosen] for values in joined)
@@ -235,7 +246,7 @@ class _Search:
         begin = self.first + start + min(late)
         seen = self.record[c, begin : begin + count + max(late) - min(late) + window - 1]
         of_group = self.templates[group.start : group.stop, c]
-        scores = zncc(seen, of_group, ndim=1, method=method).nan_to_num_(0.0)
+        scores = _without_gaps(seen, of_group, method)
         for row, t in enumerate(group):
             from_ = late[row] - min(late)
             total[row].add_(scores[row, from_ : from_ + count], alpha=self.weights[t][c])

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .. import _checks
+from .. import _checks, _contract
 from ..functional import zncc
 from ..local import flat_windows
 
@@ -153,15 +153,7 @@ def closest_windows(
     zone = -(-query.shape[-1] // 4)
     if exclusion is not None:
         (zone,) = _checks.per_axis(exclusion, 1, "exclusion", least=0)
-    left = distance_profile(input, query, method=method).detach().clone()
-    profile = left.clone()
+    profile = distance_profile(input, query, method=method).detach()
     limit = max_distance if max_distance is not None else torch.inf
-    positions: list[int] = []
-    while max_matches is None or len(positions) < max_matches:
-        at = int(left.argmin())
-        if not (torch.isfinite(left[at]) and left[at] <= limit):
-            break
-        positions.append(at)
-        left[max(0, at - zone) : at + zone + 1] = torch.inf
-    taken = torch.tensor(positions, dtype=torch.long, device=left.device)
+    taken = _contract.pick_lowest(profile, zone, max_matches, float(limit))
     return Windows(taken, profile[taken])

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
-from .. import _checks
-from .maxima import local_maxima, parabola, suppress
+from .. import _checks, _contract
+from .maxima import parabola
 
 __all__ = ["Peaks", "find_peaks"]
 
@@ -120,45 +118,9 @@ def peaks_of(
 ) -> Peaks:
     """`find_peaks` of arguments that are checked."""
     lead = score_map.dim() - ndim
-    values = score_map.detach()
-    candidates = local_maxima(values, ndim=ndim)
-    if threshold is not None:
-        candidates &= values >= threshold
-    points = candidates.nonzero()
-    order = values[points.unbind(1)].argsort(descending=True, stable=True)
-    points = points[order]
-    if max(distance) > 1 or (lead > 0 and limit is not None):
-        kept = _kept([tuple(p) for p in points.tolist()], lead, limit, distance)
-        points = points[torch.tensor(kept, dtype=torch.long, device=points.device)]
-    elif lead > 0:
-        points = points[_by_item(points[:, :lead], score_map.shape[:lead])]
-    else:
-        points = points[:limit]
+    points = _contract.pick_peaks(score_map.detach(), ndim, threshold, limit, distance)
     index = points.unbind(1)
     positions = points[:, lead:].double()
     if subpixel:
         positions = positions + parabola(score_map, index, ndim=ndim)[0]
     return Peaks(positions=positions, scores=score_map[index], items=points[:, :lead])
-
-
-def _by_item(items: Tensor, lead: Sequence[int]) -> Tensor:
-    """An order that sorts peaks by map and keeps their order within it."""
-    number = torch.zeros(items.shape[0], dtype=torch.long, device=items.device)
-    for axis, n in enumerate(lead):
-        number = number * n + items[:, axis]
-    return number.argsort(stable=True)
-
-
-def _kept(
-    points: list[tuple[int, ...]], lead: int, limit: int | None, distance: tuple[int, ...]
-) -> list[int]:
-    """Indices of the points that are kept, map by map."""
-    by_item = sorted(range(len(points)), key=lambda i: points[i][:lead])
-    kept: list[int] = []
-    for _, group in itertools.groupby(by_item, key=lambda i: points[i][:lead]):
-        members = list(group)
-        if max(distance) > 1:
-            places = [points[i][lead:] for i in members]
-            members = [members[i] for i in suppress(places, min_distance=distance, limit=limit)]
-        kept += members[:limit]
-    return kept
