@@ -28,6 +28,7 @@ ENGINE_TESTS = {
         "test_direct_kernel.py",
         "test_kernels.py",
         "test_layer_ways.py",
+        "test_long_lines.py",
         "test_masked_pass.py",
         "test_overlap_kernels.py",
         "test_parts.py",
