@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,8 @@ from skimage import data, registration
 
 import torchcorr
 
-PAGE = (Path(__file__).resolve().parent.parent.parent / "docs" / "aligning.md").read_text()
+ROOT = Path(__file__).resolve().parent.parent.parent
+PAGE = (ROOT / "docs" / "aligning.md").read_text()
 ROWS = re.findall(r"^\| (\S+) \| `([^|]+)` \| `([^|]+)` \|$", PAGE, re.M)
 DELAYS = re.findall(r"^\| `(\[[^`]+\])` \| `(\[[^`]+\])` \| (\S+) \| (\S+) \|$", PAGE, re.M)
 
@@ -76,3 +79,11 @@ def test_examples_of_finddelay(x: str, y: str, theirs: str, ours: str) -> None:
     delay = int(theirs.replace("−", "-"))
     assert int(ours.replace("−", "-")) == -delay
     assert torchcorr.estimate_shift(first, second, ndim=1).shift.item() == -delay
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peaks are read in /proc")
+def test_scratch_of_a_long_record_is_what_the_page_says() -> None:
+    command = [sys.executable, "-m", "benchmarks.memory", "6000000", "20000", "align"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+    assert "less than 64 MiB" in PAGE
+    assert float(done.stdout) < 64
