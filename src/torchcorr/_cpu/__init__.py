@@ -17,7 +17,17 @@ def register() -> str | None:
     if reason is not None:
         return reason
     # Imported now, since its modules use what the library has defined.
-    from . import conv, correlate, overlap, score_grads, scores, steps, weighted, weighted_lncc
+    from . import (
+        conv,
+        correlate,
+        medians,
+        overlap,
+        score_grads,
+        scores,
+        steps,
+        weighted,
+        weighted_lncc,
+    )
 
     costs.name_cpu(steps.BYTE_LOOPS[steps.byte_loop(torch.empty(0))])
     conv.register()
@@ -26,5 +36,6 @@ def register() -> str | None:
     score_grads.register()
     weighted.register()
     weighted_lncc.register()
+    medians.register()
     overlap.register()
     return None
