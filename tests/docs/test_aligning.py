@@ -73,6 +73,12 @@ def test_both_sides_of_a_row_agree(there: str, here: str) -> None:
     np.testing.assert_allclose(np.squeeze(ours.numpy()), theirs, rtol=0, atol=1e-6 * scale)
 
 
+def test_obspy_is_as_its_definition() -> None:
+    peer = pytest.importorskip("obspy.signal.cross_correlation").correlate
+    a, b = (arrays()[name] for name in "ab")
+    np.testing.assert_allclose(peer(a, b, 20), obspy_correlate(a, b, 20), rtol=0, atol=1e-14)
+
+
 @pytest.mark.parametrize(("x", "y", "theirs", "ours"), DELAYS)
 def test_examples_of_finddelay(x: str, y: str, theirs: str, ours: str) -> None:
     first, second = (torch.tensor(ast.literal_eval(v), dtype=torch.float64) for v in (x, y))
