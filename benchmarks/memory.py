@@ -1,6 +1,7 @@
 """Peak memory of one call in a separate process: `python -m benchmarks.memory SIZE WINDOW PASS`.
 
-PASS is `forward` or `backward` of a zncc, or `lncc`, the loss of two volumes and both gradients.
+PASS is `forward` or `backward` of a zncc, `lncc`, the loss of two volumes and both gradients, or
+`align`, the shift of a short recording in a long one.
 MiB beyond input and result are printed: the peak of resident memory during the call, less what was
 resident when it started, less what it returns. Inputs are resident at the start, and so is the
 program, since a tiny call of each method came before. Scratch of the large call is not, so that all
@@ -82,6 +83,23 @@ def beyond_lncc(size: int, window: int) -> float:
     return used_by(lambda: torch.autograd.grad(loss(*leaves), leaves))
 
 
+def beyond_align(size: int, window: int) -> float:
+    """The same of the shift of `window` samples in a record of so many."""
+    record = torch.rand(size)
+    part = record[size // 3 :][:window].clone()
+    torchcorr.estimate_shift(record[:64], record[16:64], ndim=1)
+    found: list[torchcorr.Shift] = []
+
+    def call() -> list[torch.Tensor]:
+        found.append(torchcorr.estimate_shift(record, part, ndim=1))
+        return []
+
+    used = used_by(call)
+    if int(found[0].shift) != size // 3:
+        raise ArithmeticError(f"the shift must be {size // 3}: got {found[0].shift.tolist()}")
+    return used
+
+
 def measured(size: int, window: int, which: str) -> float:
     """The same, in a fresh process."""
     command = [sys.executable, "-m", "benchmarks.memory", str(size), str(window), which]
@@ -91,4 +109,6 @@ def measured(size: int, window: int, which: str) -> float:
 
 if __name__ == "__main__":
     side, box = int(sys.argv[1]), int(sys.argv[2])
-    print(beyond_lncc(side, box) if sys.argv[3] == "lncc" else beyond(side, box, sys.argv[3]))
+    others = {"lncc": beyond_lncc, "align": beyond_align}
+    call = others.get(sys.argv[3], lambda n, m: beyond(n, m, sys.argv[3]))
+    print(call(side, box))

@@ -109,6 +109,7 @@ def samples():
             yield from overlaps(method, dtype)
         yield from windows(dtype)
         yield from choices(dtype)
+        yield "medians", (draw((3, 50), dtype, 12),)
         for method in ("torch", "sums", "spectra"):
             yield from layers(method, dtype)
     for method in METHODS:

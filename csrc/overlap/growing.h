@@ -7,12 +7,12 @@
 #include <vector>
 
 #include "common/tensors.h"
+#include "overlap/values.h"
 
 namespace torchcorr::overlap {
 
-// Lanes that grow together, and values of rows of them that are in cache at the same time.
+// Lanes that grow together.
 constexpr int64_t kLanes = 256;
-constexpr int64_t kValues = 512;
 static_assert(kValues >= kLanes);
 
 // The lags low..high of an axis along which a recording has `size` rows and the other one `moved`.

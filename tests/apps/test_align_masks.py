@@ -153,6 +153,29 @@ def test_a_spike_outside_the_overlap(spike):
     assert result.score.item() == pytest.approx(1, abs=1e-9)
 
 
+@pytest.mark.parametrize("spike", [1e7, 1e10])
+@pytest.mark.parametrize("size", [(20_000,), (120, 130)])
+def test_spikes_change_only_the_lags_that_contain_them(size, spike):
+    """On inputs that are too large for their overlaps to be computed one by one."""
+    x, y = (array(normal(*size, seed=seed)) for seed in (5, 6))
+    masks = [array(normal(*size, seed=seed)) > -1.0 for seed in (7, 8)]
+    for values, mask, place in ((x, masks[0], 3), (x, masks[0], 10), (y, masks[1], -2)):
+        values.ravel()[place] = spike
+        mask.ravel()[place] = True
+    pair = [tensor(v) for v in (x, y, *masks)]
+    result = estimate_shift(
+        *pair[:2], ndim=len(size), reference_mask=pair[2], moving_mask=pair[3], score_map=True
+    )
+    axes = [array(axis) for axis in result.lags]
+    rng = np.random.default_rng(9)
+    near = [(0,) * len(size), (2,) * len(size), (-3,) * len(size), (5,) * len(size)]
+    for lag in (*near, *(tuple(int(rng.choice(axis // 2)) for axis in axes) for _ in range(40))):
+        place = tuple(k - int(axis[0]) for k, axis in zip(lag, axes, strict=True))
+        alone = [np.array([k]) for k in lag]
+        want = oracle(x, y, *(m.astype(float) for m in masks), alone)[0].item()
+        assert result.score_map[place].item() == pytest.approx(want, rel=0, abs=1e-7)
+
+
 def test_between_samples_only_what_is_surrounded_counts():
     time = torch.arange(400, dtype=torch.float64)
 

@@ -84,6 +84,22 @@ def test_contrast_and_noise():
     check(estimate_pose(reference, spoiled), angle, scale, shift, 0.1)
 
 
+@pytest.mark.parametrize(
+    ("name", "angle", "scale", "shift"),
+    [
+        ("camera", 30.0, 2.0, (6.3, -4.2)),
+        ("moon", 30.0, 2.0, (6.3, -4.2)),
+        ("coins", -100.0, 0.5, (3.1, 5.7)),
+        ("grass", -100.0, 0.5, (3.1, 5.7)),
+    ],
+)
+def test_noise_in_both_images_at_the_largest_factors(name, angle, scale, shift):
+    """Of a fifth of their contrast."""
+    pair = taken(PICTURES[name], (190, 210), angle, scale, shift)
+    noisy = [v + 0.2 * v.std() * normal(*v.shape, seed=i) for i, v in enumerate(pair)]
+    check(estimate_pose(*noisy), angle, scale, shift, 0.1)
+
+
 def test_the_sign_is_that_of_scikit_image_and_the_matrix_lays_one_on_the_other():
     picture = PICTURES["camera"].astype(np.float64)
     turned = rotate(picture, 20)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,8 @@ from skimage import data, registration
 
 import torchcorr
 
-PAGE = (Path(__file__).resolve().parent.parent.parent / "docs" / "aligning.md").read_text()
+ROOT = Path(__file__).resolve().parent.parent.parent
+PAGE = (ROOT / "docs" / "aligning.md").read_text()
 ROWS = re.findall(r"^\| (\S+) \| `([^|]+)` \| `([^|]+)` \|$", PAGE, re.M)
 DELAYS = re.findall(r"^\| `(\[[^`]+\])` \| `(\[[^`]+\])` \| (\S+) \| (\S+) \|$", PAGE, re.M)
 
@@ -70,9 +73,23 @@ def test_both_sides_of_a_row_agree(there: str, here: str) -> None:
     np.testing.assert_allclose(np.squeeze(ours.numpy()), theirs, rtol=0, atol=1e-6 * scale)
 
 
+def test_obspy_is_as_its_definition() -> None:
+    peer = pytest.importorskip("obspy.signal.cross_correlation").correlate
+    a, b = (arrays()[name] for name in "ab")
+    np.testing.assert_allclose(peer(a, b, 20), obspy_correlate(a, b, 20), rtol=0, atol=1e-14)
+
+
 @pytest.mark.parametrize(("x", "y", "theirs", "ours"), DELAYS)
 def test_examples_of_finddelay(x: str, y: str, theirs: str, ours: str) -> None:
     first, second = (torch.tensor(ast.literal_eval(v), dtype=torch.float64) for v in (x, y))
     delay = int(theirs.replace("−", "-"))
     assert int(ours.replace("−", "-")) == -delay
     assert torchcorr.estimate_shift(first, second, ndim=1).shift.item() == -delay
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peaks are read in /proc")
+def test_scratch_of_a_long_record_is_what_the_page_says() -> None:
+    command = [sys.executable, "-m", "benchmarks.memory", "6000000", "20000", "align"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+    assert "less than 64 MiB" in PAGE
+    assert float(done.stdout) < 64

@@ -106,7 +106,7 @@ def _content(options: argparse.Namespace, pair: _Pair, shift: Shift) -> dict[str
         "at_limit": bool(shift.at_limit),
         "significance": float(shift.significance),
         "false_alarm": float(shift.false_alarm),
-        "lags": [[int(lags[0]), int(lags[-1])] for lags in shift.lags],
+        "lags": [list(ends) for ends in shift.ranges],
         "polarity": options.polarity,
         "weighting": options.weighting,
         "subsample": options.subsample,

@@ -6,6 +6,7 @@ An engine implements operators for its device; every other device runs the defin
 from .conv import conv, conv_input_grad, conv_weight_grad
 from .correlate import correlate, correlate_input_grad, correlate_template_grad
 from .lncc import lncc, lncc_grads
+from .medians import medians
 from .overlap import overlap_scores
 from .peaks import pick_lowest, pick_peaks
 from .registry import Operator
@@ -35,6 +36,7 @@ __all__ = [
     "lncc_grads",
     "local_std",
     "local_std_prepare_grads",
+    "medians",
     "ncc",
     "ncc_grads",
     "overlap_scores",
@@ -78,4 +80,5 @@ OPERATORS: tuple[Operator, ...] = (
     overlap_scores,
     pick_peaks,
     pick_lowest,
+    medians,
 )

@@ -20,6 +20,7 @@ def register() -> str | None:
     from . import (
         conv,
         correlate,
+        medians,
         overlap,
         peaks,
         score_grads,
@@ -36,6 +37,7 @@ def register() -> str | None:
     score_grads.register()
     weighted.register()
     weighted_lncc.register()
+    medians.register()
     overlap.register()
     peaks.register()
     return None

@@ -7,17 +7,22 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from .. import _contract
-from .._definition.overlap import LOOP, faintest, levelled, products
+from .._definition.overlap import LOOP, RANGE, faintest, level_of, levelled, products
 from .._plan.lags import AxisLags, Lags, lags_between
 from . import steps
 
-# Multiply-adds that take as long as one element of a transform does for each of its levels, and
-# lags that are summed at the same time.
-_PRODUCTS = 16
+# Multiply-adds that take as long as one element of a transform does for each of its levels, of long
+# lines and of others, and lags that are summed at the same time.
+_PRODUCTS = (64, 16)
 _LANES = 8
+# Elements for each lag from which on moments are those of what overlaps at all lags, merged with
+# those of the ends, and dtypes that are read as they are.
+_LONG = 4
+_READ = (torch.float32, torch.float64)
 
 
 def overlap_scores(
@@ -25,21 +30,43 @@ def overlap_scores(
 ) -> Tensor:
     lags, x, y = lags_between(x.shape, y.shape, low, high).cropped(x, y)
     ndim = len(lags.axes)
+    if ndim == 1 and (method == "direct" or (method == "auto" and is_quick(lags))):
+        scores = _scores_of_long_lines(x, y, lags)
+        if scores is not None:
+            return scores
     x, y = levelled(x, ndim).contiguous(), levelled(y, ndim).contiguous()
     parts = _Parts(x, y, lags)
-    if method == "fft" or (method == "auto" and not _is_quick(lags)):
+    if method == "fft" or (method == "auto" and not is_quick(lags)):
         scores, unknown = parts.scores(products(x, y, lags), faintest(x, y))
         if unknown == 0 or method == "fft" or lags.products > LOOP:
             return scores
     return parts.scores(steps.overlap_sums(x, y, *lags.ends), 0.0)[0]
 
 
-def _is_quick(lags: Lags) -> bool:
+def is_quick(lags: Lags) -> bool:
     """Whether sums term by term take less time than transforms."""
     length = math.prod(axis.length() for axis in lags.axes)
     last = len(lags.axes[-1])
     padded = lags.products // last * (-(-last // _LANES) * _LANES)
-    return padded <= _PRODUCTS * length * math.log2(length)
+    is_line = len(lags.axes) == 1 and is_long(lags.axes[0])
+    return padded <= _PRODUCTS[0 if is_line else 1] * length * math.log2(length)
+
+
+def _scores_of_long_lines(x: Tensor, y: Tensor, lags: Lags) -> Tensor | None:
+    """By sums term by term in one pass, if most elements overlap at all lags."""
+    (axis,) = lags.axes
+    if not is_long(axis) or x.dtype not in _READ:
+        return None
+    levels = [float(level_of(v, 1)) for v in (x, y)]
+    out = steps.new_map(x, lags.shape, torch.float64)
+    lines = (x.contiguous(), y.contiguous())
+    in_range: bool = steps.score_long_lines(*lines, levels, RANGE, _numbers(axis), out)
+    return out if in_range else None
+
+
+def is_long(lags: AxisLags) -> bool:
+    """Whether most elements overlap at all lags."""
+    return min(lags.size, lags.moved) >= _LONG * len(lags)
 
 
 class _Parts:

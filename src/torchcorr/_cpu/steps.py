@@ -29,8 +29,10 @@ score_grad_tiles = torch.ops.torchcorr_cpu.score_grad_tiles.default
 take_counts = torch.ops.torchcorr_cpu.take_counts.default
 sum_tiles = torch.ops.torchcorr_cpu.sum_tiles.default
 template_grad_spectra = torch.ops.torchcorr_cpu.template_grad_spectra.default
+medians = torch.ops.torchcorr_cpu.medians.default
 overlap_parts = torch.ops.torchcorr_cpu.overlap_parts.default
 overlap_sums = torch.ops.torchcorr_cpu.overlap_sums.default
+score_long_lines = torch.ops.torchcorr_cpu.score_long_lines.default
 score_overlaps = torch.ops.torchcorr_cpu.score_overlaps.default
 take_large_pages = torch.ops.torchcorr_cpu.take_large_pages.default
 

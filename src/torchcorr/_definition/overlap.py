@@ -34,7 +34,7 @@ _FEW_LAGS = 256
 # Elements that the level of a recording is the median of.
 _SAMPLED = 4096
 # Of recordings whose largest element is in this range products of energies are in range too.
-_RANGE = (1e-60, 1e60)
+RANGE = (1e-60, 1e60)
 
 
 @dataclass(frozen=True)
@@ -91,17 +91,21 @@ def levelled(x: Tensor, ndim: int) -> Tensor:
     largest element, if there are leading axes or it is very large or small.
     """
     axes = tuple(range(-ndim, 0))
-    flat = x.flatten(-ndim)
-    level = flat[..., :: max(1, flat.shape[-1] // _SAMPLED)].median(-1).values
-    x = x.double() - level.double()[(..., *(None,) * ndim)]
+    x = x.double() - level_of(x, ndim).double()[(..., *(None,) * ndim)]
     if ndim == x.dim() and not is_traced():
         least, most = torch.aminmax(x)
-        if _RANGE[0] < max(-float(least), float(most)) < _RANGE[1]:
+        if RANGE[0] < max(-float(least), float(most)) < RANGE[1]:
             return x
     peak = torch.maximum(-x.amin(axes, keepdim=True), x.amax(axes, keepdim=True))
     scale = torch.where(peak > 0, peak, 1.0)
     # A derivative of the peak needs x as it was.
     return x / scale if is_traced() or x.requires_grad else x.div_(scale)
+
+
+def level_of(x: Tensor, ndim: int) -> Tensor:
+    """The median of some elements, for each index of the leading axes."""
+    flat = x.flatten(-ndim)
+    return flat[..., :: max(1, flat.shape[-1] // _SAMPLED)].median(-1).values
 
 
 def faintest(x: Tensor, y: Tensor) -> float:

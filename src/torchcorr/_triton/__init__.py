@@ -40,6 +40,7 @@ KERNELS: dict[str, str] = {
     "lncc_grads": "lncc.grads",
     "weighted_lncc": "lncc.weighted",
     "weighted_lncc_grads": "lncc.weighted",
+    "medians": "medians",
     "overlap_scores": "overlap",
     "pick_peaks": "peaks",
     "pick_lowest": "peaks",

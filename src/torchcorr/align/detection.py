@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .. import _checks
+from .. import _checks, _contract
 from .._definition.peaks import kept_of
 from ..functional import zncc
 from ..local import local_sum
@@ -155,8 +155,8 @@ def _limits(scores: Tensor, threshold: float | None, deviations: float) -> Tenso
     """The threshold of each row."""
     if threshold is not None:
         return scores.new_full((len(scores),), threshold)
-    middle = scores.median(1, keepdim=True).values
-    return (middle + deviations * (scores - middle).abs().median(1, keepdim=True).values).squeeze(1)
+    middle, deviation = _contract.medians(scores)
+    return middle + deviations * deviation
 
 
 def _above(scores: Tensor, limits: Tensor, template: int, position: int) -> Detections:

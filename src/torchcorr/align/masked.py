@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from .. import _checks
 from .._definition.overlap import ALLOWED, TRANSFORM, levelled, spectrum
+from .._plan import rounding
 from .._plan.lags import Lags
 from ..local import local_sum
 
@@ -20,6 +21,12 @@ NAN = ("refuse", "ignore")
 _NOTHING = 1e-6
 # Overlaps that are computed one by one.
 _FEW = 1 << 12
+# Elements of a recording that are summed apart from the transforms, at most, and how many times the
+# root mean square of the others they are.
+_SPIKES = 64
+_LARGE = 100.0
+# Rounding of what they add to a sum, relative to its terms.
+_UNIT = _SPIKES * rounding.unit(torch.float64)
 
 
 @dataclass(frozen=True)
@@ -39,20 +46,31 @@ class Masks:
     def scores(self, x: Tensor, y: Tensor, lags: Lags) -> tuple[Tensor, Tensor]:
         """Pearson's r at each lag with the weights of both, and the weight of what overlaps.
 
-        By transforms of the whole (math.md, eq. masked). Overlaps too faint for them beside the
-        rest are computed one by one if they are few, and else count as flat.
+        By transforms of the whole (math.md, eq. masked), but for a few elements that are much
+        larger than the others: those are added to the lags that they take part in, so that no other
+        lag sees them. Overlaps too faint for transforms beside the rest are computed one by one if
+        they are few, and else count as flat.
         """
         ndim = len(lags.axes)
         x, y = levelled(x, ndim), levelled(y, ndim)
         of_x, of_y = (_Powers.of(v, w) for v, w in ((x, self.x), (y, self.y)))
         lengths = [axis.length() for axis in lags.axes]
-        first = of_x.spectra(lengths)
-        second = of_y.reversed().spectra(lengths)
+        first = [spectrum(v, lengths) for v in of_x.values]
+        second = [spectrum(v, lengths) for v in of_y.reversed()]
         place = tuple(slice(a.low + a.moved - 1, a.high + a.moved) for a in lags.axes)
 
-        def sums(i: int, j: int) -> tuple[Tensor, float]:
+        def sums(i: int, j: int) -> tuple[Tensor, Tensor | float]:
             values = torch.fft.irfftn(first[i] * second[j], lengths, tuple(range(ndim)))[place]
-            return values, TRANSFORM * of_x.norms[i] * of_y.norms[j]
+            error = TRANSFORM * of_x.norms[i] * of_y.norms[j]
+            spikes = of_x.larger(i), of_y.larger(j)
+            if not any(spikes):
+                return values, error
+            sizes = torch.zeros_like(values)
+            # Those of x meet all of y, and those of y the rest of x.
+            values = values.contiguous()
+            _meet(values, sizes, lags, spikes[0], of_y.whole(j), True)
+            _meet(values, sizes, lags, spikes[1], of_x.values[i], False)
+            return values, error + _UNIT * sizes
 
         counts = sums(0, 0)[0].clamp_(min=0)
         if of_x.are_whole and of_y.are_whole:
@@ -95,29 +113,85 @@ class Masks:
 
 @dataclass(frozen=True)
 class _Powers:
-    """The weights of a recording, with its elements, and with their squares."""
+    """The weights of a recording, with its elements, and with their squares, without the elements
+    that are much larger than the others: those, and where they are.
+    """
 
     values: tuple[Tensor, Tensor, Tensor]
     norms: tuple[float, ...]
     are_whole: bool
+    spikes: list[tuple[tuple[int, ...], tuple[float, float, float]]]
 
     @classmethod
     def of(cls, x: Tensor, weights: Tensor) -> _Powers:
         first = weights * x
         values = (weights, first, first * x)
+        spikes = []
+        for place in _large(values[2]):
+            spikes.append((place, (0.0, float(values[1][place]), float(values[2][place]))))
+        for place, _ in spikes:
+            values[1][place] = values[2][place] = 0.0
         norms = tuple(float(torch.linalg.vector_norm(v)) for v in values)
-        return cls(values, norms, bool(((weights == 0) | (weights == 1)).all()))
+        return cls(values, norms, bool(((weights == 0) | (weights == 1)).all()), spikes)
 
-    def reversed(self) -> _Powers:
-        zero, one, two = (v.flip(tuple(range(v.dim()))) for v in self.values)
-        return replace(self, values=(zero, one, two))
+    def larger(self, i: int) -> list[tuple[tuple[int, ...], float]]:
+        return [(place, values[i]) for place, values in self.spikes] if i > 0 else []
 
-    def spectra(self, lengths: Sequence[int]) -> list[Tensor]:
-        return [spectrum(v, lengths) for v in self.values]
+    def whole(self, i: int) -> Tensor:
+        values = self.values[i]
+        if i > 0 and self.spikes:
+            values = values.clone()
+            for place, value in self.larger(i):
+                values[place] = value
+        return values
+
+    def reversed(self) -> tuple[Tensor, ...]:
+        return tuple(v.flip(tuple(range(v.dim()))) for v in self.values)
+
+
+def _large(squares: Tensor) -> list[tuple[int, ...]]:
+    """The places of a few elements that are much larger than the root mean square of the others."""
+    flat = squares.flatten()
+    top = flat.topk(min(_SPIKES, len(flat)))
+    others = flat.index_fill(0, top.indices, 0.0).mean()
+    places = top.indices[top.values > _LARGE**2 * others].tolist()
+    return [
+        tuple(int(i) for i in torch.unravel_index(torch.tensor(n), squares.shape)) for n in places
+    ]
+
+
+def _meet(
+    to: Tensor,
+    sizes: Tensor,
+    lags: Lags,
+    spikes: list[tuple[tuple[int, ...], float]],
+    other: Tensor,
+    of_reference: bool,
+) -> None:
+    """Adds the products of single elements of one recording with all of the other to the lags at
+    which they meet, and the sizes of the products.
+    """
+    for place, value in spikes:
+        kept, seen = [], []
+        for axis, at in zip(lags.axes, place, strict=True):
+            if of_reference:
+                low, high = max(axis.low, at - axis.moved + 1), min(axis.high, at)
+                seen.append(slice(at - high, at - low + 1))
+            else:
+                low, high = max(axis.low, -at), min(axis.high, axis.size - 1 - at)
+                seen.append(slice(at + low, at + high + 1))
+            kept.append(slice(low - axis.low, high - axis.low + 1))
+        if any(part.start >= part.stop for part in kept):
+            continue
+        products = value * other[tuple(seen)]
+        if of_reference:
+            products = products.flip(tuple(range(products.dim())))
+        to[tuple(kept)] += products
+        sizes[tuple(kept)] += products.abs_()
 
 
 def _energy(
-    squares: tuple[Tensor, float], mean: Tensor, error: float, count: Tensor
+    squares: tuple[Tensor, Tensor | float], mean: Tensor, error: Tensor | float, count: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Weighted squares about the mean, and their rounding."""
     values, noise = squares

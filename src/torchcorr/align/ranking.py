@@ -108,10 +108,16 @@ def unrelated(x: Tensor, y: Tensor) -> float:
         v = v[tuple(slice(start, start + size) for start in starts)].double()
         v = v - v.mean()
         peak = v.abs().amax()
-        spectrum = torch.fft.fftn(v / torch.where(peak > 0, peak, 1.0), [2 * size] * x.dim())
+        spectrum = torch.fft.rfftn(v / torch.where(peak > 0, peak, 1.0), [2 * size] * x.dim())
         power = spectrum.real.square() + spectrum.imag.square()
-        powers.append(power / torch.where(peak > 0, power.mean(), 1.0))
-    return max(1.0, float((powers[0] * powers[1]).mean()))
+        powers.append(power / torch.where(peak > 0, _mean(power, size), 1.0))
+    return max(1.0, float(_mean(powers[0] * powers[1], size)))
+
+
+def _mean(power: Tensor, size: int) -> Tensor:
+    """Of all frequencies, the negative ones of the last axis being those that are not there."""
+    half = power.narrow(-1, 0, size).sum() + power.narrow(-1, 1, size).sum()
+    return half / (power.numel() / power.shape[-1] * 2 * size)
 
 
 @dataclass(frozen=True)

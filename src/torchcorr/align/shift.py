@@ -53,8 +53,8 @@ class Shift:
     false_alarm : Tensor
         ``(*lead,)``, float64: probability that unrelated recordings reach this significance at any
         lag of the search.
-    lags : tuple of Tensor
-        The lags of each axis that were searched, int64: the axes of the map.
+    ranges : tuple of (int, int)
+        The lowest and the highest lag of each axis that was searched.
     score_map : Tensor or None
         ``(*lead, *lags)``, float64, the score at each lag, if it was asked for.
     """
@@ -68,8 +68,17 @@ class Shift:
     at_limit: Tensor
     significance: Tensor
     false_alarm: Tensor
-    lags: tuple[Tensor, ...]
+    ranges: tuple[tuple[int, int], ...]
     score_map: Tensor | None
+
+    @property
+    def lags(self) -> tuple[Tensor, ...]:
+        """The lags of each axis that were searched, int64: the axes of the map.
+
+        They are created on each access: those of a long record take more memory than the record.
+        """
+        device = self.shift.device
+        return tuple(torch.arange(low, high + 1, device=device) for low, high in self.ranges)
 
 
 def estimate_shift(
@@ -272,6 +281,6 @@ def _stacked(
         at_limit=single("at_limit", torch.bool),
         significance=single("significance"),
         false_alarm=single("false_alarm"),
-        lags=tuple(axis.values(device) for axis in search.lags.axes),
+        ranges=tuple((axis.low, axis.high) for axis in search.lags.axes),
         score_map=joined(maps, *search.lags.shape) if search.keep_map else None,
     )

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from .. import _contract
 from .._plan.lags import Lags
-from ..functional import correlate
 from .masked import Masks
 
 __all__ = ["SUBSAMPLE", "Place", "from_neighbours", "from_recordings", "linearised", "resampled"]
@@ -27,6 +27,8 @@ _REACH = 8
 # Fewer elements along an axis tell nothing about places between them.
 _FEWEST = 9
 _STEPS = 20
+# Samples: a step this short leaves an error that is shorter still by the same factor.
+_ENOUGH = 1e-6
 # Differences of scores that rounding alone can make.
 _ROUNDING = 1e-10
 # Elements in the middle of an overlap that are used: at least and at most so many, and else as many
@@ -86,7 +88,7 @@ def from_recordings(
     there = None if place.masks is None else place.masks.surrounded(of_x, of_y, reach).flatten()
     if there is not None and float(there.sum()) < _FEWEST ** int(live.sum()):
         return start, None
-    fixed, moved = _resampled(a.detach(), here, reach)[0], b.detach()
+    fixed, moved = _smoothed(a.detach(), reach), b.detach()
     offset = start
     score = None
     for _ in range(_STEPS):
@@ -98,7 +100,7 @@ def from_recordings(
         offset = offset + step.clamp(-0.5, 0.5)
         if bool((offset.abs() >= 1).any()):
             return start, None
-        if bool(step.abs().max() < 1e-10):
+        if bool(step.abs().max() < _ENOUGH):
             break
     if is_followed(a, b):
         offset = _implicit(a, b, offset, reach, live, there)
@@ -149,8 +151,8 @@ def _linearised(
     """Score at an offset, its slope, and minus its bend as Gauss and Newton approximate it, of the
     elements that are there.
     """
-    rows = torch.stack([v.flatten() for v in (x, *_resampled(y, offset, reach))])
-    return linearised(rows, there)
+    maps = _filtered(y, _kernels(offset, reach))
+    return linearised(torch.cat([x[None], maps]).flatten(1), there)
 
 
 def linearised(rows: Tensor, there: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -172,47 +174,50 @@ def _bends(bend: Tensor) -> bool:
     return bool(torch.isfinite(bend).all()) and bool(torch.linalg.eigvalsh(bend)[0] > 0)
 
 
-def _resampled(y: Tensor, offset: Tensor, reach: list[int]) -> list[Tensor]:
-    """y shifted by an offset, and its derivative by each component of it."""
-    ndim = y.dim()
-    results = [y] * (ndim + 1)
-    for axis in range(ndim):
-        value, rate = _kernel(offset[axis], reach[axis])
-        shape = [-1 if a == axis else 1 for a in range(ndim)]
-        done: dict[tuple[int, bool], Tensor] = {}
-        for i, result in enumerate(results):
-            key = (id(result), i == axis + 1)
-            if key not in done:
-                kernel = (rate if i == axis + 1 else value).reshape(shape)
-                done[key] = correlate(result, kernel, ndim=ndim)
-            results[i] = done[key]
-    return results
+def _filtered(y: Tensor, kernels: Sequence[Tensor]) -> Tensor:
+    """y after a filter along each axis, and after one axis has its other filter instead: shifted by
+    an offset, and its derivative by each component of it. (1 + ndim, *valid) or (1, *valid).
+    """
+    maps, ones = y[None], (1,) * y.dim()
+    for axis, kernel in enumerate(kernels):
+        shape = [-1 if a == axis else 1 for a in range(y.dim())]
+        templates = kernel.reshape(len(kernel), 1, 1, *shape)
+        filtered = _contract.correlate(maps[:, None], templates, ones, "auto")
+        maps = filtered.flatten(0, 1)[: len(maps) + len(kernel) - 1]
+    return maps
+
+
+def _smoothed(x: Tensor, reach: list[int]) -> Tensor:
+    """x after the filter, and not shifted."""
+    kernels = _kernels(x.new_zeros(x.dim()), reach)
+    return _filtered(x, [kernel[:1] for kernel in kernels])[0]
 
 
 def resampled(x: Tensor, offset: Tensor) -> Tensor:
     """x shifted by less than a sample along each axis; what lies outside is as at the border."""
-    for axis, part in enumerate(offset):
-        kernel, _ = _kernel(part, _REACH, 1.0)
-        shape = [-1 if a == axis else 1 for a in range(x.dim())]
+    kernels = []
+    for axis, kernel in enumerate(_kernels(offset, [_REACH] * x.dim(), 1.0)):
         ends = torch.arange(-_REACH, x.shape[axis] + _REACH, device=x.device)
-        wide = x.index_select(axis, ends.clamp(0, x.shape[axis] - 1))
-        x = correlate(wide, (kernel / kernel.sum()).reshape(shape), ndim=x.dim())
-    return x
+        x = x.index_select(axis, ends.clamp(0, x.shape[axis] - 1))
+        kernels.append(kernel[:1] / kernel[:1].sum())
+    return _filtered(x, kernels)[0]
 
 
-def _kernel(offset: Tensor, reach: int, share: float = _BAND) -> tuple[Tensor, Tensor]:
-    """Tapered sinc of a share of the frequencies at offset + (-reach..reach), and its derivative by
-    the offset.
+def _kernels(offset: Tensor, reach: Sequence[int], share: float = _BAND) -> list[Tensor]:
+    """Tapered sinc of a share of the frequencies at offset + (-reach..reach) and its derivative by
+    the offset, (2, 2 reach + 1) for each axis.
     """
-    t = offset + torch.arange(-reach, reach + 1, dtype=offset.dtype, device=offset.device)
+    most = max(reach)
+    t = offset[:, None] + torch.arange(-most, most + 1, dtype=offset.dtype, device=offset.device)
     band = share * math.pi
     near = t.abs() < 1e-4
     s = band * torch.where(near, 1.0, t)
     value = torch.where(near, 1 - (band * t).square() / 6, s.sin() / s)
     rate = torch.where(near, -(band**2) * t / 3, band * (s.cos() - s.sin() / s) / s)
-    width = _TAPER * max(reach, 1) / _REACH
+    width = offset.new_tensor([[_TAPER * max(r, 1) / _REACH] for r in reach])
     taper = (-0.5 * (t / width).square()).exp()
-    return value * taper, (rate - value * t / width**2) * taper
+    both = torch.stack([value * taper, (rate - value * t / width**2) * taper], 1)
+    return [pair[:, most - r : most + r + 1] for pair, r in zip(both, reach, strict=True)]
 
 
 def _jacobian(function: Callable[[Tensor], Tensor], at: Tensor) -> Tensor:
@@ -229,10 +234,9 @@ def _implicit(
     x: Tensor, y: Tensor, offset: Tensor, reach: list[int], live: Tensor, there: Tensor | None
 ) -> Tensor:
     """The offset with the gradient of a place where the slope of the score is zero."""
-    here = torch.zeros_like(offset)
 
     def slope(x: Tensor, y: Tensor, at: Tensor) -> Tensor:
-        return _linearised(_resampled(x, here, reach)[0], y, at, reach, there)[1][live]
+        return _linearised(_smoothed(x, reach), y, at, reach, there)[1][live]
 
     fixed, moved = x.detach(), y.detach()
     rate = _jacobian(lambda at: slope(fixed, moved, at), offset.detach())[:, live]
