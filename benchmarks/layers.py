@@ -25,6 +25,7 @@ SMALL: tuple[Sizes, ...] = (
     (8, 64, 64, 56, 3),
     (8, 3, 64, 224, 3),
 )
+DENSE: tuple[Sizes, ...] = ((8, 16, 64, 56, 7), (8, 64, 64, 28, 7), (8, 64, 64, 56, 3))
 DEPTHWISE: Sizes = (8, 64, 64, 56, 31)
 Function = Callable[..., Tensor]
 
@@ -105,6 +106,40 @@ def c13(settings: Settings) -> Iterator[Row]:
     for sizes in SMALL:
         for step in (False, True):
             yield _row(settings, "C13", sizes, at_least(0.95), step=step)
+    for sizes in DENSE:
+        for name in ("correlate", "zncc joint", "zncc pooled"):
+            for step in (False, True):
+                yield _dense(settings, sizes, name, step)
+
+
+def _dense(settings: Settings, sizes: Sizes, name: str, step: bool) -> Row:
+    """A layer of small templates through `correlate` or `zncc` of joint channels."""
+    items, channels, outputs, side, kernel = sizes
+    items = 1 if settings.quick else items
+    x = draw((items, 1, channels, side, side), torch.float32)
+    w = draw((outputs, channels, kernel, kernel), torch.float32, seed=1)
+    kind = "pooled" if name == "zncc pooled" else "joint"
+    function = torchcorr.correlate if name == "correlate" else torchcorr.zncc
+
+    def ours(a: Tensor, b: Tensor) -> Tensor:
+        return function(a, b, channels=kind)
+
+    def theirs(a: Tensor, b: Tensor) -> Tensor:
+        return F.conv2d(a[:, 0], b)
+
+    exact = ours(x.double(), w.double())
+    scale = ours(x.double().abs(), w.double().abs()) if name == "correlate" else exact.new_ones(())
+    leaves = (x.requires_grad_(), w.requires_grad_()) if step else (x, w)
+    calls: dict[str, Callable[[], object]] = {
+        key: partial(_step, f, *leaves) if step else partial(f, *leaves)
+        for key, f in (("ours", ours), ("theirs", theirs))
+    }
+    timings = alternate(calls, settings.rounds)
+    result = timings["ours"].result[0] if step else timings["ours"].result
+    kept = Accuracy(_error(result, exact, scale), SCORE[torch.float32])
+    shape = "×".join(map(str, sizes[:3]))
+    title = f"{name} {shape}, {side}²/{kernel}²" + (" and gradients" if step else "")
+    return ratio_row("C13", title, "F.conv2d", timings, bound=at_least(1 / 1.3), accuracy=kept)
 
 
 CASES: dict[str, Callable[[Settings], Iterator[Row]]] = {"C12": c12, "C12F": c12f, "C13": c13}

@@ -25,6 +25,7 @@ ENGINE_TESTS = {
     "_cpu": (
         "test_byte_kernels.py",
         "test_counters.py",
+        "test_dense_grads.py",
         "test_direct_kernel.py",
         "test_kernels.py",
         "test_layer_ways.py",

@@ -14,6 +14,7 @@
 
 #include "common/large_pages.h"
 #include "common/parallel.h"
+#include "direct/dense.h"
 #include "direct/geometry.h"
 #include "direct/kernels.h"
 #include "direct/template_grad.h"
@@ -79,6 +80,16 @@ void run_sums(const std::vector<SumOfPlanes<T>>& sums, int64_t terms) {
   });
 }
 
+// `first` is where the coefficients of each template begin.
+template <class T>
+void run_dense_sums(const DenseSums<T>& sums, const std::vector<const T*>& first, T* output) {
+  const auto row = [&](int64_t t, const Plane& p, int64_t r) {
+    return first[t] + p.coefficients + r * p.columns;
+  };
+  const DenseCoefficients<T> packed(sums.planes, static_cast<int64_t>(first.size()), 1, row);
+  run_dense(sums, packed, dense_output(sums, output, false));
+}
+
 template <class T>
 void correlate(const Geometry& g, const T* image, const T* templ, T* score) {
   const std::vector<Phase> phases = split_phases(g);
@@ -101,6 +112,16 @@ void correlate(const Geometry& g, const T* image, const T* templ, T* score) {
       planes.push_back(plane);
     }
   }
+  if (const auto leads = dense_leads(g)) {
+    DenseSums<T> sums{std::move(planes), {}, {}, image, stride, g.output, g.score_stride};
+    for (const Lead& lead : leads->images) sums.members.push_back({lead.image, lead.score});
+    std::vector<const T*> first;
+    for (const Lead& lead : leads->templates) {
+      sums.outputs.push_back(lead.score - leads->templates[0].score);
+      first.push_back(packed.data() + packed.first(lead));
+    }
+    return run_dense_sums(sums, first, score);
+  }
   std::vector<SumOfPlanes<T>> sums;
   for (const Lead& lead : g.leads) {
     sums.push_back({&planes, image + lead.image, packed.data() + packed.first(lead),
@@ -109,12 +130,49 @@ void correlate(const Geometry& g, const T* image, const T* templ, T* score) {
   run_sums(sums, g.terms());
 }
 
+template <class T>
+void dense_input_grad(const Geometry& g, const DenseLeads& leads, const std::vector<Phase>& phases,
+                      const PackedCoefficients<T>& packed, const T* score, T* image) {
+  for (const Phase& p : phases) {
+    DenseSums<T> sums{{}, {}, {}, score, g.score_stride, {}, {}};
+    for (const Lead& lead : leads.templates) {
+      for (int64_t z = 0; z < p.count[0] && p.plane() > 0; ++z) {
+        sums.planes.push_back({lead.score - leads.templates[0].score,
+                               packed.first(lead) + p.first + z * p.plane(),
+                               g.output,
+                               {-z, 1 - p.count[1], 1 - p.count[2]},
+                               p.count[1],
+                               p.count[2]});
+      }
+    }
+    int64_t start = 0;
+    for (int a = 0; a < 3; ++a) {
+      sums.size[a] = strided_count(g.size[a], p.start[a], g.step[a]);
+      sums.output_stride[a] = g.image_stride[a] * g.step[a];
+      start += p.start[a] * g.image_stride[a];
+    }
+    for (const Lead& lead : leads.images) sums.members.push_back({lead.score, lead.image + start});
+    std::vector<const T*> first;
+    for (int64_t c = 0; c < g.channels; ++c) {
+      sums.outputs.push_back(c * g.image_channel);
+      first.push_back(packed.data() + c * p.count[0] * p.plane());
+    }
+    run_dense_sums(sums, first, image);
+  }
+}
+
 // Returns false and writes nothing if a template is not finite: zero padding would spread NaN.
 template <class T>
 bool input_grad(const Geometry& g, const T* score, const T* templ, T* image) {
   const std::vector<Phase> phases = split_phases(g);
   const PackedCoefficients<T> packed(g, phases, templ, true);
   if (!packed.finite()) return false;
+  if (g.channels >= kFewestTemplates) {
+    if (const auto leads = dense_leads(g)) {
+      dense_input_grad(g, *leads, phases, packed, score, image);
+      return true;
+    }
+  }
   const auto groups = group_leads(g, &Lead::image);
   std::vector<std::vector<Plane>> planes;
   planes.reserve(groups.size() * phases.size());

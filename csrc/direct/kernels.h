@@ -1,37 +1,12 @@
 // The inner loops: a block of scores, and a block of the template's gradient, in registers.
 #pragma once
 
-#include <algorithm>
-#include <cstdint>
-#include <cstring>
-#include <type_traits>
-#include <vector>
-
-#include "common/vectors.h"
-#include "direct/geometry.h"
+#include "direct/dense_kernels.h"
+#include "direct/planes.h"
 
 namespace torchcorr::direct {
 
 constexpr int64_t kRows = 4;
-// A float32 register adds this many products before it is added to a float64 sum.
-constexpr int64_t kTermsInFloat = 64;
-
-// output(i) += sum_v source(i + origin + v) coefficient(v); outside of it the source is zero.
-struct Plane {
-  int64_t source, coefficients;
-  Axes3 size, origin;
-  int64_t rows, columns;
-};
-
-// A map, and the planes it is the sum of.
-template <class T>
-struct SumOfPlanes {
-  const std::vector<Plane>* planes;
-  const T *source, *coefficients;
-  T* output;
-  Axes3 source_stride, size, output_stride;
-};
-
 // Registers acc[j][v] with their overflow into float64.
 template <class T, int BYTES, int R, int V>
 struct Accumulator {
@@ -90,26 +65,6 @@ TORCHCORR_INLINE void visit_rows(int64_t r, int64_t rows, int64_t count, const V
       TORCHCORR_CASE(3, 3);
     }
 #undef TORCHCORR_CASE
-  }
-}
-
-template <class T>
-void stage(const SumOfPlanes<T>& sum, const Plane& p, const Axes3& at, int64_t rows,
-           int64_t columns, T* to) {
-  const T* from = sum.source + p.source + at[0] * sum.source_stride[0];
-  const int64_t stride = sum.source_stride[2];
-  const int64_t begin = std::clamp<int64_t>(-at[2], 0, columns);
-  const int64_t end = std::clamp<int64_t>(p.size[2] - at[2], begin, columns);
-  for (int64_t r = 0; r < rows; ++r, to += columns) {
-    const int64_t y = at[1] + r;
-    if (y < 0 || y >= p.size[1]) {
-      std::fill(to, to + columns, T(0));
-      continue;
-    }
-    const T* row = from + y * sum.source_stride[1] + at[2] * stride;
-    std::fill(to, to + begin, T(0));
-    for (int64_t x = begin; x < end; ++x) to[x] = row[x * stride];
-    std::fill(to + end, to + columns, T(0));
   }
 }
 
@@ -285,9 +240,11 @@ template <class T>
 struct Kernels {
   void (*correlate)(const SumOfPlanes<T>&, int64_t, int64_t, std::vector<T>&);
   void (*dots)(const std::vector<Dots<T>>&, int64_t, double*, int64_t);
+  void (*dense)(const DenseTask<T>&, DenseScratch<T>&);
+  int64_t dense_lanes;  // of one of the two vectors of a block of templates
 };
 
-#define TORCHCORR_KERNELS(name, target, bytes, vectors)                                          \
+#define TORCHCORR_KERNELS(name, target, bytes, vectors, positions)                               \
   template <class T>                                                                             \
   target void correlate_##name(const SumOfPlanes<T>& sum, int64_t z, int64_t y,                  \
                                std::vector<T>& s) {                                              \
@@ -296,12 +253,20 @@ struct Kernels {
   template <class T>                                                                             \
   target void dots_##name(const std::vector<Dots<T>>& runs, int64_t n, double* out, int64_t p) { \
     dot_columns<T, bytes>(runs, n, out, p);                                                      \
+  }                                                                                              \
+  template <class T>                                                                             \
+  target void dense_##name(const DenseTask<T>& task, DenseScratch<T>& s) {                       \
+    dense_block<T, bytes, positions>(task, s);                                                   \
+  }                                                                                              \
+  template <class T>                                                                             \
+  Kernels<T> kernels_##name() {                                                                  \
+    return {correlate_##name<T>, dots_##name<T>, dense_##name<T>, lanes_of<T, bytes>};           \
   }
 
-TORCHCORR_KERNELS(base, , 16, 2)
+TORCHCORR_KERNELS(base, , 16, 2, 6)
 #if defined(__x86_64__) && defined(__GNUC__)
-TORCHCORR_KERNELS(avx2, __attribute__((target("avx2,fma"))), 32, 2)
-TORCHCORR_KERNELS(avx512, __attribute__((target("avx512f,avx512dq,avx512vl,fma"))), 64, 3)
+TORCHCORR_KERNELS(avx2, __attribute__((target("avx2,fma"))), 32, 2, 6)
+TORCHCORR_KERNELS(avx512, __attribute__((target("avx512f,avx512dq,avx512vl,fma"))), 64, 3, 12)
 #endif
 #undef TORCHCORR_KERNELS
 
@@ -310,13 +275,11 @@ Kernels<T> pick_kernels() {
 #if defined(__x86_64__) && defined(__GNUC__)
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
       __builtin_cpu_supports("avx512vl")) {
-    return {correlate_avx512<T>, dots_avx512<T>};
+    return kernels_avx512<T>();
   }
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
-    return {correlate_avx2<T>, dots_avx2<T>};
-  }
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return kernels_avx2<T>();
 #endif
-  return {correlate_base<T>, dots_base<T>};
+  return kernels_base<T>();
 }
 
 template <class T>

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "common/parallel.h"
+#include "direct/dense.h"
 #include "direct/geometry.h"
 #include "direct/kernels.h"
 
@@ -14,6 +15,10 @@ namespace torchcorr::direct {
 // The sums are divided here whatever the number of threads.
 constexpr int64_t kChunks = 16;
 constexpr int64_t kChunkRows = 64;
+// Rows of the score are taken together up to so many terms. With fewer channels, the other loop
+// is as quick.
+constexpr int64_t kTermsTogether = 400;
+constexpr int64_t kFewestChannels = 4;
 
 // The image cut into columns x % step so that every phase has unit stride; g then describes those.
 template <class T>
@@ -67,8 +72,56 @@ inline std::vector<TemplateBlock> template_blocks(const Geometry& g) {
   return blocks;
 }
 
+// Windows are as large as the score and positions are the elements of a template: channels take
+// the place of images. Nothing is written if this does not apply.
+template <class T>
+bool dense_template_grad(const Geometry& g, const T* score, const T* image, T* grad) {
+  const auto leads = g.step == Axes3{1, 1, 1} ? dense_leads(g) : std::nullopt;
+  if (!leads || g.channels < kFewestChannels) return false;
+  std::vector<Plane> planes;
+  const int64_t rows = std::max<int64_t>(1, kTermsTogether / g.output[2]);
+  for (const Lead& lead : leads->images) {
+    for (int64_t z = 0; z < g.output[0]; ++z) {
+      for (int64_t y = 0; y < g.output[1]; y += rows) {
+        planes.push_back({lead.image, lead.score + z * g.score_stride[0] + y * g.score_stride[1],
+                          g.size, {z, y, 0}, std::min(rows, g.output[1] - y), g.output[2]});
+      }
+    }
+  }
+  DenseSums<T> sums{{}, {}, {}, image, g.image_stride, g.window, g.templ_stride};
+  for (int64_t c = 0; c < g.channels; ++c) {
+    sums.members.push_back({c * g.image_channel, c * g.templ_channel});
+  }
+  int64_t count = 0;
+  for (const Lead& lead : leads->templates) {
+    if (std::find(sums.outputs.begin(), sums.outputs.end(), lead.templ) != sums.outputs.end()) {
+      return false;
+    }
+    sums.outputs.push_back(lead.templ);
+    count = std::max(count, lead.templ + g.channels * g.templ_channel);
+  }
+  const auto row = [&](int64_t t, const Plane& p, int64_t r) {
+    const int64_t from = leads->templates[t].score - leads->templates[0].score;
+    return score + from + p.coefficients + r * g.score_stride[1];
+  };
+  // As many planes at a time as there is room for.
+  const int64_t templates = static_cast<int64_t>(sums.outputs.size());
+  const int64_t bytes = templates * rows * g.output[2] * static_cast<int64_t>(sizeof(T));
+  const int64_t some = std::max<int64_t>(1, kPackedBytes / bytes);
+  const int64_t all = static_cast<int64_t>(planes.size());
+  std::vector<double> totals(count);
+  for (int64_t first = 0; first < all; first += some) {
+    sums.planes.assign(planes.begin() + first, planes.begin() + std::min(first + some, all));
+    const DenseCoefficients<T> packed(sums.planes, templates, g.score_stride[2], row);
+    run_dense(sums, packed, dense_output(sums, totals.data(), first > 0));
+  }
+  std::copy(totals.begin(), totals.end(), grad);
+  return true;
+}
+
 template <class T>
 void template_grad(Geometry g, const T* score, const T* image, T* grad) {
+  if (dense_template_grad(g, score, image, grad)) return;
   std::vector<T> columns;
   if (g.step[2] != 1 || g.image_stride[2] != 1) {
     columns = split_columns(g, image);

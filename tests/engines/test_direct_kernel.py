@@ -107,6 +107,16 @@ CASES = [
     ((3, 7, 11, 13), (3, 7, 11, 13), (1, 1, 1)),
     ((2, 1, 9, 10, 11), (3, 1, 1, 3, 2, 5), (2, 3, 2)),
     ((1, 9, 8, 70), (1, 1, 1, 1), (2, 1, 1)),
+    # Templates that share images are computed together.
+    ((3, 1, 6, 140), (33, 6, 65), (1,)),
+    ((2, 1, 5, 9, 23), (9, 5, 3, 4), (1, 1)),
+    ((2, 1, 5, 12, 23), (17, 5, 3, 4), (2, 3)),
+    ((2, 1, 8, 6, 5), (70, 8, 4, 3), (1, 1)),
+    ((4, 1, 8, 5, 6), (12, 8, 5, 6), (1, 1)),
+    ((2, 1, 9, 11, 50), (40, 9, 1, 1), (1, 1)),
+    ((1, 2, 9, 7, 30), (16, 1, 9, 2, 5), (1, 1)),
+    ((2, 1, 4, 5, 6, 7), (8, 4, 3, 2, 3), (1, 1, 1)),
+    ((2, 1, 9, 6, 7, 8), (8, 9, 3, 3, 3), (2, 1, 2)),
 ]
 
 
@@ -146,6 +156,9 @@ def test_gradients_element_by_element(
 def test_equal_terms_do_not_drift() -> None:
     input, template = torch.full((1, 70, 80), 0.1), torch.full((1, 64, 64), 0.3)
     check_forward(input, template, (1, 1))
+    check_forward(
+        input.expand(32, 70, 80)[:, :12, :16], template.expand(9, 32, 64, 64)[..., :7, :7], (1, 1)
+    )
 
 
 LAYOUTS: list[Callable[[Tensor], Tensor]] = [
@@ -169,6 +182,30 @@ def test_layout_does_not_matter(layout: Callable[[Tensor], Tensor], stride: list
     c = ops.correlate_direct_template_grad(score, input, [2, 3, 5, 4], stride)
     d = ops.correlate_direct_template_grad(layout(score[None])[0], layout(input), c.shape, stride)
     assert torch.equal(c, d)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("stride", [[1, 1], [2, 3]])
+def test_layout_of_many_templates(layout: Callable[[Tensor], Tensor], stride: list[int]) -> None:
+    input, template = rand(2, 1, 9, 13, 30), rand(10, 9, 5, 4, seed=1)
+    score = ops.correlate_direct(input, template, stride)
+    other = layout(score[None])[0]
+    assert torch.equal(ops.correlate_direct(layout(input), layout(template), stride), score)
+    a = ops.correlate_direct_input_grad(score, template, [2, 1, 9, 13, 30], stride)
+    assert torch.equal(a, ops.correlate_direct_input_grad(other, layout(template), a.shape, stride))
+    c = ops.correlate_direct_template_grad(score, input, [10, 9, 5, 4], stride)
+    assert torch.equal(c, ops.correlate_direct_template_grad(other, layout(input), c.shape, stride))
+
+
+def test_one_window_that_is_not_finite_among_many_templates() -> None:
+    input, template = rand(1, 4, 12, 40), rand(20, 4, 3, 3, seed=1)
+    clean = ops.correlate_direct(input, template, [1, 1])
+    input[0, 2, 6, 17] = torch.nan
+    score = ops.correlate_direct(input, template, [1, 1])
+    touched = torch.zeros(10, 38, dtype=torch.bool)
+    touched[4:7, 15:18] = True
+    assert bool(score[..., touched].isnan().all())
+    assert torch.equal(score[..., ~touched], clean[..., ~touched])
 
 
 def test_expanded_gradient() -> None:

@@ -24,7 +24,7 @@ from .._plan import rounding
 from .._plan.choose import arrange_gradients
 from .._plan.dtypes import HALVES
 from .._plan.tiling import Block
-from . import steps
+from . import dense_grads, steps
 from .scores import TiledScores
 
 # Error of the float32 score that a gradient is computed from.
@@ -204,6 +204,10 @@ def ncc_grads(
     if grad.numel() == 0 or input.numel() == 0 or template.numel() == 0:
         return definition.ncc_grads(*args, "direct", *needs)
     scores = ScoreGradCall(*args, method, *needs)
+    if dense_grads.is_worth(scores):
+        found = dense_grads.score_grads(scores, False)
+        if found is not None:
+            return found
     call = _Gradients(scores)
     if not call.run():
         return definition.composed_grads(_KERNELS, scores)

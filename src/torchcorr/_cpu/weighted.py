@@ -16,13 +16,14 @@ from .. import _contract
 from .._contract.weighted import grads_by_kernels
 from .._definition import weighted as definition
 from .._definition.correlate import all_finite
+from .._definition.scores import ScoreGradCall
 from .._definition.weighted_moments import weighted_moments
 from .._definition.weights import NOTHING, kept, weighted
 from .._plan import rounding
 from .._plan.choose import arrange, arrange_masked, blocks
 from .._plan.dtypes import widen
 from .._plan.tiling import TileBatch
-from . import steps
+from . import dense_grads, steps
 from .rules import MaskedRule
 from .scores import Scores
 
@@ -151,7 +152,53 @@ def _coefficients(
     return torch.where(wrong, math.nan, products / size), math.sqrt(largest / count)
 
 
+def weighted_ncc_grads(
+    grad: Tensor,
+    score: Tensor,
+    input: Tensor,
+    template: Tensor,
+    input_weight: Tensor | None,
+    template_weight: Tensor | None,
+    stride: Sequence[int],
+    zero_mean: bool,
+    pooled: bool,
+    eps: float,
+    least: float,
+    method: str,
+    needed: Sequence[bool],
+) -> tuple[Tensor, ...]:
+    if input_weight is None and template_weight is None and zero_mean and not pooled:
+        standard, size = _standard(template, len(stride))
+        how = (stride, zero_mean, eps, method, needed[0], needed[1])
+        call = ScoreGradCall(grad, input, standard, score, *how)
+        found = dense_grads.score_grads(call, True) if dense_grads.is_worth(call, True) else None
+        if found is not None:
+            for_input, for_template = found
+            if needed[1]:
+                axes = tuple(range(-len(stride) - 1, 0))
+                along = (for_template * standard).mean(axes, keepdim=True)
+                through = (for_template - standard * along) / torch.where(size > 0, size, 1.0)
+                for_template = torch.where(size > 0, through, 0.0).to(template.dtype)
+            return for_input, for_template, grad.new_empty(0), grad.new_empty(0)
+    args = (grad, score, input, template, input_weight, template_weight)
+    return grads_by_kernels(*args, stride, zero_mean, pooled, eps, least, method, needed)
+
+
+def _standard(template: Tensor, ndim: int) -> tuple[Tensor, Tensor]:
+    """A template whose channels have a mean of 0 each, scaled to a mean square of 1; 0 if flat. And
+    the deviation that it was divided by, (*lead, 1, 1, ..., 1)."""
+    wide, axes = widen(template), tuple(range(-ndim, 0))
+    flat = wide.amax(axes, keepdim=True) == wide.amin(axes, keepdim=True)
+    # Twice: the first mean is rounded in units of the offset, the second of the contrast.
+    for _ in range(2):
+        wide = wide - wide.mean(axes, keepdim=True)
+    wide = torch.where(flat, 0.0, wide)
+    size = torch.linalg.vector_norm(wide, dim=(-ndim - 1, *axes), keepdim=True)
+    size = size / math.sqrt(math.prod(template.shape[-ndim - 1 :]))
+    return wide / torch.where(size > 0, size, 1.0), size
+
+
 def register() -> None:
     _contract.weighted_ncc.implement(weighted_ncc, "CPU")
     _contract.weighted_moments.implement(weighted_moments, "CPU")
-    _contract.weighted_ncc_grads.implement(grads_by_kernels, "CPU")
+    _contract.weighted_ncc_grads.implement(weighted_ncc_grads, "CPU")

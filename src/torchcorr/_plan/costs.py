@@ -19,7 +19,9 @@ class Costs:
     score_element: float  # the same of a direct score, which sums moments on its way on a GPU
     position: float  # a position of the direct loop
     product: float  # a multiply-add of the direct loop
-    byte_product: float  # the same of 8-bit integers
+    dense_product: float  # the same where many templates share many channels
+    channel_product: float  # a complex multiply-add of spectra, for each channel after the first
+    byte_product: float  # a product of 8-bit integers
     byte_line: int  # elements of a template's row that are multiplied at once
     digits: float  # factor of transforms of 8-bit integers, often once for each of two digits
     scored: float  # its factor where moments are summed in the same loop
@@ -49,6 +51,8 @@ _COSTS = {
         score_element=1.2,
         position=0.2,
         product=0.0075,
+        dense_product=0.0068,
+        channel_product=0.6,
         byte_product=0.06,
         byte_line=1,
         digits=1.7,
@@ -93,6 +97,8 @@ _COSTS = {
         score_element=0.0,
         position=3e-3,
         product=6e-5,
+        dense_product=6e-5,
+        channel_product=0.0,
         byte_product=6e-5,
         byte_line=1,
         digits=1.0,

@@ -46,6 +46,22 @@ def in_passes(problem: Problem) -> bool:
     return problem.costs.pairs
 
 
+# Templates whose products are added together in registers of the dense loop.
+_DENSE_LANES = 16
+_FEWEST_TEMPLATES, _FEWEST_CHANNELS = 8, 4
+
+
+def is_dense(problem: Problem) -> bool:
+    """Whether the direct loop is a product of matrices: templates by channels by positions.
+
+    csrc/direct/dense.h computes calls with fewer channels in this way too; there the time of
+    templates one by one holds.
+    """
+    leads, real = problem.leads, not (problem.is_complex or problem.of_bytes)
+    many = leads.templates >= _FEWEST_TEMPLATES and problem.channels >= _FEWEST_CHANNELS
+    return real and many and leads.paired == 1 and problem.costs.pairs
+
+
 def _idle(units: int, divided: bool) -> float:
     """Time on several workers relative to that of work which divides evenly among them.
 
@@ -74,6 +90,9 @@ def _products(problem: Problem) -> float:
         line = _byte_line(problem)
     else:
         product *= costs.shape[len(problem.window) - 1]
+    if is_dense(problem):
+        lanes = -(-problem.leads.templates // _DENSE_LANES) * _DENSE_LANES
+        product = costs.dense_product * lanes / problem.leads.templates
     if problem.normalised:
         product *= costs.scored
     return problem.channels * math.prod(problem.window[:-1]) * line * product
@@ -112,6 +131,8 @@ def cost(problem: Problem, tiling: Tiling, method: str, batch: int, templates: i
     planes += leads.paired * leads.templates * problem.channels * parts
     if parts > 1:
         time += tiles * forward * n * costs.tile_element / 4 * width
+    others = tiles / 2 * parts * leads.templates * (problem.channels - 1)
+    time += others * n * costs.channel_product * width
     ndim, size = len(tiling.length), 8 * width * n
     strain = costs.strain[ndim - 1] * size / (1 << 20)
     transform = costs.transform * math.log2(max(n, 2)) * n * width * (1 + min(2.0, strain))

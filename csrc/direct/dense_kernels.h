@@ -1,0 +1,216 @@
+// The inner loops of dense.h: a block of positions by a block of templates in registers.
+#pragma once
+
+#include "direct/planes.h"
+
+namespace torchcorr::direct {
+
+// Some planes of a sum over rows of positions, for a block of templates.
+template <class T>
+struct DenseTask {
+  const SumOfPlanes<T>& sum;  // its coefficients are those of the first plane
+  size_t first, last;         // planes
+  int64_t rows, width;        // of positions from sum.size on; lanes
+  double* totals;             // (rows, columns, width)
+};
+
+// Where a product finds its factors: from the source's place of a position on, and from the first
+// coefficient of a task on.
+struct DenseTerm {
+  int64_t source, coefficient;
+};
+
+// The terms of a task, and copies of what lies at the edge of planes.
+template <class T>
+struct DenseScratch {
+  std::vector<DenseTerm> terms, copied;
+  std::vector<int64_t> rows, sizes;  // of the copied terms: their row of a plane, and its rows
+  std::vector<DenseTerm> live;       // copied terms that are not zero at some row of positions
+  int64_t live_row;
+  std::vector<T> copies;
+  int64_t pitch;                         // of copies
+  int64_t low[2], high[2];               // rows and columns whose windows lie within all planes
+};
+
+// For blocks of at most so many rows and columns.
+template <class T>
+void locate_terms(const DenseTask<T>& task, int64_t most_rows, int64_t most_columns,
+                  DenseScratch<T>& scratch) {
+  const SumOfPlanes<T>& sum = task.sum;
+  scratch.terms.clear();
+  scratch.copied.clear();
+  scratch.rows.clear();
+  scratch.sizes.clear();
+  scratch.live_row = -1;
+  const bool unit = sum.source_stride[2] == 1;
+  for (int a = 0; a < 2; ++a) scratch.low[a] = unit ? 0 : 1, scratch.high[a] = unit ? INT64_MAX : 0;
+  int64_t widest = 0, copies = 0;
+  for (size_t i = task.first; i < task.last; ++i) {
+    widest = std::max(widest, (*sum.planes)[i].columns);
+  }
+  scratch.pitch = most_columns + widest - 1;
+  for (size_t i = task.first; i < task.last; ++i) {
+    const Plane& p = (*sum.planes)[i];
+    const int64_t taps[2] = {p.rows, p.columns};
+    int64_t from = p.source;
+    for (int a = 0; a < 3; ++a) from += (sum.size[a] * (a < 2) + p.origin[a]) * sum.source_stride[a];
+    for (int a = 0; a < 2; ++a) {
+      const int64_t at = p.origin[a + 1] + (a == 0 ? sum.size[1] : 0);
+      scratch.low[a] = std::max(scratch.low[a], -at);
+      scratch.high[a] = std::min(scratch.high[a], p.size[a + 1] - at - taps[a] + 1);
+    }
+    const int64_t z = sum.size[0] + p.origin[0], y = sum.size[1] + p.origin[1];
+    const bool exists = z >= 0 && z < p.size[0];
+    if (!exists) scratch.high[0] = 0;
+    for (int64_t r = 0; r < p.rows; ++r) {
+      for (int64_t k = 0; k < p.columns; ++k) {
+        const int64_t i = static_cast<int64_t>(scratch.terms.size()) * task.width;
+        scratch.terms.push_back({from + r * sum.source_stride[1] + k, i});
+        scratch.copied.push_back({copies + r * scratch.pitch + k, i});
+        scratch.rows.push_back(y + r);
+        scratch.sizes.push_back(exists ? p.size[1] : INT64_MIN);
+      }
+    }
+    copies += (most_rows + p.rows - 1) * scratch.pitch;
+  }
+  if (static_cast<int64_t>(scratch.copies.size()) < copies) scratch.copies.resize(copies);
+}
+
+template <class T>
+void copy_planes(const DenseTask<T>& task, int64_t y, int64_t x, int64_t most_rows,
+                 DenseScratch<T>& scratch) {
+  const SumOfPlanes<T>& sum = task.sum;
+  T* to = scratch.copies.data();
+  for (size_t i = task.first; i < task.last; ++i) {
+    const Plane& p = (*sum.planes)[i];
+    Axes3 from{sum.size[0] + p.origin[0], sum.size[1] + y + p.origin[1], x + p.origin[2]};
+    const int64_t rows = most_rows + p.rows - 1;
+    if (from[0] < 0 || from[0] >= p.size[0]) {
+      std::fill(to, to + rows * scratch.pitch, T(0));
+    } else {
+      stage(sum, p, from, rows, scratch.pitch, to);
+    }
+    to += rows * scratch.pitch;
+  }
+}
+
+// Adds to float64 sums; halves of a vector of float32 are as long as a vector of float64.
+template <int BYTES, class Vec>
+TORCHCORR_INLINE void add_wide(double* total, const Vec& x) {
+  using Wide = Vector<double, BYTES>;
+  using Stored = typename VectorOf<double, BYTES>::stored;
+  constexpr int parts = sizeof(Wide) / (sizeof(double) * sizeof(Vec) / sizeof(x[0])) == 1 ? 1 : 2;
+  typedef typename VectorOf<std::decay_t<decltype(x[0])>, BYTES / parts>::type Part;
+  Part part[parts];
+  std::memcpy(part, &x, sizeof(x));
+#pragma GCC unroll 2
+  for (int i = 0; i < parts; ++i) {
+    Stored* to = reinterpret_cast<Stored*>(total) + i;
+    *to = *to + __builtin_convertvector(part[i], Wide);
+  }
+}
+
+// The copied terms that rows y to y + rows of positions meet.
+template <class T>
+void find_live(int64_t y, int64_t rows, DenseScratch<T>& scratch) {
+  if (scratch.live_row == y) return;
+  scratch.live_row = y;
+  scratch.live.clear();
+  for (size_t i = 0; i < scratch.copied.size(); ++i) {
+    const int64_t row = scratch.rows[i] + y;
+    if (row + rows > 0 && row < scratch.sizes[i]) scratch.live.push_back(scratch.copied[i]);
+  }
+}
+
+// R rows by P columns of positions. A register adds few products before it is added to its total.
+template <class T, int BYTES, int V, int R, int P>
+TORCHCORR_INLINE void add_products(const T* source, int64_t pitch, const DenseTerm* terms,
+                                   int64_t count, const T* coefficients, double* totals,
+                                   int64_t totals_pitch) {
+  using Vec = Vector<T, BYTES>;
+  constexpr int lanes = static_cast<int>(lanes_of<T, BYTES>);
+  Vec acc[R * P][V] = {};
+  for (int64_t i = 0; i < count; ++i) {
+    const T* at = source + terms[i].source;
+    const T* from = coefficients + terms[i].coefficient;
+    Vec w[V];
+#pragma GCC unroll 64
+    for (int v = 0; v < V; ++v) w[v] = load<BYTES>(from + v * lanes);
+#pragma GCC unroll 64
+    for (int j = 0; j < R * P; ++j) {
+      const T value = at[j / P * pitch + j % P];
+#pragma GCC unroll 64
+      for (int v = 0; v < V; ++v) acc[j][v] += w[v] * value;
+    }
+  }
+#pragma GCC unroll 64
+  for (int j = 0; j < R * P; ++j) {
+#pragma GCC unroll 64
+    for (int v = 0; v < V; ++v) {
+      add_wide<BYTES>(totals + j / P * totals_pitch + (j % P * V + v) * lanes, acc[j][v]);
+    }
+  }
+}
+
+template <class T, int BYTES, int V, int R, int P>
+TORCHCORR_INLINE void dense_registers(const DenseTask<T>& task, int64_t y, int64_t x,
+                                      int64_t most_rows, DenseScratch<T>& scratch) {
+  constexpr int64_t width = V * static_cast<int>(lanes_of<T, BYTES>);
+  const SumOfPlanes<T>& sum = task.sum;
+  const bool inside = y >= scratch.low[0] && y + R <= scratch.high[0] && x >= scratch.low[1] &&
+                      x + P <= scratch.high[1];
+  if (!inside) {
+    copy_planes(task, y, x, most_rows, scratch);
+    find_live(y, R, scratch);
+  }
+  const T* source = inside ? sum.source + y * sum.source_stride[1] + x : scratch.copies.data();
+  const int64_t pitch = inside ? sum.source_stride[1] : scratch.pitch;
+  const auto& terms = inside ? scratch.terms : scratch.live;
+  double* totals = task.totals + (y * sum.size[2] + x) * width;
+  const int64_t count = static_cast<int64_t>(terms.size());
+  const int64_t most = std::is_same_v<T, float> ? kTermsInFloat : count;
+  for (int64_t i = 0; i < count; i += most) {
+    add_products<T, BYTES, V, R, P>(source, pitch, terms.data() + i, std::min(most, count - i),
+                                    sum.coefficients, totals, sum.size[2] * width);
+  }
+}
+
+template <class T, int BYTES, int V, int P>
+TORCHCORR_INLINE void dense_positions(const DenseTask<T>& task, int64_t y, int64_t x, int64_t count,
+                                      int64_t most_rows, DenseScratch<T>& scratch) {
+  if constexpr (P > 1) {
+    if (count < P) return dense_positions<T, BYTES, V, P - 1>(task, y, x, count, most_rows, scratch);
+  }
+  dense_registers<T, BYTES, V, 1, P>(task, y, x, most_rows, scratch);
+}
+
+// P positions at most.
+template <class T, int BYTES, int V, int P>
+TORCHCORR_INLINE void dense_rows(const DenseTask<T>& task, DenseScratch<T>& scratch) {
+  constexpr int R = P < 9 ? 2 : 3;
+  const int64_t columns = task.sum.size[2], blocks = (columns + P - 1) / P;
+  const int64_t most_rows = columns <= 3 ? std::min<int64_t>(R, task.rows) : 1;
+  locate_terms(task, most_rows, std::min<int64_t>(columns, P), scratch);
+  int64_t y = 0;
+  if (columns <= 3) {
+    for (; y + R <= task.rows; y += R) {
+      if (columns == 1) dense_registers<T, BYTES, V, R, 1>(task, y, 0, R, scratch);
+      if (columns == 2) dense_registers<T, BYTES, V, R, 2>(task, y, 0, R, scratch);
+      if (columns == 3) dense_registers<T, BYTES, V, R, 3>(task, y, 0, R, scratch);
+    }
+  }
+  for (; y < task.rows; ++y) {
+    for (int64_t i = 0; i < blocks; ++i) {
+      const int64_t x = columns * i / blocks, count = columns * (i + 1) / blocks - x;
+      dense_positions<T, BYTES, V, P>(task, y, x, count, most_rows, scratch);
+    }
+  }
+}
+
+template <class T, int BYTES, int P>
+TORCHCORR_INLINE void dense_block(const DenseTask<T>& task, DenseScratch<T>& scratch) {
+  if (task.width > lanes_of<T, BYTES>) return dense_rows<T, BYTES, 2, P>(task, scratch);
+  dense_rows<T, BYTES, 1, P>(task, scratch);
+}
+
+}  // namespace torchcorr::direct
