@@ -1,6 +1,8 @@
 """Peak memory of one call in a separate process: `python -m benchmarks.memory SIZE WINDOW PASS`.
 
-PASS is `forward` or `backward` of a zncc, or `lncc`, the loss of two volumes and both gradients.
+PASS is `forward` or `backward` of a zncc; or `lncc`, the loss of two volumes and both gradients;
+or `lncc-zeros`, the same with zeros around; or `lncc-masks`, with a mask of either volume, whose
+gradients are results too, and zeros around.
 MiB beyond input and result are printed: the peak of resident memory during the call, less what was
 resident when it started, less what it returns. Inputs are resident at the start, and so is the
 program, since a tiny call of each method came before. Scratch of the large call is not, so that all
@@ -23,6 +25,7 @@ import torchcorr
 from . import ROOT
 
 PASSES = ("forward", "backward")
+LNCC_PASSES = ("lncc", "lncc-zeros", "lncc-masks")
 _STATUS = Path("/proc/self/status")
 
 
@@ -73,13 +76,15 @@ def beyond(size: int, window: int, which: str) -> float:
     return used_by(call)
 
 
-def beyond_lncc(size: int, window: int) -> float:
-    """The same of the loss of registration and both its gradients."""
-    loss = torchcorr.nn.LNCCLoss(window, squared=True)
+def beyond_lncc(size: int, window: int, which: str) -> float:
+    """The same of the loss of registration and all its gradients."""
+    border = "renormalize" if which == "lncc" else "zeros"
+    loss = torchcorr.nn.LNCCLoss(window, border=border, squared=True)
     tiny = torch.rand(12, 12, 12, requires_grad=True)
     torchcorr.nn.LNCCLoss(3)(tiny, tiny.detach().flip(0)).backward()
-    leaves = [torch.rand(size, size, size, requires_grad=True) for _ in range(2)]
-    return used_by(lambda: torch.autograd.grad(loss(*leaves), leaves))
+    names = ["input", "target", *(["input_mask", "target_mask"] if which == "lncc-masks" else [])]
+    leaves = {name: torch.rand(size, size, size, requires_grad=True) for name in names}
+    return used_by(lambda: torch.autograd.grad(loss(**leaves), tuple(leaves.values())))
 
 
 def measured(size: int, window: int, which: str) -> float:
@@ -91,4 +96,4 @@ def measured(size: int, window: int, which: str) -> float:
 
 if __name__ == "__main__":
     side, box = int(sys.argv[1]), int(sys.argv[2])
-    print(beyond_lncc(side, box) if sys.argv[3] == "lncc" else beyond(side, box, sys.argv[3]))
+    print((beyond if sys.argv[3] in PASSES else beyond_lncc)(side, box, sys.argv[3]))

@@ -54,7 +54,8 @@ TORCHCORR_INLINE void leaves_at(int64_t x, int64_t n, int64_t count, const Leaf<
     return MASKED ? tap * get(leaves[t].weight) : tap;
   };
   const auto means = [&](int64_t t) TORCHCORR_FLAT {
-    return Means{get(leaves[t].a), get(leaves[t].b)};
+    const Levels& level = leaves[t].level;
+    return Means{get(leaves[t].a) - all(level.a), get(leaves[t].b) - all(level.b)};
   };
   const auto live = [&](Doubles w, Doubles v) TORCHCORR_FLAT {
     return MASKED ? where_live(w, v, Doubles{}) : v;
@@ -203,7 +204,8 @@ template <class T>
 TORCHCORR_INLINE void combined(int64_t n, Row maps, const Elements<T>& of) {
   const double *p = maps.plane(0), *factor = maps.plane(of.map), *offset = maps.plane(of.map + 1);
   for (int64_t i = 0; i < n; ++i) {
-    const double x = static_cast<double>(of.self[i]), y = static_cast<double>(of.other[i]);
+    const double x = static_cast<double>(of.self[i]) - of.level.a;
+    const double y = static_cast<double>(of.other[i]) - of.level.b;
     const double w = of.weight == nullptr ? 1.0 : static_cast<double>(of.weight[i]);
     const double value = w * (y * p[i] - x * factor[i] + offset[i]);
     of.out[i] = static_cast<T>(w > 0 ? value : 0.0);
@@ -213,7 +215,8 @@ TORCHCORR_INLINE void combined(int64_t n, Row maps, const Elements<T>& of) {
 template <class T>
 TORCHCORR_INLINE void combined_weights(int64_t n, Row maps, const Elements<T>& of) {
   for (int64_t i = 0; i < n; ++i) {
-    const double x = static_cast<double>(of.self[i]), y = static_cast<double>(of.other[i]);
+    const double x = static_cast<double>(of.self[i]) - of.level.a;
+    const double y = static_cast<double>(of.other[i]) - of.level.b;
     const double linear = x * maps.plane(2)[i] + y * maps.plane(4)[i] + maps.plane(5)[i];
     const double square = x * x * maps.plane(1)[i] + y * y * maps.plane(3)[i];
     const double value = x * y * maps.plane(0)[i] - square / 2 + linear;
