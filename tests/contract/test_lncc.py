@@ -217,6 +217,7 @@ def test_gradients_in_slabs(shape, window, stride):
         assert float((alone - exact).abs().max()) <= bound
 
 
+@pytest.mark.cpu_only
 @pytest.mark.parametrize("shape, window, stride", SLABS.values(), ids=SLABS)
 def test_zeros_around_are_those_of_padded_inputs(shape, window, stride):
     """The CPU's kernel reads them where there are none; the bits are those of copies with zeros."""
