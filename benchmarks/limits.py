@@ -96,6 +96,13 @@ def threads(settings: Settings) -> Iterator[Row]:
     )  # fmt: skip
 
 
+_LNCC_GRADIENTS = (
+    "both gradients",
+    "both gradients with zeros around",
+    "four gradients, with zeros around and two masks",
+)
+
+
 def memory_rows(settings: Settings) -> Iterator[Row]:
     """Peak memory beyond input and result; see `memory.py` for what is counted."""
     size, window = (512, 16) if settings.quick else (8192, 64)
@@ -105,9 +112,10 @@ def memory_rows(settings: Settings) -> Iterator[Row]:
         case = f"zncc {size}²/{window}², {which}, beyond input and result"
         yield Row("memory", case, "", "MiB", value, at_most(limit))
     size, window = (48, 5) if settings.quick else (160, 9)
-    value = memory.measured(size, window, "lncc") / (size**3 * 4 / (1 << 20))
-    case = f"lncc loss {size}³/{window}³ and both gradients, beyond input and result"
-    yield Row("memory", case, "", "volumes", value, at_most(5))
+    for which, gradients in zip(memory.LNCC_PASSES, _LNCC_GRADIENTS, strict=True):
+        value = memory.measured(size, window, which) / (size**3 * 4 / (1 << 20))
+        case = f"lncc loss {size}³/{window}³ and {gradients}, beyond input and result"
+        yield Row("memory", case, "", "volumes", value, at_most(5))
 
 
 def tiny(settings: Settings) -> Iterator[Row]:

@@ -1,7 +1,8 @@
 """Peak memory of one call in a separate process: `python -m benchmarks.memory SIZE WINDOW PASS`.
 
-PASS is `forward` or `backward` of a zncc, `lncc`, the loss of two volumes and both gradients, or
-`align`, the shift of a short recording in a long one.
+PASS is `forward` or `backward` of a zncc; `lncc`, the loss of two volumes and both gradients;
+`lncc-zeros`, the same with zeros around; `lncc-masks`, with a mask of either volume, whose gradients
+are results too, and zeros around; or `align`, the shift of a short recording in a long one.
 MiB beyond input and result are printed: the peak of resident memory during the call, less what was
 resident when it started, less what it returns. Inputs are resident at the start, and so is the
 program, since a tiny call of each method came before. Scratch of the large call is not, so that all
@@ -24,6 +25,7 @@ import torchcorr
 from . import ROOT
 
 PASSES = ("forward", "backward")
+LNCC_PASSES = ("lncc", "lncc-zeros", "lncc-masks")
 _STATUS = Path("/proc/self/status")
 
 
@@ -74,16 +76,18 @@ def beyond(size: int, window: int, which: str) -> float:
     return used_by(call)
 
 
-def beyond_lncc(size: int, window: int) -> float:
-    """The same of the loss of registration and both its gradients."""
-    loss = torchcorr.nn.LNCCLoss(window, squared=True)
+def beyond_lncc(size: int, window: int, which: str) -> float:
+    """The same of the loss of registration and all its gradients."""
+    border = "renormalize" if which == "lncc" else "zeros"
+    loss = torchcorr.nn.LNCCLoss(window, border=border, squared=True)
     tiny = torch.rand(12, 12, 12, requires_grad=True)
     torchcorr.nn.LNCCLoss(3)(tiny, tiny.detach().flip(0)).backward()
-    leaves = [torch.rand(size, size, size, requires_grad=True) for _ in range(2)]
-    return used_by(lambda: torch.autograd.grad(loss(*leaves), leaves))
+    names = ["input", "target", *(["input_mask", "target_mask"] if which == "lncc-masks" else [])]
+    leaves = {name: torch.rand(size, size, size, requires_grad=True) for name in names}
+    return used_by(lambda: torch.autograd.grad(loss(**leaves), tuple(leaves.values())))
 
 
-def beyond_align(size: int, window: int) -> float:
+def beyond_align(size: int, window: int, which: str) -> float:
     """The same of the shift of `window` samples in a record of so many."""
     record = torch.rand(size)
     part = record[size // 3 :][:window].clone()
@@ -109,6 +113,6 @@ def measured(size: int, window: int, which: str) -> float:
 
 if __name__ == "__main__":
     side, box = int(sys.argv[1]), int(sys.argv[2])
-    others = {"lncc": beyond_lncc, "align": beyond_align}
-    call = others.get(sys.argv[3], lambda n, m: beyond(n, m, sys.argv[3]))
-    print(call(side, box))
+    calls = dict.fromkeys(PASSES, beyond) | dict.fromkeys(LNCC_PASSES, beyond_lncc)
+    calls["align"] = beyond_align
+    print(calls[sys.argv[3]](side, box, sys.argv[3]))

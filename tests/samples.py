@@ -72,6 +72,9 @@ def windows(dtype):
         upstream = draw((2, 4, 8), dtype, 9)
         inner = [None if x is None else x.detach() for x in (*pair[:2], weight)]
         yield "weighted_lncc_grads", (upstream, *inner, *place, [True, True, weight is not None])
+    zeros = ([1.0] * 5, window, steps, "zeros", 0.1)
+    yield "weighted_lncc", (*pair[:2], None, *zeros)
+    yield "weighted_lncc_grads", (upstream, *inner[:2], None, *zeros, [True, True, False])
     there, weight = grad(2, 1, 7, 8, dtype=dtype, seed=10), grad(1, 3, 2, dtype=dtype, seed=11)
     deeper = grad(1, 1, 3, 2, dtype=dtype, seed=11)
     for weights in ((there, weight), (there, None), (None, deeper)):

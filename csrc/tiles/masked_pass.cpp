@@ -1,11 +1,14 @@
 // Scores of windows whose elements have weights, in one parallel region. A worker cuts two tiles,
 // transforms weights, weighted elements and weighted squares, and turns six sums of each window into
-// its score (math.md, eq. weighted). Where rounding of float32 sums may show, the tiles are computed
-// in float64; where that may show too, a window is marked and its score left to the caller.
+// its score (math.md, eq. weighted); channels with a mean each have six sums each. Where rounding of
+// float32 sums may show, the tiles are computed in float64; where that may show too, a window is
+// marked and its score left to the caller.
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <limits>
+#include <memory>
 #include <type_traits>
 
 #include "common/counters.h"
@@ -25,16 +28,21 @@ constexpr int64_t kRowsToSample = 64;  // a tile of fewer rows is read whole
 
 // How weighted scores are computed: `MaskedRule` of _cpu/rules.py.
 struct MaskedRule {
-  bool zero_mean;
+  bool zero_mean, own_means;  // own: each channel has a mean of its own
   double eps;      // added to a window's energy for each unit of weight, in squared input units
   double least;    // share of the template's weight that a window must have
   double allowed;  // error of a score
 
   explicit MaskedRule(const Numbers& n) {
-    STD_TORCH_CHECK(n.size() == 4, "a rule of weighted scores has four numbers");
-    zero_mean = n[0] != 0, eps = n[1], least = n[2], allowed = n[3];
+    STD_TORCH_CHECK(n.size() == 5, "a rule of weighted scores has five numbers");
+    zero_mean = n[0] != 0, eps = n[1], least = n[2], allowed = n[3], own_means = n[4] != 0;
   }
 };
+
+Tiling with_channels(Tiling tiling, int64_t channels) {
+  tiling.channels = channels;
+  return tiling;
+}
 
 // Templates of a block in one of their three forms, their spectra, and what they contain.
 class Factors {
@@ -81,17 +89,27 @@ class MaskedPass {
              const Tensor& doubtful)
       : like_(input), block_(block), rule_(rule), t_(TileBatch(batch, input).tiling),
         image_(input.const_data_ptr<T>()), weight_(weight ? weight->const_data_ptr<T>() : nullptr),
-        products_(t_, factors.at(0), block), weights_(t_, factors.at(1), block),
-        energies_(t_, factors.at(2), block), map_(last_sizes(out, t_.ndim)),
+        groups_(rule_.own_means ? t_.channels : 1),
+        of_group_(with_channels(t_, t_.channels / groups_)), map_(last_sizes(out, t_.ndim)),
         templates_(out.size(1)), out_(out.mutable_data_ptr<T>()),
-        doubtful_(doubtful.mutable_data_ptr<uint8_t>()) {}
+        doubtful_(doubtful.mutable_data_ptr<uint8_t>()) {
+    for (int64_t g = 0; g < groups_; ++g) {
+      const auto of_group = [&](int which) {
+        const Tensor& all = factors.at(which);
+        return groups_ == 1 ? all : packed(part_of(all, 2, g, 1));
+      };
+      factors_.emplace_back(new GroupFactors{{of_group_, of_group(0), block},
+                                             {of_group_, of_group(1), block},
+                                             {of_group_, of_group(2), block}});
+    }
+  }
 
   const Tiling& tiling() const { return t_; }
 
   void score(const Sizes& tiles, int64_t pair) {
     for (size_t i = 0; i < tiles.size(); i += 2) {
       const TilePlace places[2] = {TilePlace(t_, tiles[i]), TilePlace(t_, tiles[i + 1])};
-      const TileLevel levels[2] = {level_of(places[0]), level_of(places[1])};
+      const Levels levels[2] = {levels_of(places[0]), levels_of(places[1])};
       std::vector<int64_t> all(block_.templates());
       for (size_t k = 0; k < all.size(); ++k) all[k] = static_cast<int64_t>(k);
       Pair<T>(*this, places, levels, pair).score(all);
@@ -99,19 +117,39 @@ class MaskedPass {
   }
 
  private:
+  // What windows are correlated with, of channels that share a mean.
+  struct GroupFactors {
+    Factors products, weights, energies;
+  };
+  using Levels = std::vector<TileLevel>;  // of each group of channels
+
   TileRow<T> row_of(const TilePlace& place, const T* data, int64_t row) const {
     const int64_t y = row % t_.length[1], z = row / t_.length[1] % t_.length[0];
     if (!data || y >= t_.extent[1] || z >= t_.extent[0]) return {};
     return TileRow<T>(t_, place, data, row / t_.length[1] / t_.length[0], z, y);
   }
 
-  TileLevel level_of(const TilePlace& place) const {
+  // Groups have levels of their own and one scale, since their moments are added.
+  Levels levels_of(const TilePlace& place) const {
+    Levels levels;
+    double scale = std::numeric_limits<double>::infinity();
+    for (int64_t g = 0; g < groups_; ++g) {
+      levels.push_back(level_of(place, g));
+      if (!levels.back().is_empty) scale = std::min(scale, levels.back().scale);
+    }
+    for (TileLevel& of : levels) of.scale = std::isfinite(scale) ? scale : 1.0;
+    return levels;
+  }
+
+  int64_t rows_of_group() const { return of_group_.channels * t_.length[0] * t_.length[1]; }
+
+  TileLevel level_of(const TilePlace& place, int64_t group) const {
     TileLevel of;
-    const int64_t rows = t_.channels * t_.length[0] * t_.length[1];
+    const int64_t rows = rows_of_group(), from = group * rows;
     const auto over = [&](double level, int64_t step) {
       Survey all;
       for (int64_t r = 0; r < rows; r += step) {
-        const TileRow<T> x = row_of(place, image_, r), w = row_of(place, weight_, r);
+        const TileRow<T> x = row_of(place, image_, from + r), w = row_of(place, weight_, from + r);
         if (x.end <= x.begin) continue;
         const T* weights = w.data ? w.data + w.begin : nullptr;
         survey(x.end - x.begin, x.data + x.begin, weights, level, all);
@@ -135,7 +173,7 @@ class MaskedPass {
     if (root > 0 && root <= std::numeric_limits<double>::max()) std::frexp(root, &exponent);
     of.scale = std::ldexp(1.0, -std::clamp(exponent, -1000, 1000));
     for (int64_t r = 0; weight_ && of.is_whole && r < rows; ++r) {
-      const TileRow<T> w = row_of(place, weight_, r);
+      const TileRow<T> w = row_of(place, weight_, from + r);
       for (int64_t x = w.begin; x < w.end; ++x) of.is_whole = of.is_whole && w.data[x] == T(1);
     }
     return of;
@@ -145,21 +183,27 @@ class MaskedPass {
   template <class R>
   class Pair {
    public:
-    Pair(MaskedPass& pass, const TilePlace (&places)[2], const TileLevel (&levels)[2], int64_t pair)
+    Pair(MaskedPass& pass, const TilePlace (&places)[2], const Levels (&levels)[2], int64_t pair)
         : pass_(pass), t_(pass.t_), places_(places), levels_(levels), pair_(pair),
-          is_whole_(!pass.weight_ || (levels[0].is_whole && levels[1].is_whole &&
-                                      !levels[0].is_empty && !levels[1].is_empty)) {}
+          is_whole_(!pass.weight_ || (is_whole(levels[0]) && is_whole(levels[1]))),
+          spectra_(pass.groups_) {}
 
     void score(const std::vector<int64_t>& templates) {
-      const bool shared = pass_.weights_.is_shared();
+      const bool shared = pass_.groups_ == 1 && pass_.factors_[0]->weights.is_shared();
       keeps_spectra_ = templates.size() > 1;
       std::vector<int64_t> left;
       for (size_t i = 0; i < templates.size(); ++i) {
-        sum_windows(templates[i], i == 0 || !shared);
+        if (pass_.groups_ == 1) {
+          sum_windows(templates[i], 0, i == 0 || !shared);
+        } else {
+          add_channels(templates[i]);
+        }
         if (emit(templates[i]) > 0) left.push_back(templates[i]);
       }
       if (std::is_same_v<R, double> || left.empty()) return;
-      for (int which : {kFirst, kSquare, kWeight}) release(which);
+      for (int64_t g = 0; g < pass_.groups_; ++g) {
+        for (int which : {kFirst, kSquare, kWeight}) release(g, which);
+      }
       for (std::vector<R>& map : maps_) map = {};
       typename MaskedPass::template Pair<double>(pass_, places_, levels_, pair_).score(left);
     }
@@ -173,11 +217,16 @@ class MaskedPass {
       double squares = 0;  // of what was transformed
     };
 
-    Spectrum& spectrum(int which) {
-      Spectrum& of = spectra_[which];
+    static bool is_whole(const Levels& levels) {
+      return std::all_of(levels.begin(), levels.end(),
+                         [](const TileLevel& of) { return of.is_whole && !of.is_empty; });
+    }
+
+    Spectrum& spectrum(int64_t group, int which) {
+      Spectrum& of = spectra_[group][which];
       if (of.lines) return of;
-      const int64_t rows = t_.channels * t_.length[0] * t_.length[1], width = t_.length[2];
-      Sizes shape{1, t_.channels};
+      const int64_t rows = pass_.rows_of_group(), width = t_.length[2];
+      Sizes shape{1, pass_.of_group_.channels};
       for (int64_t n : sizes_of(t_.length, t_.ndim)) shape.push_back(n);
       shape.push_back(2);
       const ScalarType type = sizeof(R) < sizeof(double) ? ScalarType::Float : ScalarType::Double;
@@ -185,11 +234,13 @@ class MaskedPass {
       R* first = tiles.template mutable_data_ptr<R>();
       for (int lane = 0; lane < 2; ++lane) {
         for (int64_t r = 0; r < rows; ++r) {
-          const TileRow<T> x = pass_.row_of(places_[lane], pass_.image_, r);
-          const TileRow<T> w = pass_.row_of(places_[lane], is_whole_ ? nullptr : pass_.weight_, r);
+          const int64_t row = group * rows + r;
+          const T* weight = is_whole_ ? nullptr : pass_.weight_;
+          const TileRow<T> x = pass_.row_of(places_[lane], pass_.image_, row);
+          const TileRow<T> w = pass_.row_of(places_[lane], weight, row);
           if (x.end <= x.begin) continue;
-          cut(x.end - x.begin, x.data + x.begin, w.data ? w.data + w.begin : nullptr, levels_[lane],
-              which, first + 2 * (r * width + x.begin) + lane);
+          cut(x.end - x.begin, x.data + x.begin, w.data ? w.data + w.begin : nullptr,
+              levels_[lane][group], which, first + 2 * (r * width + x.begin) + lane);
         }
       }
       of.squares = contents_of(tiles.numel(), first).squares;
@@ -197,15 +248,15 @@ class MaskedPass {
       return of;
     }
 
-    void release(int which) { spectra_[which].lines.reset(); }
+    void release(int64_t group, int which) { spectra_[group][which].lines.reset(); }
 
     // Windows' sums of products with one of the factors: those of one tile after those of the other.
-    WindowSum<R> sum(int which, Factors& by, int64_t k, std::vector<R>& map) {
-      const Spectrum& of = spectrum(which);
+    WindowSum<R> sum(int64_t group, int which, Factors& by, int64_t k, std::vector<R>& map) {
+      const Spectrum& of = spectrum(group, which);
       Sizes shape{1};
       for (int64_t n : sizes_of(t_.length, t_.ndim)) shape.push_back(n);
       const Operand operand{*of.lines, torch::stable::new_empty(*of.lines, shape)};
-      const Tensor sums = products_of(operand, t_, by.template spectrum<R>(pair_, k));
+      const Tensor sums = products_of(operand, pass_.of_group_, by.template spectrum<R>(pair_, k));
       const R* from = sums.template const_data_ptr<R>();
       map.resize(2 * t_.positions());
       for (int64_t row = 0; row < t_.outputs[0] * t_.outputs[1]; ++row) {
@@ -224,25 +275,45 @@ class MaskedPass {
 
     // All sums of a template, or those that depend on its elements. One spectrum after the other, so
     // that a single template needs one at a time.
-    void sum_windows(int64_t k, bool all) {
-      Factors &products = pass_.products_, &weights = pass_.weights_, &energies = pass_.energies_;
+    void sum_windows(int64_t k, int64_t g, bool all) {
+      auto& [products, weights, energies] = *pass_.factors_[g];
       const bool centred = pass_.rule_.zero_mean;
       if (all) {
-        sums_.square = sum(kSquare, weights, k, maps_[0]);
-        if (!keeps_spectra_ || weights.is_shared()) release(kSquare);
-        if (centred) sums_.first = sum(kFirst, weights, k, maps_[1]);
+        sums_.square = sum(g, kSquare, weights, k, maps_[0]);
+        if (!keeps_spectra_ || weights.is_shared()) release(g, kSquare);
+        if (centred) sums_.first = sum(g, kFirst, weights, k, maps_[1]);
       }
-      sums_.product = sum(kFirst, products, k, maps_[2]);
-      if (!keeps_spectra_) release(kFirst);
+      sums_.product = sum(g, kFirst, products, k, maps_[2]);
+      if (!keeps_spectra_) release(g, kFirst);
       if (is_whole_) {
         sums_.count.constant = weights.sum(pair_, k);
         sums_.other.constant = centred ? products.sum(pair_, k) : 0.0;
         sums_.energy.constant = energies.sum(pair_, k);
         return;
       }
-      if (all) sums_.count = sum(kWeight, weights, k, maps_[3]);
-      if (centred) sums_.other = sum(kWeight, products, k, maps_[4]);
-      sums_.energy = sum(kWeight, energies, k, maps_[5]);
+      if (all) sums_.count = sum(g, kWeight, weights, k, maps_[3]);
+      if (centred) sums_.other = sum(g, kWeight, products, k, maps_[4]);
+      sums_.energy = sum(g, kWeight, energies, k, maps_[5]);
+    }
+
+    // The moments of a template about the means of each channel, added.
+    void add_channels(int64_t k) {
+      const int64_t n = 2 * t_.positions();
+      added_.assign(kMomentMaps * n, 0.0);
+      count_error_ = 0;
+      for (int64_t g = 0; g < pass_.groups_; ++g) {
+        sum_windows(k, g, true);
+        add_channel(is_whole_, n, sums_, moments());
+        count_error_ += sums_.count.error;
+      }
+    }
+
+    ChannelMoments moments() const {
+      ChannelMoments of;
+      for (int p = 0; p < kMomentMaps; ++p) {
+        of.map[p] = const_cast<double*>(added_.data()) + 2 * p * t_.positions();
+      }
+      return of;
     }
 
     // Writes scores of a template, and in float64 which of them are doubtful; how many are.
@@ -253,9 +324,11 @@ class MaskedPass {
         const TilePlace& p = places_[lane];
         if (!p.exists) continue;
         ++existing;
-        const double scale = levels_[lane].scale;
-        const ScoreLimits by{pass_.rule_.eps * scale * scale,
-                             pass_.rule_.least * pass_.weights_.sum(pair_, k), pass_.rule_.allowed};
+        const double scale = levels_[lane][0].scale;
+        double total = 0;
+        for (const auto& of : pass_.factors_) total += of->weights.sum(pair_, k);
+        const ScoreLimits by{pass_.rule_.eps * scale * scale, pass_.rule_.least * total,
+                             pass_.rule_.allowed, count_error_};
         const int64_t x = p.first(t_, 2), n = std::min(t_.outputs[2], pass_.map_[2] - x);
         for (int64_t row = 0; row < t_.outputs[0] * t_.outputs[1]; ++row) {
           const int64_t z = p.first(t_, 0) + row / t_.outputs[1];
@@ -263,8 +336,12 @@ class MaskedPass {
           if (z >= pass_.map_[0] || y >= pass_.map_[1]) continue;
           const int64_t which = p.item * pass_.templates_ + pass_.block_.first_template + k;
           const int64_t to = ((which * pass_.map_[0] + z) * pass_.map_[1] + y) * pass_.map_[2] + x;
-          const ScoreSums<R> here = moved(sums_, lane * t_.positions() + row * t_.outputs[2]);
-          const int64_t bad = score_row(is_whole_, n, here, by, pass_.out_ + to, states.data());
+          const int64_t at = lane * t_.positions() + row * t_.outputs[2];
+          const int64_t bad =
+              pass_.groups_ == 1
+                  ? score_row(is_whole_, n, moved(sums_, at), by, pass_.out_ + to, states.data())
+                  : score_moments(is_whole_, n, moments().at(at), by, pass_.out_ + to,
+                                  states.data());
           doubtful += bad;
           if (bad > 0 && std::is_same_v<R, double>) {
             std::copy_n(states.data(), n, pass_.doubtful_ + to);
@@ -288,13 +365,15 @@ class MaskedPass {
     MaskedPass& pass_;
     const Tiling& t_;
     const TilePlace (&places_)[2];
-    const TileLevel (&levels_)[2];
+    const Levels (&levels_)[2];
     const int64_t pair_;
     const bool is_whole_;
     bool keeps_spectra_ = false;
-    Spectrum spectra_[3];
+    std::vector<std::array<Spectrum, 3>> spectra_;  // of each group
     ScoreSums<R> sums_;
     std::vector<R> maps_[6];
+    std::vector<double> added_;  // moments of channels
+    double count_error_ = 0;
   };
 
   const Tensor& like_;
@@ -302,7 +381,9 @@ class MaskedPass {
   const MaskedRule rule_;
   const Tiling t_;
   const T *image_, *weight_;
-  Factors products_, weights_, energies_;
+  const int64_t groups_;  // of channels that share a mean
+  const Tiling of_group_;
+  std::vector<std::unique_ptr<GroupFactors>> factors_;
   const Axes3 map_;
   const int64_t templates_;
   T* out_;

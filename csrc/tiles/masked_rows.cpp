@@ -5,41 +5,61 @@
 namespace torchcorr {
 namespace {
 
-// Scores of n neighbouring windows; how many are doubtful. States are 1 where a window is. WHOLE: all
-// elements have weight 1, so that three of the sums are constants.
-template <bool WHOLE, bool CENTRED, class R, class T>
-TORCHCORR_INLINE int64_t score_windows(int64_t n, const ScoreSums<R>& sums, const ScoreLimits& by,
-                                       T* __restrict out,
-                                       uint8_t* __restrict states) {
-  const R *count = sums.count.map, *first = sums.first.map, *square = sums.square.map;
-  const R *product = sums.product.map, *other = sums.other.map, *energy = sums.energy.map;
-  const double n_count = sums.count.error, n_first = sums.first.error;
-  const double n_square = sums.square.error, n_product = sums.product.error;
-  const double n_other = sums.other.error, n_energy = sums.energy.error;
-  const double weight_of_all = sums.count.constant, other_of_all = sums.other.constant;
-  const double energy_of_all = sums.energy.constant, softening = by.softening;
-  const double least = by.least_count, allowed = by.allowed;
-  int64_t doubtful = 0;
-#pragma GCC ivdep
-  for (int64_t i = 0; i < n; ++i) {
-    const double weight = WHOLE ? weight_of_all : static_cast<double>(count[i]);
-    const double share = 1 / (weight > n_count ? weight : 1.0);
+struct WindowMoments {
+  double weight, e, f, p;            // weight, both energies, product
+  double e_error, f_error, p_error;  // bounds of their rounding
+};
+
+// Those of one window, from sums. WHOLE: all elements have weight 1, so that three are constants.
+template <bool WHOLE, bool CENTRED, class R>
+struct MomentsOfSums {
+  const R *count, *first, *square, *product, *other, *energy;
+  double n_count, n_first, n_square, n_product, n_other, n_energy;
+  double weight_of_all, other_of_all, energy_of_all;
+
+  TORCHCORR_INLINE explicit MomentsOfSums(const ScoreSums<R>& sums)
+      : count(sums.count.map), first(sums.first.map), square(sums.square.map),
+        product(sums.product.map), other(sums.other.map), energy(sums.energy.map),
+        n_count(sums.count.error), n_first(sums.first.error), n_square(sums.square.error),
+        n_product(sums.product.error), n_other(sums.other.error), n_energy(sums.energy.error),
+        weight_of_all(sums.count.constant), other_of_all(sums.other.constant),
+        energy_of_all(sums.energy.constant) {}
+
+  TORCHCORR_INLINE WindowMoments at(int64_t i) const {
+    WindowMoments of;
+    of.weight = WHOLE ? weight_of_all : static_cast<double>(count[i]);
+    const double share = 1 / (of.weight > n_count ? of.weight : 1.0);
     const double s = CENTRED ? static_cast<double>(first[i]) : 0.0;
     const double o = !CENTRED ? 0.0 : WHOLE ? other_of_all : static_cast<double>(other[i]);
     const double mean = s * share, of_template = o * share;
-    const double e = static_cast<double>(square[i]) - s * mean;
-    const double f = (WHOLE ? energy_of_all : static_cast<double>(energy[i])) - o * of_template;
-    const double p = static_cast<double>(product[i]) - s * of_template;
+    of.e = static_cast<double>(square[i]) - s * mean;
+    of.f = (WHOLE ? energy_of_all : static_cast<double>(energy[i])) - o * of_template;
+    of.p = static_cast<double>(product[i]) - s * of_template;
     const double a = mean < 0 ? -mean : mean, b = of_template < 0 ? -of_template : of_template;
-    const double e_error = n_square + 2 * a * n_first + a * a * n_count;
-    const double f_error = n_energy + 2 * b * n_other + b * b * n_count;
-    const double p_error = n_product + b * n_first + a * n_other + a * b * n_count;
+    of.e_error = n_square + 2 * a * n_first + a * a * n_count;
+    of.f_error = n_energy + 2 * b * n_other + b * b * n_count;
+    of.p_error = n_product + b * n_first + a * n_other + a * b * n_count;
+    return of;
+  }
+};
+
+// Scores of n neighbouring windows; how many are doubtful. States are 1 where a window is.
+template <bool WHOLE, class Get, class T>
+TORCHCORR_INLINE int64_t score_each(int64_t n, const Get& get, double n_count,
+                                    const ScoreLimits& by, T* __restrict out,
+                                    uint8_t* __restrict states) {
+  const double softening = by.softening, least = by.least_count, allowed = by.allowed;
+  int64_t doubtful = 0;
+#pragma GCC ivdep
+  for (int64_t i = 0; i < n; ++i) {
+    const WindowMoments of = get(i);
+    const double e = of.e, f = of.f;
     const bool live = (e > 0) & (f > 0);
-    const double root = std::sqrt(live ? (e + softening * weight) * f : 1.0);
-    const double ratio = p / root, low = ratio < -1 ? -1.0 : ratio, score = low > 1 ? 1.0 : low;
-    const double error = p_error * root + (e_error * f + f_error * e) / 2;
+    const double root = std::sqrt(live ? (e + softening * of.weight) * f : 1.0);
+    const double ratio = of.p / root, low = ratio < -1 ? -1.0 : ratio, score = low > 1 ? 1.0 : low;
+    const double error = of.p_error * root + (of.e_error * f + of.f_error * e) / 2;
     const bool known = live & (error <= allowed * e * f);
-    const double excess = weight - least;
+    const double excess = of.weight - least;
     const bool enough = WHOLE | (excess > 0);
     const bool unsure = !WHOLE & (excess <= n_count) & (-excess <= n_count);
     const bool bad = unsure | (enough & !known);
@@ -48,6 +68,37 @@ TORCHCORR_INLINE int64_t score_windows(int64_t n, const ScoreSums<R>& sums, cons
     doubtful += bad;
   }
   return doubtful;
+}
+
+template <bool WHOLE, bool CENTRED, class R, class T>
+TORCHCORR_INLINE int64_t score_windows(int64_t n, const ScoreSums<R>& sums, const ScoreLimits& by,
+                                       T* out, uint8_t* states) {
+  const MomentsOfSums<WHOLE, CENTRED, R> of(sums);
+  const auto get = [&](int64_t i) TORCHCORR_FLAT { return of.at(i); };
+  return score_each<WHOLE>(n, get, of.n_count, by, out, states);
+}
+
+template <bool WHOLE, class R>
+TORCHCORR_INLINE void add_moments(int64_t n, const ScoreSums<R>& sums, const ChannelMoments& to) {
+  const MomentsOfSums<WHOLE, true, R> of(sums);
+  double *weight = to.map[0], *e = to.map[1], *f = to.map[2], *p = to.map[3];
+  double *e_error = to.map[4], *f_error = to.map[5], *p_error = to.map[6];
+#pragma GCC ivdep
+  for (int64_t i = 0; i < n; ++i) {
+    const WindowMoments here = of.at(i);
+    weight[i] += here.weight, e[i] += here.e, f[i] += here.f, p[i] += here.p;
+    e_error[i] += here.e_error, f_error[i] += here.f_error, p_error[i] += here.p_error;
+  }
+}
+
+template <bool WHOLE, class T>
+TORCHCORR_INLINE int64_t score_added(int64_t n, const ChannelMoments& of, const ScoreLimits& by,
+                                     T* out, uint8_t* states) {
+  const auto get = [&](int64_t i) TORCHCORR_FLAT {
+    return WindowMoments{of.map[0][i], of.map[1][i], of.map[2][i], of.map[3][i],
+                         of.map[4][i], of.map[5][i], of.map[6][i]};
+  };
+  return score_each<WHOLE>(n, get, by.count_error, by, out, states);
 }
 
 template <class T>
@@ -103,6 +154,19 @@ TORCHCORR_SCORE(float, float)
 TORCHCORR_SCORE(double, float)
 TORCHCORR_SCORE(double, double)
 #undef TORCHCORR_SCORE
+#define TORCHCORR_MOMENTS(T)                                                                    \
+  TORCHCORR_CLONES void add_channel(bool whole, int64_t n, const ScoreSums<T>& sums,            \
+                                    const ChannelMoments& to) {                                 \
+    whole ? add_moments<true>(n, sums, to) : add_moments<false>(n, sums, to);                   \
+  }                                                                                             \
+  TORCHCORR_CLONES int64_t score_moments(bool whole, int64_t n, const ChannelMoments& of,       \
+                                         const ScoreLimits& by, T* out, uint8_t* states) {      \
+    return whole ? score_added<true>(n, of, by, out, states)                                    \
+                 : score_added<false>(n, of, by, out, states);                                  \
+  }
+TORCHCORR_MOMENTS(float)
+TORCHCORR_MOMENTS(double)
+#undef TORCHCORR_MOMENTS
 TORCHCORR_CLONES void survey(int64_t n, const float* x, const float* w, double level, Survey& s) {
   survey_row(n, x, w, level, s);
 }

@@ -21,7 +21,30 @@ struct ScoreSums {
 // What is the same for all windows of a template and tile.
 struct ScoreLimits {
   double softening, least_count, allowed;
+  double count_error = 0;  // of weights, if moments of channels were added
 };
+
+// Moments of neighbouring windows about the mean of each of their channels, added over channels:
+// weights, energies of input and template, products, and errors of these three.
+constexpr int kMomentMaps = 7;
+struct ChannelMoments {
+  double* map[kMomentMaps];
+
+  ChannelMoments at(int64_t offset) const {
+    ChannelMoments moved = *this;
+    for (double*& m : moved.map) m += offset;
+    return moved;
+  }
+};
+
+// Adds those of one channel to n windows.
+void add_channel(bool whole, int64_t n, const ScoreSums<float>& sums, const ChannelMoments& to);
+void add_channel(bool whole, int64_t n, const ScoreSums<double>& sums, const ChannelMoments& to);
+// The same as `score_row`, from moments of all channels.
+int64_t score_moments(bool whole, int64_t n, const ChannelMoments& of, const ScoreLimits& by,
+                      float* out, uint8_t* states);
+int64_t score_moments(bool whole, int64_t n, const ChannelMoments& of, const ScoreLimits& by,
+                      double* out, uint8_t* states);
 
 // Scores of n neighbouring windows; how many are doubtful. States are 1 where a window is. `whole`: all
 // elements have weight 1, so that three of the sums are constants.

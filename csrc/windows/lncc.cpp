@@ -18,8 +18,73 @@ constexpr int64_t kMapBytes = 8 << 20;  // of the maps of a slab
 template <class T>
 using Policy = CoMoments<sizeof(T) == sizeof(double)>;
 
+// Where windows lie along each axis: `before` elements in front of their own, among zeros.
+struct Place {
+  Sizes window, stride, before, count;
+
+  // Elements that windows [first, last) along axis i span.
+  int64_t span(size_t i, int64_t first, int64_t last) const {
+    return (last - first - 1) * stride[i] + window[i];
+  }
+};
+
+Place inner_place(const Tensor& a, const Sizes& window, const Sizes& stride) {
+  const ImageShape shape(sizes_of(a), window.size());
+  const WindowLayout checked(1, 1, shape.size, window, stride, 1);
+  Place place{window, stride, Sizes(window.size(), 0), {}};
+  for (size_t i = 0; i < window.size(); ++i) {
+    place.count.push_back((shape.size[i] - window[i]) / stride[i] + 1);
+  }
+  return place;
+}
+
+Sizes map_shape(const ImageShape& shape, const Place& place) {
+  Sizes out = shape.lead;
+  out.insert(out.end(), place.count.begin(), place.count.end());
+  return out;
+}
+
+// Rows of two images with zeros around them, for windows from number `first` of the first axis on.
 template <class T>
-using PairSource = ImageSource<T, Policy<T>, 2>;
+class PairSource {
+ public:
+  PairSource(const T* a, const T* b, const ImageShape& shape, const Place& place, int64_t first = 0)
+      : images_{a, b}, strides_(shape) {
+    const size_t front = 3 - shape.size.size();
+    for (size_t i = 0; i < shape.size.size(); ++i) {
+      size_[front + i] = shape.size[i];
+      before_[front + i] = place.before[i] - (i == 0 ? first * place.stride[0] : 0);
+    }
+  }
+
+  void load(const Stretch& s, int64_t n, Rows to) const {
+    const int64_t z = s.z - before_[0], y = s.y - before_[1], x = s.x - before_[2];
+    const bool exists = z >= 0 && z < size_[0] && y >= 0 && y < size_[1];
+    const int64_t low = exists ? std::clamp<int64_t>(-x, 0, s.valid) : 0;
+    const int64_t high = exists ? std::clamp<int64_t>(size_[2] - x, low, s.valid) : 0;
+    const int64_t from = strides_.at({s.lead, z, y, x + low, 0});
+    thread_local std::vector<double> memory;
+    if (static_cast<int64_t>(memory.size()) < Policy<T>::planes * n) {
+      memory.assign(Policy<T>::planes * n, 0.0);
+    }
+    for (int64_t c = 0; c < strides_.channels; ++c) {
+      const Rows channel = c == 0 ? to : Rows{memory.data(), n};
+      for (int i = 0; i < 2; ++i) {
+        double* row = channel.plane(i);
+        std::fill_n(row, low, 0.0);
+        if (high > low) widen(high - low, images_[i] + from + c * strides_.channel, row + low);
+        std::fill_n(row + high, n - high, 0.0);
+      }
+      for (int p = 2; p < Policy<T>::planes; ++p) std::fill_n(channel.plane(p), n, 0.0);
+      if (c > 0) Policy<T>::merge(n, to, to, c, channel, 1, 1.0);
+    }
+  }
+
+ private:
+  const T* images_[2];
+  ImageStrides strides_;
+  int64_t size_[3] = {1, 1, 1}, before_[3] = {0, 0, 0};
+};
 
 constexpr int kPlanes = CoMoments<true>::planes;
 constexpr int kMaps = 5;  // see window_grads_of
@@ -174,19 +239,20 @@ void check_pair(const Tensor& a, const Tensor& b) {
   STD_TORCH_CHECK(a.scalar_type() == b.scalar_type(), "a and b must have one dtype");
 }
 
-Tensor lncc(const Tensor& a, const Tensor& b, Sizes window, Sizes stride, double eps) {
-  if (is_half(a)) return in_type_of(a, lncc(in_float32(a), in_float32(b), window, stride, eps));
+Tensor scores_at(const Tensor& a, const Tensor& b, const Place& place, double eps) {
+  if (is_half(a)) return in_type_of(a, scores_at(in_float32(a), in_float32(b), place, eps));
   check_pair(a, b);
-  const ImageShape shape(sizes_of(a), window.size());
-  const WindowLayout layout(shape.leads, shape.channels, shape.size, window, stride, kPlanes);
-  Tensor out = new_map(a, shape.output(layout));
+  const ImageShape shape(sizes_of(a), place.window.size());
+  Tensor out = new_map(a, map_shape(shape, place));
   if (out.numel() == 0) return out;
+  Sizes size;
+  for (size_t i = 0; i < place.count.size(); ++i) size.push_back(place.span(i, 0, place.count[i]));
+  const WindowLayout layout(shape.leads, shape.channels, size, place.window, place.stride, kPlanes);
   const Tensor first = packed(a), second = packed(b);
-  const LnccRule by{1 / window_elements(shape, window), eps};
+  const LnccRule by{1 / window_elements(shape, place.window), eps};
   with_real_type(first, "a", [&](auto zero) {
     using T = decltype(zero);
-    const PairSource<T> source{{first.const_data_ptr<T>(), second.const_data_ptr<T>()},
-                               ImageStrides(shape)};
+    const PairSource<T> source(first.const_data_ptr<T>(), second.const_data_ptr<T>(), shape, place);
     run_windows<Policy<T>>(layout, source, ScoreSink<T>{layout, by, out.mutable_data_ptr<T>()});
   });
   return out;
@@ -203,14 +269,11 @@ struct Images {
 template <class T, int N>
 class Gradients {
  public:
-  Gradients(const ImageShape& shape, const Sizes& window, const Sizes& stride, double eps,
-            const Images<T>& of)
-      : shape_(shape), window_(window), stride_(stride), strides_(shape), grad_(of.grad), a_(of.a),
-        b_(of.b), for_a_(of.for_a), for_b_(of.for_b), by_{1 / window_elements(shape, window), eps} {
-    for (size_t i = 0; i < window.size(); ++i) {
-      count_.push_back((shape.size[i] - window[i]) / stride[i] + 1);
-      map_ *= count_[i];
-    }
+  Gradients(const ImageShape& shape, const Place& place, double eps, const Images<T>& of)
+      : shape_(shape), place_(place), window_(place.window), stride_(place.stride),
+        count_(place.count), strides_(shape), grad_(of.grad), a_(of.a), b_(of.b),
+        for_a_(of.for_a), for_b_(of.for_b), by_{1 / window_elements(shape, window_), eps} {
+    for (int64_t n : count_) map_ *= n;
     row_ = strides_.channel / shape.size[0];
     map_row_ = map_ / count_[0];
   }
@@ -237,12 +300,12 @@ class Gradients {
 
  private:
   void slabs_of(int64_t lead, int64_t slab) {
-    const int64_t k = window_[0], s = stride_[0];
+    const int64_t k = window_[0], s = stride_[0], before = place_.before[0];
     int64_t begin = 0, end = 0;  // windows whose maps are in memory
     for (int64_t z = 0; z < shape_.size[0]; z += slab) {
       const int64_t last = std::min(z + slab, shape_.size[0]);
-      const int64_t from = std::max<int64_t>(0, ceil_div(z - k + 1, s));
-      const int64_t to = std::min(count_[0], (last - 1) / s + 1);
+      const int64_t from = ceil_div(std::max<int64_t>(0, z + before - k + 1), s);
+      const int64_t to = std::min(count_[0], (last - 1 + before) / s + 1);
       const int64_t kept = std::max<int64_t>(0, end - from);
       for (int p = 0; p < N && kept > 0; ++p) {
         std::memmove(map(p), map(p) + (from - begin) * map_row_, kept * map_row_ * 8);
@@ -259,11 +322,13 @@ class Gradients {
   // Maps of windows [from, to) along the first axis, behind `kept` others.
   void windows_of(int64_t lead, int64_t leads, int64_t from, int64_t to, int64_t kept) {
     pitch_ = leads * capacity_ * map_row_;
-    Sizes size = shape_.size;
-    size[0] = (to - from - 1) * stride_[0] + window_[0];
+    Sizes size;
+    for (size_t i = 0; i < count_.size(); ++i) {
+      size.push_back(i == 0 ? place_.span(0, from, to) : place_.span(i, 0, count_[i]));
+    }
     const WindowLayout layout(leads, shape_.channels, size, window_, stride_, Policy<T>::planes);
-    const int64_t skip = lead * strides_.lead + from * stride_[0] * row_;
-    const PairSource<T> source{{a_ + skip, b_ + skip}, strides_};
+    const int64_t skip = lead * strides_.lead;
+    const PairSource<T> source(a_ + skip, b_ + skip, shape_, place_, from);
     WindowGradSink<T, N> sink{layout, by_, grad_ + lead * map_ + from * map_row_,
                               map_,   {},  capacity_ * map_row_};
     for (int p = 0; p < kMaps; ++p) sink.maps[p] = map(std::min(p, N - 1)) + kept * map_row_;
@@ -272,13 +337,14 @@ class Gradients {
 
   // Gradients of elements [z, last) along the first axis, from the maps of windows [from, to).
   void elements_of(int64_t lead, int64_t leads, int64_t z, int64_t last, int64_t from, int64_t to) {
-    Sizes size = shape_.size, count = count_;
+    Sizes size = shape_.size, count = count_, reach = window_;
+    for (size_t i = 0; i < reach.size(); ++i) reach[i] -= place_.before[i];
     size[0] = last - z;
     count[0] = std::max<int64_t>(0, to - from);
     const WindowLayout layout = spread_layout(leads, size, window_, N);
     const double* maps[N];
     for (int p = 0; p < N; ++p) maps[p] = map(p);
-    const SpreadSource<double, N> source(maps, count, window_, stride_, z - from * stride_[0],
+    const SpreadSource<double, N> source(maps, count, reach, stride_, z - from * stride_[0],
                                          capacity_ * map_row_);
     const int64_t skip = lead * strides_.lead + z * row_;
     run_windows<Sums<N>>(
@@ -287,29 +353,27 @@ class Gradients {
   }
 
   const ImageShape& shape_;
-  const Sizes &window_, &stride_;
+  const Place& place_;
+  const Sizes &window_, &stride_, &count_;
   ImageStrides strides_;
   const T *grad_, *a_, *b_;
   T *for_a_, *for_b_;
   LnccRule by_;
-  Sizes count_;
   int64_t map_ = 1, row_ = 1, map_row_ = 1, capacity_ = 0, pitch_ = 0;
   std::unique_ptr<double[]> memory_;
 };
 
-std::tuple<Tensor, Tensor> lncc_grads(const Tensor& grad, const Tensor& a, const Tensor& b,
-                                      Sizes window, Sizes stride, double eps, bool need_a,
-                                      bool need_b) {
+std::tuple<Tensor, Tensor> grads_at(const Tensor& grad, const Tensor& a, const Tensor& b,
+                                    const Place& place, double eps, bool need_a, bool need_b) {
   if (is_half(a)) {
-    const auto [for_a, for_b] = lncc_grads(in_float32(grad), in_float32(a), in_float32(b), window,
-                                           stride, eps, need_a, need_b);
+    const auto [for_a, for_b] =
+        grads_at(in_float32(grad), in_float32(a), in_float32(b), place, eps, need_a, need_b);
     return {in_type_of(a, for_a), in_type_of(b, for_b)};
   }
   check_pair(a, b);
   STD_TORCH_CHECK(grad.scalar_type() == a.scalar_type(), "grad and a must have one dtype");
-  const ImageShape shape(sizes_of(a), window.size());
-  const WindowLayout layout(shape.leads, shape.channels, shape.size, window, stride, kPlanes);
-  STD_TORCH_CHECK(sizes_of(grad) == shape.output(layout),
+  const ImageShape shape(sizes_of(a), place.window.size());
+  STD_TORCH_CHECK(sizes_of(grad) == map_shape(shape, place),
                   "grad must have the shape of the windows' map");
   const Sizes none{0};
   Tensor for_a = need_a ? new_map(a, sizes_of(a)) : torch::stable::new_empty(a, none);
@@ -322,14 +386,35 @@ std::tuple<Tensor, Tensor> lncc_grads(const Tensor& grad, const Tensor& a, const
             *y = second.const_data_ptr<T>();
     T *to_a = for_a.mutable_data_ptr<T>(), *to_b = for_b.mutable_data_ptr<T>();
     if (need_a && need_b) {
-      Gradients<T, kMaps>(shape, window, stride, eps, {g, x, y, to_a, to_b}).run();
+      Gradients<T, kMaps>(shape, place, eps, {g, x, y, to_a, to_b}).run();
     } else if (need_a) {
-      Gradients<T, 3>(shape, window, stride, eps, {g, x, y, to_a, nullptr}).run();
+      Gradients<T, 3>(shape, place, eps, {g, x, y, to_a, nullptr}).run();
     } else {
-      Gradients<T, 3>(shape, window, stride, eps, {g, y, x, to_b, nullptr}).run();
+      Gradients<T, 3>(shape, place, eps, {g, y, x, to_b, nullptr}).run();
     }
   });
   return {for_a, for_b};
+}
+
+Tensor lncc(const Tensor& a, const Tensor& b, Sizes window, Sizes stride, double eps) {
+  return scores_at(a, b, inner_place(a, window, stride), eps);
+}
+
+std::tuple<Tensor, Tensor> lncc_grads(const Tensor& grad, const Tensor& a, const Tensor& b,
+                                      Sizes window, Sizes stride, double eps, bool need_a,
+                                      bool need_b) {
+  return grads_at(grad, a, b, inner_place(a, window, stride), eps, need_a, need_b);
+}
+
+Tensor lncc_in_zeros(const Tensor& a, const Tensor& b, Sizes window, Sizes stride, Sizes before,
+                     Sizes count, double eps) {
+  return scores_at(a, b, {window, stride, before, count}, eps);
+}
+
+std::tuple<Tensor, Tensor> lncc_in_zeros_grads(const Tensor& grad, const Tensor& a, const Tensor& b,
+                                               Sizes window, Sizes stride, Sizes before,
+                                               Sizes count, double eps, bool need_a, bool need_b) {
+  return grads_at(grad, a, b, {window, stride, before, count}, eps, need_a, need_b);
 }
 
 }  // namespace
@@ -338,4 +423,18 @@ std::tuple<Tensor, Tensor> lncc_grads(const Tensor& grad, const Tensor& a, const
 STABLE_TORCH_LIBRARY_IMPL(torchcorr, CPU, m) {
   m.impl("lncc", TORCH_BOX(&torchcorr::lncc));
   m.impl("lncc_grads", TORCH_BOX(&torchcorr::lncc_grads));
+}
+
+STABLE_TORCH_LIBRARY_FRAGMENT(torchcorr_cpu, m) {
+  m.def(
+      "lncc_in_zeros(Tensor a, Tensor b, int[] window, int[] stride, int[] before, int[] count,"
+      " float eps) -> Tensor");
+  m.def(
+      "lncc_in_zeros_grads(Tensor grad, Tensor a, Tensor b, int[] window, int[] stride,"
+      " int[] before, int[] count, float eps, bool need_a, bool need_b) -> (Tensor, Tensor)");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(torchcorr_cpu, CPU, m) {
+  m.impl("lncc_in_zeros", TORCH_BOX(&torchcorr::lncc_in_zeros));
+  m.impl("lncc_in_zeros_grads", TORCH_BOX(&torchcorr::lncc_in_zeros_grads));
 }

@@ -1,6 +1,7 @@
 // The coefficient of two images in windows with weights, and its gradients: maps of each window's
 // contributions, spread over its elements with the same weights, in slabs of the first axis.
 
+#include <cmath>
 #include <cstring>
 #include <memory>
 #include <optional>
@@ -29,6 +30,34 @@ void for_units(int64_t leads, int64_t planes, const Cut& cut, const NewWorker& w
       each(own, at / planes, at % planes, i % cut.units());
     }
   });
+}
+
+// Of each lead the mean of its finite elements with weight: the gradient of weights has squares of
+// elements, which cancel about a level of their own. Parts do not depend on the number of threads.
+template <class T>
+std::vector<double> levels_of(int64_t leads, int64_t n, const T* x, const T* weight) {
+  constexpr int64_t kPart = 1 << 15;
+  const int64_t parts = ceil_div(n, kPart);
+  std::vector<double> sum(leads * parts), count(leads * parts), level(leads);
+  parallel_for(0, leads * parts, 4, [&](int64_t i, int64_t last) {
+    for (; i < last; ++i) {
+      const int64_t begin = i / parts * n + i % parts * kPart;
+      const int64_t end = std::min(begin + kPart, (i / parts + 1) * n);
+      for (int64_t k = begin; k < end; ++k) {
+        const bool counts = weight[k] > 0 && std::isfinite(x[k]);
+        sum[i] += counts ? static_cast<double>(x[k]) : 0.0;
+        count[i] += counts;
+      }
+    }
+  });
+  for (int64_t lead = 0; lead < leads; ++lead) {
+    double total = 0, elements = 0;
+    for (int64_t i = lead * parts; i < (lead + 1) * parts; ++i) {
+      total += sum[i], elements += count[i];
+    }
+    level[lead] = elements > 0 ? total / elements : 0.0;
+  }
+  return level;
 }
 
 Cut windows_cut(const Layout& layout) {
@@ -126,7 +155,10 @@ class Gradients {
   void windows_of(int64_t first, int64_t leads, int64_t from, int64_t to, int64_t kept) {
     // A single map of factors is that of the image whose gradient is wanted.
     Images<T> images = images_;
-    if (!out_.a && !out_.weight) std::swap(images.a, images.b);
+    if (!out_.a && !out_.weight) {
+      std::swap(images.a, images.b);
+      std::swap(images.level_a, images.level_b);
+    }
     if (marched_) {
       march_windows(images, first, leads, from, to, kept);
       return;
@@ -147,7 +179,7 @@ class Gradients {
                        to_maps[p] = maps + std::min(p, maps_ - 1) * pitch_ + u * x.count;
                      }
                      maps_of_windows(box.right - box.left, in, grad + u * x.count,
-                                     {weight, eps_, WindowRows<T>::fine, maps_}, to_maps);
+                                     {weight, eps_, images_.fine(), maps_}, to_maps);
                    });
         });
   }
@@ -172,7 +204,7 @@ class Gradients {
           rows.run(lead, begin + plane, box, [&](int64_t v, Row in) {
             const int64_t at = place + v * layout_.row + box.left;
             for (int64_t c = 0; c < layout_.shape.channels; ++c) {
-              elements(box.right - box.left, in, at + c * layout_.channel);
+              elements(box.right - box.left, in, at + c * layout_.channel, first + lead);
             }
           });
         });
@@ -183,8 +215,9 @@ class Gradients {
     const int64_t skip = first * layout_.lead;
     images.a += skip, images.b += skip;
     if (images.weight) images.weight += skip;
+    if (images.level_a) images.level_a += first, images.level_b += first;
     const T* grad = grad_ + first * layout_.map() + from * row();
-    const MapRule by{1.0, eps_, WindowRows<T>::fine, maps_};
+    const MapRule by{1.0, eps_, images_.fine(), maps_};
     march(layout_, images, leads, from, to, [&](int64_t lead, int64_t at, int64_t n, Row in) {
       double* to_maps[kMaps];
       for (int p = 0; p < kMaps; ++p) {
@@ -215,20 +248,23 @@ class Gradients {
     const int64_t skip = first * layout_.lead + begin * (layout_.ndim == 1 ? 1 : layout_.plane);
     const auto store = [&](const Stretch& s, Rows r) {
       for (int64_t c = 0; c < strides.channels; ++c) {
-        elements(s.valid, Row{r.first, r.pitch}, skip + strides.at(s) + c * strides.channel);
+        elements(s.valid, Row{r.first, r.pitch}, skip + strides.at(s) + c * strides.channel,
+                 first + s.lead);
       }
     };
     run_windows<Sums<N>>(layout, source, EachRow<decltype(store)>{store});
   }
 
-  void elements(int64_t n, Row in, int64_t at) const {
+  void elements(int64_t n, Row in, int64_t at, int64_t lead) const {
     const T *a = images_.a + at, *b = images_.b + at;
     const T* weight = images_.weight ? images_.weight + at : nullptr;
-    if (out_.a) combine(n, in, Elements<T>{a, b, weight, 1, out_.a + at});
+    const Levels level = images_.level(lead), swapped{level.b, level.a};
+    if (out_.a) combine(n, in, Elements<T>{a, b, weight, 1, out_.a + at, level});
     if (out_.b) {
-      combine(n, in, Elements<T>{b, a, weight, maps_ == kMapsOfOne ? 1 : 3, out_.b + at});
+      const int map = maps_ == kMapsOfOne ? 1 : 3;
+      combine(n, in, Elements<T>{b, a, weight, map, out_.b + at, swapped});
     }
-    if (out_.weight) combine_weights(n, in, Elements<T>{a, b, weight, 1, out_.weight + at});
+    if (out_.weight) combine_weights(n, in, Elements<T>{a, b, weight, 1, out_.weight + at, level});
   }
 
   const Layout& layout_;
@@ -296,7 +332,14 @@ std::tuple<Tensor, Tensor, Tensor> grads_of(const Tensor& grad, const Tensor& a,
       using T = decltype(zero);
       T* to[3];
       for (int i = 0; i < 3; ++i) to[i] = needed[i] ? out[i].mutable_data_ptr<T>() : nullptr;
-      Gradients<T>(layout, of.images<T>(), upstream.const_data_ptr<T>(), eps,
+      Images<T> images = of.images<T>();
+      std::vector<double> level_a, level_b;
+      if (needed[2] && of.masked) {
+        level_a = levels_of(layout.shape.leads, layout.lead, images.a, images.weight);
+        level_b = levels_of(layout.shape.leads, layout.lead, images.b, images.weight);
+        images.level_a = level_a.data(), images.level_b = level_b.data();
+      }
+      Gradients<T>(layout, images, upstream.const_data_ptr<T>(), eps,
                    {to[0], to[1], to[2]})
           .run();
     });

@@ -120,11 +120,11 @@ TORCHCORR_CLONES void merge_fine(int64_t n, const Rows& out, const Rows& a, cons
 }
 
 template <class T>
-void elements_of(int64_t n, const T* a, const T* b, const T* weight, Rows to) {
+void elements_of(int64_t n, const T* a, const T* b, const T* weight, const Levels& level, Rows to) {
   for (int64_t i = 0; i < n; ++i) {
     const double w = weight == nullptr ? 1.0 : static_cast<double>(weight[i]);
-    to.plane(kMeanA)[i] = w > 0 ? static_cast<double>(a[i]) : 0.0;
-    to.plane(kMeanB)[i] = w > 0 ? static_cast<double>(b[i]) : 0.0;
+    to.plane(kMeanA)[i] = w > 0 ? static_cast<double>(a[i]) - level.a : 0.0;
+    to.plane(kMeanB)[i] = w > 0 ? static_cast<double>(b[i]) - level.b : 0.0;
     to.plane(kWeight)[i] = w;
   }
 }
@@ -146,12 +146,14 @@ void WeightedMoments<Fine>::windows(const WindowAxis& axis, int64_t count, doubl
 template struct WeightedMoments<false>;
 template struct WeightedMoments<true>;
 
-void load_elements(int64_t n, const float* a, const float* b, const float* weight, Rows to) {
-  elements_of(n, a, b, weight, to);
+void load_elements(int64_t n, const float* a, const float* b, const float* weight,
+                   const Levels& level, Rows to) {
+  elements_of(n, a, b, weight, level, to);
 }
 
-void load_elements(int64_t n, const double* a, const double* b, const double* weight, Rows to) {
-  elements_of(n, a, b, weight, to);
+void load_elements(int64_t n, const double* a, const double* b, const double* weight,
+                   const Levels& level, Rows to) {
+  elements_of(n, a, b, weight, level, to);
 }
 
 void divide_by_weight(int64_t n, Rows r) {

@@ -16,17 +16,19 @@ struct WeightedMoments {
 };
 
 // Elements of both images as summaries; `weight` may be null.
-void load_elements(int64_t n, const float* a, const float* b, const float* weight, Rows to);
-void load_elements(int64_t n, const double* a, const double* b, const double* weight, Rows to);
+void load_elements(int64_t n, const float* a, const float* b, const float* weight,
+                   const Levels& level, Rows to);
+void load_elements(int64_t n, const double* a, const double* b, const double* weight,
+                   const Levels& level, Rows to);
 // Sums of squares become variances.
 void divide_by_weight(int64_t n, Rows r);
 
 // Rows of both images and of what surrounds them: zeros of weight 0 or 1.
-template <class T>
+template <class T, bool Fine>
 struct SurroundedPair {
-  using Policy = WeightedMoments<sizeof(T) == sizeof(double)>;
+  using Policy = WeightedMoments<Fine>;
 
-  const T *a, *b, *weight;
+  Images<T> images;
   ImageStrides strides;
   int64_t size[3], before[3];  // axes (z, y, x); elements that are read before the first
   double outside;
@@ -37,6 +39,10 @@ struct SurroundedPair {
     const int64_t low = std::clamp<int64_t>(-x, 0, s.valid);
     const int64_t high = exists ? std::clamp<int64_t>(size[2] - x, low, s.valid) : low;
     const int64_t from = s.lead * strides.lead + z * strides.plane + y * strides.row + x + low;
+    const Levels level = images.level(s.lead);
+    double around[kPlanes] = {};
+    if (outside > 0) around[kMeanA] = -level.a, around[kMeanB] = -level.b;
+    around[kWeight] = outside;
     thread_local std::vector<double> memory;
     if (static_cast<int64_t>(memory.size()) < Policy::planes * n) {
       memory.assign(Policy::planes * n, 0.0);
@@ -44,11 +50,12 @@ struct SurroundedPair {
     for (int64_t c = 0; c < strides.channels; ++c) {
       const Rows channel = c == 0 ? to : Rows{memory.data(), n};
       for (int p = 0; p < Policy::planes; ++p) {
-        std::fill_n(channel.plane(p), n, p == kWeight ? outside : 0.0);
+        std::fill_n(channel.plane(p), n, around[p]);
       }
       if (high > low) {
         const int64_t at = from + c * strides.channel;
-        load_elements(high - low, a + at, b + at, weight == nullptr ? nullptr : weight + at,
+        load_elements(high - low, images.a + at, images.b + at,
+                      images.weight == nullptr ? nullptr : images.weight + at, level,
                       channel.at(low));
       }
       if (c > 0) Policy::merge(n, to, to, 1, channel, 1, 1.0);
@@ -85,13 +92,12 @@ struct EachRow {
 
 // Marches over windows [from, to) of the first axis. Calls store(stretch, row) with windows counted
 // from `from`.
-template <class T, class Store>
-void march(const Layout& layout, const Images<T>& images, int64_t leads, int64_t from, int64_t to,
-           const Store& store) {
-  using Source = SurroundedPair<T>;
+template <bool Fine, class T, class Store>
+void march_as(const Layout& layout, const Images<T>& images, int64_t leads, int64_t from,
+              int64_t to, const Store& store) {
+  using Source = SurroundedPair<T, Fine>;
   const ImageShape& shape = layout.shape;
-  Source source{images.a, images.b, images.weight, ImageStrides(shape), {1, 1, 1}, {0, 0, 0},
-                layout.renormalize ? 0.0 : 1.0};
+  Source source{images, ImageStrides(shape), {1, 1, 1}, {0, 0, 0}, layout.renormalize ? 0.0 : 1.0};
   Sizes size, window, stride;
   for (int i = 0; i < layout.ndim; ++i) {
     const Axis& x = layout.axis[i + 1 == layout.ndim ? 2 : i];
@@ -109,6 +115,13 @@ void march(const Layout& layout, const Images<T>& images, int64_t leads, int64_t
     store(s.lead, map_offset(windows, in_item), s.valid, Row{r.first, r.pitch});
   };
   run_windows<typename Source::Policy>(windows, source, EachRow<decltype(store_row)>{store_row});
+}
+
+template <class T, class Store>
+void march(const Layout& layout, const Images<T>& images, int64_t leads, int64_t from, int64_t to,
+           const Store& store) {
+  (images.fine() ? march_as<true, T, Store> : march_as<false, T, Store>)(layout, images, leads,
+                                                                         from, to, store);
 }
 
 }  // namespace torchcorr::weighted

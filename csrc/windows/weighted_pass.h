@@ -92,14 +92,19 @@ inline int64_t whole(int64_t n) { return ceil_div(n, kDoubles) * kDoubles; }
 template <class T>
 struct Images {
   const T *a, *b, *weight;  // weight may be null
+  const double *level_a = nullptr, *level_b = nullptr;  // of each lead; null where all are 0
+
+  // Whether digits that rounding takes from means are kept: squares about a level need them too.
+  bool fine() const { return sizeof(T) == sizeof(double) || level_a != nullptr; }
+  Levels level(int64_t lead) const {
+    return level_a == nullptr ? Levels{} : Levels{level_a[lead], level_b[lead]};
+  }
 };
 
 // Summaries of the windows of a strip, a row at a time. One worker is one thread's.
 template <class T>
 class WindowRows {
  public:
-  static constexpr bool fine = sizeof(T) == sizeof(double);
-
   WindowRows(const Layout& layout, const Images<T>& images, const Cut& cut)
       : layout_(layout), images_(images),
         pitch_(whole((cut.columns - 1) * layout.axis[2].step + layout.axis[2].window + kDoubles)),
@@ -129,7 +134,7 @@ class WindowRows {
         const double total = sum(taps, end - begin);
         const double* weights = masked() ? in.plane(kWeight) : nullptr;
         const Taps by{end - begin, taps, 1 / total, kPlanes * pitch_, weights, kPlanes * pitch_};
-        merge_rows(extent_, by, in, fine, row(joined_));
+        merge_rows(extent_, by, in, images_.fine(), row(joined_));
         in = row(joined_);
         if (!masked()) weight *= total;
       }
@@ -163,6 +168,7 @@ class WindowRows {
   void load(int64_t lead, int64_t z, int64_t y, Row to) {
     const Axis& depth = layout_.axis[0];
     const bool exists = y >= 0 && y < layout_.axis[1].size;
+    const Levels level = images_.level(lead);
     leaves_.clear();
     depth_ = 0;
     for (int64_t j = 0; j < depth.window; ++j) {
@@ -172,12 +178,12 @@ class WindowRows {
       for (int64_t c = 0; c < layout_.shape.channels; ++c) {
         depth_ += depth.taps[j];
         if (outside) {
-          leaves_.push_back({zeros_.data(), zeros_.data(), ones_.data(), depth.taps[j]});
+          leaves_.push_back({zeros_.data(), zeros_.data(), ones_.data(), depth.taps[j], level});
         } else if (exists) {
           const int64_t from = lead * layout_.lead + c * layout_.channel + at * layout_.plane +
                                y * layout_.row + begin_;
           leaves_.push_back({images_.a + from, images_.b + from,
-                             masked() ? images_.weight + from : nullptr, depth.taps[j]});
+                             masked() ? images_.weight + from : nullptr, depth.taps[j], level});
         }
       }
     }
@@ -187,9 +193,12 @@ class WindowRows {
       merge_leaves(n, static_cast<int64_t>(leaves_.size()), leaves_.data(), masked(),
                    to.at(skip_));
     }
-    const double around = layout_.renormalize ? 0.0 : depth_;
+    double around[kPlanes] = {};
+    if (!layout_.renormalize) {
+      around[kMeanA] = -level.a, around[kMeanB] = -level.b, around[kWeight] = depth_;
+    }
     for (int p = 0; p < kPlanes; ++p) {
-      const double value = p == kWeight ? around : 0.0;
+      const double value = around[p];
       const int64_t behind = n > 0 ? skip_ + n : 0;
       std::fill_n(to.plane(p), n > 0 ? skip_ : 0, value);
       std::fill_n(to.plane(p) + behind, pitch_ - behind, value);
@@ -201,7 +210,7 @@ class WindowRows {
     Taps by{x.window, x.taps, 1 / sum(x.taps, x.window), 1, nullptr, 1};
     if (masked()) {
       by.weight = in.plane(kWeight);
-      merge_rows(n, by, in, fine, row(result_));
+      merge_rows(n, by, in, images_.fine(), row(result_));
       return;
     }
     const int64_t whole_from = std::min(n, layout_.renormalize ? whole(skip_) : 0);
@@ -213,7 +222,7 @@ class WindowRows {
     const auto part = [&](int64_t from, int64_t to, bool some) {
       if (to <= from) return;
       by.weight = some ? inside_.data() + from : nullptr;
-      merge_rows(to - from, by, in.at(from), fine, row(result_).at(from));
+      merge_rows(to - from, by, in.at(from), images_.fine(), row(result_).at(from));
     };
     part(0, whole_from, true);
     part(whole_from, whole_to, false);

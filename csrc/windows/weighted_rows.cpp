@@ -43,7 +43,7 @@ TORCHCORR_INLINE Means level_of(int64_t count, const Weight& weight, const Get& 
   return level;
 }
 
-template <class T, bool MASKED, bool WHOLE>
+template <class T, bool MASKED, bool LEVEL, bool WHOLE>
 TORCHCORR_INLINE void leaves_at(int64_t x, int64_t n, int64_t count, const Leaf<T>* leaves,
                                 double share, Row out) {
   const auto get = [&](const T* p) TORCHCORR_FLAT {
@@ -54,7 +54,9 @@ TORCHCORR_INLINE void leaves_at(int64_t x, int64_t n, int64_t count, const Leaf<
     return MASKED ? tap * get(leaves[t].weight) : tap;
   };
   const auto means = [&](int64_t t) TORCHCORR_FLAT {
-    return Means{get(leaves[t].a), get(leaves[t].b)};
+    const Means mean{get(leaves[t].a), get(leaves[t].b)};
+    if (!LEVEL) return mean;
+    return Means{mean.a - all(leaves[t].level.a), mean.b - all(leaves[t].level.b)};
   };
   const auto live = [&](Doubles w, Doubles v) TORCHCORR_FLAT {
     return MASKED ? where_live(w, v, Doubles{}) : v;
@@ -90,16 +92,16 @@ TORCHCORR_INLINE void leaves_at(int64_t x, int64_t n, int64_t count, const Leaf<
   write(to.plane(kWeight), MASKED ? total : all(1) / all(share));
 }
 
-template <class T, bool MASKED>
+template <class T, bool MASKED, bool LEVEL>
 TORCHCORR_INLINE void leaves_of(int64_t n, int64_t count, const Leaf<T>* leaves, Row out) {
   double sum = 0;
   for (int64_t t = 0; t < count; ++t) sum += leaves[t].tap;
   const double share = 1 / sum;
   int64_t x = 0;
   for (; x + kDoubles <= n; x += kDoubles) {
-    leaves_at<T, MASKED, true>(x, n, count, leaves, share, out);
+    leaves_at<T, MASKED, LEVEL, true>(x, n, count, leaves, share, out);
   }
-  if (x < n) leaves_at<T, MASKED, false>(x, n, count, leaves, share, out);
+  if (x < n) leaves_at<T, MASKED, LEVEL, false>(x, n, count, leaves, share, out);
 }
 
 template <bool MASKED, bool FINE>
@@ -202,8 +204,10 @@ TORCHCORR_INLINE void maps_of(int64_t n, Row in, const T* grad, const MapRule& b
 template <class T>
 TORCHCORR_INLINE void combined(int64_t n, Row maps, const Elements<T>& of) {
   const double *p = maps.plane(0), *factor = maps.plane(of.map), *offset = maps.plane(of.map + 1);
+  const Levels level = of.level;
   for (int64_t i = 0; i < n; ++i) {
-    const double x = static_cast<double>(of.self[i]), y = static_cast<double>(of.other[i]);
+    const double x = static_cast<double>(of.self[i]) - level.a;
+    const double y = static_cast<double>(of.other[i]) - level.b;
     const double w = of.weight == nullptr ? 1.0 : static_cast<double>(of.weight[i]);
     const double value = w * (y * p[i] - x * factor[i] + offset[i]);
     of.out[i] = static_cast<T>(w > 0 ? value : 0.0);
@@ -212,8 +216,10 @@ TORCHCORR_INLINE void combined(int64_t n, Row maps, const Elements<T>& of) {
 
 template <class T>
 TORCHCORR_INLINE void combined_weights(int64_t n, Row maps, const Elements<T>& of) {
+  const Levels level = of.level;
   for (int64_t i = 0; i < n; ++i) {
-    const double x = static_cast<double>(of.self[i]), y = static_cast<double>(of.other[i]);
+    const double x = static_cast<double>(of.self[i]) - level.a;
+    const double y = static_cast<double>(of.other[i]) - level.b;
     const double linear = x * maps.plane(2)[i] + y * maps.plane(4)[i] + maps.plane(5)[i];
     const double square = x * x * maps.plane(1)[i] + y * y * maps.plane(3)[i];
     const double value = x * y * maps.plane(0)[i] - square / 2 + linear;
@@ -236,10 +242,13 @@ TORCHCORR_CLONES void merge_masked_fine(int64_t n, const Taps& taps, Row in, Row
 
 #define TORCHCORR_LEAVES(T)                                                                        \
   TORCHCORR_CLONES void leaves_plain(int64_t n, int64_t count, const Leaf<T>* leaves, Row out) {   \
-    leaves_of<T, false>(n, count, leaves, out);                                                    \
+    leaves_of<T, false, false>(n, count, leaves, out);                                             \
   }                                                                                                \
   TORCHCORR_CLONES void leaves_masked(int64_t n, int64_t count, const Leaf<T>* leaves, Row out) {  \
-    leaves_of<T, true>(n, count, leaves, out);                                                     \
+    leaves_of<T, true, false>(n, count, leaves, out);                                              \
+  }                                                                                                \
+  TORCHCORR_CLONES void leaves_level(int64_t n, int64_t count, const Leaf<T>* leaves, Row out) {   \
+    leaves_of<T, true, true>(n, count, leaves, out);                                               \
   }
 TORCHCORR_LEAVES(float)
 TORCHCORR_LEAVES(double)
@@ -266,7 +275,9 @@ TORCHCORR_CLONES void add_rows(int64_t n, int64_t count, const double* const* ro
 
 #define TORCHCORR_ROWS(T)                                                                         \
   void merge_leaves(int64_t n, int64_t count, const Leaf<T>* leaves, bool masked, Row out) {      \
-    masked ? leaves_masked(n, count, leaves, out) : leaves_plain(n, count, leaves, out);          \
+    const bool level = count > 0 && (leaves[0].level.a != 0 || leaves[0].level.b != 0);           \
+    if (!masked) return leaves_plain(n, count, leaves, out);                                      \
+    level ? leaves_level(n, count, leaves, out) : leaves_masked(n, count, leaves, out);           \
   }                                                                                               \
   TORCHCORR_CLONES void scores(int64_t n, Row in, double eps, T* out) {                           \
     scores_of(n, in, eps, out);                                                                   \

@@ -18,11 +18,17 @@ struct Row {
   Row at(int64_t offset) const { return {first + offset, pitch}; }
 };
 
+// What the elements of both images are measured from.
+struct Levels {
+  double a = 0, b = 0;
+};
+
 // Elements of both images that are merged first, one row of each; `weight` may be null.
 template <class T>
 struct Leaf {
   const T *a, *b, *weight;
   double tap;
+  Levels level;
 };
 
 // Summaries to be merged: those of tap t begin t * step behind the first, and so do their weights,
@@ -70,6 +76,7 @@ struct Elements {
   const T *self, *other, *weight;
   int map;
   T* out;
+  Levels level;  // of self and of other
 };
 
 void combine(int64_t n, Row maps, const Elements<float>& of);

@@ -9,9 +9,12 @@ import torch
 import torture
 from inputs import INTEGERS, array, draw, other_of, result_dtype, says, tensor
 from tolerances import GRADIENT_OF_FLOAT32, SCORE
+from torch.nn.functional import pad
 
 import torchcorr
 from torchcorr._definition import lncc as definition
+from torchcorr._definition import weighted_lncc as weighted
+from torchcorr._plan.taps import window_taps
 
 ops = torch.ops.torchcorr
 SHAPES = {
@@ -212,6 +215,26 @@ def test_gradients_in_slabs(shape, window, stride):
         bound = 1e-10 * float(exact.abs().max())
         assert float((got - exact).abs().max()) <= bound
         assert float((alone - exact).abs().max()) <= bound
+
+
+@pytest.mark.cpu_only
+@pytest.mark.parametrize("shape, window, stride", SLABS.values(), ids=SLABS)
+def test_zeros_around_are_those_of_padded_inputs(shape, window, stride):
+    """The CPU's kernel reads them where there are none; the bits are those of copies with zeros."""
+    a, b = draw(shape, torch.float32), draw(shape, torch.float32, seed=1)
+    place = (window_taps("box", window), window, stride, "zeros", 0.01)
+    windows = weighted.Windows(*place[:-1])
+    wide = [pad(x, windows.reach) for x in (a, b)]
+    score = ops.lncc(*wide, window, stride, 0.01)
+    assert torch.equal(ops.weighted_lncc(a, b, None, *place), score)
+    delta = draw(tuple(score.shape), torch.float32, seed=2) - 0.5
+    want = ops.lncc_grads(delta, *wide, window, stride, 0.01, True, True)
+    both = ops.weighted_lncc_grads(delta, a, b, None, *place, [True, True, False])
+    for i, exact in enumerate(map(windows.inner, want)):
+        alone = ops.weighted_lncc_grads(delta, a, b, None, *place, [j == i for j in range(3)])
+        assert alone[1 - i].numel() == alone[2].numel() == both[2].numel() == 0
+        for got in (both[i], alone[i]):
+            assert float((got - exact).abs().max()) <= 1e-6 * float(exact.abs().max())
 
 
 def test_compiled_batched_and_exported():

@@ -95,6 +95,17 @@ def test_scratch_of_gradients_is_what_is_planned(size: int, window: int) -> None
     assert call.plan.bytes < 64 * 2**20
 
 
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peaks are read in /proc")
+@pytest.mark.parametrize("which", ["lncc-zeros", "lncc-masks"])
+def test_registration_holds_less_than_five_volumes(which: str) -> None:
+    """Of memory beyond inputs and results, as the page on resources says."""
+    size = 128
+    two = {**os.environ, "OMP_NUM_THREADS": "2"}
+    command = [sys.executable, "-m", "benchmarks.memory", str(size), "9", which]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT, env=two)
+    assert float(done.stdout) * 2**20 < 5 * 4 * size**3
+
+
 @pytest.mark.parametrize("size", [600, 1024, 4096, 16384])
 @pytest.mark.parametrize("window", [16, 64, 256, 512])
 def test_planned_scratch_does_not_grow_with_the_image(size: int, window: int) -> None:

@@ -78,6 +78,37 @@ def test_lines_and_volumes(ndim):
     assert float(abs(array(got) - exact).max()) <= SCORE[torch.float32]
 
 
+@pytest.mark.parametrize("dtype", (torch.float32, torch.float64), ids=str)
+@pytest.mark.parametrize("weights", ("input", "both", "templates"))
+def test_channels_with_a_mean_each(weights, dtype):
+    """Masks of all channels or of each, in which a channel may have no weight at all."""
+    offsets = torch.tensor([0.0, 300.0, -40.0])[:, None, None]
+    image = (normal(3, 150, 163, seed=0).float() + offsets).to(dtype)
+    template = normal(2, 3, 21, 24, seed=1).to(dtype)
+    there = soft((1 if weights == "input" else 3, 150, 163), dtype)
+    mask = soft((2, 3, 21, 24), dtype, 6) if weights != "input" else None
+    if weights == "both":
+        there[1, :90] = 0
+        there[2, :, 100:] = 1
+    if weights == "templates":
+        there = None
+    options = {"pooled": False, "eps": 0.02}
+    ways = check(image, template, there, mask, (1, 2), **options)
+    assert ways.exact_windows == 0
+    assert (ways.float32 > 0) == (dtype == torch.float32)
+    assert (ways.float64 > 0) == (dtype == torch.float64)
+
+
+def test_a_flat_channel_adds_nothing():
+    """Its template's energy counts, and rounding of its own does not."""
+    image, template = normal(3, 60, 60, seed=0).float() + 5, normal(3, 20, 20, seed=1).float()
+    there, image[1] = soft((60, 60), torch.float32), 7.3
+    options = {"input_mask": there, "channels": "joint"}
+    got = torchcorr.zncc(image, template, method="fft", **options)
+    exact = oracle.zncc(array(image), array(template), **{**options, "input_mask": array(there)})
+    assert float(abs(array(got) - exact).max()) <= SCORE[torch.float32]
+
+
 def test_one_faint_patch_takes_float64_in_its_tiles_only():
     image, template = normal(1, 700, 700, seed=0).float(), normal(1, 64, 64, seed=1).float()
     there, mask = soft((1, 700, 700), torch.float32), soft((1, 64, 64), torch.float32)

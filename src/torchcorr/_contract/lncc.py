@@ -50,15 +50,29 @@ def _pair_moments(a: Tensor, b: Tensor, window: Sequence[int], stride: Sequence[
     return of_a, of_b, covariance
 
 
+def gradients(
+    grad: Tensor,
+    a: Tensor,
+    b: Tensor,
+    window: Sequence[int],
+    stride: Sequence[int],
+    eps: float,
+    wanted: Sequence[bool],
+) -> tuple[Tensor | None, Tensor | None]:
+    """Both gradients over registered operators, which can be differentiated again."""
+    need_a, need_b = wanted
+    args = (grad, a, b, window, stride, eps)
+    return definition.lncc_gradients(_OPERATORS, *args, need_a=need_a, need_b=need_b)
+
+
 def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     a, b = ctx.saved_tensors
     wanted = tuple(ctx.needs_input_grad[:2])
-    args = (grad, a, b, *ctx.place)
+    window, stride, eps = ctx.place
     if differentiated_again():
-        need_a, need_b = wanted
-        grads = definition.lncc_gradients(_OPERATORS, *args, need_a=need_a, need_b=need_b)
+        grads = gradients(grad, a, b, window, stride, eps, wanted)
     else:
-        grads = lncc_grads(*args, *wanted)
+        grads = lncc_grads(grad, a, b, window, stride, eps, *wanted)
     chosen = (g if want else None for g, want in zip(grads, wanted, strict=True))
     return (*chosen, None, None, None)
 

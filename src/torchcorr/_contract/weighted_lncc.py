@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
+from torch.nn.functional import pad
 
 from .._definition import weighted_lncc as definition
 from .._plan.shapes import windows_at
+from .lncc import gradients as gradients_of_boxes
 from .registry import Dims, batched, differentiated_again, register, tangent_by_gradients
 
 _PLACE = "float[] taps, int[] window, int[] stride, str border, float eps"
@@ -44,12 +46,23 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.place = inputs[3:]
 
 
+def _plain_gradients(
+    grad: Tensor, inputs: Sequence[Any], windows: definition.Windows, eps: float, needed: Any
+) -> list[Tensor | None]:
+    """Those of boxes in zeros, over the operators of boxes."""
+    a, b = (pad(x, windows.reach) for x in inputs[:2])
+    grads = gradients_of_boxes(grad, a, b, windows.sizes, windows.stride, eps, needed[:2])
+    return [None if g is None else windows.inner(g) for g in grads]
+
+
 def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     """Once more differentiated, the gradients are differentiated as they are defined."""
     needed = tuple(ctx.needs_input_grad[:3])
     if differentiated_again():
         *place, eps = ctx.place
         windows = definition.Windows(*place)
+        if windows.is_plain(ctx.saved_tensors[2]):
+            return (*_plain_gradients(grad, ctx.saved_tensors, windows, eps, needed), *[None] * 6)
         grads = definition.gradients(grad, tuple(ctx.saved_tensors), windows, eps, needed)
     else:
         found = weighted_lncc_grads(grad, *ctx.saved_tensors, *ctx.place, list(needed))

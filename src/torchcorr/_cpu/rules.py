@@ -45,10 +45,11 @@ class MaskedRule:
     eps: float  # added to a window's variance, in squared units of the input
     least: float  # share of the template's weight that a window must have
     allowed: float  # error of a score
+    own_means: bool  # each channel has a mean of its own
 
     @cached_property
     def numbers(self) -> list[float]:
-        return [self.zero_mean, self.eps, self.least, self.allowed]
+        return [self.zero_mean, self.eps, self.least, self.allowed, self.own_means]
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """Weighted scores in tiles: those of masks, and of channels with a mean each.
 
 Where transforms are quicker than loops, all sums of a window that has weights are transforms. The
-sums of a few runs of equal weights, and of channels with a mean each, are differences of totals.
+sums of a few runs of equal weights, and of channels with a mean each under at most one mask of the
+template, are differences of totals.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ def weighted_ncc(
     )
     one_mask = template_weight is None or template_weight.numel() == math.prod(window)
     alone = input_weight is None and one_mask
-    if not own_means and method != "direct" and not (alone and call.plan.method == "direct"):
+    if method != "direct" and not (alone and (own_means or call.plan.method == "direct")):
         return _masked(tensors, stride, zero_mean, pooled, eps, least)
     if not alone:
         how = (stride, zero_mean, pooled, eps, least, method)
@@ -85,8 +86,8 @@ def _masked(
     eps: float,
     least: float,
 ) -> Tensor:
-    """Scores by transforms of tiles, with one mean for all channels or none; those that rounding of
-    float64 transforms may spoil by their definition."""
+    """Scores by transforms of tiles; those that rounding of float64 transforms may spoil by their
+    definition."""
     input, template, g, m = tensors
     ndim, core = len(stride), len(stride) + 1
     if g is not None:
@@ -98,12 +99,15 @@ def _masked(
     call = arrange_masked(input.shape, template.shape, stride, dtype=input.dtype, device="cpu")
     leads = call.problem.leads
     shape = (leads.paired * leads.inputs, leads.templates, *call.tiling.positions)
-    factors = [leads.template(y, core).contiguous() for y in _factors(template, m, ndim, zero_mean)]
+    own_means = zero_mean and not pooled and input.shape[-core] > 1
+    products = _factors(template, m, ndim, zero_mean, not own_means)
+    factors = [leads.template(y, core).contiguous() for y in products]
     x, there = (None if y is None else leads.input(y, core).contiguous() for y in (input, g))
     out = steps.new_map(input, shape)
     doubtful = torch.zeros(shape, dtype=torch.uint8)
     share = max(least, NOTHING) * (1 - NOTHING)
-    rule = MaskedRule(zero_mean, eps, share, rounding.ALLOWED_SCORE_ERROR[input.dtype])
+    allowed = rounding.ALLOWED_SCORE_ERROR[input.dtype]
+    rule = MaskedRule(zero_mean, eps, share, allowed, own_means)
     batch = TileBatch(call.tiling, []).numbers
     for block in blocks(call.problem, call.plan):
         numbers = (batch, block.numbers, rule.numbers)
@@ -118,11 +122,11 @@ def _masked(
 
 
 def _factors(
-    template: Tensor, weight: Tensor | None, ndim: int, zero_mean: bool
+    template: Tensor, weight: Tensor | None, ndim: int, zero_mean: bool, pooled: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """What sums are correlations with: the template times its weights, these, and its squares."""
     core = template.shape[-ndim - 1 :]
-    of = weighted(template.new_zeros(core), template, None, weight, ndim, zero_mean, True)
+    of = weighted(template.new_zeros(core), template, None, weight, ndim, zero_mean, pooled)
     weights = of.template_weights()
     products = weights * of.template
     lead = products.shape[: -ndim - 1]

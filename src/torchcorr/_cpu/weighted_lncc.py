@@ -7,13 +7,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from .. import _contract
-from .._definition.weighted_lncc import levels
+from .._definition.weighted_lncc import Windows
 from .._plan.shapes import border_pads, windows_at
 
 _lncc = torch.ops.torchcorr_cpu.weighted_lncc.default
+_in_zeros = torch.ops.torchcorr_cpu.lncc_in_zeros.default
+_in_zeros_grads = torch.ops.torchcorr_cpu.lncc_in_zeros_grads.default
 _grads = torch.ops.torchcorr_cpu.weighted_lncc_grads.default
 
 
@@ -37,14 +38,10 @@ def weighted_lncc(
     border: str,
     eps: float,
 ) -> Tensor:
-    return _lncc(a, b, weight, *_place(a, taps, window, stride, border), eps)
-
-
-def _centred(x: Tensor, weight: Tensor, reach: Sequence[int], ndim: int) -> Tensor:
-    """x in float64 between zeros, minus a level of what has weight."""
-    level = levels(torch.where(weight > 0, x, 0.0), ndim)
-    wide = pad(x, reach).double() if any(reach) else x.to(torch.float64, copy=True)
-    return wide.sub_(level)
+    place = _place(a, taps, window, stride, border)
+    if Windows(taps, window, stride, border).is_plain(weight):
+        return _in_zeros(a, b, *place[1:-1], eps)
+    return _lncc(a, b, weight, *place, eps)
 
 
 def weighted_lncc_grads(
@@ -59,25 +56,10 @@ def weighted_lncc_grads(
     eps: float,
     needed: Sequence[bool],
 ) -> tuple[Tensor, ...]:
-    wanted = [int(need) for need in needed]
-    if weight is None or not needed[2]:
-        place = _place(a, taps, window, stride, border)
-        return _grads(grad, a, b, weight, *place, eps, wanted)
-    # The gradient of weights has squares of elements, which cancel about a level of their own; what
-    # surrounds the inputs is then no zero.
-    ndim, zeros = len(window), border == "zeros"
-    pads = border_pads(border, window) if zeros else [(0, 0)] * ndim
-    reach = [n for pair in reversed(pads) for n in pair]
-    x, y = (_centred(one, weight, reach, ndim) for one in (a, b))
-    place = _place(x, taps, window, stride, "valid" if zeros else border)
-    wide = pad(weight.double(), reach, value=1.0)
-    found = list(_grads(grad.double(), x, y, wide, *place, eps, wanted))
-    del x, y, wide  # room for what follows
-    size = a.shape[-ndim:]
-    inner = (..., *(slice(k, k + n) for (k, _), n in zip(pads, size, strict=True)))
-    for i, need in enumerate(needed):
-        found[i] = found[i][inner].to(a.dtype).contiguous() if need else a.new_empty(0)
-    return tuple(found)
+    place = _place(a, taps, window, stride, border)
+    if Windows(taps, window, stride, border).is_plain(weight):
+        return (*_in_zeros_grads(grad, a, b, *place[1:-1], eps, *needed[:2]), a.new_empty(0))
+    return _grads(grad, a, b, weight, *place, eps, [int(need) for need in needed])
 
 
 def register() -> None:

@@ -17,7 +17,7 @@ from torch.nn.functional import pad
 from .._plan.dtypes import wide_dtype, widen
 from .._plan.shapes import border_pads
 from .._plan.taps import per_axis
-from .lncc import lncc_into, lncc_window_grads, scores
+from .lncc import lncc, lncc_into, lncc_window_grads, scores
 from .transforms import dilated
 from .weights import kept
 from .windows import Summary, in_slabs
@@ -35,6 +35,22 @@ class Windows(NamedTuple):
     def pads(self) -> list[tuple[int, int]]:
         """Elements that windows reach before and behind the inputs, along each axis."""
         return border_pads(self.border, self.sizes)
+
+    @property
+    def reach(self) -> list[int]:
+        """The same as `pad` takes it: last axis first."""
+        return [n for pair in reversed(self.pads) for n in pair]
+
+    def is_plain(self, weight: Tensor | None) -> bool:
+        """Whether they are boxes on elements without weights, with zeros around that count."""
+        return weight is None and self.border != "renormalize" and set(self.taps) <= {1.0}
+
+    def inner(self, wide: Tensor) -> Tensor:
+        """What lies within padding by `reach`."""
+        axes = enumerate(self.pads, -len(self.sizes))
+        for axis, (before, behind) in axes:
+            wide = wide.narrow(axis, before, wide.shape[axis] - before - behind)
+        return wide
 
 
 class PairMoments(NamedTuple):
@@ -113,7 +129,7 @@ def pair_moments(
 ) -> PairMoments:
     """Weighted moments of both inputs in each window (math.md, eq. lncc-weights)."""
     ndim = len(windows.sizes)
-    reach = [n for pair in reversed(windows.pads) for n in pair]
+    reach = windows.reach
     weight_of = torch.ones_like(a) if weight is None else weight
     outside = 1.0 if windows.border == "zeros" else 0.0
     taps = per_axis(windows.taps, windows.sizes)
@@ -147,7 +163,10 @@ def weighted_lncc(
     steps: Steps = DEFINITION,
 ) -> Tensor:
     """Pearson's coefficient with weights in each window (math.md, eq. lncc-weights)."""
-    of = pair_moments(a, b, weight, Windows(taps, window, stride, border), steps)
+    windows = Windows(taps, window, stride, border)
+    if windows.is_plain(weight) and steps is DEFINITION:
+        return lncc(pad(a, windows.reach), pad(b, windows.reach), window, stride, eps)
+    of = pair_moments(a, b, weight, windows, steps)
     return scores(of.a[1], of.b[1], of.covariance, eps).to(a.dtype).contiguous()
 
 
