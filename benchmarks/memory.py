@@ -1,8 +1,10 @@
 """Peak memory of one call in a separate process: `python -m benchmarks.memory SIZE WINDOW PASS`.
 
 PASS is `forward` or `backward` of a zncc; `lncc`, the loss of two volumes and both gradients;
-`lncc-zeros`, the same with zeros around; `lncc-masks`, with a mask of either volume, whose gradients
-are results too, and zeros around; or `align`, the shift of a short recording in a long one.
+`lncc-zeros`, the same with zeros around; `lncc-masks`, with a mask of either volume, whose
+gradients are results too, and zeros around; or `align`, the shift of a short recording in a long
+one.
+
 MiB beyond input and result are printed: the peak of resident memory during the call, less what was
 resident when it started, less what it returns. Inputs are resident at the start, and so is the
 program, since a tiny call of each method came before. Scratch of the large call is not, so that all
