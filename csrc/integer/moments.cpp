@@ -12,19 +12,25 @@
 #include <cstring>
 #include <limits>
 
+#include "common/vectors.h"
+
 namespace torchcorr::integer {
 namespace {
 
 // Most elements of a window whose sum of squares is less than 2^32.
 constexpr int64_t kIn32Bits = 66051;
 
+// Rows are computed in whole blocks of this many windows, so that no loop ends with single ones.
+constexpr int64_t kBlock = 16;
+int64_t whole_blocks(int64_t n) { return ceil_div(n, kBlock) * kBlock; }
+
 // Sums of elements and of their squares along a row. They wrap around: what counts is the
-// difference of two, which is in range.
+// difference of two, which is in range. Zeros follow, two blocks at least.
 template <class U>
 struct Sums {
   std::vector<U> first, second;
 
-  explicit Sums(int64_t n) : first(n), second(n) {}
+  explicit Sums(int64_t n) : first(whole_blocks(n) + 2 * kBlock), second(first.size()) {}
 };
 
 template <class U>
@@ -37,6 +43,16 @@ TORCHCORR_INLINE void add_bytes_to(int64_t n, const uint8_t* x, U sign, U* first
 }
 
 template <class U>
+TORCHCORR_INLINE void exchange_bytes_in(int64_t n, const uint8_t* enter, const uint8_t* leave,
+                                        U* first, U* second) {
+  for (int64_t i = 0; i < n; ++i) {
+    const U in = enter[i], out = leave[i];
+    first[i] += in - out;
+    second[i] += in * in - out * out;
+  }
+}
+
+template <class U>
 TORCHCORR_INLINE void add_sums_to(int64_t n, const U* a, const U* b, U sign, U* first, U* second) {
   for (int64_t i = 0; i < n; ++i) {
     first[i] += sign * a[i];
@@ -44,24 +60,48 @@ TORCHCORR_INLINE void add_sums_to(int64_t n, const U* a, const U* b, U sign, U* 
   }
 }
 
+// The sums of the first one to all elements of a vector.
+TORCHCORR_INLINE Vector<uint32_t> prefix(Vector<uint32_t> v) {
+  const Vector<uint32_t> none = {};  // zeros before the first of v
+  v += __builtin_shufflevector(none, v, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29,
+                               30);
+  v += __builtin_shufflevector(none, v, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28,
+                               29);
+  v += __builtin_shufflevector(none, v, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26,
+                               27);
+  return v + __builtin_shufflevector(none, v, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21,
+                                     22, 23);
+}
+TORCHCORR_INLINE Vector<uint64_t> prefix(Vector<uint64_t> v) {
+  const Vector<uint64_t> none = {};
+  v += __builtin_shufflevector(none, v, 7, 8, 9, 10, 11, 12, 13, 14);
+  v += __builtin_shufflevector(none, v, 6, 7, 8, 9, 10, 11, 12, 13);
+  return v + __builtin_shufflevector(none, v, 4, 5, 6, 7, 8, 9, 10, 11);
+}
+
 // Totals of columns: to[i] is the sum of the first i numbers.
 template <class U>
 TORCHCORR_INLINE void accumulate(int64_t n, const Sums<U>& columns, Sums<U>& to) {
+  constexpr int64_t kLanes = lanes_of<U>;
   const U *first = columns.first.data(), *second = columns.second.data();
   U *to_first = to.first.data(), *to_second = to.second.data();
   U a = 0, b = 0;
-  for (int64_t i = 0; i < n; ++i) {
-    to_first[i] = a, to_second[i] = b;
-    a += first[i], b += second[i];
+  to_first[0] = a, to_second[0] = b;
+  for (int64_t i = 0; i < n; i += kLanes) {
+    const Vector<U> sums = prefix(load(first + i)), squares = prefix(load(second + i));
+    store<U>(to_first + 1 + i, sums + a);
+    store<U>(to_second + 1 + i, squares + b);
+    a += sums[kLanes - 1], b += squares[kLanes - 1];
   }
-  to_first[n] = a, to_second[n] = b;
 }
 
-// Windows of a row from the totals of its columns.
+// Windows of a row from the totals of its columns; behind the last one anything.
 template <class U>
 TORCHCORR_INLINE void slide(int64_t n, int64_t window, int64_t stride, const U* totals, U* out) {
   if (stride == 1) {
-    for (int64_t i = 0; i < n; ++i) out[i] = totals[i + window] - totals[i];
+    for (int64_t i = 0; i < ceil_div(n, kBlock) * kBlock; ++i) {
+      out[i] = totals[i + window] - totals[i];
+    }
   } else {
     for (int64_t i = 0; i < n; ++i) out[i] = totals[i * stride + window] - totals[i * stride];
   }
@@ -111,8 +151,10 @@ TORCHCORR_INLINE double inverse_root(double x) {
 }
 
 template <class U>
-TORCHCORR_INLINE void norm_row(int64_t n, const Norms& by, const U* sums, const U* squares,
+TORCHCORR_INLINE void norm_row(int64_t positions, const Norms& by, const U* sums, const U* squares,
                                uint32_t* out_sums, double* norms) {
+  // Behind the row lies the next one, which is written later.
+  const int64_t n = ceil_div(positions, kBlock) * kBlock;
   const double count = by.count, zero = by.zero, softening = by.softening;
   for (int64_t i = 0; i < n; ++i) out_sums[i] = static_cast<uint32_t>(sums[i]);
   if (!by.in_float64) {
@@ -144,6 +186,10 @@ TORCHCORR_INLINE void norm_row(int64_t n, const Norms& by, const U* sums, const 
 #define TORCHCORR_BYTE_SUMS(U)                                                                   \
   TORCHCORR_CLONES void add_bytes(int64_t n, const uint8_t* x, U sign, U* first, U* second) {    \
     add_bytes_to(n, x, sign, first, second);                                                     \
+  }                                                                                              \
+  TORCHCORR_CLONES void exchange_bytes(int64_t n, const uint8_t* enter, const uint8_t* leave,    \
+                                       U* first, U* second) {                                    \
+    exchange_bytes_in(n, enter, leave, first, second);                                           \
   }                                                                                              \
   TORCHCORR_CLONES void add_sums(int64_t n, const U* a, const U* b, U sign, U* first,            \
                                  U* second) {                                                    \
@@ -193,8 +239,10 @@ class SlidingMoments {
       int64_t begin = 0, end = 0;
       for (int64_t y = 0; y < outputs[1]; ++y) {
         // Rows before a window that overlaps the last one leave, those behind it enter.
-        for (const int64_t last = y * stride[1] + window[1]; end < last; ++end) add_row(z, end, 1);
-        for (; begin < y * stride[1]; ++begin) add_row(z, begin, U(0) - 1);
+        const int64_t first = y * stride[1], last = first + window[1];
+        for (; one_plane_ && begin < first && end < last; ++begin, ++end) exchange_row(z, end, begin);
+        for (; end < last; ++end) add_row(z, end, 1);
+        for (; begin < first; ++begin) add_row(z, begin, U(0) - 1);
         totals_of(width_, columns_, totals_);
         const int64_t n = outputs[2], k = window[2], s = stride[2];
         slide_row(n, k, s, totals_.first.data(), windows_.first.data());
@@ -229,6 +277,12 @@ class SlidingMoments {
     add_sums(width_, &slab_.first[y * width_], &slab_.second[y * width_], sign, first, second);
   }
 
+  void exchange_row(int64_t z, int64_t enter, int64_t leave) {
+    const int64_t depth = z * t_.stride[0];
+    exchange_bytes(width_, tile_.row(0, depth, enter), tile_.row(0, depth, leave),
+                   columns_.first.data(), columns_.second.data());
+  }
+
   const Tiling& t_;
   const ByteTile& tile_;
   const int64_t width_;
@@ -242,8 +296,8 @@ class SlidingMoments {
 
 ByteMoments moments_of(const Tiling& tiling, const ByteTile& tile, const ByteRule& rule) {
   ByteMoments moments;
-  moments.sums.reset(new uint32_t[tiling.positions()]);
-  moments.norms.reset(new double[tiling.positions()]);
+  moments.sums.reset(new uint32_t[tiling.positions() + kBlock]);
+  moments.norms.reset(new double[tiling.positions() + kBlock]);
   if (tiling.window_size() <= kIn32Bits) {
     SlidingMoments<uint32_t>(tiling, tile, rule).run(moments);
   } else {
