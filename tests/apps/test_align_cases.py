@@ -238,7 +238,7 @@ def test_batches_are_the_pairs_one_by_one():
     for i, j in itertools.product(range(2), range(3)):
         single = estimate_shift(first[i, 0], second[j], ndim=1, score_map=True)
         for name in Shift.__dataclass_fields__:
-            if name != "lags":
+            if name != "ranges":
                 got, want = getattr(result, name)[i, j], getattr(single, name)
                 torch.testing.assert_close(got, want, rtol=0, atol=0, equal_nan=True)
     empty = estimate_shift(first[:0], second, ndim=1)
