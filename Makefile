@@ -79,6 +79,8 @@ sanitize: $(READY)
 	    tests/engines/test_direct_kernel.py tests/engines/test_tiles.py tests/engines/test_parts.py \
 	    tests/engines/test_score_grads.py tests/engines/test_sum_pass.py tests/engines/test_masked_pass.py \
 	    tests/engines/test_byte_kernels.py tests/engines/test_overlap_kernels.py \
+	    tests/engines/test_long_lines.py tests/engines/test_medians.py \
+	    tests/engines/test_dense_grads.py tests/contract/test_moments.py \
 	    tests/contract/test_bytes.py tests/contract/test_lncc.py \
 	    tests/contract/test_lncc_windows.py tests/contract/test_weighted.py
 

@@ -35,6 +35,7 @@ ENGINE_TESTS = {
         "test_overlap_kernels.py",
         "test_parts.py",
         "test_score_grads.py",
+        "test_strided_sums.py",
         "test_sum_pass.py",
         "test_threads.py",
         "test_tiles.py",

@@ -22,6 +22,7 @@ from ._plan.conv import (
     way_of,
 )
 from ._plan.costs import family
+from ._plan.strided import on_lattices
 from .convolution import Sizes, hashable, is_supported, parse
 
 
@@ -96,15 +97,12 @@ def plan(
         bytes_kept=normalised,
         data=False,
     )
-    return arrange(
-        x.shape,
-        w.shape,
-        arguments.stride,
-        method,
-        normalised=normalised,
-        dtype=x.dtype,
-        device=device if device is not None else family(input.device),
-    ).plan
+    kind = device if device is not None else family(input.device)
+    sizes = (x.shape, w.shape, arguments.stride)
+    call = arrange(*sizes, method, normalised=normalised, dtype=x.dtype, device=kind)
+    if not normalised and call.plan.method == "fft" and call.problem.costs.pairs:
+        call = on_lattices(*sizes, dtype=x.dtype, device=kind) or call
+    return call.plan
 
 
 @shared

@@ -20,8 +20,9 @@ from .._plan.dtypes import HALVES, widen
 from .._plan.lags import AxisLags, Lags
 from .._plan.predict import Problem
 from .._plan.shapes import Ints, fast_length
+from .._plan.strided import on_lattices
 from .._plan.tiling import Tiling
-from . import steps
+from . import steps, strided
 from .overlap import is_long, is_quick
 from .rules import SumRule
 
@@ -70,6 +71,9 @@ def correlate(
     if input.is_complex():
         missing = max(0, template.dim() - input.dim())
         return _from_parts(lambda x, w: correlate(x, w, stride, "fft"), input, template, missing)
+    sizes = (input.shape, template.shape, stride)
+    if spectra is None and _on_lattices(*sizes, input.dtype) and definition.all_finite(input):
+        return strided.correlate(input, template, stride, correlate)
     return _sums(input, template, call, spectra)
 
 
@@ -108,6 +112,9 @@ def correlate_input_grad(
         return _from_parts(
             lambda g, w: correlate_input_grad(g, w, part, stride, "fft"), grad, template.conj()
         ).reshape(shape)
+    if _on_lattices(shape, template.shape, stride, grad.dtype):
+        pair = (grad, template)
+        return strided.correlate_input_grad(*pair, shape, stride, correlate_input_grad)
     call = Transpose.into_input(grad, template, shape, stride, "cpu")
     upstream, weights = call.upstream, call.other
     out = steps.new_map(upstream, (upstream.shape[0], weights.shape[1], *shape[-len(stride) :]))
@@ -137,6 +144,9 @@ def correlate_template_grad(
         return _from_parts(
             lambda g, x: correlate_template_grad(g, x, part, stride, "fft"), grad, input.conj()
         ).reshape(shape)
+    if _on_lattices(input.shape, shape, stride, grad.dtype):
+        pair = (grad, input)
+        return strided.correlate_template_grad(*pair, shape, stride, correlate_template_grad)
     call = Transpose.into_template(grad, input, shape, stride, "cpu")
     leads, upstream, seen, tiling = call.leads, call.upstream, call.other, call.tiling
     # Tiles of the gradient: the same positions, and nothing around them.
@@ -156,6 +166,12 @@ def _arranged(
     input: Ints, template: Ints, stride: Sequence[int], method: str, dtype: torch.dtype
 ) -> Arrangement:
     return arrange(input, template, stride, method, normalised=False, dtype=dtype, device="cpu")
+
+
+def _on_lattices(
+    input: Sequence[int], template: Sequence[int], stride: Sequence[int], dtype: torch.dtype
+) -> bool:
+    return on_lattices(input, template, stride, dtype=dtype, device="cpu") is not None
 
 
 def _has_few_positions(input: Tensor, template: Tensor, stride: Sequence[int]) -> bool:

@@ -1,0 +1,61 @@
+"""A plain sum with a stride as a dense one over the channels of sub-lattices."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+
+import torch
+
+from .choose import Arrangement, arrange
+from .lattice import Lattices
+from .shapes import Ints
+
+# Time of laying out an element of the input as sub-lattices, in the units of a plan's cost.
+_COPIED = 1e-6
+
+
+def on_lattices(
+    input: Sequence[int],
+    template: Sequence[int],
+    stride: Sequence[int],
+    *,
+    dtype: torch.dtype,
+    device: str,
+) -> Arrangement | None:
+    """How a sum by transforms is computed on sub-lattices; None if it takes less time as it is.
+
+    Shapes are those of an input and of a template in normal form, (*lead, C, *size).
+    """
+    if max(stride, default=1) == 1:
+        return None
+    return _on_lattices(tuple(input), tuple(template), tuple(stride), dtype, device)
+
+
+@lru_cache(maxsize=1024)
+def _on_lattices(
+    input: Ints, template: Ints, stride: Ints, dtype: torch.dtype, device: str
+) -> Arrangement | None:
+    if dtype.is_complex or 0 in input or 0 in template:
+        return None
+    ndim = len(stride)
+    at = lattices_of(input, template, stride)
+    shapes = dense_shape(input, at, at.dense), dense_shape(template, at, at.taps)
+    ones = (1,) * ndim
+    dense = arrange(*shapes, ones, "fft", normalised=False, dtype=dtype, device=device)
+    whole = arrange(input, template, stride, "fft", normalised=False, dtype=dtype, device=device)
+    copied = _COPIED * math.prod(input)
+    return dense if dense.plan.cost + copied < whole.plan.cost else None
+
+
+def lattices_of(input: Ints, template: Ints, stride: Sequence[int]) -> Lattices:
+    ndim = len(stride)
+    zeros, ones = (0,) * ndim, (1,) * ndim
+    return Lattices.of(input[-ndim:], template[-ndim:], stride, zeros, ones)
+
+
+def dense_shape(whole: Ints, at: Lattices, size: Ints) -> Ints:
+    """(*lead, C, *size) with the channels of all sub-lattices."""
+    ndim = len(size)
+    return *whole[: -ndim - 1], whole[-ndim - 1] * math.prod(at.steps), *size
