@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -19,6 +20,8 @@ from . import steps
 # lines and of others, and lags that are summed at the same time.
 _PRODUCTS = (64, 16)
 _LANES = 8
+# Bytes of the moments of rows that are in memory at the same time.
+_ROOM = 16 << 20
 # Elements for each lag from which on moments are those of what overlaps at all lags, merged with
 # those of the ends, and dtypes that are read as they are.
 _LONG = 4
@@ -35,12 +38,33 @@ def overlap_scores(
         if scores is not None:
             return scores
     x, y = levelled(x, ndim).contiguous(), levelled(y, ndim).contiguous()
-    parts = _Parts(x, y, lags)
     if method == "fft" or (method == "auto" and not is_quick(lags)):
-        scores, unknown = parts.scores(products(x, y, lags), faintest(x, y))
+        # Sums before moments, so that spectra are no longer in memory with them.
+        sums = products(x, y, lags)
+        scores, unknown = _scores(x, y, lags, sums, faintest(x, y))
         if unknown == 0 or method == "fft" or lags.products > LOOP:
             return scores
-    return parts.scores(steps.overlap_sums(x, y, *lags.ends), 0.0)[0]
+    sums = steps.overlap_sums(x, y, *lags.ends)
+    return _scores(x, y, lags, sums, 0.0)[0]
+
+
+def _scores(x: Tensor, y: Tensor, lags: Lags, sums: Tensor, faint: float) -> tuple[Tensor, int]:
+    """Scores, and how many are unknown, of some lags of the second axis at a time."""
+    if len(lags.axes) == 1:
+        return _Parts(x, y, lags).scores(sums, faint)
+    first, second, *others = lags.axes
+    each = 16 * (len(x) + len(y)) * math.prod(len(axis) for axis in others)
+    step = max(1, _ROOM // each)
+    if step >= len(second):
+        return _Parts(x, y, lags).scores(sums, faint)
+    out, total = steps.new_map(x, lags.shape, torch.float64), 0
+    for low in range(second.low, second.high + 1, step):
+        part = replace(second, low=low, high=min(second.high, low + step - 1))
+        place = slice(low - second.low, part.high + 1 - second.low)
+        some = replace(lags, axes=(first, part, *others))
+        out[:, place], unknown = _Parts(x, y, some).scores(sums[:, place], faint)
+        total += unknown
+    return out, total
 
 
 def is_quick(lags: Lags) -> bool:

@@ -31,6 +31,9 @@ ALLOWED = 1e-7
 # and lags from which on transforms are quicker.
 LOOP = 1 << 27
 _FEW_LAGS = 256
+# Elements of transforms along all axes but the last that are in memory at the same time, and how
+# many columns they have at least.
+_COLUMN_ELEMENTS, _LEAST_COLUMNS = 1 << 18, 16
 # Elements that the level of a recording is the median of.
 _SAMPLED = 4096
 # Of recordings whose largest element is in this range products of energies are in range too.
@@ -214,9 +217,24 @@ def products(x: Tensor, y: Tensor, lags: Lags) -> Tensor:
     """
     axes = tuple(range(len(lags.axes)))
     lengths = [axis.length() for axis in lags.axes]
-    both = spectrum(x, lengths)
-    both *= spectrum(y.flip(axes), lengths)
-    circle = torch.fft.irfftn(both, lengths, axes)
+    *outer, last = lengths
+    if not outer or math.prod(outer) * (last // 2) <= 2 * _COLUMN_ELEMENTS:
+        both = spectrum(x, lengths)
+        both *= spectrum(y.flip(axes), lengths)
+        if outer:
+            both = torch.fft.ifftn(both, dim=axes[:-1])
+    else:
+        # Some columns at a time, so that few transforms along other axes are in memory.
+        first, second = torch.fft.rfft(x, last), torch.fft.rfft(y.flip(axes), last)
+        both = first.new_empty((*outer, first.shape[-1]))
+        width = max(_LEAST_COLUMNS, _COLUMN_ELEMENTS // math.prod(outer))
+        for start in range(0, first.shape[-1], width):
+            columns = slice(start, start + width)
+            some = torch.fft.fftn(first[..., columns], outer, axes[:-1])
+            some *= torch.fft.fftn(second[..., columns], outer, axes[:-1])
+            both[..., columns] = torch.fft.ifftn(some, dim=axes[:-1])
+        del first, second, some
+    circle = torch.fft.irfft(both, last)
     return circle[tuple(slice(a.low + a.moved - 1, a.high + a.moved) for a in lags.axes)]
 
 

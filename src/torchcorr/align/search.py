@@ -120,14 +120,18 @@ class Search:
         for block in self.lags.blocks(
             most if self.weighting is None else math.prod(self.lags.shape)
         ):
-            around = block.around(1)
-            scores, counts = self._scores(fixed, moved, masks, around)
-            if kept is not None:
-                to, of = (block.within(other) for other in (self.lags, around))
-                kept[to] = scores[of]
-            here = best_of(scores, counts, around, block, judge)
+            here = self._best(block, judge, kept)
             best = here if best is None else best.joined(here, judge)
         return self._answer(x, y, best, kept, judge)
+
+    def _best(self, block: Lags, judge: Judge, kept: Tensor | None) -> Best | None:
+        """That of some lags, whose scores are kept if asked for, and otherwise forgotten."""
+        around = block.around(1)
+        scores, counts = self._scores(judge.x, judge.y, judge.masks, around)
+        if kept is not None:
+            to, of = (block.within(other) for other in (self.lags, around))
+            kept[to] = scores[of]
+        return best_of(scores, counts, around, block, judge)
 
     def _scores(
         self, x: Tensor, y: Tensor, masks: Masks | None, lags: Lags
