@@ -75,7 +75,7 @@ TORCHCORR_INLINE void energies_of(int64_t n, const Tiling& t, const Columns& of,
 // 1 / sqrt(x) of a positive number by Newton's iteration, within two roundings, from half of the
 // exponent and a line through the fraction. A root and a quotient take three times as long.
 TORCHCORR_INLINE float inverse_root(float x) {
-  int32_t bits;
+  uint32_t bits;
   std::memcpy(&bits, &x, sizeof bits);
   bits = 0x5F3759DF - (bits >> 1);
   float y;
