@@ -111,14 +111,16 @@ class SumPass {
   }
   double elements() const { return static_cast<double>(tiling_.tile_size()); }
 
+  // Twos of tiles as complex lines.
   struct Cut {
-    Tensor tiles, stats;
+    Tensor lines, stats;
     const TileStats* rows() const { return rows_of_stats(stats); }
   };
   Cut cut(const Sizes& tiles, bool wide) const {
-    const auto [values, stats] =
-        cut_tiles(input_, with_tiles(numbers_, tiles), centred_, wide, true);
-    return {values, stats};
+    Scratch scratch;
+    const auto [lines, stats] =
+        cut_operands(scratch, input_, with_tiles(numbers_, tiles), centred_, wide, true);
+    return {lines, stats};
   }
 
   // --- float32 ---
@@ -147,7 +149,7 @@ class SumPass {
       all_loud = all_loud && quiet.back().empty();
     }
     loud_before_.store(all_loud, std::memory_order_relaxed);
-    if (all_quiet && wide) first.tiles = torch::stable::to(first.tiles, ScalarType::Float);
+    if (all_quiet && wide) first.lines = torch::stable::to(first.lines, ScalarType::ComplexFloat);
     if (all_quiet) return sum_narrow(all, std::move(first), pair, all_);
     if (all_loud) return sum_wide(all, wide ? std::move(first) : cut(tiles, true), pair, all_);
     for (size_t i = 0; i < tiles.size(); i += 2) {
@@ -185,14 +187,15 @@ class SumPass {
   // Sums of templates through float32, and those that turn out to need it through float64.
   void sum_narrow(const Measured& of, Cut narrow, int64_t pair, const Sizes& templates) {
     const Tensor stats = narrow.stats;
-    const Operand operand = transformed(std::move(narrow.tiles), tiling_, templates.size() == 1);
+    const Operand operand = spectrum_of(std::move(narrow.lines), tiling_, templates.size() == 1);
     for (int64_t k : templates) {
       const TemplateFacts& templ = facts_of(pair, k);
       const Tensor sums =
-          products_of(operand, tiling_, spectra_.template of<float>(line_of(pair, k)));
+          complex_products_of(operand, tiling_, spectra_.template of<float>(line_of(pair, k)));
       for (size_t i = 0; i < of.tiles.size(); i += 2) {
         const Two two{of.two(i), rows_of_stats(stats) + i, of.masses.data() + i};
-        const float* numerators = sums.const_data_ptr<float>() + i * tiling_.tile_size();
+        const float* numerators =
+            static_cast<const float*>(sums.const_data_ptr()) + i * tiling_.tile_size();
         const Contents in = contents_of(2 * tiling_.tile_size(), numerators);
         const double power = templ.norm * templ.norm * two.mean_square();
         const double contents = std::sqrt(power + in.squares / elements()) + in.largest / 2;
@@ -210,14 +213,15 @@ class SumPass {
 
   void sum_wide(const Measured& of, Cut wide, int64_t pair, const Sizes& templates) {
     const Tensor stats = wide.stats;
-    const Operand operand = transformed(std::move(wide.tiles), tiling_, templates.size() == 1);
+    const Operand operand = spectrum_of(std::move(wide.lines), tiling_, templates.size() == 1);
     for (int64_t k : templates) {
       const Tensor sums =
-          products_of(operand, tiling_, spectra_.template of<double>(line_of(pair, k)));
+          complex_products_of(operand, tiling_, spectra_.template of<double>(line_of(pair, k)));
       for (size_t i = 0; i < of.tiles.size(); i += 2) {
         const TileMass* masses = of.masses.empty() ? nullptr : of.masses.data() + i;
         const Two two{of.two(i), rows_of_stats(stats) + i, masses};
-        const double* numerators = sums.const_data_ptr<double>() + i * tiling_.tile_size();
+        const double* numerators =
+            static_cast<const double*>(sums.const_data_ptr()) + i * tiling_.tile_size();
         count_way(Way::kFloat64, two.existing());
         for (int64_t lane = 0; lane < 2; ++lane) write(two, lane, pair, k, numerators);
         if (rule_.is_checked()) check(two, pair, k, numerators);
