@@ -49,7 +49,8 @@ def standard(x: Tensor) -> Tensor:
 def test_parts_give_the_definition(name: str, dtype: torch.dtype) -> None:
     x, w, how = pair(name, dtype)
     plan = torchcorr.plan(x, w, method="fft", normalised=False, **how)
-    assert math.prod(plan.parts) > 1
+    # Sums with a stride are those of sub-lattices, whose templates are smaller.
+    assert math.prod(plan.parts) > 1 or how["stride"] > 1
     score = torchcorr.zncc(x, w, method="fft", **how)
     sums = torchcorr.correlate(x, w, method="fft", **how)
     x, w = x.double(), w.double()
