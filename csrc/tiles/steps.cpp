@@ -32,6 +32,10 @@ STABLE_TORCH_LIBRARY(torchcorr_cpu, m) {
   m.def(
       "score_masked_tiles(Tensor input, Tensor? weight, Tensor[] factors, int[] batch, int[] block,"
       " float[] rule, Tensor(a!) out, Tensor(b!) doubtful) -> ()");
+  m.def(
+      "score_weighted_windows(Tensor input, Tensor? weight, Tensor template, Tensor? template_weight,"
+      " Tensor[] items, int[] stride, Tensor places, Tensor[] of_lead, bool zero_mean, bool pooled)"
+      " -> Tensor");
   m.def("as_bytes(Tensor x) -> (Tensor, int, int)");
   m.def("byte_kernels(Tensor x) -> int");
   m.def("byte_loop(Tensor x) -> int");

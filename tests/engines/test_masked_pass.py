@@ -10,7 +10,11 @@ from tolerances import SCORE
 
 import torchcorr
 from torchcorr._cpu import counters
+from torchcorr._cpu.scores import Scores
+from torchcorr._cpu.weighted import _score_doubtful
+from torchcorr._definition import weighted as definition
 from torchcorr._definition.weighted import weighted_ncc
+from torchcorr._definition.weights import weighted
 from torchcorr._plan.choose import arrange_masked, scratch_allowed
 
 
@@ -179,3 +183,49 @@ def test_threads_give_the_same_bits():
     finally:
         torch.set_num_threads(before)
     assert torch.equal(*found)
+
+
+@pytest.mark.parametrize("pooled", (True, False))
+@pytest.mark.parametrize("zero_mean", (True, False))
+@pytest.mark.parametrize("weights", ("input", "template", "both"))
+@pytest.mark.parametrize("leads", ("none", "paired", "all"))
+def test_windows_from_their_definition(leads, weights, zero_mean, pooled):
+    """Of some windows, part of which are flat, as the definition computes them."""
+    of_inputs, of_templates = {"none": ((), ()), "paired": ((2,), (2,)), "all": ((2, 1), (1, 3))}[
+        leads
+    ]
+    image, template = draw((*of_inputs, 2, 13, 14)) + 5, draw((*of_templates, 2, 4, 3), seed=1)
+    image[..., 3:9, 2:8] = 1.5
+    there = soft((*of_inputs, 1, 13, 14), torch.float64) if weights != "template" else None
+    mask = soft((*of_templates, 2, 4, 3), torch.float64, 6) if weights != "input" else None
+    of = weighted(image, template, there, mask, 2, zero_mean, pooled)
+    shape = (*definition.lead_of(of), *definition.output_of(of, (2, 1)))
+    chosen = draw(shape, seed=7) > 0.3
+    want, got = (torch.zeros(shape, dtype=torch.float64) for _ in range(2))
+    definition._score_exactly(of, want, chosen, (2, 1), 0.1, 0.3)
+    _score_doubtful(of, got, chosen, (2, 1), 0.1, 0.3 * (1 - 1e-9))
+    assert float((got - want).abs().max()) <= 1e-14
+    assert float(want.abs().max()) > 0.1
+
+
+@pytest.mark.parametrize("kind", ("disk", "soft"))
+def test_many_doubtful_windows_take_sums_along_runs(kind, monkeypatch):
+    """Faint texture beside noise, which no transform of the tile determines."""
+    image = draw((1, 150, 160), torch.float32)
+    image[:, :, 60:] = image[:, :, 60:] * 2e-6 + 0.5
+    template = draw((1, 21, 24), torch.float32, 1)
+    mask = soft((1, 21, 24), torch.float32)
+    if kind == "disk":
+        mask = (mask > 0.5).float()
+    args = (image, template, None, mask, (1, 1), True, True, 0.0, 0.3, "fft")
+    exact = weighted_ncc(*(x.double() if isinstance(x, torch.Tensor) else x for x in args))
+    windows = torch.ops.torchcorr.weighted_ncc(*args)
+    monkeypatch.setattr("torchcorr._cpu.weighted._EXACT", 0)
+    called = []
+    monkeypatch.setattr(
+        Scores, "run", lambda *given, run=Scores.run: called.append(1) or run(*given)
+    )
+    runs = torch.ops.torchcorr.weighted_ncc(*args)
+    assert called
+    for got in (windows, runs):
+        assert float((got - exact).abs().max()) <= SCORE[torch.float32]

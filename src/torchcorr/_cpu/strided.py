@@ -27,7 +27,7 @@ def correlate_input_grad(
 ) -> Tensor:
     at = lattices_of(shape, tuple(template.shape), stride)
     found = dense(grad, _of_template(template, at), dense_shape(shape, at, at.dense), *_how(at))
-    return lattices.input_restored(_flat(found, at), at).reshape(shape)
+    return lattices.input_restored(_flat(found, at), at).reshape(shape).contiguous()
 
 
 def correlate_template_grad(
@@ -35,7 +35,7 @@ def correlate_template_grad(
 ) -> Tensor:
     at = lattices_of(tuple(input.shape), shape, stride)
     found = dense(grad, _of_input(input, at), dense_shape(shape, at, at.taps), *_how(at))
-    return lattices.weight_restored(_flat(found, at), at).reshape(shape)
+    return lattices.weight_restored(_flat(found, at), at).reshape(shape).contiguous()
 
 
 def _how(at: Lattices) -> tuple[Ints, str]:

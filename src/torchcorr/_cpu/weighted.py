@@ -19,7 +19,7 @@ from .._definition import weighted as definition
 from .._definition.correlate import all_finite
 from .._definition.scores import ScoreGradCall
 from .._definition.weighted_moments import weighted_moments
-from .._definition.weights import NOTHING, kept, weighted
+from .._definition.weights import NOTHING, Weighted, kept, weighted
 from .._plan import rounding
 from .._plan.choose import arrange, arrange_masked, blocks
 from .._plan.dtypes import widen
@@ -27,6 +27,10 @@ from .._plan.tiling import TileBatch
 from . import dense_grads, steps
 from .rules import MaskedRule
 from .scores import Scores
+
+# Elements of windows that are computed from their definition; sums along runs of the template's
+# weights take less time than more of them.
+_EXACT = 1 << 26
 
 
 def weighted_ncc(
@@ -62,7 +66,10 @@ def weighted_ncc(
     one_mask = template_weight is None or template_weight.numel() == math.prod(window)
     alone = input_weight is None and one_mask
     if method != "direct" and not (alone and (own_means or call.plan.method == "direct")):
-        return _masked(tensors, stride, zero_mean, pooled, eps, least)
+        most = _EXACT if alone else math.inf
+        scores = _masked(tensors, stride, zero_mean, pooled, eps, least, most)
+        if scores is not None:
+            return scores
     if not alone:
         how = (stride, zero_mean, pooled, eps, least, method)
         return definition.weighted_ncc(input, template, input_weight, template_weight, *how)
@@ -85,9 +92,10 @@ def _masked(
     pooled: bool,
     eps: float,
     least: float,
-) -> Tensor:
+    most: float,
+) -> Tensor | None:
     """Scores by transforms of tiles; those that rounding of float64 transforms may spoil by their
-    definition."""
+    definition, or None if these windows have more than `most` elements."""
     input, template, g, m = tensors
     ndim, core = len(stride), len(stride) + 1
     if g is not None:
@@ -113,12 +121,48 @@ def _masked(
         numbers = (batch, block.numbers, rule.numbers)
         steps.score_masked_tiles(x, there, factors, *numbers, out, doubtful)
     scores, left = (leads.restored(y, ndim) for y in (out, doubtful))
-    if left.any():
+    count = int(left.sum(dtype=torch.long))
+    if count * math.prod(template.shape[-core:]) > most:
+        return None
+    if count > 0:
         of = weighted(*tensors, ndim, zero_mean, pooled)
-        wide = widen(scores)
-        definition.score_doubtful(of, wide, left > 0, stride, eps, least)
+        wide = widen(scores).contiguous()
+        _score_doubtful(of, wide, left > 0, stride, eps, share)
         scores = wide.to(input.dtype)
     return scores
+
+
+def _score_doubtful(
+    of: Weighted, scores: Tensor, doubtful: Tensor, stride: Sequence[int], eps: float, share: float
+) -> None:
+    """Writes scores (*lead, *output) from the windows themselves where they are doubtful."""
+    found = definition.flat_among(of, doubtful, stride)
+    if found is not None:
+        scores.masked_fill_(doubtful & found[0], 0.0)
+        doubtful = doubtful & ~found[0]
+    lead = scores.shape[: scores.dim() - of.ndim]
+    tensors = (of.input, of.input_weight, of.template, of.template_weight)
+    flat = [
+        None if x is None else x.flatten(0, -of.ndim - 2) if x.dim() > of.ndim + 1 else x[None]
+        for x in tensors
+    ]
+    items = [_items(x, of.ndim, lead) for x in tensors]
+    total = of.total().squeeze(tuple(range(-of.ndim, 0))).expand(lead)
+    scale = of.scale.flatten(-of.ndim - 1).squeeze(-1).expand(lead)
+    of_lead = [y.reshape(-1).contiguous() for y in (eps * scale.square(), share * total)]
+    places = doubtful.reshape(-1, *doubtful.shape[len(lead) :]).nonzero().contiguous()
+    x, g, t, m = (None if y is None else y.contiguous() for y in flat)
+    how = (stride, places, of_lead, of.zero_mean, of.pooled)
+    exact = steps.score_weighted_windows(x, g, t, m, items, *how)
+    scores.view(-1, *scores.shape[len(lead) :])[places.unbind(1)] = exact
+
+
+def _items(x: Tensor | None, ndim: int, lead: Sequence[int]) -> Tensor:
+    """Where the values of each leading index lie among the flattened ones of x."""
+    if x is None:
+        return torch.empty(0, dtype=torch.long)
+    own = x.shape[: -ndim - 1]
+    return torch.arange(math.prod(own)).reshape(own).expand(lead).reshape(-1).contiguous()
 
 
 def _factors(
