@@ -168,7 +168,7 @@ def test_interrupted_build_leaves_nothing_that_is_used(package, tmp_path, monkey
     started = tmp_path / "started"
     compiler = tmp_path / "slow-compiler"
     compiler.write_text(
-        f'#!/bin/sh\nfor last; do :; done\necho half > "$last"\ntouch {started}\nexec sleep 60\n'
+        f'#!/bin/sh\nfor last; do :; done\necho half > "$last"\ntouch {started}\nexec sleep 10\n'
     )
     compiler.chmod(0o755)
     environment = programme(package) | {"CXX": str(compiler)}
