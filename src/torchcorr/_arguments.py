@@ -14,7 +14,7 @@ from torch.nn import Parameter
 from torch.nn.functional import pad as torch_pad
 
 from . import _checks, _engines
-from ._definition.traced import is_traced as is_traced
+from ._definition.traced import is_traced
 from ._plan.dtypes import BYTES, HALVES
 from ._plan.shapes import Ints, padding
 

@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.nn.functional import pad as torch_pad
 
 from . import _checks
-from ._arguments import Arguments, Window, is_traced, normal_input
+from ._arguments import Arguments, Window, normal_input
+from ._definition.traced import is_traced
 from ._plan.dtypes import HALVES
 from ._plan.shapes import Ints, padding
 

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from . import _checks, _contract
-from ._arguments import Arguments, Window, is_traced, normal_pair
+from ._arguments import Arguments, Window, normal_pair
+from ._definition.traced import is_traced
 from ._docstrings import shared
 from ._plan.dtypes import HALVES, MAYBE_BYTES
 from ._prepared import PreparedTemplate

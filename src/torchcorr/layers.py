@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ._arguments import is_traced
+from ._definition.traced import is_traced
 from ._prepared import PreparedWeight
 from .convolution import call_layer
 

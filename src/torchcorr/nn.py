@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from . import _checks
-from ._arguments import Arguments, Window, is_traced
+from ._arguments import Arguments, Window
+from ._definition.traced import is_traced
 from ._docstrings import shared
 from ._prepared import PreparedTemplate
 from ._weights import Weights

@@ -19,7 +19,7 @@ from .._definition import weighted as definition
 from .._definition.correlate import all_finite
 from .._definition.scores import ScoreGradCall
 from .._definition.weighted_moments import weighted_moments
-from .._definition.weights import NOTHING, Weighted, kept, weighted
+from .._definition.weights import Weighted, kept, weighted
 from .._plan import rounding
 from .._plan.choose import arrange, arrange_masked, blocks
 from .._plan.dtypes import widen
@@ -113,7 +113,7 @@ def _masked(
     x, there = (None if y is None else leads.input(y, core).contiguous() for y in (input, g))
     out = steps.new_map(input, shape)
     doubtful = torch.zeros(shape, dtype=torch.uint8)
-    share = max(least, NOTHING) * (1 - NOTHING)
+    share = definition.share_of(least)
     allowed = rounding.ALLOWED_SCORE_ERROR[input.dtype]
     rule = MaskedRule(zero_mean, eps, share, allowed, own_means)
     batch = TileBatch(call.tiling, []).numbers
@@ -127,31 +127,25 @@ def _masked(
     if count > 0:
         of = weighted(*tensors, ndim, zero_mean, pooled)
         wide = widen(scores).contiguous()
-        _score_doubtful(of, wide, left > 0, stride, eps, share)
+        definition.score_doubtful(of, wide, left > 0, stride, eps, least, _score_exactly)
         scores = wide.to(input.dtype)
     return scores
 
 
-def _score_doubtful(
-    of: Weighted, scores: Tensor, doubtful: Tensor, stride: Sequence[int], eps: float, share: float
+def _score_exactly(
+    of: Weighted, scores: Tensor, chosen: Tensor, stride: Sequence[int], eps: float, least: float
 ) -> None:
-    """Writes scores (*lead, *output) from the windows themselves where they are doubtful."""
-    found = definition.flat_among(of, doubtful, stride)
-    if found is not None:
-        scores.masked_fill_(doubtful & found[0], 0.0)
-        doubtful = doubtful & ~found[0]
+    """Writes the scores (*lead, *output) of some windows from the windows themselves."""
     lead = scores.shape[: scores.dim() - of.ndim]
     tensors = (of.input, of.input_weight, of.template, of.template_weight)
-    flat = [
-        None if x is None else x.flatten(0, -of.ndim - 2) if x.dim() > of.ndim + 1 else x[None]
-        for x in tensors
-    ]
     items = [_items(x, of.ndim, lead) for x in tensors]
-    total = of.total().squeeze(tuple(range(-of.ndim, 0))).expand(lead)
-    scale = of.scale.flatten(-of.ndim - 1).squeeze(-1).expand(lead)
-    of_lead = [y.reshape(-1).contiguous() for y in (eps * scale.square(), share * total)]
-    places = doubtful.reshape(-1, *doubtful.shape[len(lead) :]).nonzero().contiguous()
-    x, g, t, m = (None if y is None else y.contiguous() for y in flat)
+    x, g, t, m = (
+        None if y is None else y.reshape(-1, *y.shape[-of.ndim - 1 :]).contiguous() for y in tensors
+    )
+    total, scale = definition.totals_and_scales(of, lead)
+    numbers = (eps * scale.square(), definition.share_of(least) * total)
+    of_lead = [y.reshape(-1).contiguous() for y in numbers]
+    places = chosen.reshape(-1, *chosen.shape[len(lead) :]).nonzero().contiguous()
     how = (stride, places, of_lead, of.zero_mean, of.pooled)
     exact = steps.score_weighted_windows(x, g, t, m, items, *how)
     scores.view(-1, *scores.shape[len(lead) :])[places.unbind(1)] = exact

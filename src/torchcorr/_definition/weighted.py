@@ -8,7 +8,7 @@ computed again from the window itself.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -31,8 +31,13 @@ def is_covered(of: Weighted, count: Tensor, least: float) -> Tensor:
     return _is_enough(of.over_channels(count).squeeze(-of.ndim - 1), of.total(), least)
 
 
+def share_of(least: float) -> float:
+    """Of a template's weight, that a window must have to be scored."""
+    return max(least, NOTHING) * (1 - NOTHING)
+
+
 def _is_enough(count: Tensor, total: Tensor, least: float) -> Tensor:
-    return count >= max(least, NOTHING) * (1 - NOTHING) * total
+    return count >= share_of(least) * total
 
 
 def _score(energy: Tensor, other: Tensor, product: Tensor, softening: Tensor) -> Tensor:
@@ -283,24 +288,17 @@ def weighted_ncc(
     return scores.to(input.dtype)
 
 
-def score_doubtful(
-    of: Weighted, scores: Tensor, doubtful: Tensor, stride: Sequence[int], eps: float, least: float
-) -> None:
-    """Writes scores (*lead, *output) from the windows themselves where they are doubtful."""
-    found = flat_among(of, doubtful, stride)
-    if found is not None:
-        flat, _ = found
-        scores.masked_fill_(doubtful & flat, 0.0)
-        doubtful = doubtful & ~flat
-    _score_exactly(of, scores, doubtful, stride, eps, least)
+def totals_and_scales(of: Weighted, lead: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """The weight of each template and the scale of each input, (*lead)."""
+    total = of.total().squeeze(tuple(range(-of.ndim, 0))).expand(lead)
+    return total, of.scale.flatten(-of.ndim - 1).squeeze(-1).expand(lead)
 
 
 def _score_exactly(
     of: Weighted, scores: Tensor, chosen: Tensor, stride: Sequence[int], eps: float, least: float
 ) -> None:
     lead = scores.shape[: scores.dim() - of.ndim]
-    total = of.total().squeeze(tuple(range(-of.ndim, 0))).expand(lead)
-    scale = of.scale.flatten(-of.ndim - 1).squeeze(-1).expand(lead)
+    total, scale = totals_and_scales(of, lead)
     for place, seen, template, weight in chosen_windows(of, chosen, stride):
         found = exact_moments(of, seen, template, weight)
         which = place[: len(lead)]
@@ -309,6 +307,24 @@ def _score_exactly(
         )
         score = _score(energy, other, product, eps * scale[which].square() * count)
         scores[place] = torch.where(_is_enough(count, total[which], least), score, 0.0)
+
+
+def score_doubtful(
+    of: Weighted,
+    scores: Tensor,
+    doubtful: Tensor,
+    stride: Sequence[int],
+    eps: float,
+    least: float,
+    score_exactly: Callable[..., None] = _score_exactly,
+) -> None:
+    """Writes scores (*lead, *output) from the windows themselves where they are doubtful."""
+    found = flat_among(of, doubtful, stride)
+    if found is not None:
+        flat, _ = found
+        scores.masked_fill_(doubtful & flat, 0.0)
+        doubtful = doubtful & ~flat
+    score_exactly(of, scores, doubtful, stride, eps, least)
 
 
 def window_statistics(of: Weighted, stride: Sequence[int], method: str, allowed: float) -> Moments:

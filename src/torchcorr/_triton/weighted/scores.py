@@ -12,17 +12,13 @@ from torch import Tensor
 from ..._contract.weighted import SUMS_BY_KERNELS
 from ..._definition import weighted as definition
 from ..._definition.weighted_grads import grads_by
-from ..._definition.weights import NOTHING, Moments, Weighted
+from ..._definition.weights import Moments, Weighted
 from ..._plan import rounding
 from ..values import supported
 from .direct import by_sums
 from .factors import Factors, Limits, pair_of
 from .records import SCORES, STATISTICS, Variant
 from .tiles import by_transforms
-
-
-def _share(least: float) -> float:
-    return max(least, NOTHING) * (1 - NOTHING)
 
 
 def weighted_ncc(
@@ -55,7 +51,7 @@ def weighted_ncc(
     )
     allowed = rounding.ALLOWED_SCORE_ERROR[torch.float64 if wide else torch.float32]
     run = by_sums if pair.is_direct(method) else by_transforms
-    if not run(pair, scores, form, Limits(eps, _share(least), allowed)):
+    if not run(pair, scores, form, Limits(eps, definition.share_of(least), allowed)):
         return definition.weighted_ncc(input, template, input_weight, template_weight, *how)
     return leads.restored(scores[0, :, :, 0], ndim)
 
@@ -78,7 +74,7 @@ def _statistics(of: Weighted, stride: Sequence[int], method: str, allowed: float
         wide=True,
     )
     run = by_sums if pair.is_direct(method) else by_transforms
-    if not run(pair, maps, form, Limits(0.0, _share(0.0), allowed)):
+    if not run(pair, maps, form, Limits(0.0, definition.share_of(0.0), allowed)):
         return definition.window_statistics(of, stride, method, allowed)
     return Moments(*(leads.restored(x, core) for x in maps))
 

@@ -35,6 +35,16 @@ def row_of(at, pitch, w, group, line):
 
 
 @triton.jit
+def _rows_of(w, group, line, FORM: tl.constexpr):
+    """Of the input and of its weights, or again of the input if there are none."""
+    at = row_of(w.source, w.pitch, w, group, line)
+    there = at
+    if FORM.there:
+        there = row_of(w.there, w.there_pitch, w, group, line)
+    return at, there
+
+
+@triton.jit
 def _weight_of(w, there, dx, m, none, FORM: tl.constexpr):
     """The weight of an element in each window."""
     if FORM.there:
@@ -55,18 +65,9 @@ def sums_about(w, group, level, FORM: tl.constexpr):
     lines, elements = lines_of(w)
     factors = w.factors + group * PLANES * elements
     for line in range(lines):
-        at = row_of(w.source, w.pitch, w, group, line)
-        there = at
-        if FORM.there:
-            there = row_of(w.there, w.there_pitch, w, group, line)
-        count_r, total_r, square_r, product_r, other_r, energy_r = (
-            none,
-            none,
-            none,
-            none,
-            none,
-            none,
-        )
+        at, there = _rows_of(w, group, line, FORM)
+        count_r, total_r, square_r = none, none, none
+        product_r, other_r, energy_r = none, none, none
         for dx in range(w.size[2]):
             coefficient = factors + line * w.size[2] + dx
             p = _weight_of(w, there, dx, tl.load(coefficient), none, FORM)
@@ -105,10 +106,7 @@ def _extremes(w, group, wanted, FORM: tl.constexpr):
     lines, elements = lines_of(w)
     factors = w.factors + group * PLANES * elements
     for line in range(lines):
-        at = row_of(w.source, w.pitch, w, group, line)
-        there = at
-        if FORM.there:
-            there = row_of(w.there, w.there_pitch, w, group, line)
+        at, there = _rows_of(w, group, line, FORM)
         for dx in range(w.size[2]):
             coefficient = factors + line * w.size[2] + dx
             p = _weight_of(w, there, dx, tl.load(coefficient), none, FORM)
@@ -143,10 +141,7 @@ def _about(w, group, level, template_level, scale, FORM: tl.constexpr):
     lines, elements = lines_of(w)
     factors = w.factors + group * PLANES * elements
     for line in range(lines):
-        at = row_of(w.source, w.pitch, w, group, line)
-        there = at
-        if FORM.there:
-            there = row_of(w.there, w.there_pitch, w, group, line)
+        at, there = _rows_of(w, group, line, FORM)
         for dx in range(w.size[2]):
             coefficient = factors + line * w.size[2] + dx
             p = _weight_of(w, there, dx, tl.load(coefficient), none, FORM)
