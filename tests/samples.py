@@ -62,7 +62,7 @@ def windows(dtype):
     yield "window_moments", (image, window, steps)
     s1, s2 = mean.clone().requires_grad_(), var.clone().requires_grad_()
     yield "window_combine", (s1, s2, image, window, steps)
-    yield "local_std", (image, window, steps, 1.0, 0.1)
+    yield "local_std", (image, window, steps, 1.0, 0.1, (1, 0, 2, 1), 0.5)
     pair = (image, grad(2, 3, 7, 8, dtype=dtype, seed=7), window, steps, 0.1)
     yield "lncc", pair
     yield "lncc_grads", (delta.detach(), *(x.detach() for x in pair[:2]), *pair[2:], True, True)

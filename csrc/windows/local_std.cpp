@@ -2,6 +2,7 @@
 
 #include <atomic>
 #include <cmath>
+#include <optional>
 
 #include "common/exact_window.h"
 #include "common/large_pages.h"
@@ -49,6 +50,23 @@ constexpr int64_t kRecomputed =
     16;  // multiply-adds of recomputed windows, for each element, that pay
 constexpr int64_t kLevelSamples = 1024;
 
+// Items and what surrounds them.
+struct Surrounded {
+  const Tensor& image;
+  Tiling tiling;  // of items with their border
+  std::optional<running::Border> border;
+
+  const running::Border* around() const { return border ? &*border : nullptr; }
+  int64_t item() const { return tiling.channels * product(border ? border->size : tiling.size); }
+};
+
+// How many elements lie before an item along each axis, from pairs of pads.
+Axes3 before_axes(const Sizes& pads) {
+  Axes3 before{0, 0, 0};
+  for (size_t i = 0; i < pads.size(); i += 2) before[3 - pads.size() / 2 + i / 2] = pads[i];
+  return before;
+}
+
 // A level near the elements of each item, and the power of two that brings their deviations from it
 // near 1, so that squares stay within float32.
 std::vector<TileStats> sampled_levels(int64_t items, int64_t item, const float* x) {
@@ -69,12 +87,34 @@ std::vector<TileStats> sampled_levels(int64_t items, int64_t item, const float* 
   return stats;
 }
 
+// Squares about the mean of one window of an item, from their definition.
+double squares_of_window(const Surrounded& of, const float* item, const Axes3& at,
+                         std::vector<float>& copy) {
+  const Tiling& t = of.tiling;
+  if (!of.border) {
+    const ExactWindow exact{t.channels, t.window, RowStrides(t.size), true, 0.0};
+    const float* first = item + at[0] * exact.strides.plane + at[1] * exact.strides.row + at[2];
+    return moments_of_window(first, exact, 1.0).squares;
+  }
+  const ExactWindow exact{t.channels, t.window, RowStrides(t.window), true, 0.0};
+  copy.resize(t.window_size());
+  for (int64_t r = 0; r < t.window_size() / t.window[2]; ++r) {
+    const Axes3 row = unravel(r, {t.channels, t.window[0], t.window[1]});
+    float* to = copy.data() + r * t.window[2];
+    const float* from = of.border->row(item + row[0] * product(of.border->size), at[0] + row[1],
+                                       at[1] + row[2], at[2], t.window[2], to);
+    if (from != to) std::copy_n(from, t.window[2], to);
+  }
+  return moments_of_window(copy.data(), exact, 1.0).squares;
+}
+
 // Returns false if the result must be computed another way: too many windows are unknown, or a
 // sum of elements is not finite.
-bool write_by_running_sums(const Tensor& image, const Tiling& tiling, double correction, double eps,
-                           float* out) {
+bool write_by_running_sums(const Surrounded& of, double correction, double eps, float* out) {
+  const Tensor& image = of.image;
+  const Tiling& tiling = of.tiling;
   const float* x = image.const_data_ptr<float>();
-  const int64_t item = tiling.channels * tiling.item_size(), items = image.numel() / item;
+  const int64_t item = of.item(), items = image.numel() / item;
   const std::vector<TileStats> stats = sampled_levels(items, item, x);
   for (const TileStats& s : stats) {
     if (!std::isfinite(s.level)) return false;
@@ -83,7 +123,7 @@ bool write_by_running_sums(const Tensor& image, const Tiling& tiling, double cor
   running::MomentRule rule{true, eps, 0.0, 0.0, kLeastVariance};
   rule.error = 1e-7;
   rule.deviation = count / (count - correction);
-  const running::MomentsCall call(tiling, x, image.numel(), rule, 2);
+  const running::MomentsCall call(tiling, x, image.numel(), rule, 2, of.around());
   const int64_t positions = tiling.positions(), units = call.strips.units();
   const int64_t grain = std::max<int64_t>(1, kUnitElements * units / positions);
   const int64_t most = kRecomputed * image.numel() / tiling.window_size();
@@ -102,16 +142,13 @@ bool write_by_running_sums(const Tensor& image, const Tiling& tiling, double cor
   });
   if (total > most || !finite) return false;
   if (total == 0) return true;
-  const ExactWindow exact{tiling.channels, tiling.window, RowStrides(tiling.size), true, eps};
   parallel_for(0, items * units, 1, [&](int64_t begin, int64_t end) {
+    std::vector<float> copy;
     for (int64_t u = begin; u < end; ++u) {
-      const float* first = x + u / units * item;
       for (int64_t place : unknown[u]) {
-        const Axes3 at = unravel(place, tiling.outputs);
-        const float* window = first + at[0] * tiling.stride[0] * exact.strides.plane +
-                              at[1] * tiling.stride[1] * exact.strides.row +
-                              at[2] * tiling.stride[2];
-        const double squares = moments_of_window(window, exact, 1.0).squares;
+        const Axes3 to = unravel(place, tiling.outputs);
+        const Axes3 at{to[0] * tiling.stride[0], to[1] * tiling.stride[1], to[2] * tiling.stride[2]};
+        const double squares = squares_of_window(of, x + u / units * item, at, copy);
         out[u / units * positions + place] =
             static_cast<float>(std::sqrt(squares / (count - correction) + eps));
       }
@@ -120,26 +157,58 @@ bool write_by_running_sums(const Tensor& image, const Tiling& tiling, double cor
   return true;
 }
 
+// The items with their border in memory.
+template <class T>
+Tensor with_border(const Tensor& image, const ImageShape& inner, const ImageShape& whole,
+                   const Sizes& pads, T value) {
+  Sizes shape = whole.lead;
+  shape.push_back(whole.channels);
+  shape.insert(shape.end(), whole.size.begin(), whole.size.end());
+  const Tensor out = new_map(image, shape);
+  const Axes3 size = last_axes(inner.size), wide = last_axes(whole.size);
+  const Axes3 before = before_axes(pads);
+  const T* from = image.const_data_ptr<T>();
+  T* to = out.mutable_data_ptr<T>();
+  parallel_for(0, inner.leads * inner.channels, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t c = begin; c < end; ++c) {
+      std::fill_n(to + c * product(wide), product(wide), value);
+      for (int64_t r = 0; r < size[0] * size[1]; ++r) {
+        const int64_t z = r / size[1] + before[0], y = r % size[1] + before[1];
+        std::copy_n(from + (c * size[0] * size[1] + r) * size[2], size[2],
+                    to + c * product(wide) + (z * wide[1] + y) * wide[2] + before[2]);
+      }
+    }
+  });
+  return out;
+}
+
 Tensor local_std_forward_kernel(const Tensor& input, Sizes window, Sizes stride, double correction,
-                                double eps) {
+                                double eps, Sizes pads, double pad_value) {
   if (is_half(input)) {
-    return in_type_of(input,
-                      local_std_forward_kernel(in_float32(input), window, stride, correction, eps));
+    return in_type_of(input, local_std_forward_kernel(in_float32(input), window, stride, correction,
+                                                      eps, pads, pad_value));
   }
-  const ImageShape shape(sizes_of(input), window.size());
+  const ImageShape inner(sizes_of(input), window.size());
+  ImageShape shape = inner;
+  STD_TORCH_CHECK(pads.empty() || pads.size() == 2 * window.size(), "an axis has two pads");
+  for (size_t i = 0; i < pads.size(); ++i) shape.size[i / 2] += pads[i];
   const WindowLayout layout(shape.leads, shape.channels, shape.size, window, stride, 2);
   Tensor out = new_map(input, shape.output(layout));
   if (out.numel() == 0) return out;
   const double count = window_elements(shape, window);
   const Tensor image = packed(input);
-  if (image.scalar_type() == ScalarType::Float &&
-      write_by_running_sums(image, Tiling::of_items(shape.channels, shape.size, window, stride),
-                            correction, eps, out.mutable_data_ptr<float>())) {
-    return out;
+  if (image.scalar_type() == ScalarType::Float) {
+    Surrounded of{image, Tiling::of_items(shape.channels, shape.size, window, stride), {}};
+    if (!pads.empty()) {
+      of.border = {before_axes(pads), last_axes(inner.size), static_cast<float>(pad_value)};
+    }
+    if (write_by_running_sums(of, correction, eps, out.mutable_data_ptr<float>())) return out;
   }
   with_real_type(image, "input", [&](auto zero) {
     using T = decltype(zero);
-    const ImageSource<T, Moments> source{{image.const_data_ptr<T>()}, ImageStrides(shape)};
+    const Tensor whole =
+        pads.empty() ? image : with_border(image, inner, shape, pads, static_cast<T>(pad_value));
+    const ImageSource<T, Moments> source{{whole.const_data_ptr<T>()}, ImageStrides(shape)};
     run_windows<Moments>(
         layout, source,
         DeviationSink<T>{layout, 1 / (count - correction), eps, out.mutable_data_ptr<T>()});

@@ -145,6 +145,20 @@ TORCHCORR_INLINE void moments_of_row(int64_t n, const Tiling& t, const Columns& 
 
 }  // namespace
 
+const float* Border::row(const float* channel, int64_t z, int64_t y, int64_t x, int64_t n,
+                         float* copy) const {
+  z -= before[0], y -= before[1], x -= before[2];
+  const bool inside = z >= 0 && z < size[0] && y >= 0 && y < size[1];
+  const int64_t begin = inside ? std::clamp<int64_t>(-x, 0, n) : n;
+  const int64_t end = inside ? std::clamp<int64_t>(size[2] - x, begin, n) : n;
+  const float* first = begin < end ? channel + (z * size[1] + y) * size[2] + x + begin : nullptr;
+  if (end - begin == n) return first;
+  std::fill_n(copy, begin, value);
+  if (begin < end) std::copy_n(first, end - begin, copy + begin);
+  std::fill_n(copy + end, n - end, value);
+  return copy;
+}
+
 TORCHCORR_CLONES void moments_of_unit(const MomentsCall& call, int64_t tile, int64_t unit,
                                       const TileStats& stats, const MomentMaps<float>& to,
                                       WindowCounts& counts, std::vector<int64_t>* unknown) {
@@ -173,6 +187,11 @@ TORCHCORR_CLONES void moments_of_unit(const MomentsCall& call, int64_t tile, int
   // end, except at the end of the input's memory, where the row is copied.
   std::vector<float> copies[2] = {std::vector<float>(padded), std::vector<float>(padded)};
   const auto row_of = [&](int64_t c, int64_t z, int64_t y, std::vector<float>& copy) TORCHCORR_FLAT {
+    if (call.border) {
+      const int64_t channel = place.item * t.channels + c;
+      return call.border->row(call.input + channel * product(call.border->size), z, y, left, padded,
+                              copy.data());
+    }
     const TileRow<float> row(t, place, call.input, c, z, y);
     const float* first = row.data + left;
     if (call.input_end - first >= padded) return first;

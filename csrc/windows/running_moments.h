@@ -39,18 +39,31 @@ struct WindowCounts {
   bool finite = true;                 // the sums of their elements
 };
 
-// All tiles of a call.
+// Elements of one value around items, which are not in memory: so many before the first along each
+// axis, and as many behind the last as windows reach.
+struct Border {
+  Axes3 before, size;  // `size` is that of an item in memory
+  float value;
+
+  // Row (z, y) of a channel of an item from element x on, as far as n elements: where it lies, or
+  // in `copy`. Indices are those of the item with its border.
+  const float* row(const float* channel, int64_t z, int64_t y, int64_t x, int64_t n,
+                   float* copy) const;
+};
+
+// All tiles of a call. With a border, tiles are whole items with it.
 struct MomentsCall {
   const Tiling& tiling;
   const float *input, *input_end;
   MomentRule rule;
   Strips strips;
+  const Border* border;
 
   // `windows`: how many of them a unit covers along an axis at least.
   MomentsCall(const Tiling& t, const float* x, int64_t elements, const MomentRule& by,
-              int64_t windows)
+              int64_t windows, const Border* around = nullptr)
       : tiling(t), input(x), input_end(x + elements), rule(by),
-        strips(t.outputs, least_unit(t, windows)) {}
+        strips(t.outputs, least_unit(t, windows)), border(around) {}
 
  private:
   // A unit begins with the sums of a whole window. Its columns stay in the first cache, and in a

@@ -66,6 +66,13 @@ class Arguments:
         _checks.memory_fits(x)
         return x if self.joint else x.unsqueeze(-self.ndim - 1)
 
+    def pads_of(self, window: Ints) -> Ints:
+        """Elements of `pad_value` before and behind each window axis, for operators that need no
+        padded input; () if the padding is of another kind."""
+        if self.mode == "valid" or self.pad_mode != "constant":
+            return ()
+        return tuple(n for pair in padding(self.mode, window) for n in pair)
+
     def pads_with(self, dtype: torch.dtype) -> bool:
         """Whether padding is within an integer type."""
         if self.mode == "valid" or self.pad_mode != "constant":
@@ -220,10 +227,12 @@ def _checked_dtypes(
 
 
 def normal_inputs(
-    inputs: dict[str, Tensor], window: Window, arguments: Arguments
+    inputs: dict[str, Tensor], window: Window, arguments: Arguments, *, padded: bool = True
 ) -> tuple[tuple[Tensor, ...], Ints, torch.dtype]:
     """One input, or two of the same size whose leading axes broadcast, in normal form, padded and
     in their working dtype; their window; the result's dtype.
+
+    With `padded` false, padding that `pads_of` describes is left to the operator.
     """
     sizes = _checks.per_axis(window, arguments.ndim, "window")
     for name, x in inputs.items():
@@ -245,12 +254,15 @@ def normal_inputs(
         channels = normal[0].shape[-arguments.ndim - 1]
         _checks.channels_match(channels, channels)
     normal = in_working_dtype(working, *normal)
+    if not padded and arguments.pads_of(sizes):
+        _checks.input_not_empty(tuple(tensors[0].shape[-arguments.ndim :]))
+        return normal, sizes, result
     return tuple(arguments.padded(x, sizes, "window") for x in normal), sizes, result
 
 
 def normal_input(
-    input: Tensor, window: Window, arguments: Arguments
+    input: Tensor, window: Window, arguments: Arguments, *, padded: bool = True
 ) -> tuple[Tensor, Ints, torch.dtype]:
     """`normal_inputs` of a single input."""
-    (x,), sizes, result = normal_inputs({"input": input}, window, arguments)
+    (x,), sizes, result = normal_inputs({"input": input}, window, arguments, padded=padded)
     return x, sizes, result

@@ -85,6 +85,7 @@ class WeightedInput:
     weight: Tensor | None
     window: Ints
     result: torch.dtype
+    pads: Ints = ()  # what surrounds the input, where that is left to the operator
 
     def is_plain(self) -> bool:
         return self.input_weight is None and self.weight is None
@@ -101,18 +102,23 @@ class WeightedInput:
         window: Window | Tensor,
         arguments: Arguments,
         input_mask: Tensor | None,
+        *,
+        padded: bool = True,
     ) -> WeightedInput:
+        """With `padded` false, a plain input is left without constant padding."""
         ndim, given = arguments.ndim, isinstance(window, Tensor)
         if isinstance(window, Tensor):
             _checks.tensor(input, "input")
             values = not (is_traced() or window.is_cuda)
             _checks.window_weights(window, input, ndim, values=values)
         sizes: Window = tuple(window.shape[-ndim:]) if isinstance(window, Tensor) else window
-        x, sizes, result = normal_input(input, sizes, arguments)
+        padded = padded or given or input_mask is not None
+        x, sizes, result = normal_input(input, sizes, arguments, padded=padded)
         weights = Weights(input_mask)
         weights.check(input, input)
         if not given and not weights.are_needed(input, input, arguments):
-            return cls(x, None, None, sizes, result)
+            pads = () if padded else arguments.pads_of(sizes)
+            return cls(x, None, None, sizes, result, pads)
         x = x.float() if x.dtype in HALVES else x
         weight = None
         if isinstance(window, Tensor):

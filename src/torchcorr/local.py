@@ -306,12 +306,12 @@ def local_std(
     )
     _checks.not_negative(correction, "correction")
     _checks.not_negative(eps, "eps")
-    of = WeightedInput.parse(input, window, arguments, input_mask)
+    of = WeightedInput.parse(input, window, arguments, input_mask, padded=False)
     if not of.is_plain():
         count, _, var = _moments(of, arguments.stride)
         return _root(_corrected(var, count, correction), eps).to(of.result)
     _checks.correction_fits(correction, _count(of))
-    how = (arguments.stride, float(correction), float(eps))
+    how = (arguments.stride, float(correction), float(eps), of.pads, float(arguments.pad_value))
     out: Tensor = _contract.local_std(of.input, of.window, *how)
     return out.to(of.result)
 

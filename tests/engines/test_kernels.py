@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from window_definitions import moments, rand, spread, windows
+from window_definitions import moments, rand, spread, surrounded, windows
 
 import torchcorr  # noqa: F401  (registers the operators)
 
@@ -136,6 +136,41 @@ def test_local_std(name: str, dtype: torch.dtype) -> None:
     want = np.sqrt(moments(x, window, stride)[1] * count / (count - correction) + 1e-3)
     assert got.dtype == dtype
     close(got, want, (2 * UNIT[dtype] + 64 * UNIT[torch.float64]) * want)
+
+
+@every_geometry
+@every_dtype
+def test_local_std_of_an_input_with_a_border(name: str, dtype: torch.dtype) -> None:
+    shape, window, stride = GEOMETRIES[name]
+    x, value = rand(shape, dtype), 1.25
+    pads = tuple(n for axis, k in enumerate(window) for n in (k // 2 + axis, max(0, k - 2)))
+    got = ops.local_std(x, window, stride, 0.0, 1e-3, pads, value)
+    want = np.sqrt(moments(surrounded(x, pads, value), window, stride)[1] + 1e-3)
+    assert got.dtype == dtype
+    close(got, want, (2 * UNIT[dtype] + 64 * UNIT[torch.float64]) * want)
+
+
+@every_dtype
+@pytest.mark.parametrize("value", (0.0, -2.5, math.nan, math.inf))
+@pytest.mark.parametrize("large", (False, True))
+def test_windows_that_leave_the_input_are_flat_or_not_finite_as_their_elements_are(
+    dtype: torch.dtype, value: float, large: bool
+) -> None:
+    """Those in even parts are recomputed from the definition, and all beside large elements."""
+    x = rand((2, 30, 700), dtype)
+    x[:, :12, :300] = -2.5
+    x[:, :12, 150:300] += 1e-5 * rand((2, 12, 150), dtype)
+    if large:
+        x[:, 20, 680:] = 1e9
+    pads, window = (4, 4, 6, 2), (7, 9)
+    seen = windows(surrounded(x, pads, value), window, (1, 1))
+    got = ops.local_std(x, window, (1, 1), 0.0, 0.0, pads, value).numpy()
+    finite = np.isfinite(seen).all(-1)
+    assert (np.isfinite(got) == finite).all()
+    assert ((got == 0) == ((seen.max(-1) == seen.min(-1)) & finite)).all()
+    want = seen[finite].astype(np.longdouble).std(-1)
+    level = 64 * UNIT[torch.float64] * np.abs(seen[finite]).max(-1)
+    assert (np.abs(got[finite] - want) <= 4 * UNIT[dtype] * want + level).all()
 
 
 @every_dtype

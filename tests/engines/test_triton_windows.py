@@ -22,7 +22,7 @@ from triton_windows import (
     close,
     map_of,
 )
-from window_definitions import moments, rand, spread, windows
+from window_definitions import moments, rand, spread, surrounded, windows
 
 from torchcorr._definition import windows as definition
 from torchcorr._triton import KERNELS, kernel
@@ -93,6 +93,13 @@ def test_local_std(name: str) -> None:
         want = np.sqrt(moments(x, window, stride)[1] * count / (count - correction) + eps)
         assert got.dtype == dtype
         close(got, want, (2 * ROUNDING[dtype] + WIDE) * want)
+
+
+def test_local_std_of_an_input_with_a_border() -> None:
+    x, window, pads = rand((2, 1, 9, 11)), (3, 4), (1, 0, 2, 3)
+    got = run("local_std", x, window, (1, 2), 0.0, 0.0, pads, 1.25)
+    want = np.sqrt(moments(surrounded(x, pads, 1.25), window, (1, 2))[1])
+    close(got, want, (2 * ROUNDING[x.dtype] + WIDE) * want)
 
 
 @pytest.mark.parametrize("dtype", (torch.float16, torch.bfloat16), ids=str)

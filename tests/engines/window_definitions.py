@@ -43,3 +43,9 @@ def spread(
         )
         total[(..., *at)] += np.expand_dims(grad, -ndim - 1)
     return total
+
+
+def surrounded(x: Tensor, pads: tuple[int, ...], value: float) -> Tensor:
+    """x with elements of one value before and behind each of its last axes in turn."""
+    width = [(0, 0)] * (x.dim() - len(pads) // 2) + list(zip(pads[::2], pads[1::2], strict=True))
+    return torch.from_numpy(np.pad(x.numpy(), width, constant_values=value))

@@ -30,6 +30,18 @@ def _fake_moments(
     return input.new_empty(shape, dtype=wide), input.new_empty(shape, dtype=wide)
 
 
+def _fake_local_std(
+    input: Tensor,
+    window: Sequence[int],
+    stride: Sequence[int],
+    correction: float,
+    eps: float,
+    pads: Sequence[int] = (),
+    pad_value: float = 0.0,
+) -> Tensor:
+    return fake_map(definition.bordered(input, pads), window, stride)
+
+
 def _fake_combine(_s1: Tensor, _s2: Tensor, input: Tensor, *_: Any) -> Tensor:
     return input.new_empty(input.shape)
 
@@ -152,28 +164,29 @@ def _combine_tangent(
 def _local_std_tangent(
     operator: Any, ctx: Any, primals: Sequence[Tensor], tangent: Tensor, *_: Any
 ) -> Tensor:
-    (input,) = primals
     place = (ctx.window, ctx.stride)
-    correction, eps = ctx.options
+    correction, eps, pads, value = ctx.options
+    input = definition.bordered(primals[0], pads, value)
     mean, var = window_moments(input, *place)
-    covariance = covariance_with(input, tangent, mean, *place)[1]
+    step = definition.bordered(tangent, pads)
+    covariance = covariance_with(input, step, mean, *place)[1]
     ratio = ctx.count / (ctx.count - correction)
     live = var != 0
     std = torch.sqrt(torch.where(live, var, 1.0) * ratio + eps)
-    tangent = torch.where(live, covariance * ratio / std, 0.0)
-    return tangent.to(input.dtype)
+    return torch.where(live, covariance * ratio / std, 0.0).to(input.dtype)
 
 
 def _local_std_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    (input,) = ctx.saved_tensors
+    correction, eps, pads, value = ctx.options
+    input = definition.bordered(ctx.saved_tensors[0], pads, value)
     mean, var = window_moments(input, ctx.window, ctx.stride)
     # The fused kernel, or plain torch where it will be differentiated.
     prepare: Any = local_std_prepare_grads
     if differentiated_again():
         prepare = definition.local_std_prepare_grads
-    grad_s1, grad_s2 = prepare(grad, mean, var, ctx.count, *ctx.options)
+    grad_s1, grad_s2 = prepare(grad, mean, var, ctx.count, correction, eps)
     combined = window_combine(grad_s1, grad_s2, input, ctx.window, ctx.stride)
-    return combined, None, None, None, None
+    return definition.bordered(combined, [-n for n in pads]), *(None,) * 6
 
 
 # --- batching -------------------------------------------------------------------------------------
@@ -246,9 +259,10 @@ window_combine = register(
 )
 local_std = register(
     "local_std",
-    "(Tensor input, int[] window, int[] stride, float correction, float eps) -> Tensor",
+    "(Tensor input, int[] window, int[] stride, float correction, float eps, int[] pads=[],"
+    " float pad_value=0) -> Tensor",
     definition.local_std,
-    fake_map,
+    _fake_local_std,
     setup=_save_input,
     backward=_local_std_backward,
     batch=_batch_local_std,

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad as torch_pad
 
 from .._plan.dtypes import widen
 from .._plan.shapes import output_size
@@ -120,7 +121,7 @@ def window_spread(
     pads: list[int] = []
     for n, k, m in zip(input_shape[-ndim:], window, wide.shape[-ndim:], strict=True):
         pads[:0] = [k - 1, n - m]
-    wide = torch.nn.functional.pad(wide, pads)
+    wide = torch_pad(wide, pads)
     sums = summarise((wide,), window, (1,) * ndim, 1, _merge_sums)[0]
     return sums.unsqueeze(-ndim - 1).expand(tuple(input_shape)).to(grad.dtype).contiguous()
 
@@ -199,10 +200,28 @@ def window_combine(
     return (first + 2 * widen(input) * second).to(input.dtype)
 
 
+def bordered(x: Tensor, pads: Sequence[int], value: float = 0.0) -> Tensor:
+    """x with elements of one value around it, so many before and behind each window axis in turn.
+
+    Negative numbers cut elements off.
+    """
+    if not pads:
+        return x
+    pairs = [pads[i : i + 2] for i in range(0, len(pads), 2)]
+    return torch_pad(x, [n for pair in reversed(pairs) for n in pair], value=value)
+
+
 def local_std(
-    input: Tensor, window: Sequence[int], stride: Sequence[int], correction: float, eps: float
+    input: Tensor,
+    window: Sequence[int],
+    stride: Sequence[int],
+    correction: float,
+    eps: float,
+    pads: Sequence[int] = (),
+    pad_value: float = 0.0,
 ) -> Tensor:
-    """Deviation of each window: sqrt(var N / (N - correction) + eps)."""
+    """Deviation of each window: sqrt(var N / (N - correction) + eps); of a bordered input."""
+    input = bordered(input, pads, pad_value)
     count = input.shape[-len(window) - 1] * math.prod(window)
     var = window_moments(input, window, stride)[1]
     return torch.sqrt(var * (count / (count - correction)) + eps).to(input.dtype)

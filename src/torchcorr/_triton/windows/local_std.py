@@ -19,6 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..._definition import windows as definition
 from . import axis_passes
 from .launch import NUMBERS
 from .march import write_map
@@ -66,9 +67,16 @@ def local_std_prepare_grads_kernel(
 
 
 def local_std(
-    input: Tensor, window: Sequence[int], stride: Sequence[int], correction: float, eps: float
+    input: Tensor,
+    window: Sequence[int],
+    stride: Sequence[int],
+    correction: float,
+    eps: float,
+    pads: Sequence[int] = (),
+    pad_value: float = 0.0,
 ) -> Tensor:
-    """Deviation of each window: sqrt(var N / (N - correction) + eps)."""
+    """Deviation of each window: sqrt(var N / (N - correction) + eps); of a bordered input."""
+    input = definition.bordered(input, pads, pad_value)
     out = input.new_empty(map_shape(input, window, stride))
     if out.numel() == 0:
         return out
