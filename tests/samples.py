@@ -18,6 +18,7 @@ def scores(method, dtype):
     image, template = grad(2, 3, 7, 8, dtype=dtype), grad(4, 1, 3, 3, 2, dtype=dtype, seed=1)
     delta = grad(4, 2, 5, 4, dtype=dtype, seed=2)
     yield "correlate", (image, template, STRIDE, method)
+    yield "correlate", (image, template, STRIDE, method, None, (1, 0, 0, 2))
     yield "correlate_input_grad", (delta, template, [2, 3, 7, 8], STRIDE, method)
     yield "correlate_template_grad", (delta, image, [4, 1, 3, 3, 2], STRIDE, method)
     if not dtype.is_complex:

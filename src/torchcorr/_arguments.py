@@ -161,11 +161,13 @@ def normal_pair(
     complex_allowed: bool,
     bytes_kept: bool = False,
     data: bool = True,
+    padded: bool = True,
 ) -> tuple[Tensor, Tensor, torch.dtype]:
     """Both tensors in normal form, padded and in their working dtype; and the result's dtype.
 
     With `bytes_kept` 8-bit integers stay as they are, unless they are padded with another number.
-    Without `data` only shapes are computed, on the meta device.
+    Without `data` only shapes are computed, on the meta device; with `padded` false padding is left
+    to the operator.
     """
     signature = _signature(input, template, arguments, name, complex_allowed)
     dtypes = _agreed.get(signature) if signature else None
@@ -182,7 +184,7 @@ def normal_pair(
     x, w = arguments.normal(input), arguments.normal(template)
     if not (bytes_kept and x.dtype in BYTES and arguments.pads_with(x.dtype)):
         x, w = in_working_dtype(working, x, w)
-    if arguments.mode != "valid":
+    if padded and arguments.mode != "valid":
         x = arguments.padded(x, tuple(template.shape[-arguments.ndim :]), name)
     return x, w, result
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -360,15 +362,27 @@ def sums(
     name: str = "template",
     flip: bool = False,
     prepared: PreparedTemplate | None = None,
+    pads: Sequence[int] | None = None,
 ) -> Tensor:
-    """`correlate`, or `convolve` with `flip`, of arguments that are parsed."""
-    x, w, result = normal_pair(input, template, arguments, name=name, complex_allowed=True)
+    """`correlate`, or `convolve` with `flip`, of arguments that are parsed.
+
+    With `pads`, so many zeros are before and behind the input along each axis in turn, instead of
+    the padding of the mode.
+    """
+    # Spectra are prepared for the tiles of a padded input.
+    zeros = prepared is None and arguments.pad_mode == "constant" and arguments.pad_value == 0
+    padded = pads is None and not zeros
+    x, w, result = normal_pair(
+        input, template, arguments, name=name, complex_allowed=True, padded=padded
+    )
+    if pads is None:
+        pads = arguments.pads_of(tuple(w.shape[-arguments.ndim :])) if zeros else ()
     w = w.flip(tuple(range(-arguments.ndim, 0))) if flip else w.conj().resolve_conj()
     how = (arguments.stride, arguments.method)
     spectra = None
     if prepared is not None:
         spectra = prepared.spectra_for(x, w, *how, normalised=False)
-    out: Tensor = _contract.correlate(x, w, *how, spectra)
+    out: Tensor = _contract.correlate(x, w, *how, spectra, pads)
     return out.round() if _checks.is_integral(input.dtype) else out.to(result)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from .._definition import correlate as definition
+from .._definition.transforms import bordered
 from .registry import (
     Dims,
     fake_like_shape,
@@ -19,26 +20,35 @@ from .registry import (
 )
 
 
+def _fake_correlate(
+    input: Tensor,
+    template: Tensor,
+    stride: Sequence[int],
+    method: str,
+    spectra: Tensor | None = None,
+    pads: Sequence[int] = (),
+) -> Tensor:
+    return fake_score(bordered(input, pads), template, stride)
+
+
 def _save_form(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     ctx.save_for_backward(inputs[0], inputs[1])
     ctx.save_for_forward(inputs[0], inputs[1])
-    ctx.how = (inputs[2], inputs[3])
-    ctx.shapes = (tuple(inputs[0].shape), tuple(inputs[1].shape))
     ctx.stride, ctx.method = inputs[2], inputs[3]
+    ctx.pads = inputs[5] if len(inputs) > 5 else ()
+    ctx.how = (ctx.stride, ctx.method, None, ctx.pads)
 
 
 def _correlate_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    input, template = ctx.saved_tensors
-    shape, window = ctx.shapes
-    how = (ctx.stride, ctx.method)
-    wanted = ctx.needs_input_grad
-    return (
-        correlate_input_grad(grad, template, shape, *how) if wanted[0] else None,
-        correlate_template_grad(grad, input, window, *how) if wanted[1] else None,
-        None,
-        None,
-        None,
-    )
+    narrow, template = ctx.saved_tensors
+    input, how, wanted = bordered(narrow, ctx.pads), (ctx.stride, ctx.method), ctx.needs_input_grad
+    for_input = for_template = None
+    if wanted[0]:
+        whole = correlate_input_grad(grad, template, tuple(input.shape), *how)
+        for_input = bordered(whole, [-n for n in ctx.pads])
+    if wanted[1]:
+        for_template = correlate_template_grad(grad, input, tuple(template.shape), *how)
+    return for_input, for_template, *(None,) * 4
 
 
 def _save_transpose(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -124,9 +134,10 @@ def _batch_template_grad(
 
 correlate = register(
     "correlate",
-    "(Tensor input, Tensor template, int[] stride, str method, Tensor? spectra=None) -> Tensor",
+    "(Tensor input, Tensor template, int[] stride, str method, Tensor? spectra=None,"
+    " int[] pads=[]) -> Tensor",
     definition.correlate,
-    fake_score,
+    _fake_correlate,
     setup=_save_form,
     backward=_correlate_backward,
     batch=_batch_form,

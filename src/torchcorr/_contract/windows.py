@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .._definition import windows as definition
+from .._definition.transforms import bordered
 from .._plan.dtypes import wide_dtype, widen
 from .registry import (
     Dims,
@@ -39,7 +40,7 @@ def _fake_local_std(
     pads: Sequence[int] = (),
     pad_value: float = 0.0,
 ) -> Tensor:
-    return fake_map(definition.bordered(input, pads), window, stride)
+    return fake_map(bordered(input, pads), window, stride)
 
 
 def _fake_combine(_s1: Tensor, _s2: Tensor, input: Tensor, *_: Any) -> Tensor:
@@ -166,9 +167,9 @@ def _local_std_tangent(
 ) -> Tensor:
     place = (ctx.window, ctx.stride)
     correction, eps, pads, value = ctx.options
-    input = definition.bordered(primals[0], pads, value)
+    input = bordered(primals[0], pads, value)
     mean, var = window_moments(input, *place)
-    step = definition.bordered(tangent, pads)
+    step = bordered(tangent, pads)
     covariance = covariance_with(input, step, mean, *place)[1]
     ratio = ctx.count / (ctx.count - correction)
     live = var != 0
@@ -178,7 +179,7 @@ def _local_std_tangent(
 
 def _local_std_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     correction, eps, pads, value = ctx.options
-    input = definition.bordered(ctx.saved_tensors[0], pads, value)
+    input = bordered(ctx.saved_tensors[0], pads, value)
     mean, var = window_moments(input, ctx.window, ctx.stride)
     # The fused kernel, or plain torch where it will be differentiated.
     prepare: Any = local_std_prepare_grads
@@ -186,7 +187,7 @@ def _local_std_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         prepare = definition.local_std_prepare_grads
     grad_s1, grad_s2 = prepare(grad, mean, var, ctx.count, correction, eps)
     combined = window_combine(grad_s1, grad_s2, input, ctx.window, ctx.stride)
-    return definition.bordered(combined, [-n for n in pads]), *(None,) * 6
+    return bordered(combined, [-n for n in pads]), *(None,) * 6
 
 
 # --- batching -------------------------------------------------------------------------------------

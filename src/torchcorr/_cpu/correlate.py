@@ -49,9 +49,15 @@ def correlate(
     stride: Sequence[int],
     method: str,
     spectra: Tensor | None = None,
+    pads: Sequence[int] = (),
 ) -> Tensor:
     if input.dtype in HALVES:
-        return correlate(input.float(), template.float(), stride, method).to(input.dtype)
+        wide = (input.float(), template.float())
+        return correlate(*wide, stride, method, None, pads).to(input.dtype)
+    if pads:
+        if _is_lone_among_zeros(input, template, stride, method, pads):
+            return transforms.correlate(input, template, stride, pads)
+        input = transforms.bordered(input, pads)
     if method == "auto" and _has_few_positions(input, template, stride):
         positions = input.shape[-1] - template.shape[-1] + 1
         x, y = (v.reshape(v.shape[-1]).contiguous() for v in (input, template))
@@ -66,7 +72,8 @@ def correlate(
         finite = finite and definition.all_finite(input)
     if not finite or input.numel() == 0 or template.numel() == 0:
         return definition.correlate(input, template, stride, "direct")
-    if call.problem.is_complex or (_is_lone(call, input.dtype) and definition.all_finite(input)):
+    lone = call.problem.is_complex or _is_lone(call, input.dtype, call.problem.size)
+    if lone and (call.problem.is_complex or definition.all_finite(input)):
         return transforms.correlate(input, template, stride)
     if input.is_complex():
         missing = max(0, template.dim() - input.dim())
@@ -104,7 +111,7 @@ def correlate_input_grad(
         return steps.correlate_direct_input_grad(grad, template, shape, stride)
     if grad.numel() == 0:
         return grad.new_zeros(shape)
-    whole = arranged.problem.is_complex or _is_lone(arranged, grad.dtype)
+    whole = arranged.problem.is_complex or _is_lone(arranged, grad.dtype, shape[-len(stride) :])
     if whole or not definition.all_finite(grad):
         return transforms.correlate_input_grad(grad, template, shape, stride)
     if grad.is_complex():
@@ -136,7 +143,7 @@ def correlate_template_grad(
         return steps.correlate_direct_template_grad(grad, input, shape, stride)
     if grad.numel() == 0:
         return grad.new_zeros(shape)
-    whole = arranged.problem.is_complex or _is_lone(arranged, grad.dtype)
+    whole = arranged.problem.is_complex or _is_lone(arranged, grad.dtype, input.shape[-ndim:])
     if whole or not definition.all_finite(grad, input):
         return transforms.correlate_template_grad(grad, input, shape, stride)
     if grad.is_complex():
@@ -185,7 +192,30 @@ def _has_few_positions(input: Tensor, template: Tensor, stride: Sequence[int]) -
     return list(stride) == [1] and is_long(lags) and is_quick(Lags((lags,), (0,)))
 
 
-def _is_lone(call: Arrangement, dtype: torch.dtype) -> bool:
+def _is_lone_among_zeros(
+    input: Tensor, template: Tensor, stride: Sequence[int], method: str, pads: Sequence[int]
+) -> bool:
+    """Whether one transform of all takes less time than tiles of an input padded with zeros."""
+    ndim = len(stride)
+    size, window = input.shape[-ndim:], template.shape[-ndim:]
+    if input.numel() == 0 or template.numel() == 0:
+        return False
+    if any(
+        n >= k
+        for k, pair in zip(window, zip(pads[::2], pads[1::2], strict=True), strict=True)
+        for n in pair
+    ):
+        return False
+    wide = [n + pads[2 * i] + pads[2 * i + 1] for i, n in enumerate(size)]
+    call = _arranged((*input.shape[:-ndim], *wide), template.shape, stride, method, input.dtype)
+    if call.plan.method == "direct":
+        return False
+    needed = transforms.needed_among_zeros(size, window)
+    lone = call.problem.is_complex or _is_lone(call, input.dtype, needed)
+    return lone and definition.all_finite(input, template)
+
+
+def _is_lone(call: Arrangement, dtype: torch.dtype, size: Sequence[int]) -> bool:
     """Whether one real transform of all takes less time than tiles, within the scratch allowed.
 
     Tiles are transformed two by two as complex numbers, and large templates in parts.
@@ -193,7 +223,7 @@ def _is_lone(call: Arrangement, dtype: torch.dtype) -> bool:
     problem, leads = call.problem, call.problem.leads
     if dtype != torch.float64 or leads.paired * leads.inputs * leads.templates > 1:
         return False
-    elements = problem.channels * math.prod(fast_length(n) for n in problem.size)
+    elements = problem.channels * math.prod(fast_length(n) for n in size)
     if _WHOLE_BYTES * elements > scratch_allowed(problem):
         return False
     strain = 1 + min(2.0, problem.costs.strain[len(problem.size) - 1] * 8 * elements / (1 << 20))

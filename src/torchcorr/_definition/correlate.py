@@ -44,8 +44,13 @@ def correlate(
     stride: Sequence[int],
     method: str,
     spectra: Tensor | None = None,
+    pads: Sequence[int] = (),
 ) -> Tensor:
-    """sum_v I(u s + v) T(v), summed over channels (math.md, eq. correlate)."""
+    """sum_v I(u s + v) T(v), summed over channels (math.md, eq. correlate).
+
+    `pads` zeros are around I: so many before and behind each window axis in turn.
+    """
+    input = transforms.bordered(input, pads)
     ndim = len(stride)
     sizes = template.shape[-ndim - 1 :]
     if by_transforms(method, sizes, input, template) and all_finite(template):

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from .._plan import rounding
 from .._plan.lags import AxisLags, Lags, lags_between
 from .correlate import correlate
 from .traced import is_traced
+from .transforms import bordered
 from .windows import window_moments, window_sum
 
 # Rounding of a product of transforms in float64, relative to the norms of both recordings.
@@ -250,15 +250,18 @@ def _summed(x: Tensor, y: Tensor, lags: Lags, operators: OverlapOperators) -> Te
     """The same term by term."""
     if math.prod(lags.shape) > y.numel():
         step = [1] * x.dim()
-        return operators.correlate(stretched(x, lags)[None], y[None].contiguous(), step, "direct")
+        return operators.correlate(
+            bordered(x, reach(lags))[None], y[None].contiguous(), step, "direct"
+        )
     sums = [(x[of_x] * y[of_y]).sum() for of_x, of_y in (lags.overlap(lag) for lag in lags.every())]
     return torch.stack(sums).reshape(lags.shape)
 
 
-def stretched(x: Tensor, lags: Lags) -> Tensor:
-    """The reference cut or padded so that a valid correlation has these lags."""
-    ends = [(-a.low, a.high + a.moved - a.size) for a in reversed(lags.axes)]
-    return pad(x, [end for pair in ends for end in pair])
+def reach(lags: Lags) -> list[int]:
+    """Zeros that a valid correlation with these lags takes before and behind the reference along
+    each axis in turn; negative where it leaves elements out.
+    """
+    return [end for a in lags.axes for end in (-a.low, a.high + a.moved - a.size)]
 
 
 overlap_scores = overlap_scores_by(OverlapOperators(correlate, window_moments, window_sum))

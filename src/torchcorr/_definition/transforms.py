@@ -11,10 +11,11 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad as torch_pad
 
 from .._plan import rounding
 from .._plan.dtypes import widen
-from .._plan.shapes import dilated_size, fast_length
+from .._plan.shapes import dilated_size, fast_length, output_size
 
 
 def dilated(grad: Tensor, stride: Sequence[int]) -> Tensor:
@@ -25,6 +26,17 @@ def dilated(grad: Tensor, stride: Sequence[int]) -> Tensor:
     result = grad.new_zeros((*grad.shape[: -len(stride)], *extent))
     crop(result, extent, stride).copy_(grad)
     return result
+
+
+def bordered(x: Tensor, pads: Sequence[int], value: float = 0.0) -> Tensor:
+    """x with elements of one value around it, so many before and behind each window axis in turn.
+
+    Negative numbers cut elements off.
+    """
+    if not pads:
+        return x
+    pairs = [pads[i : i + 2] for i in range(0, len(pads), 2)]
+    return torch_pad(x, [n for pair in reversed(pairs) for n in pair], value=value)
 
 
 def crop(x: Tensor, extent: Sequence[int], stride: Sequence[int] | None = None) -> Tensor:
@@ -72,36 +84,51 @@ def _inverse(spectrum: Tensor, lengths: Sequence[int], is_complex: bool) -> Tens
     return transform(spectrum, s=tuple(lengths), dim=axes)
 
 
-def _margins(x: Tensor, window: Sequence[int]) -> list[int]:
-    """How many elements at both ends of each axis are zero, none or a window less one."""
-    margins = []
-    for axis, k in zip(range(-len(window), 0), window, strict=True):
-        ends = (x.narrow(axis, 0, k - 1), x.narrow(axis, x.shape[axis] - k + 1, k - 1))
-        zero = x.device.type == "cpu" and 2 * k < x.shape[axis] + 2
-        margins.append(k - 1 if zero and not any(bool(end.any()) for end in ends) else 0)
-    return margins
-
-
-def correlate(input: Tensor, template: Tensor, stride: Sequence[int]) -> Tensor:
-    """sum_v I(u s + v) T(v) of finite tensors, summed over channels."""
+def correlate(
+    input: Tensor, template: Tensor, stride: Sequence[int], pads: Sequence[int] = ()
+) -> Tensor:
+    """sum_v I(u s + v) T(v) of finite tensors, summed over channels; `pads` zeros are around I."""
+    if pads:
+        return _among_zeros(input, template, stride, pads)
     ndim = len(stride)
     size, window = input.shape[-ndim:], template.shape[-ndim:]
     wide, weights = widen(input), widen(template)
     axes = tuple(range(-ndim, 0))
-    valid = [n - k + 1 for n, k in zip(size, window, strict=True)]
-    needed = [n - m for n, m in zip(size, _margins(wide, window), strict=True)]
-    lengths = _lengths(needed)
-    if needed == list(size):
-        level = wide.mean(axes, keepdim=True)
-        centred = wide - level
-    else:
-        # Zeros around the input stay zero, and may wrap around onto each other.
-        level = wide.new_zeros((1,) * wide.dim())
-        centred = crop(wide, needed)
-    product = sum_channels(_forward(centred, lengths), _reversed(weights, lengths), ndim)
-    numerators = crop(_inverse(product, lengths, input.is_complex()), valid, stride)
+    lengths = _lengths(size)
+    level = wide.mean(axes, keepdim=True)
+    product = sum_channels(_forward(wide - level, lengths), _reversed(weights, lengths), ndim)
+    numerators = crop(
+        _inverse(product, lengths, input.is_complex()),
+        output_size(size, window, (1,) * ndim),
+        stride,
+    )
     offset = (level * weights.sum(axes, keepdim=True)).sum(-ndim - 1)
     return (numerators + offset).to(input.dtype).contiguous()
+
+
+def needed_among_zeros(size: Sequence[int], window: Sequence[int]) -> tuple[int, ...]:
+    """Elements that hold all sums of windows which meet an input among zeros."""
+    return tuple(n + k - 1 for n, k in zip(size, window, strict=True))
+
+
+def _among_zeros(
+    input: Tensor, template: Tensor, stride: Sequence[int], pads: Sequence[int]
+) -> Tensor:
+    """The same as a convolution with the reversed template, which no zeros enter."""
+    ndim = len(stride)
+    size, window = input.shape[-ndim:], template.shape[-ndim:]
+    lengths = _lengths(needed_among_zeros(size, window))
+    reversed = widen(template).flip(tuple(range(-ndim, 0)))
+    product = sum_channels(_forward(widen(input), lengths), _forward(reversed, lengths), ndim)
+    sums = _inverse(product, lengths, input.is_complex())
+    # The first sum is that of the windows which hold the first element alone.
+    left_out = [k - 1 - before for k, before in zip(window, pads[::2], strict=True)]
+    ends = [
+        before + n + behind - k + 1
+        for n, k, before, behind in zip(size, window, pads[::2], pads[1::2], strict=True)
+    ]
+    place = tuple(slice(at, at + n, s) for at, n, s in zip(left_out, ends, stride, strict=True))
+    return sums[(..., *place)].to(input.dtype).contiguous()
 
 
 def correlate_each(

@@ -15,7 +15,7 @@ from torch.nn.functional import pad as torch_pad
 
 from .._plan.dtypes import widen
 from .._plan.shapes import output_size
-from .transforms import dilated
+from .transforms import bordered, dilated
 
 # Statistics of each run, such as its sum, or its mean and the sum of squares about it.
 Summary = tuple[Tensor, ...]
@@ -198,17 +198,6 @@ def window_combine(
     first = window_spread(grad_s1, window, shape, stride)
     second = window_spread(grad_s2, window, shape, stride)
     return (first + 2 * widen(input) * second).to(input.dtype)
-
-
-def bordered(x: Tensor, pads: Sequence[int], value: float = 0.0) -> Tensor:
-    """x with elements of one value around it, so many before and behind each window axis in turn.
-
-    Negative numbers cut elements off.
-    """
-    if not pads:
-        return x
-    pairs = [pads[i : i + 2] for i in range(0, len(pads), 2)]
-    return torch_pad(x, [n for pair in reversed(pairs) for n in pair], value=value)
 
 
 def local_std(

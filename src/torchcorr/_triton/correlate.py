@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from .._definition.transforms import bordered
 from .._plan.shapes import Ints
 from .direct import correlate as direct
 from .direct import template_grad as direct_template
@@ -26,7 +27,9 @@ def correlate(
     stride: Sequence[int],
     method: str,
     spectra: Tensor | None = None,
+    pads: Sequence[int] = (),
 ) -> Tensor:
+    input = bordered(input, pads)
     if _is_direct(input.shape, template.shape, stride, method, input):
         return direct.correlate(input, template, stride)
     return tiles.correlate(input, template, stride)

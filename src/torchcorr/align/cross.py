@@ -8,10 +8,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .. import _checks
-from .._definition.overlap import stretched
+from .. import _checks, functional
+from .._arguments import Arguments
+from .._definition.overlap import reach
+from .._definition.transforms import bordered
 from .._plan.lags import AxisLags, Lags
-from ..functional import correlate
 from .lags import lags_of
 
 __all__ = ["correlation_lags", "cross_correlation"]
@@ -95,7 +96,10 @@ def cross_correlation(
         _checks.sizes_match(*sizes)
     asked = lags_of(lags, max_shift, centre, sizes)
     left, x, y = asked.cropped(a, b)
-    sums = correlate(stretched(x, left), y, ndim=ndim, method=method)
+    ends = reach(left)
+    x = bordered(x, [min(0, n) for n in ends])
+    arguments = Arguments.parse(ndim, "full", 1, "independent", "constant", 0.0, method)
+    sums = functional.sums(x, y, arguments, pads=[max(0, n) for n in ends])
     return sums / _divisor(a, b, asked, scale) if scale != "none" else sums
 
 

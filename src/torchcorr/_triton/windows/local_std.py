@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..._definition import windows as definition
+from ..._definition.transforms import bordered
 from . import axis_passes
 from .launch import NUMBERS
 from .march import write_map
@@ -76,7 +76,7 @@ def local_std(
     pad_value: float = 0.0,
 ) -> Tensor:
     """Deviation of each window: sqrt(var N / (N - correction) + eps); of a bordered input."""
-    input = definition.bordered(input, pads, pad_value)
+    input = bordered(input, pads, pad_value)
     out = input.new_empty(map_shape(input, window, stride))
     if out.numel() == 0:
         return out
