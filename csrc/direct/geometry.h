@@ -8,7 +8,7 @@
 
 namespace torchcorr::direct {
 
-constexpr int64_t kGrainTerms = 1 << 16;  // products that are worth another thread
+constexpr int64_t kGrainTerms = 1 << 20;  // products that are worth another thread
 
 // Offsets of one combination of leading indices.
 struct Lead {
