@@ -27,6 +27,7 @@ ENGINE_TESTS = {
         "test_counters.py",
         "test_dense_grads.py",
         "test_direct_kernel.py",
+        "test_folds.py",
         "test_kernels.py",
         "test_layer_ways.py",
         "test_long_lines.py",

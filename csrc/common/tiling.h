@@ -14,18 +14,19 @@ namespace torchcorr {
 // How tiles cover items (C, z, y, x): `Tiling` of _plan/tiling.py. Tile t of an item begins at
 // element step * t - pad and has `extent` elements an axis, zeros where the item ends, in an array
 // of `length` elements. It covers `outputs` positions of a window. A window may be divided into
-// `parts` an axis, each of which meets `length` elements of a tile that is cut longer.
+// `parts` an axis, each of which meets `length` elements of a tile that is cut longer. Of the sums of
+// a tile, transforms give every `folds`th, so that spectra of those are as much shorter.
 struct Tiling {
   int64_t ndim = 1, channels = 1;
   Axes3 size{1, 1, 1}, grid{1, 1, 1}, step{1, 1, 1}, pad{0, 0, 0}, extent{1, 1, 1}, length{1, 1, 1},
-      window{1, 1, 1}, stride{1, 1, 1}, parts{1, 1, 1}, outputs{1, 1, 1};
+      window{1, 1, 1}, stride{1, 1, 1}, parts{1, 1, 1}, folds{1, 1, 1}, outputs{1, 1, 1};
 
   Tiling() = default;
 
-  // `numbers` are those of the Python record: grid, step, pad, extent, length, window, stride
-  // and parts.
+  // `numbers` are those of the Python record: grid, step, pad, extent, length, window, stride,
+  // parts and folds.
   Tiling(int64_t axes, const int64_t* numbers) : ndim(axes) {
-    for (Axes3* a : {&grid, &step, &pad, &extent, &length, &window, &stride, &parts}) {
+    for (Axes3* a : {&grid, &step, &pad, &extent, &length, &window, &stride, &parts, &folds}) {
       for (int64_t i = 3 - ndim; i < 3; ++i) (*a)[i] = *numbers++;
     }
     for (int64_t i = 3 - ndim; i < 3; ++i) {
@@ -33,6 +34,8 @@ struct Tiling {
                       "a tile must cover its extent");
       STD_TORCH_CHECK(window[i] >= 1 && window[i] <= extent[i] && stride[i] >= 1,
                       "a window must lie in its tile");
+      STD_TORCH_CHECK(folds[i] >= 1 && stride[i] % folds[i] == 0 && length[i] % folds[i] == 0,
+                      "a fold must divide the stride and the length");
       outputs[i] = (extent[i] - window[i]) / stride[i] + 1;
     }
   }
@@ -55,6 +58,14 @@ struct Tiling {
     return {ceil_div(window[0], parts[0]), ceil_div(window[1], parts[1]),
             ceil_div(window[2], parts[2])};
   }
+  bool is_folded() const { return product(folds) > 1; }
+  // Sums of a tile that transforms give, an axis, and how many of them from position to position.
+  Axes3 folded() const {
+    return {length[0] / folds[0], length[1] / folds[1], length[2] / folds[2]};
+  }
+  Axes3 folded_stride() const {
+    return {stride[0] / folds[0], stride[1] / folds[1], stride[2] / folds[2]};
+  }
   // Elements of a tile as it is cut, an axis.
   Axes3 cut_length() const {
     const Axes3 k = part();
@@ -64,6 +75,7 @@ struct Tiling {
   int64_t tiles_per_item() const { return product(grid); }
   int64_t item_size() const { return product(size); }  // elements of one channel
   int64_t tile_size() const { return product(length); }
+  int64_t folded_size() const { return product(folded()); }
   int64_t positions() const { return product(outputs); }
   int64_t window_size() const { return channels * product(window); }
 };
@@ -78,11 +90,11 @@ struct TileBatch {
   explicit TileBatch(const Sizes& numbers) {
     STD_TORCH_CHECK(numbers.size() >= 2, "a batch of tiles needs its numbers");
     const int64_t ndim = numbers[0];
-    STD_TORCH_CHECK(ndim >= 1 && ndim <= 3 && numbers.size() >= static_cast<size_t>(2 + 8 * ndim),
-                    "a tiling has eight numbers for each of 1 to 3 axes");
+    STD_TORCH_CHECK(ndim >= 1 && ndim <= 3 && numbers.size() >= static_cast<size_t>(2 + 9 * ndim),
+                    "a tiling has nine numbers for each of 1 to 3 axes");
     tiling = Tiling(ndim, numbers.data() + 2);
     first_template = numbers[1];
-    tiles.assign(numbers.begin() + 2 + 8 * ndim, numbers.end());
+    tiles.assign(numbers.begin() + 2 + 9 * ndim, numbers.end());
   }
 
   TileBatch(const Sizes& numbers, const Tensor& input) : TileBatch(numbers) {

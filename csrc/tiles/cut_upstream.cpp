@@ -106,7 +106,8 @@ class CutUpstream {
     const int64_t x = place.first(t_, 2), n = std::min(width, map_[2] - x);
     const T sign = t % 2 == 0 ? T(1) : T(-1);
     const int64_t which = place.item * all_ + batch_.first_template;
-    T* pair = to.alpha + t / 2 * t_.tile_size() * 2 + t % 2;
+    const Axes3 size = t_.folded(), stride = t_.folded_stride();
+    T* pair = to.alpha + t / 2 * t_.folded_size() * 2 + t % 2;
     for (int64_t r = 0; r < rows; ++r) {
       const int64_t i = r / t_.outputs[1], j = r % t_.outputs[1];
       const int64_t z = place.first(t_, 0) + i, y = place.first(t_, 1) + j;
@@ -116,8 +117,8 @@ class CutUpstream {
       upstream_of(n, grad_ + in_map, score_ + (of_tiles_ ? at : in_map), to.count,
                   UpstreamRow<T>{to.norms + at, to.means + at, line, to.b + at, to.c + at},
                   to.sums[t]);
-      const int64_t first = (i * t_.stride[0] * t_.length[1] + j * t_.stride[1]) * t_.length[2];
-      scatter(n, 2 * t_.stride[2], sign, line, pair + 2 * first);
+      const int64_t first = (i * stride[0] * size[1] + j * stride[1]) * size[2];
+      scatter(n, 2 * stride[2], sign, line, pair + 2 * first);
     }
   }
 
@@ -139,7 +140,7 @@ Tensor cut_upstream(const Upstream& of, const Tensors& tensors, const Sizes& num
   const TileMoments moments(tensors);
   const Tensor& norms = moments.known_norms();
   Sizes shape{batch.count() / 2, 1};
-  for (int64_t n : sizes_of(t.length, t.ndim)) shape.push_back(n);
+  for (int64_t n : sizes_of(t.folded(), t.ndim)) shape.push_back(n);
   shape.push_back(2);
   const Tensor alpha = torch::stable::new_zeros(norms, shape);
   sums.assign(batch.count(), {});

@@ -22,7 +22,7 @@ bool is_complex(const Tensor& x) {
 }
 
 // Where the numerators of a tile and a template lie: (tile, template, *positions), or pairs of
-// tiles with their elements side by side, which for one template may be complex (pair, *length).
+// tiles with their elements side by side, which for one template may be complex (pair, *folded).
 struct NumeratorLayout {
   int64_t lanes, templates;
   Axes3 full, skip;  // numerators along each axis, and how many from position to position
@@ -35,7 +35,7 @@ struct NumeratorLayout {
       const int64_t axis = 3 - t.ndim + i;
       full[axis] = x.size((is_complex(x) ? 1 : 2) + i);
       // Those of every position, or only of the positions of the stride.
-      skip[axis] = full[axis] == t.outputs[axis] ? 1 : t.stride[axis];
+      skip[axis] = full[axis] == t.outputs[axis] ? 1 : t.folded_stride()[axis];
     }
   }
 
@@ -63,11 +63,11 @@ template <class In, class Out>
 class Normalise {
  public:
   Normalise(const TileBatch& batch, const ScoreRule& rule, const Tensor& numerators,
-            const TileMoments& moments, const Tensor& image, const Tensor& coefficients,
-            const Tensor& out)
+            const Numbers& powers, const TileMoments& moments, const Tensor& image,
+            const Tensor& coefficients, const Tensor& out)
       : batch_(batch), t_(batch.tiling), layout_(numerators, batch.tiling), rule_(rule),
         exact_{t_.channels, t_.window, RowStrides(t_.size), rule.zero_mean, rule.eps},
-        numerators_(static_cast<const In*>(numerators.const_data_ptr())),
+        numerators_(static_cast<const In*>(numerators.const_data_ptr())), powers_(powers),
         norms_(moments.known_norms().const_data_ptr<In>()), states_(moments.states_or_null()),
         stats_(moments.rows()), coefficients_(coefficients.const_data_ptr<double>()),
         image_(image.const_data_ptr<Out>()), out_(out.mutable_data_ptr<Out>()),
@@ -177,7 +177,9 @@ class Normalise {
         }
       }
       const double squares = stats_[2 * pair].mean_square + stats_[2 * pair + 1].mean_square;
-      const double mean = all.square / static_cast<double>(product(layout_.full));
+      const double mean = powers_.empty()
+                              ? all.square / static_cast<double>(product(layout_.full))
+                              : powers_.at(line);
       most[line] = 1 / (rule_.noise * (std::sqrt(squares * exact_.count + mean) + all.peak / 2));
     }
     return most;
@@ -259,7 +261,9 @@ class Normalise {
   NumeratorLayout layout_;
   const ScoreRule& rule_;
   ExactWindow exact_;
-  const In *numerators_, *norms_;
+  const In* numerators_;
+  const Numbers& powers_;
+  const In* norms_;
   const uint8_t* states_;
   const TileStats* stats_;
   const double* coefficients_;
@@ -274,13 +278,14 @@ class Normalise {
 Tensor normalise_tiles(const Tensor& numerators, Tensors moments, const Tensor& input,
                        const Tensor& coefficients, Sizes batch, Numbers rule, const Tensor& out) {
   Scratch scratch;
-  return normalise_tiles_into(scratch, numerators, moments, input, coefficients, batch, rule, out);
+  const Numerators all{numerators, {}};
+  return normalise_tiles_into(scratch, all, moments, input, coefficients, batch, rule, out);
 }
 
-Tensor normalise_tiles_into(Scratch& scratch, const Tensor& given, const Tensors& tensors,
+Tensor normalise_tiles_into(Scratch& scratch, const Numerators& given, const Tensors& tensors,
                             const Tensor& input, const Tensor& templates, const Sizes& numbers,
                             const Numbers& rule, const Tensor& out) {
-  const Tensor numerators = packed(given), image = packed(input), coefficients = packed(templates);
+  const Tensor numerators = packed(given.sums), image = packed(input), coefficients = packed(templates);
   const TileBatch batch(numbers, image);
   const TileMoments moments(tensors);
   Tensor left = scratch.take_zeros<int64_t>(Scratch::kLeft, moments.stats, {batch.count()},
@@ -293,7 +298,7 @@ Tensor normalise_tiles_into(Scratch& scratch, const Tensor& given, const Tensors
                     "numerators and norms must have one precision");
     with_real_type(out, "out", [&](auto out_zero) {
       using Out = decltype(out_zero);
-      Normalise<In, Out>(batch, by, numerators, moments, image, coefficients, out)
+      Normalise<In, Out>(batch, by, numerators, given.powers, moments, image, coefficients, out)
           .run(left.mutable_data_ptr<int64_t>());
     });
   });

@@ -55,9 +55,9 @@ inline Tensor met_by(const Tensor& lines, const Tiling& tiling, int64_t part) {
   return met;
 }
 
-// Sums of products with one template: two tiles as one complex one each, (twos of tiles, *length).
+// Spectra of products with one template: two tiles as one complex one each, (twos, *length).
 template <class R>
-Tensor complex_products_of(const Operand& of, const Tiling& tiling, const R* spectrum) {
+Tensor product_spectra_of(const Operand& of, const Tiling& tiling, const R* spectrum) {
   const SpectraSizes sizes{of.product.size(0), tiling.channels, tiling.tile_size()};
   R* products = static_cast<R*>(of.product.mutable_data_ptr());
   for (int64_t part = 0; part < product(tiling.parts); ++part) {
@@ -67,7 +67,13 @@ Tensor complex_products_of(const Operand& of, const Tiling& tiling, const R* spe
     multiply_spectra(sizes, part > 0, static_cast<const R*>(met.const_data_ptr()),
                      spectrum + 2 * part * sizes.channels * sizes.size, products);
   }
-  return transform(of.product, false);
+  return of.product;
+}
+
+// Sums of products with one template, (twos of tiles, *length); of a tiling that is not folded.
+template <class R>
+Tensor complex_products_of(const Operand& of, const Tiling& tiling, const R* spectrum) {
+  return transform(product_spectra_of(of, tiling, spectrum), false);
 }
 
 // The same as real numbers: (twos of tiles, 1, *length, 2).

@@ -178,9 +178,8 @@ class ScoreGradPass {
     std::vector<UpstreamSums> sums;
     const Tensor score = kIsWide ? rescored(work, weights) : of_.score;
     const Upstream upstream{of_.grad, score, kIsWide, static_cast<double>(tiling_.window_size())};
-    const Tensor alpha = transform(
-        lines_of_tiles(cut_upstream(upstream, work.moments, work.batch, work.window_grads, sums)),
-        false);
+    const Tensor cut = cut_upstream(upstream, work.moments, work.batch, work.window_grads, sums);
+    const Tensor alpha = repeat_spectra(tiling_, transform(lines_of_tiles(cut), false));
     double offset = 0;
     for (size_t i = 0; i < sums.size(); ++i) {
       offset += sums[i].offset;
@@ -251,19 +250,19 @@ class ScoreGradPass {
     multiply_spectra({twos, tiling_.channels, size}, false,
                      static_cast<const R*>(work.spectrum->const_data_ptr()), weights,
                      static_cast<R*>(product.mutable_data_ptr()));
-    const Tensor sums = transform(product, false);
+    const Tensor sums = transform(fold_spectra(tiling_, product), false);
     const Tensor& norms = work.moments[1];
     const Tensor scores = torch::stable::new_empty(norms, sizes_of(norms));
     const R *from = static_cast<const R*>(sums.const_data_ptr()),
             *norm = norms.template const_data_ptr<R>();
     R* to = scores.template mutable_data_ptr<R>();
-    const Axes3 &step = tiling_.stride, &length = tiling_.length;
+    const Axes3 step = tiling_.folded_stride(), length = tiling_.folded();
     for (int64_t i = 0; i < norms.numel(); ++i) {
       const int64_t tile = i / tiling_.positions();
       const Axes3 at = unravel(i % tiling_.positions(), tiling_.outputs);
       const int64_t element = ((at[0] * step[0]) * length[1] + at[1] * step[1]) * length[2] +
                               at[2] * step[2];
-      const R score = from[2 * (tile / 2 * size + element) + tile % 2] * norm[i];
+      const R score = from[2 * (tile / 2 * tiling_.folded_size() + element) + tile % 2] * norm[i];
       to[i] = score > 1 ? R(1) : score < -1 ? R(-1) : score;
     }
     return scores;

@@ -10,6 +10,7 @@
 #include "common/counters.h"
 #include "direct/correlate.h"
 #include "tiles/pass.h"
+#include "tiles/score_rows.h"
 #include "tiles/steps.h"
 #include "tiles/units.h"
 #include "tiles/weighted_moments.h"
@@ -59,7 +60,7 @@ class ScorePass {
     const Operand operand = operand_of(std::move(cut));
     const int64_t at_once = lanes_ == 2 ? 1 : block_.templates();
     for (int64_t k = 0; k < block_.templates(); k += at_once) {
-      const Tensor sums = numerators<T>(operand, pair, k, at_once);
+      const Numerators sums = numerators<T>(operand, pair, k, at_once);
       const Tensor left = normalise(scratch, sums, moments, batch, k, rule_numbers_);
       for (size_t i = 0; i < tiles.size(); i += lanes_) {
         if (most(left, i) > 0) {
@@ -99,7 +100,7 @@ class ScorePass {
     const Operand operand = operand_of(std::move(cut));
     const int64_t at_once = lanes_ == 2 ? 1 : end - begin;
     for (int64_t k = begin; k < end; k += at_once) {
-      const Tensor sums = numerators<double>(operand, pair, k, at_once);
+      const Numerators sums = numerators<double>(operand, pair, k, at_once);
       normalise(scratch, sums, moments, batch, k, wide_rule_numbers_);
     }
   }
@@ -144,20 +145,36 @@ class ScorePass {
   }
 
   // Sums of products with `some` templates from the k-th of the block on: (tiles, some, *positions),
-  // or two tiles as one complex one each, (twos of tiles, *length).
+  // or two tiles as one complex one each, (twos of tiles, *folded).
   template <class R>
-  Tensor numerators(const Operand& of, int64_t pair, int64_t k, int64_t some) {
+  Numerators numerators(const Operand& of, int64_t pair, int64_t k, int64_t some) {
     if (lanes_ == 2) {
-      return complex_products_of(of, tiling_,
-                                 spectra_->template of<R>(pair * block_.templates() + k));
+      const R* spectrum = spectra_->template of<R>(pair * block_.templates() + k);
+      const Tensor products = product_spectra_of(of, tiling_, spectrum);
+      const Numbers powers = powers_of<R>(products);
+      return {transform(fold_spectra(tiling_, products), false), powers};
     }
     const Tensor& all = sizeof(R) < sizeof(double) ? narrow_ : wide_;
     const Tensor some_of = part_of(part_of(all, 0, pair, 1), 1, k, some);
-    return direct::correlate_direct(torch::stable::unsqueeze(of.tiles, 1), some_of,
-                                    sizes_of(tiling_.stride, tiling_.ndim));
+    return {direct::correlate_direct(torch::stable::unsqueeze(of.tiles, 1), some_of,
+                                     sizes_of(tiling_.stride, tiling_.ndim)),
+            {}};
   }
 
-  Tensor normalise(Scratch& scratch, const Tensor& sums, const Tensors& moments, Sizes batch,
+  // Mean squares of the sums that spectra transform to, where not all of those are computed.
+  template <class R>
+  Numbers powers_of(const Tensor& spectra) const {
+    if (!tiling_.is_folded()) return {};
+    Numbers powers(spectra.size(0));
+    const R* numbers = static_cast<const R*>(spectra.const_data_ptr());
+    for (double& power : powers) {
+      power = content_of(2 * tiling_.tile_size(), numbers).square;
+      numbers += 2 * tiling_.tile_size();
+    }
+    return powers;
+  }
+
+  Tensor normalise(Scratch& scratch, const Numerators& sums, const Tensors& moments, Sizes batch,
                    int64_t k, const Numbers& rule) const {
     set_first_template(batch, block_.first_template + k);
     return normalise_tiles_into(scratch, sums, moments, input_, all_, batch, rule, out_);

@@ -1,5 +1,7 @@
 #include "tiles/spectra.h"
 
+#include <algorithm>
+
 namespace torchcorr {
 namespace {
 
@@ -30,7 +32,88 @@ void multiply_tiles(const SpectraSizes& n, bool add, const T* spectrum, const T*
   }
 }
 
+// to = the sum of n numbers each of `folds` parts of a row, or to += that. Writes at or before what
+// it reads.
+template <class T>
+TORCHCORR_INLINE void fold_row(int64_t n, int64_t folds, bool add, const T* from, T* to) {
+  for (int64_t part = 0; part < folds; ++part, from += n) {
+    if (add || part > 0) {
+#pragma GCC ivdep
+      for (int64_t i = 0; i < n; ++i) to[i] += from[i];
+    } else if (to != from) {
+      std::copy(from, from + n, to);
+    }
+  }
+}
+TORCHCORR_CLONES void fold(int64_t n, int64_t folds, bool add, const float* from, float* to) {
+  fold_row(n, folds, add, from, to);
+}
+TORCHCORR_CLONES void fold(int64_t n, int64_t folds, bool add, const double* from, double* to) {
+  fold_row(n, folds, add, from, to);
+}
+
+Sizes lines_of(int64_t count, const Axes3& size, int64_t ndim) {
+  Sizes shape{count};
+  for (int64_t n : sizes_of(size, ndim)) shape.push_back(n);
+  return shape;
+}
+
+// Calls f(row of all, row of the folded ones, whether it is the first of several) for the rows of
+// lines: those that are added up one behind the other, no row before all of a smaller folded row.
+template <class F>
+void for_folded_rows(const Tiling& t, int64_t lines, const F& f) {
+  const Axes3 &all = t.length, some = t.folded();
+  for (int64_t u = 0; u < lines * some[0] * some[1]; ++u) {
+    const Axes3 at = unravel(u, {lines, some[0], some[1]});
+    for (int64_t z = at[1]; z < all[0]; z += some[0]) {
+      for (int64_t y = at[2]; y < all[1]; y += some[1]) {
+        f((at[0] * all[0] + z) * all[1] + y, u, z == at[1] && y == at[2]);
+      }
+    }
+  }
+}
+
 }  // namespace
+
+Tensor fold_spectra(const Tiling& t, const Tensor& spectra) {
+  if (!t.is_folded()) return spectra;
+  const int64_t lines = spectra.size(0), n = 2 * t.folded()[2], width = 2 * t.length[2];
+  const auto run = [&](auto* numbers) {
+    for_folded_rows(t, lines, [&](int64_t from, int64_t to, bool first) {
+      fold(n, t.folds[2], !first, numbers + from * width, numbers + to * n);
+    });
+  };
+  if (spectra.scalar_type() == ScalarType::ComplexFloat) {
+    run(static_cast<float*>(spectra.mutable_data_ptr()));
+  } else {
+    run(static_cast<double*>(spectra.mutable_data_ptr()));
+  }
+  Tensor flat = torch::stable::flatten(spectra, 0, -1);
+  flat = torch::stable::narrow(flat, 0, 0, lines * t.folded_size());
+  return torch::stable::view(flat, lines_of(lines, t.folded(), t.ndim));
+}
+
+Tensor repeat_spectra(const Tiling& t, const Tensor& spectra) {
+  if (!t.is_folded()) return spectra;
+  const int64_t lines = spectra.size(0);
+  const Tensor all = torch::stable::new_empty(spectra, lines_of(lines, t.length, t.ndim));
+  const auto run = [&](const auto* from, auto* to) {
+    const int64_t n = 2 * t.folded()[2];
+    for_folded_rows(t, lines, [&](int64_t row, int64_t folded, bool) {
+      for (int64_t part = 0; part < t.folds[2]; ++part) {
+        std::copy_n(from + folded * n, n, to + (row * t.folds[2] + part) * n);
+      }
+    });
+  };
+  if (spectra.scalar_type() == ScalarType::ComplexFloat) {
+    run(static_cast<const float*>(spectra.const_data_ptr()),
+        static_cast<float*>(all.mutable_data_ptr()));
+  } else {
+    run(static_cast<const double*>(spectra.const_data_ptr()),
+        static_cast<double*>(all.mutable_data_ptr()));
+  }
+  return all;
+}
 
 #define TORCHCORR_MULTIPLY(T)                                                                      \
   TORCHCORR_CLONES void multiply_complex(int64_t n, bool add, const T* a, const T* b, T* out) {    \

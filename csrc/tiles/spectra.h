@@ -32,6 +32,12 @@ void multiply_spectra(const SpectraSizes& sizes, bool add, const float* spectrum
 void multiply_spectra(const SpectraSizes& sizes, bool add, const double* spectrum,
                       const double* other, double* out);
 
+// The spectra of every `folds`th element of lines from their spectra (lines, *length), which are
+// overwritten: (lines, *folded). Each of their frequencies is a sum of several. And the reverse: the
+// spectra of lines with zeros between such elements repeat theirs.
+Tensor fold_spectra(const Tiling& tiling, const Tensor& spectra);
+Tensor repeat_spectra(const Tiling& tiling, const Tensor& spectra);
+
 // out += a * conj(b) of `size` complex elements.
 void add_conjugate_products(int64_t size, const double* a, const double* b, double* out);
 

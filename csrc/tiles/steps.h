@@ -93,8 +93,8 @@ struct UpstreamSums {
 };
 
 // Upstream gradients of one template times norms, alpha, as pairs of tiles (first, minus second) in
-// zeros. Adds what goes to squares and to means of windows to `window_grads`
-// (2, tiles, *positions).
+// zeros: every `folds`th element of the tiles. Adds what goes to squares and to means of windows to
+// `window_grads` (2, tiles, *positions).
 Tensor cut_upstream(const Upstream& of, const Tensors& moments, const Sizes& batch,
                     const Tensor& window_grads, std::vector<UpstreamSums>& sums);
 
@@ -109,8 +109,14 @@ void add_input_grads(const Tensor& products, const Sizes& batch, const Tensor& o
 // Writes scores; how many doubtful windows of each tile are too many to be recomputed.
 Tensor normalise_tiles(const Tensor& numerators, Tensors moments, const Tensor& input,
                        const Tensor& coefficients, Sizes batch, Numbers rule, const Tensor& out);
-// The same of numerators that may be complex, those of two tiles each.
-Tensor normalise_tiles_into(Scratch& scratch, const Tensor& numerators, const Tensors& moments,
+// Numerators that may be complex, those of two tiles each. If they are not all that two tiles have
+// with a template, `powers` are the mean squares of all, (twos, templates).
+struct Numerators {
+  Tensor sums;
+  Numbers powers;
+};
+// The same of such numerators.
+Tensor normalise_tiles_into(Scratch& scratch, const Numerators& numerators, const Tensors& moments,
                             const Tensor& input, const Tensor& coefficients, const Sizes& batch,
                             const Numbers& rule, const Tensor& out);
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from inputs import draw
-from tile_geometries import LIMITS, batch_of, every_dtype, every_geometry, image_of, rule_of, same
+from tile_geometries import LIMITS, batch_of, every_dtype, every_tiling, image_of, rule_of, same
 from tolerances import GRADIENT_OF_FLOAT32
 
 import torchcorr
@@ -62,7 +62,7 @@ def score_grad_operands(
     return operands, [exact[0].squeeze(1), exact[1]]
 
 
-@every_geometry
+@every_tiling
 @every_dtype
 @pytest.mark.parametrize("budget", (0, 10**6), ids=("merged", "exact"))
 @pytest.mark.parametrize("wide", ("none", "one", "all"))
@@ -119,7 +119,9 @@ def test_a_hard_tile_among_easy_ones(
 
     def cut(problem: choose.Problem, method: str) -> choose.Plan:
         tiling = Tiling.cut(problem.size, problem.window, problem.stride, (4, 4))
-        return choose.Plan(method, tiling.outputs, tiling.length, tiling.parts, 16, 2, 1, 0, 0.0)
+        return choose.Plan(
+            method, tiling.outputs, tiling.length, tiling.parts, tiling.folds, 16, 2, 1, 0, 0.0
+        )
 
     choose._arranged.cache_clear()
     monkeypatch.setattr(choose, "make_plan", cut)

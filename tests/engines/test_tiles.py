@@ -18,6 +18,7 @@ from tile_geometries import (
     batch_of,
     every_dtype,
     every_geometry,
+    every_tiling,
     image_of,
     rule_of,
     same,
@@ -211,7 +212,7 @@ def score_tiles(
     return out
 
 
-@every_geometry
+@every_tiling
 @every_dtype
 @pytest.mark.parametrize("transforms", (False, True), ids=("direct", "fft"))
 @pytest.mark.parametrize("budget", (0, 10**6), ids=("wide", "exact"))
@@ -246,7 +247,7 @@ def test_geometry_is_checked() -> None:
     batch = batch_of("2d", False)
     image = image_of("2d", torch.float32)
     for numbers in ([], [0, 0], [4, 0], batch.numbers[:10]):
-        with pytest.raises(RuntimeError, match="batch of tiles|eight numbers"):
+        with pytest.raises(RuntimeError, match="batch of tiles|nine numbers"):
             ops.cut_tiles(image, numbers, True, False, False)
     with pytest.raises(RuntimeError, match="cover its extent|lie in its tile"):
         wrong = replace(batch.tiling, extent=(0, 0))
@@ -273,7 +274,16 @@ def test_any_tiling_scores_the_same(
     def cut(problem: predict.Problem, method: str) -> choose.Plan:
         tiling = Tiling.cut(size, window, stride, grid, fast=method == "fft")
         return choose.Plan(
-            method, tiling.outputs, tiling.length, tiling.parts, tiling.tiles, 2, 1, 0, 0.0
+            method,
+            tiling.outputs,
+            tiling.length,
+            tiling.parts,
+            tiling.folds,
+            tiling.tiles,
+            2,
+            1,
+            0,
+            0.0,
         )
 
     choose._arranged.cache_clear()
@@ -297,7 +307,9 @@ def test_hard_tiles_among_easy_ones(
 
     def cut(problem: predict.Problem, method: str) -> choose.Plan:
         tiling = Tiling.cut(problem.size, (9, 9), (1, 1), (3, 3), fast=method == "fft")
-        return choose.Plan(method, tiling.outputs, tiling.length, tiling.parts, 9, 18, 1, 0, 0.0)
+        return choose.Plan(
+            method, tiling.outputs, tiling.length, tiling.parts, tiling.folds, 9, 18, 1, 0, 0.0
+        )
 
     choose._arranged.cache_clear()
     monkeypatch.setattr(choose, "make_plan", cut)

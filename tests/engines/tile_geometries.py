@@ -26,14 +26,26 @@ GEOMETRIES = {
     "3d": ((13, 11, 19), (3, 4, 5), (1, 1, 1), (2, 2, 2)),
     "3d-stride": ((12, 17, 15), (4, 3, 2), (2, 3, 1), (2, 1, 3)),
 }
+# Those whose sums are transformed back at every `folds`th position only, an entry an axis.
+FOLDED = {
+    "1d-folded": ((9001,), (400,), (3,), (4,)),
+    "2d-folded": ((37, 45), (6, 4), (2, 3), (3, 2)),
+    "2d-folded-axis": ((37, 45), (6, 4), (1, 2), (2, 2)),
+    "2d-folded-past-window": ((29, 31), (2, 3), (3, 5), (2, 2)),
+    "2d-half-folded": ((60, 70), (9, 7), (4, 6), (2, 2)),
+    "3d-folded": ((12, 17, 15), (4, 3, 2), (2, 3, 1), (2, 1, 3)),
+}
+FOLDS = {name: stride for name, (_, _, stride, _) in FOLDED.items()} | {"2d-half-folded": (2, 3)}
+ALL = GEOMETRIES | FOLDED
 every_geometry = pytest.mark.parametrize("name", GEOMETRIES)
+every_tiling = pytest.mark.parametrize("name", ALL)
 every_dtype = pytest.mark.parametrize("dtype", (torch.float32, torch.float64), ids=str)
 LIMITS = {torch.float32: (5.5e-3, 1e-8), torch.float64: (2e-10, 3e-5)}
 
 
 def image_of(name: str, dtype: torch.dtype, channels: int = 2) -> torch.Tensor:
     """Noise with a flat part, a faint part and an offset."""
-    size = GEOMETRIES[name][0]
+    size = ALL[name][0]
     image = draw((2, channels, *size), torch.float64)
     image[0, :, : size[0] // 3] = 0.25
     image[1, :, size[0] // 2 :] *= 1e-3
@@ -42,8 +54,9 @@ def image_of(name: str, dtype: torch.dtype, channels: int = 2) -> torch.Tensor:
 
 def batch_of(name: str, pairs: bool, first_template: int = 0) -> TileBatch:
     """All tiles of two items."""
-    size, window, stride, grid = GEOMETRIES[name]
-    tiling = Tiling.cut(size, window, stride, grid, fast=pairs)
+    size, window, stride, grid = ALL[name]
+    folds = FOLDS.get(name) if pairs else None
+    tiling = Tiling.cut(size, window, stride, grid, folds=folds, fast=pairs)
     tiles = list(range(2 * tiling.tiles))
     return TileBatch(tiling, tiles + [EMPTY] * (pairs and len(tiles) % 2), first_template)
 

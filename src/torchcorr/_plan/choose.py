@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -12,7 +13,7 @@ import torch
 from .costs import costs_of
 from .dtypes import BYTES
 from .leads import Leads
-from .predict import Problem, cost, in_passes, transformed_size
+from .predict import Problem, cost, folds_of, in_passes, transformed_size
 from .shapes import Ints, output_size
 from .tiling import Block, Tiling, tile_length
 
@@ -45,6 +46,9 @@ class Plan:
     parts : tuple of int
         Parts that a large template is divided into along each window axis, so that its transforms
         stay small.
+    folds : tuple of int
+        Along each window axis, how many times fewer positions are transformed back than a transform
+        has: a stride, or 1 where all are.
     tiles : int
         Tiles of one item of the input.
     batch : int
@@ -62,6 +66,7 @@ class Plan:
     tile: Ints
     transform: Ints
     parts: Ints
+    folds: Ints
     tiles: int
     batch: int
     templates: int
@@ -106,14 +111,20 @@ def _divisions(problem: Problem) -> Iterator[tuple[Ints, Ints]]:
             yield tuple(-(-n // ((wanted - -(-k // p)) // s + 1)) for n, k, p, s in sizes), parts
 
 
-def _tiling(problem: Problem, grid: Sequence[int], fast: bool, parts: Ints | None = None) -> Tiling:
+def _tiling(
+    problem: Problem,
+    grid: Sequence[int],
+    fast: bool,
+    parts: Ints | None = None,
+    folds: Ints | None = None,
+) -> Tiling:
     powers = not problem.costs.pairs
     sizes = (problem.size, problem.window, problem.stride)
-    return Tiling.cut(*sizes, grid, parts=parts, fast=fast, powers=powers)
+    return Tiling.cut(*sizes, grid, parts=parts, folds=folds, fast=fast, powers=powers)
 
 
-def _sizes(tiling: Tiling) -> tuple[Ints, Ints, Ints]:
-    return tiling.outputs, tiling.length, tiling.parts
+def _sizes(tiling: Tiling) -> tuple[Ints, Ints, Ints, Ints]:
+    return tiling.outputs, tiling.length, tiling.parts, tiling.folds
 
 
 def _bytes(problem: Problem, tiling: Tiling, method: str) -> tuple[int, int]:
@@ -223,7 +234,7 @@ def tiling_of(problem: Problem, plan: Plan) -> Tiling:
     """The tiles of a plan."""
     total = output_size(problem.size, problem.window, problem.stride)
     grid = tuple(-(-n // m) for n, m in zip(total, plan.tile, strict=True))
-    return _tiling(problem, grid, plan.method == "fft", plan.parts)
+    return _tiling(problem, grid, plan.method == "fft", plan.parts, plan.folds)
 
 
 def scratch_allowed(problem: Problem) -> float:
@@ -241,10 +252,9 @@ def make_plan(problem: Problem, method: str) -> Plan:
         plans.append(_direct_plan(problem))
     if method in ("auto", "fft") or not plans:
         grids = _grids(problem) if not problem.is_complex else [(1,) * len(problem.size)]
-        for grid in grids:
-            plans.append(_batched(problem, _tiling(problem, grid, True), "fft"))
-        for grid, parts in _divisions(problem):
-            plans.append(_batched(problem, _tiling(problem, grid, True, parts), "fft"))
+        ways = [*((grid, None) for grid in grids), *_divisions(problem)]
+        for (grid, parts), folds in itertools.product(ways, folds_of(problem)):
+            plans.append(_batched(problem, _tiling(problem, grid, True, parts, folds), "fft"))
     if not problem.costs.pairs:
         most = _MOST // problem.channels
         plans = [p for p in plans if p.method == "direct" or math.prod(p.transform) < most] or plans

@@ -69,7 +69,8 @@ class Tiles:
         count = math.prod(self.grid)
         batch = min(self.at_once(planes, problem.itemsize), problem.items * count)
         scratch = spectrum * (problem.channels * self.block + batch * planes)
-        sizes = (self.outputs, self.length, (1,) * len(self.length))
+        ones = (1,) * len(self.length)
+        sizes = (self.outputs, self.length, ones, ones)
         return Plan("fft", *sizes, count, batch, self.block, scratch, cost)
 
 

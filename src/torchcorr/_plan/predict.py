@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from .costs import Costs, costs_of
 from .leads import Leads
-from .shapes import Ints
+from .shapes import Ints, fast_length
 from .tiling import Tiling
 
 # Making band matrices, for each element of their rows.
@@ -44,6 +44,13 @@ def transformed_size(problem: Problem) -> int:
 def in_passes(problem: Problem) -> bool:
     """Whether each worker carries a unit of tiles through all steps."""
     return problem.costs.pairs
+
+
+def folds_of(problem: Problem) -> list[Ints | None]:
+    """How sums of a stride may be transformed back: all positions, or only those of the stride."""
+    quick = tuple(s if fast_length(s) == s else 1 for s in problem.stride)
+    can = problem.normalised and problem.costs.pairs and not problem.of_bytes
+    return [None, quick] if can and max(quick) > 1 else [None]
 
 
 # Templates whose products are added together in registers of the dense loop.
@@ -127,11 +134,13 @@ def cost(problem: Problem, tiling: Tiling, method: str, batch: int, templates: i
     # With parts, each of a tile for each template.
     parts = math.prod(tiling.parts)
     forward = problem.channels * (parts * leads.templates if parts > 1 else 1)
-    planes = (tiles * (forward + leads.templates)) / 2
+    folds = math.prod(tiling.folds)
+    planes = (tiles * (forward + leads.templates / folds)) / 2
     planes += leads.paired * leads.templates * problem.channels * parts
     if parts > 1:
         time += tiles * forward * n * costs.tile_element / 4 * width
     others = tiles / 2 * parts * leads.templates * (problem.channels - 1)
+    others += tiles / 2 * leads.templates * (folds > 1)  # adding up parts of spectra
     time += others * n * costs.channel_product * width
     ndim, size = len(tiling.length), 8 * width * n
     strain = costs.strain[ndim - 1] * size / (1 << 20)

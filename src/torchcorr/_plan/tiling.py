@@ -43,7 +43,8 @@ class Tiling:
 
     Tile t of an axis covers the windows of positions [t * outputs, (t + 1) * outputs): `extent`
     elements from t * outputs * stride - pad on, in an array of `length` elements. A window may be
-    divided into `parts`, each of which meets `length` elements of a tile that is cut longer.
+    divided into `parts`, each of which meets `length` elements of a tile that is cut longer. Of the
+    sums of a tile, transforms give every `folds`th.
     """
 
     size: Ints
@@ -56,6 +57,7 @@ class Tiling:
     extent: Ints
     length: Ints
     parts: Ints
+    folds: Ints
 
     @classmethod
     def cut(
@@ -68,6 +70,7 @@ class Tiling:
         pad: Sequence[int] | None = None,
         positions: Sequence[int] | None = None,
         parts: Sequence[int] | None = None,
+        folds: Sequence[int] | None = None,
         fast: bool = True,
         powers: bool = False,
     ) -> Tiling:
@@ -77,11 +80,15 @@ class Tiling:
         needed = tuple(-(-n // m) for n, m in zip(total, outputs, strict=True))
         extent = tuple((m - 1) * s + k for m, s, k in zip(outputs, stride, window, strict=True))
         divided = tuple(parts) if parts else (1,) * len(total)
+        folded = tuple(folds) if folds else (1,) * len(total)
         length = extent
         if fast:
             # What one part of the window meets.
             met = tuple(n - k + -(-k // p) for n, k, p in zip(extent, window, divided, strict=True))
-            length = tuple(tile_length(n, len(total), powers) for n in met)
+            length = tuple(
+                f * tile_length(-(-n // f), len(total), powers)
+                for n, f in zip(met, folded, strict=True)
+            )
         return cls(
             size=tuple(size),
             window=tuple(window),
@@ -93,6 +100,7 @@ class Tiling:
             extent=extent,
             length=length,
             parts=divided,
+            folds=folded,
         )
 
     @property
@@ -125,13 +133,13 @@ class Tiling:
 
     @cached_property
     def numbers(self) -> list[int]:
-        """Grid, step, pad, extent, length, window, stride and parts, one after another.
+        """Grid, step, pad, extent, length, window, stride, parts and folds, one after another.
 
         `Tiling` of csrc/common/tiling.h is read from them.
         """
         step = [m * s for m, s in zip(self.outputs, self.stride, strict=True)]
         around = (self.grid, step, self.pad, self.extent, self.length)
-        sizes = (*around, self.window, self.stride, self.parts)
+        sizes = (*around, self.window, self.stride, self.parts, self.folds)
         return [n for size in sizes for n in size]
 
     @cached_property
