@@ -5,7 +5,7 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from inputs import array, normal, tensor
+from inputs import array, draw, normal, tensor
 
 from torchcorr import closest_windows, distance_profile, match_filter
 
@@ -152,6 +152,36 @@ def test_events_in_noise_and_gaps(block):
         assert found.positions[found.templates == t].tolist() == [int(p) for p in places[t]]
     assert found.stack is None
     assert bool((found.scores >= found.thresholds).all())
+
+
+@pytest.mark.parametrize("silence", ["gap", "flat", "template"])
+def test_silence_is_no_detection(silence):
+    """Where all of a block is silent, its median and deviation would be 0, and any score exceed
+    them."""
+    record, templates = normal(2, 4000, seed=1), normal(1, 2, 50, seed=2)
+    if silence == "template":
+        templates = torch.ones_like(templates)
+    else:
+        record[:, 900:3900] = torch.nan if silence == "gap" else 3.0
+        record[:, 300:350] += templates[0]
+    found = match_filter(record, templates)
+    assert found.positions.tolist() == ([] if silence == "template" else [300])
+    everything = match_filter(record.fill_(torch.nan), templates)
+    assert len(everything) == 0
+
+
+def test_the_end_of_a_record_is_no_block_of_its_own():
+    """Of two positions one always exceeds the median."""
+    record, templates = normal(2, 4000, seed=1), normal(1, 2, 50, seed=2)
+    found = match_filter(record, templates, block=3949)
+    assert len(found) == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.int16, torch.float16])
+def test_filter_refuses_other_dtypes(dtype):
+    record, templates = draw((2, 40), dtype), draw((1, 2, 5), dtype)
+    with pytest.raises(TypeError, match="record must be of float32 or float64: got torch"):
+        match_filter(record, templates)
 
 
 def test_gradients_of_scores_beside_gaps():
