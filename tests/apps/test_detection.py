@@ -1,5 +1,7 @@
 """Distance profiles and detections against their definitions in NumPy, and against stumpy."""
 
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -69,6 +71,30 @@ def test_closest_windows_are_taken_greedily(seed, m, zone, count):
     np.testing.assert_allclose(array(got.distances), profile[wanted], rtol=0, atol=1e-7)
     near = closest_windows(tensor(x), tensor(query), exclusion=zone, max_distance=2.0)
     assert bool((near.distances <= 2).all())
+
+
+@pytest.mark.parametrize("count", [16, 17, 40, None])
+@pytest.mark.parametrize("zone", [0, 3])
+def test_many_closest_windows_are_taken_greedily(zone, count):
+    """Ties too: of equal distances the first window is taken."""
+    x, query = normal(400, seed=1).round(), normal(3, seed=2).round()
+    profile = array(distance_profile(x, query))
+    wanted = []
+    for at in np.argsort(profile, kind="stable"):
+        if len(wanted) != count and all(abs(at - other) > zone for other in wanted):
+            wanted.append(int(at))
+    got = closest_windows(x, query, max_matches=count, exclusion=zone)
+    assert got.positions.tolist() == wanted
+    near = closest_windows(x, query, max_matches=count, exclusion=zone, max_distance=2.0)
+    assert near.positions.tolist() == [at for at in wanted if profile[at] <= 2]
+
+
+def test_closest_windows_of_a_long_record_are_not_scanned_for_each():
+    """100000 windows: seconds if all of them are looked at for each."""
+    x = normal(100_000, seed=1)
+    start = time.process_time()
+    assert len(closest_windows(x, x[:20], exclusion=0)) == 99_981
+    assert time.process_time() - start < 3
 
 
 def test_profile_is_that_of_stumpy():
