@@ -40,9 +40,18 @@ overlaid[2:64, 52:64] = (first[2:64, 52:64] + second[:62, :12]) / 2
 figure = Figure(figsize=(9, 3.2), layout="constrained")
 left, right = figure.subplots(1, 2, width_ratios=(1, 1.5))
 extent = (columns[0] - 0.5, columns[-1] + 0.5, rows[-1] + 0.5, rows[0] - 0.5)
-left.imshow(shift.score_map.numpy(), vmin=-1, vmax=1, cmap="RdBu_r", extent=extent)
+shown = left.imshow(shift.score_map.numpy(), vmin=-1, vmax=1, cmap="RdBu_r", extent=extent)
 left.plot(column, row, "k+", markersize=12)
-left.set(title="Score at each lag", xlabel="column", ylabel="row")
+left.set(
+    title="Score at each lag; + the one found",
+    xlabel="lag along columns (pixels)",
+    ylabel="lag along rows (pixels)",
+)
+figure.colorbar(shown, ax=left, label="score")
 right.imshow(overlaid.numpy(), cmap="gray")
-right.set(title=f"The second tile at ({row:.0f}, {column:.0f})")
+right.set(
+    title=f"The second tile (framed), shifted by ({row:.0f}, {column:.0f})",
+    xlabel="column (pixels)",
+    ylabel="row (pixels)",
+)
 right.plot([52, 115, 115, 52, 52], [2, 2, 65, 65, 2], color="tab:orange")

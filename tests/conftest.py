@@ -48,6 +48,7 @@ CPU_ONLY = (
     *(f"{ENGINES}/{name}" for name in ENGINE_TESTS["_cpu"]),
     "docs/test_*.py",
     "apps/test_cli.py",
+    "apps/test_cli_align.py",
 )
 MARK = "cpu_only(reason): skipped on other devices, since it concerns the CPU, files or text alone"
 WARNINGS = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
 import os
 import sys
 from collections.abc import Sequence
@@ -69,10 +70,17 @@ def _add_aligning(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("first", type=Path, metavar="A")
     parser.add_argument("second", type=Path, metavar="B")
     parser.add_argument(
-        "--rate", type=float, metavar="HZ", help="samples per second of NPY signals"
-    )
+        "--rate", type=float, metavar="HZ",
+        help="samples per second of NPY signals (default: that of the other recording)",
+    )  # fmt: skip
     parser.add_argument(
-        "--channel", type=int, metavar="N", help="channel of recordings (default: the loudest)"
+        "--channel", type=int, metavar="N",
+        help="channel of recordings that have several (default: the loudest)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--ignore-alpha",
+        action="store_true",
+        help="let transparent pixels count (by default the alpha of images weighs them)",
     )
     parser.add_argument(
         "--lags", type=int, nargs=2, metavar=("LOW", "HIGH"),
@@ -101,6 +109,11 @@ def _add_aligning(parser: argparse.ArgumentParser) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="torchcorr", description="Find a template in a picture; align two recordings."
+    )
+    parser.add_argument(
+        "--version",
+        action="version",
+        version=f"torchcorr {importlib.metadata.version('torchcorr')}",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 

@@ -116,7 +116,8 @@ def draw_alignment(
     Parameters
     ----------
     reference, moving : ndarray
-        Signals ``(N,)`` and ``(M,)``. Each is standardised (mean 0, deviation 1) for the drawing.
+        Signals ``(N,)`` and ``(M,)``. Each is standardised (mean 0, deviation 1) for the drawing,
+        with a gap where it is NaN.
     shift : Shift
         What `torchcorr.estimate_shift` returned for them with ``ndim=1``.
     rate : float, optional
@@ -160,9 +161,11 @@ def draw_alignment(
             (reference, names[0], 0.0, _FIRST, 1.8),
             (moving, names[1], offset, _SECOND, 1.0),
         ):
-            spread = float(np.std(values)) or 1.0
+            spread = float(np.nanstd(values)) or 1.0
             time = (np.arange(len(values)) + start) * scale
-            axes.plot(time, (values - np.mean(values)) / spread, color=colour, lw=line, label=name)
+            axes.plot(
+                time, (values - np.nanmean(values)) / spread, color=colour, lw=line, label=name
+            )
         axes.set(title=heading, ylabel="standardised value")
         axes.spines[["top", "right"]].set_visible(False)
     rows[1].set_xlabel(f"time of {names[0]} ({unit})")

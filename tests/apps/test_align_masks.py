@@ -123,6 +123,16 @@ def test_masks_of_ones_are_no_masks():
     torch.testing.assert_close(masked.runner_up, plain.runner_up, rtol=0, atol=0)
 
 
+def test_masks_of_ones_are_no_masks_for_small_images_either():
+    """Between samples too: the filter leaves 64 elements of 14 x 13 that overlap."""
+    source = normal(20, 20, seed=3)
+    moving = source[3:17, 2:15] + 0.3 * normal(14, 13, seed=4)
+    plain = estimate_shift(source[:14, :13], moving, max_shift=5)
+    ones = torch.ones(14, 13, dtype=torch.bool)
+    masked = estimate_shift(source[:14, :13], moving, max_shift=5, reference_mask=ones)
+    torch.testing.assert_close(masked.shift, plain.shift, rtol=0, atol=1e-6)
+
+
 def test_unequal_sizes_of_the_tests_of_scikit_image():
     """The middle of a moved picture, half of which is covered by a mask."""
     moved = np.roll(CAMERA, (-5, 7), (0, 1))[24:-24, 20:-20].copy()

@@ -53,6 +53,47 @@ def test_scales_by_their_definition():
         cross_correlation(tensor(a), tensor(b[1:]), ndim=1, scale="biased")
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32])
+def test_coefficients_of_integers(dtype):
+    a, b = draw((40,), dtype), draw((30,), dtype, seed=1)
+    got = cross_correlation(a, b, ndim=1, scale="coeff")
+    first, second = array(a).astype(float), array(b).astype(float)
+    wanted = signal.correlate(first, second) / np.linalg.norm(first) / np.linalg.norm(second)
+    assert got.dtype == torch.float32
+    np.testing.assert_allclose(array(got), wanted, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "size"),
+    [
+        (torch.float16, 1e-4),
+        (torch.float16, 2e4),
+        (torch.float32, 1e-30),
+        (torch.float32, 1e30),
+        (torch.float64, 1e-200),
+        (torch.complex64, 1e-30),
+    ],
+)
+def test_coefficients_do_not_depend_on_the_unit(dtype, size):
+    """Products of such elements are no numbers of their dtype."""
+    kind = torch.complex128 if dtype.is_complex else torch.float64
+    a, b = draw((40,), kind), draw((30,), kind, seed=1)
+    got = cross_correlation((size * a).to(dtype), (size * b).to(dtype), ndim=1, scale="coeff")
+    wanted = cross_correlation(a, b, ndim=1, scale="coeff").to(dtype)
+    bound = 4e-3 if dtype == torch.float16 else 1e-6
+    assert got.dtype == dtype
+    torch.testing.assert_close(got, wanted, rtol=0, atol=bound)
+
+
+def test_coefficients_with_silence_are_zero():
+    a = normal(2, 9, seed=1)
+    silent = torch.zeros_like(a).requires_grad_()
+    got = cross_correlation(a, silent, ndim=1, scale="coeff")
+    assert torch.equal(got, torch.zeros_like(got))
+    (gradient,) = torch.autograd.grad(got.sum(), silent)
+    assert bool(gradient.isfinite().all())
+
+
 def test_the_sine_of_obspy():
     """Their `correlate(a, b, 15)` removes means and divides by norms; it publishes -5, 0.96516."""
     a = np.sin(np.linspace(0, 10, 101))

@@ -1,11 +1,13 @@
 """Distance profiles and detections against their definitions in NumPy, and against stumpy."""
 
+import time
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from inputs import array, normal, tensor
+from inputs import array, draw, normal, tensor
 
 from torchcorr import closest_windows, distance_profile, match_filter
 
@@ -69,6 +71,30 @@ def test_closest_windows_are_taken_greedily(seed, m, zone, count):
     np.testing.assert_allclose(array(got.distances), profile[wanted], rtol=0, atol=1e-7)
     near = closest_windows(tensor(x), tensor(query), exclusion=zone, max_distance=2.0)
     assert bool((near.distances <= 2).all())
+
+
+@pytest.mark.parametrize("count", [16, 17, 40, None])
+@pytest.mark.parametrize("zone", [0, 3])
+def test_many_closest_windows_are_taken_greedily(zone, count):
+    """Ties too: of equal distances the first window is taken."""
+    x, query = normal(400, seed=1).round(), normal(3, seed=2).round()
+    profile = array(distance_profile(x, query))
+    wanted = []
+    for at in np.argsort(profile, kind="stable"):
+        if len(wanted) != count and all(abs(at - other) > zone for other in wanted):
+            wanted.append(int(at))
+    got = closest_windows(x, query, max_matches=count, exclusion=zone)
+    assert got.positions.tolist() == wanted
+    near = closest_windows(x, query, max_matches=count, exclusion=zone, max_distance=2.0)
+    assert near.positions.tolist() == [at for at in wanted if profile[at] <= 2]
+
+
+def test_closest_windows_of_a_long_record_are_not_scanned_for_each():
+    """100000 windows: seconds if all of them are looked at for each."""
+    x = normal(100_000, seed=1)
+    start = time.process_time()
+    assert len(closest_windows(x, x[:20], exclusion=0)) == 99_981
+    assert time.process_time() - start < 3
 
 
 def test_profile_is_that_of_stumpy():
@@ -152,6 +178,36 @@ def test_events_in_noise_and_gaps(block):
         assert found.positions[found.templates == t].tolist() == [int(p) for p in places[t]]
     assert found.stack is None
     assert bool((found.scores >= found.thresholds).all())
+
+
+@pytest.mark.parametrize("silence", ["gap", "flat", "template"])
+def test_silence_is_no_detection(silence):
+    """Where all of a block is silent, its median and deviation would be 0, and any score exceed
+    them."""
+    record, templates = normal(2, 4000, seed=1), normal(1, 2, 50, seed=2)
+    if silence == "template":
+        templates = torch.ones_like(templates)
+    else:
+        record[:, 900:3900] = torch.nan if silence == "gap" else 3.0
+        record[:, 300:350] += templates[0]
+    found = match_filter(record, templates)
+    assert found.positions.tolist() == ([] if silence == "template" else [300])
+    everything = match_filter(record.fill_(torch.nan), templates)
+    assert len(everything) == 0
+
+
+def test_the_end_of_a_record_is_no_block_of_its_own():
+    """Of two positions one always exceeds the median."""
+    record, templates = normal(2, 4000, seed=1), normal(1, 2, 50, seed=2)
+    found = match_filter(record, templates, block=3949)
+    assert len(found) == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.int16, torch.float16])
+def test_filter_refuses_other_dtypes(dtype):
+    record, templates = draw((2, 40), dtype), draw((1, 2, 5), dtype)
+    with pytest.raises(TypeError, match="record must be of float32 or float64: got torch"):
+        match_filter(record, templates)
 
 
 def test_gradients_of_scores_beside_gaps():

@@ -82,3 +82,17 @@ def test_scores_are_those_with_the_other_frames():
     of_first, of_second = frames[0][5:, 3:].flatten(), frames[1][:-5, :-3].flatten()
     wanted = np.corrcoef(array(of_first), array(of_second))[0, 1]
     np.testing.assert_allclose(array(drift.scores), wanted, atol=0.02)
+
+
+@pytest.mark.parametrize("rounds", [1, 2])
+def test_a_single_frame_is_its_own_mean(rounds):
+    frame = normal(9, 8, seed=1)
+    drift = register_stack(frame[None], rounds=rounds)
+    torch.testing.assert_close(drift.mean, frame, rtol=0, atol=1e-12)
+    assert drift.found.tolist() == [True] and drift.scores.tolist() == [1.0]
+    assert drift.shifts.tolist() == [[0.0, 0.0]] and bool((drift.count == 1).all())
+
+
+def test_the_first_frame_of_one_round():
+    drift = register_stack(normal(9, 8, seed=1).expand(3, 9, 8), rounds=1)
+    torch.testing.assert_close(drift.scores, torch.ones_like(drift.scores), rtol=0, atol=1e-9)

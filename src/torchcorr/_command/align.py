@@ -12,33 +12,55 @@ import torch
 from numpy.typing import NDArray
 
 from ..align import Shift, estimate_shift
-from .files import is_image, read_image, read_signal, resampled, to_gray
+from .files import (
+    FileError,
+    Signal,
+    is_image,
+    read_image_and_alpha,
+    read_signal,
+    resampled,
+    to_gray,
+)
 from .outputs import PLOT_SUFFIXES, UsageError, check_outputs, save_figure, write_json
 
 NOTHING_FOUND = 1
+# From this probability of a false alarm on the report says what it means.
+_DOUBTFUL = 0.01
 
 
 @dataclass(frozen=True)
 class _Pair:
-    """Two recordings at one rate, or two images, and what was done to make them so."""
+    """Two recordings at one rate, or two images, the weights of their elements (None where all
+    count in full), and what was done to make them so.
+    """
 
     first: NDArray[np.float64]
     second: NDArray[np.float64]
     rate: float | None
+    weights: tuple[NDArray[np.float64] | None, NDArray[np.float64] | None]
     remarks: list[str]
 
 
 def run(options: argparse.Namespace) -> int:
-    check_outputs(((options.json, (".json",)), (options.plot, PLOT_SUFFIXES)))
+    outputs = ((options.json, (".json",)), (options.plot, PLOT_SUFFIXES))
+    check_outputs(outputs, (options.first, options.second))
     images = [is_image(path) for path in (options.first, options.second)]
     if images[0] != images[1]:
-        raise UsageError("both must be recordings, or both images: got one of each")
+        raise UsageError(
+            "both must be recordings, or both images: got one of each "
+            "(an NPY array of more than one axis is an image)"
+        )
     if images[0] and options.plot is not None:
         raise UsageError("--plot draws recordings: got images")
     pair = _images(options) if images[0] else _recordings(options)
+    fixed, moved = (torch.from_numpy(np.ascontiguousarray(v)) for v in (pair.first, pair.second))
+    of_fixed, of_moved = (None if w is None else torch.from_numpy(w) for w in pair.weights)
     shift = estimate_shift(
-        *(torch.from_numpy(np.ascontiguousarray(v)) for v in (pair.first, pair.second)),
+        fixed,
+        moved,
         ndim=pair.first.ndim,
+        reference_mask=of_fixed,
+        moving_mask=of_moved,
         lags=options.lags,
         min_overlap=options.min_overlap,
         polarity=options.polarity,
@@ -66,32 +88,88 @@ def _images(options: argparse.Namespace) -> _Pair:
     for name in ("rate", "channel"):
         if getattr(options, name) is not None:
             raise UsageError(f"--{name} is for recordings: got images")
-    first, second = (
-        to_gray(read_image(p)).astype(np.float64) for p in (options.first, options.second)
-    )
-    return _Pair(first, second, None, [])
+    images, weights, remarks = [], [], []
+    for path in (options.first, options.second):
+        picture, alpha = read_image_and_alpha(path)
+        gray = to_gray(picture).astype(np.float64)
+        if options.ignore_alpha:
+            alpha = None
+        if alpha is not None:
+            if not alpha.any():
+                raise FileError(f"{path}: every pixel is transparent; try --ignore-alpha")
+            remarks.append(f"the alpha channel of {path.name} weighs its pixels")
+        images.append(gray)
+        weights.append(_there(path, gray, alpha, remarks))
+    _check_weighting(options, weights)
+    return _Pair(images[0], images[1], None, (weights[0], weights[1]), remarks)
 
 
 def _recordings(options: argparse.Namespace) -> _Pair:
+    if options.ignore_alpha:
+        raise UsageError("--ignore-alpha is for images: got recordings")
     paths = (options.first, options.second)
     signals = [read_signal(path, options.channel) for path in paths]
-    remarks = [
-        f"channel {signal.channel} of the {signal.channels} of {path.name}"
-        for signal, path in zip(signals, paths, strict=True)
-        if signal.channels > 1
-    ]
-    rates = [signal.rate for signal in signals]
-    known = next((rate for rate in rates if rate is not None), None)
-    if options.rate is not None and not options.rate > 0:
-        raise UsageError(f"--rate must be positive: got {options.rate:g}")
-    if options.rate is not None and known is not None and options.rate != known:
-        raise UsageError(f"--rate is for NPY signals: got {options.rate:g}, the WAV says {known}")
+    rates = _rates(options, signals)
+    remarks, weights = [], []
+    for path, signal in zip(paths, signals, strict=True):
+        if signal.is_cut:
+            remarks.append(f"{path.name} ends before its header says: its last samples are missing")
+        if signal.channels > 1:
+            remarks.append(f"channel {signal.channel} of the {signal.channels} of {path.name}")
+        weights.append(_there(path, signal.samples, None, remarks))
+    _check_weighting(options, weights)
     first, second = (signal.samples for signal in signals)
     to, rate = rates
     if to is not None and rate is not None and to != rate:
+        if weights[1] is not None:
+            raise FileError(f"{paths[1]}: a recording with missing samples is not resampled")
         second = resampled(second, rate, to)
-        remarks.append(f"{options.second.name} resampled from {rate} Hz to {to} Hz")
-    return _Pair(first, second, options.rate if known is None else float(known), remarks)
+        remarks.append(f"{paths[1].name} resampled from {rate:.10g} Hz to {to:.10g} Hz")
+    return _Pair(first, second, to if to is not None else rate, (weights[0], weights[1]), remarks)
+
+
+def _rates(options: argparse.Namespace, signals: list[Signal]) -> list[float | None]:
+    """That of each recording: from its header, or as the options say for those that have none."""
+    given: float | None = options.rate
+    if given is not None and not 0 < given < math.inf:
+        raise UsageError(f"--rate must be positive: got {given:g}")
+    known = [float(signal.rate) for signal in signals if signal.rate is not None]
+    if given is not None and len(known) == len(signals) and given not in known:
+        raise UsageError(
+            f"--rate is for NPY signals: got {given:.10g}, the WAV says {known[0]:.10g}"
+        )
+    return [given if signal.rate is None else float(signal.rate) for signal in signals]
+
+
+def _there(
+    path: Path,
+    values: NDArray[np.float64],
+    weights: NDArray[np.float64] | None,
+    remarks: list[str],
+) -> NDArray[np.float64] | None:
+    """The weights of the elements of a recording or an image, 0 for those that are NaN."""
+    missing = np.isnan(values)
+    if weights is not None:
+        missing &= weights > 0
+    if missing.any():
+        remarks.append(f"{int(missing.sum())} of {values.size} elements of {path.name} are missing")
+        weights = np.where(missing, 0.0, 1.0 if weights is None else weights)
+        if not weights.any():
+            raise FileError(f"{path}: every element is missing (NaN)")
+    if np.isinf(values if weights is None else values[weights > 0]).any():
+        raise FileError(f"{path}: contains infinity")
+    return weights
+
+
+def _check_weighting(
+    options: argparse.Namespace, weights: list[NDArray[np.float64] | None]
+) -> None:
+    """Spectra are those of the whole."""
+    for path, some in zip((options.first, options.second), weights, strict=True):
+        if options.weighting is not None and some is not None:
+            raise UsageError(
+                f"--weighting needs all elements of both: some of {path} are missing or transparent"
+            )
 
 
 def _content(options: argparse.Namespace, pair: _Pair, shift: Shift) -> dict[str, object]:
@@ -127,17 +205,31 @@ def _report(options: argparse.Namespace, pair: _Pair, shift: Shift) -> None:
     score = f"score {float(shift.score):.4f}"
     names: tuple[Path, Path] = (options.first, options.second)
     if pair.first.ndim == 1:
-        lag = float(shift.shift)
-        seconds = "" if pair.rate is None else f" ({lag / pair.rate:+.6f} s)"
-        print(f"lag {lag:+.3f} samples{seconds}, {score}")
-        print(f"sample 0 of {names[1].name} lies at sample {lag:.3f} of {names[0].name}")
+        unit = "samples"
+        (lag,) = shift.shift.tolist()
+        seconds = "" if pair.rate is None else f" ({_signed(lag / pair.rate, 6)} s)"
+        print(f"lag {_signed(lag, 3)} samples{seconds}, {score}")
+        print(f"sample 0 of {names[1].name} lies at sample {_plain(lag)} of {names[0].name}")
     else:
+        unit = "pixels"
         row, column = shift.shift.tolist()
-        print(f"shift ({row:+.3f}, {column:+.3f}) pixels, {score}")
+        print(f"shift ({_signed(row, 3)}, {_signed(column, 3)}) pixels, {score}")
         print(
-            f"pixel (0, 0) of {names[1].name} lies at ({row:.3f}, {column:.3f}) of {names[0].name}"
+            f"pixel (0, 0) of {names[1].name} lies at ({_plain(row)}, {_plain(column)}) "
+            f"of {names[0].name}"
         )
     chance = float(shift.false_alarm)
-    print(f"{int(shift.overlap)} samples overlap; chance of a false alarm {chance:.1e}")
+    print(f"{int(shift.overlap)} {unit} overlap; chance of a false alarm {chance:.1e}")
+    if chance >= _DOUBTFUL:
+        print("doubt it: unrelated recordings as smooth as these often agree as well by chance")
     if bool(shift.at_limit):
         print("the best lag is at the limit of the search: a better one may lie beyond")
+
+
+def _signed(value: float, digits: int) -> str:
+    """With a sign, but never -0."""
+    return f"{round(value, digits) + 0.0:+.{digits}f}"
+
+
+def _plain(value: float) -> str:
+    return f"{round(value, 3) + 0.0:.3f}"

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-import math
 import os
+import struct
 import tempfile
+import tokenize
 import warnings
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -16,6 +20,21 @@ from numpy.typing import NDArray
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".npy")
 SIGNAL_SUFFIXES = (".wav", ".npy")
+# What readers raise on files that are damaged: they trust the sizes and types that they find in
+# them, and fail where they use them.
+_DAMAGED = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    NameError,
+    RuntimeError,
+    SyntaxError,
+    TypeError,
+    struct.error,
+    tokenize.TokenError,
+    zlib.error,
+)
 # Rec. 601, the weights of Pillow and OpenCV.
 _LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 
@@ -71,50 +90,54 @@ def is_image(path: Path) -> bool:
 
 @dataclass(frozen=True)
 class Signal:
-    """One channel ``(N,)`` of a recording, counted from 1, and its rate in Hz if the format has
-    one.
+    """One channel ``(N,)`` of a recording, counted from 1, its rate in Hz if the format has one,
+    and whether the file ends before its header says.
     """
 
     samples: NDArray[np.float64]
     rate: int | None
     channel: int
     channels: int
+    is_cut: bool
 
 
 def read_signal(path: Path, channel: int | None = None) -> Signal:
-    """A channel of a recording, by default that with the most energy about its mean."""
+    """A channel of a recording, by default that with the most energy about its mean. The only
+    channel of a recording is taken whatever its number.
+    """
     _require_suffix(path, SIGNAL_SUFFIXES)
-    rate, values = (None, _load_npy(path)) if path.suffix.lower() == ".npy" else _read_wav(path)
+    is_npy = path.suffix.lower() == ".npy"
+    rate, values, is_cut = (None, _load_npy(path), False) if is_npy else _read_wav(path)
     if values.ndim not in (1, 2) or values.shape[0] < 2 or values.size == 0:
         raise FileError(f"{path}: a signal has shape (N,) with N > 1: got {values.shape}")
     every = values.reshape(len(values), -1).astype(np.float64)
     count = every.shape[1]
-    if channel is None:
-        channel = int(every.var(axis=0).argmax()) + 1
+    if count == 1:
+        channel = 1
+    elif channel is None:
+        there = np.ma.masked_invalid(every)
+        channel = int(np.ma.filled(there.var(axis=0), 0.0).argmax()) + 1
     if not 1 <= channel <= count:
         raise FileError(f"{path}: has channels 1 to {count}: got {channel}")
-    return Signal(every[:, channel - 1], rate, channel, count)
+    return Signal(every[:, channel - 1], rate, channel, count, is_cut)
 
 
-def _read_wav(path: Path) -> tuple[int, NDArray[np.generic]]:
+def _read_wav(path: Path) -> tuple[int, NDArray[np.generic], bool]:
     from scipy.io import wavfile
 
-    try:
-        with warnings.catch_warnings():
-            # Unknown chunks after the samples are of no interest here.
-            warnings.simplefilter("ignore", wavfile.WavFileWarning)
-            rate, values = wavfile.read(path)
-    except (OSError, ValueError, EOFError) as error:
-        raise FileError(f"{path}: cannot be read: {_reason(error)}") from error
-    return int(rate), values
+    with _reading(path), warnings.catch_warnings(record=True) as said:
+        # Unknown chunks after the samples are of no interest here.
+        warnings.simplefilter("always")
+        rate, values = wavfile.read(path)
+    return int(rate), values, any("EOF prematurely" in str(w.message) for w in said)
 
 
-def resampled(signal: NDArray[np.float64], rate: int, to: int) -> NDArray[np.float64]:
+def resampled(signal: NDArray[np.float64], rate: float, to: float) -> NDArray[np.float64]:
     """The signal at another rate, by SciPy's polyphase filter."""
     from scipy.signal import resample_poly
 
-    common = math.gcd(rate, to)
-    return np.asarray(resample_poly(signal, to // common, rate // common, padtype="line"))
+    ratio = Fraction(to).limit_denominator(1000) / Fraction(rate).limit_denominator(1000)
+    return np.asarray(resample_poly(signal, ratio.numerator, ratio.denominator, padtype="line"))
 
 
 def require_writable(path: Path, suffixes: tuple[str, ...]) -> None:
@@ -161,12 +184,24 @@ def _require_suffix(path: Path, suffixes: tuple[str, ...]) -> None:
         raise FileError(f"{path}: unknown extension {path.suffix!r}: expected one of {known}")
 
 
-def _load_npy(path: Path) -> NDArray[np.generic]:
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Whatever a library raises on a file that is damaged, as one `FileError`."""
     try:
-        with path.open("rb") as stream:
-            array = np.lib.format.read_array(stream, allow_pickle=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except (FileError, ImportError):
+        raise
     except (OSError, ValueError, EOFError) as error:
         raise FileError(f"{path}: cannot be read: {_reason(error)}") from error
+    except _DAMAGED as error:
+        raise FileError(f"{path}: the file is damaged: {_reason(error)}") from error
+
+
+def _load_npy(path: Path) -> NDArray[np.generic]:
+    with _reading(path), path.open("rb") as stream:
+        array = np.lib.format.read_array(stream, allow_pickle=False)
     if array.dtype.kind not in "buif":
         raise FileError(f"{path}: contains {array.dtype}: expected real numbers")
     return array
@@ -176,23 +211,23 @@ def _read_picture(path: Path) -> NDArray[np.generic]:
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path) as picture:
-                upright = ImageOps.exif_transpose(picture)
-                if upright.mode in ("P", "PA") and upright.has_transparency_data:
-                    upright = upright.convert("RGBA")
-                elif upright.mode in ("P", "PA", "CMYK", "YCbCr", "LAB", "HSV"):
-                    upright = upright.convert("RGB")
-                elif upright.mode == "1":
-                    upright = upright.convert("L")
-                return np.asarray(upright)
-    except UnidentifiedImageError as error:
+        with _reading(path), Image.open(path) as picture:
+            upright = ImageOps.exif_transpose(picture)
+            if upright.mode in ("P", "PA") and upright.has_transparency_data:
+                upright = upright.convert("RGBA")
+            elif upright.mode in ("P", "PA", "CMYK", "YCbCr", "LAB", "HSV"):
+                upright = upright.convert("RGB")
+            elif upright.mode == "1":
+                upright = upright.convert("L")
+            return np.asarray(upright)
+    except Image.DecompressionBombError as error:
+        raise FileError(f"{path}: cannot be read: {_reason(error)}") from error
+    except FileError as error:
+        if not isinstance(error.__cause__, UnidentifiedImageError):
+            raise
         if path.suffix.lower() in (".tif", ".tiff"):
             return _read_tiff(path)
         raise FileError(f"{path}: cannot be read: not a picture that Pillow knows") from error
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise FileError(f"{path}: cannot be read: {_reason(error)}") from error
 
 
 def _read_tiff(path: Path) -> NDArray[np.generic]:
@@ -200,8 +235,9 @@ def _read_tiff(path: Path) -> NDArray[np.generic]:
     import tifffile
 
     try:
-        return np.asarray(tifffile.imread(path))
-    except (OSError, ValueError, tifffile.TiffFileError) as error:
+        with _reading(path):
+            return np.asarray(tifffile.imread(path))
+    except tifffile.TiffFileError as error:
         raise FileError(f"{path}: cannot be read: {_reason(error)}") from error
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import csv
 import io
+import math
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -30,8 +31,14 @@ def run(options: argparse.Namespace) -> None:
         (options.plot, PLOT_SUFFIXES),
         (options.score_map, _MAP_SUFFIXES),
     )
-    check_outputs(outputs)
+    check_outputs(outputs, (options.image, options.template, options.mask))
+    if options.max_matches is not None and options.max_matches < 1:
+        raise UsageError(f"--max-matches must be at least 1: got {options.max_matches}")
+    if math.isnan(options.threshold):
+        raise UsageError("--threshold must be a number: got nan")
     image = read_image(options.image)
+    if not np.isfinite(image).any():
+        raise FileError(f"{options.image}: every pixel is missing (NaN or infinity)")
     template, mask = _template_and_mask(options)
     joint = options.channels == "joint" and not image.ndim == template.ndim == 2
     if joint and image.ndim != template.ndim:

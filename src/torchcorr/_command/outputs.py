@@ -19,10 +19,21 @@ class UsageError(Exception):
     """A request that cannot be met; the message becomes the one line on standard error."""
 
 
-def check_outputs(outputs: Sequence[tuple[Path | None, tuple[str, ...]]]) -> None:
+def check_outputs(
+    outputs: Sequence[tuple[Path | None, tuple[str, ...]]], inputs: Sequence[Path | None]
+) -> None:
+    """Outputs can be written, and are neither one another nor a file that is read."""
+    read = {path.resolve() for path in inputs if path is not None}
+    written: set[Path] = set()
     for path, suffixes in outputs:
-        if path is not None:
-            require_writable(path, suffixes)
+        if path is None:
+            continue
+        require_writable(path, suffixes)
+        if path.resolve() in read:
+            raise UsageError(f"{path}: is read by this command and would be overwritten")
+        if path.resolve() in written:
+            raise UsageError(f"{path}: two outputs have this name")
+        written.add(path.resolve())
 
 
 def save_figure(figure: Figure, path: Path) -> None:

@@ -9,6 +9,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+# Lowest values that are found by a scan each; for more, all are put in order.
+_SCANNED = 16
+
 
 def pick_peaks(
     values: Tensor,
@@ -64,6 +67,9 @@ def pick_lowest(values: Tensor, zone: int, most: int | None, limit: float) -> Te
     left = values.clone()
     taken: list[int] = []
     while len(left) > 0 and (most is None or len(taken) < most):
+        if len(taken) == _SCANNED:
+            taken += _lowest_sorted(left, zone, None if most is None else most - _SCANNED, limit)
+            break
         at = int(left.argmin())
         lowest = float(left[at])
         if not (math.isfinite(lowest) and lowest <= limit):
@@ -71,6 +77,22 @@ def pick_lowest(values: Tensor, zone: int, most: int | None, limit: float) -> Te
         taken.append(at)
         left[max(0, at - zone) : at + zone + 1] = torch.inf
     return torch.tensor(taken, dtype=torch.long, device=values.device)
+
+
+def _lowest_sorted(values: Tensor, zone: int, most: int | None, limit: float) -> list[int]:
+    """The same of many, for which values are put in order once instead of scanned for each."""
+    eligible = ((values <= limit) & values.isfinite()).nonzero().squeeze(1)
+    order: list[int] = eligible[values[eligible].argsort(stable=True)].tolist()
+    near = bytearray(len(values))
+    taken: list[int] = []
+    for at in order:
+        if most is not None and len(taken) == most:
+            break
+        if not near[at]:
+            taken.append(at)
+            low, high = max(0, at - zone), min(len(values), at + zone + 1)
+            near[low:high] = b"\1" * (high - low)
+    return taken
 
 
 def _by_item(items: Tensor, lead: Sequence[int]) -> Tensor:

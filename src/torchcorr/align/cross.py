@@ -53,7 +53,7 @@ def cross_correlation(
     scale : {"none", "biased", "unbiased", "coeff"}
         "biased" divides by the number of elements of a recording (both have one size), "unbiased"
         by the number that overlaps, "coeff" by the norms of both recordings, so that lag 0 of a
-        recording with itself is 1.
+        recording with itself is 1. If one of them is zero everywhere, so is every coefficient.
     method : {"auto", "direct", "fft"}
         As for `correlate`.
 
@@ -95,19 +95,37 @@ def cross_correlation(
     if scale == "biased":
         _checks.sizes_match(*sizes)
     asked = lags_of(lags, max_shift, centre, sizes)
+    if scale == "coeff":
+        dtype = a.dtype
+        (a, first), (b, second) = (_scaled(v, ndim) for v in (a, b))
     left, x, y = asked.cropped(a, b)
     ends = reach(left)
     x = bordered(x, [min(0, n) for n in ends])
     arguments = Arguments.parse(ndim, "full", 1, "independent", "constant", 0.0, method)
     sums = functional.sums(x, y, arguments, pads=[max(0, n) for n in ends])
-    return sums / _divisor(a, b, asked, scale) if scale != "none" else sums
-
-
-def _divisor(a: Tensor, b: Tensor, lags: Lags, scale: str) -> Tensor:
-    axes = tuple(range(-len(lags.axes), 0))
     if scale == "coeff":
-        first, second = (torch.linalg.vector_norm(v, dim=axes, keepdim=True) for v in (a, b))
-        return first * second
+        sums = sums / (first * second)
+        return sums.to(dtype) if dtype.is_floating_point else sums
+    return sums / _divisor(a, asked, scale) if scale != "none" else sums
+
+
+def _scaled(x: Tensor, ndim: int) -> tuple[Tensor, Tensor]:
+    """A recording in units of its largest element, so that neither products nor norms leave the
+    range of its exponent, and its norm; 1 if all of it is zero. Integers remain what they are.
+    """
+    axes = tuple(range(-ndim, 0))
+    if not (x.is_floating_point() or x.is_complex()):
+        norm = torch.linalg.vector_norm(x.double(), dim=axes, keepdim=True).float()
+        return x, norm.masked_fill(norm == 0, 1.0)
+    if x.is_floating_point():
+        x = x.to(torch.promote_types(x.dtype, torch.float32))
+    peak = x.detach().abs().amax(axes, keepdim=True)
+    x = x / torch.where((peak > 0) & peak.isfinite(), peak, 1.0)
+    norm = torch.linalg.vector_norm(x, dim=axes, keepdim=True)
+    return x, norm.masked_fill(norm == 0, 1.0)
+
+
+def _divisor(a: Tensor, lags: Lags, scale: str) -> Tensor:
     real = a.real.dtype if a.is_complex() else a.dtype
     if scale == "unbiased":
         return lags.counts(a.device).to(real)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -82,11 +83,13 @@ def match_filter(
         Smallest score of a detection. By default that of ``deviations``.
     deviations : float, default 8
         By default a detection exceeds the median of the scores of its template by so many median
-        absolute deviations, in each block.
+        absolute deviations, in each block. A score that is 0, because all channels have gaps or
+        flat windows, is no evidence: it counts for neither and is never detected.
     min_distance : int, optional
         Of two detections of one template that are nearer only the better is kept. By default n.
     block : int, default 1048576
-        Positions that share a threshold. Scores of no more are in memory.
+        Positions that share a threshold, at most: the record is divided into equal blocks. Scores
+        of no more are in memory.
     keep_stack : bool, default False
         Return the scores at all positions.
     method : {"auto", "direct", "fft"}
@@ -101,7 +104,7 @@ def match_filter(
     Raises
     ------
     TypeError
-        If an argument is no real tensor, or dtypes differ.
+        If an argument is no tensor of float32 or float64, or dtypes differ.
     ValueError
         If shapes do not fit, a weight is negative or all of a template are 0, a template contains
         NaN, or the record is too short for the moveouts.
@@ -135,8 +138,13 @@ def match_filter(
     for group, start, scores in search.stacks(block, method):
         if stack is not None:
             stack[group.start : group.stop, start : start + scores.shape[1]] = scores
-        limits = _limits(scores, threshold, deviations)
-        parts.append(_above(scores, limits, group.start, search.first + start))
+        if threshold is not None:
+            limits = scores.new_full((len(scores),), threshold)
+            above = scores >= threshold
+        else:
+            limits = _limits(scores, deviations)
+            above = (scores > limits[:, None]) & (scores != 0)
+        parts.append(_detected(scores, above, limits, group.start, search.first + start))
     distance = min_distance if min_distance is not None else templates.shape[-1]
     return _kept(parts, distance, record, stack)
 
@@ -151,17 +159,25 @@ def _without_gaps(line: Tensor, templates: Tensor, method: str) -> Tensor:
     return scores.masked_fill(local_sum(gaps.float(), templates.shape[-1], ndim=1) > 0, 0.0)
 
 
-def _limits(scores: Tensor, threshold: float | None, deviations: float) -> Tensor:
-    """The threshold of each row."""
-    if threshold is not None:
-        return scores.new_full((len(scores),), threshold)
-    middle, deviation = _contract.medians(scores)
-    return middle + deviations * deviation
+def _limits(scores: Tensor, deviations: float) -> Tensor:
+    """The threshold of each row, of the scores that are not 0; infinite where there are none."""
+    if bool((scores != 0).all()):
+        middle, deviation = _contract.medians(scores)
+        return middle + deviations * deviation
+    limits = scores.new_full((len(scores),), torch.inf)
+    for t, row in enumerate(scores):
+        measured = row[row != 0]
+        if len(measured) > 0:
+            middle, deviation = _contract.medians(measured[None])
+            limits[t] = (middle + deviations * deviation)[0]
+    return limits
 
 
-def _above(scores: Tensor, limits: Tensor, template: int, position: int) -> Detections:
+def _detected(
+    scores: Tensor, above: Tensor, limits: Tensor, template: int, position: int
+) -> Detections:
     """The positions of one block that reach the thresholds."""
-    rows, at = (scores >= limits[:, None]).nonzero().unbind(1)
+    rows, at = above.nonzero().unbind(1)
     return Detections(at + position, rows + template, scores[rows, at], limits[rows], None)
 
 
@@ -203,6 +219,8 @@ class _Search:
             _checks.real_tensor(tensor, name)
             _checks.axes(tensor, axes, name)
         _checks.same_dtype({"record": record, "templates": templates})
+        if record.dtype not in (torch.float32, torch.float64):
+            raise TypeError(f"record must be of float32 or float64: got {record.dtype}")
         _checks.finite(templates, "templates")
         shape = tuple(templates.shape[:2])
         _checks.channels_match(record.shape[0], shape[1])
@@ -230,6 +248,8 @@ class _Search:
         """
         window = self.templates.shape[2]
         spread = self.record.shape[1] - self.positions - window + 1
+        # A remainder of a few positions would have a threshold of its own.
+        block = math.ceil(self.positions / math.ceil(self.positions / block))
         many = max(1, _SCORES // (min(block, self.positions) + spread))
         for t in range(0, len(self.templates), many):
             group = range(t, min(t + many, len(self.templates)))

@@ -26,7 +26,8 @@ class Drift:
     shifts : Tensor
         ``(T, ndim)``, float64: applied to a frame, it lays the frame on the first one.
     scores : Tensor
-        ``(T,)``, float64: the score of each frame with the mean of the others.
+        ``(T,)``, float64: the score of each frame with the mean of the others. 1 for the first
+        frame if it was compared with none, since ``rounds`` is 1 or it is the only one.
     found : Tensor
         ``(T,)``, bool: False for a frame without a common pattern; it has the shift of the frame
         before it and is not part of the mean.
@@ -144,6 +145,7 @@ class _Registration:
         self.max_step = max_step
         self.shifts = frames.new_zeros(len(frames), frames.dim() - 1)
         self.scores = frames.new_zeros(len(frames))
+        self.scores[0] = 1.0
         self.found = torch.ones(len(frames), dtype=torch.bool, device=frames.device)
         self.canvas = _Canvas(frames[0])
 
@@ -152,7 +154,7 @@ class _Registration:
         for t in range(1, len(self.frames)):
             self._compare(t, self.shifts[t - 1], self.max_step)
             self._lay(t)
-        for _ in range(rounds - 1):
+        for _ in range(rounds - 1 if len(self.frames) > 1 else 0):
             for t in range(len(self.frames)):
                 self._lay(t, -1)
                 self._compare(t, self.shifts[t], (1,) * self.shifts.shape[1])

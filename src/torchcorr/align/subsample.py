@@ -86,7 +86,8 @@ def from_recordings(
     live = torch.tensor([r > 0 for r in reach], device=x.device)
     start = torch.where(live, start, 0.0)
     there = None if place.masks is None else place.masks.surrounded(of_x, of_y, reach).flatten()
-    if there is not None and float(there.sum()) < _FEWEST ** int(live.sum()):
+    # Where the filter leaves fewer even if none is missing, none may be.
+    if there is not None and float(there.sum()) < min(_FEWEST ** int(live.sum()), len(there)):
         return start, None
     fixed, moved = _smoothed(a.detach(), reach), b.detach()
     offset = start
