@@ -121,6 +121,29 @@ def test_one_faint_patch_takes_float64_in_its_tiles_only():
     assert ways.float64 > 0 and ways.float32 > 0
 
 
+@pytest.mark.parametrize("weights", ("input", "template", "both", "channels"))
+def test_tiles_with_faint_windows_are_transformed_once(weights):
+    """As photographs have them: texture beside what is nearly flat."""
+    channels, pooled = (2, False) if weights == "channels" else (1, True)
+    image = normal(channels, 300, 310, seed=0).float() + 3
+    template = normal(channels, 40, 41, seed=1).float()
+    image[:, :, :120] = 0.02 * image[:, :, :120] + 2
+    there = soft((1, 300, 310), torch.float32) if weights != "template" else None
+    mask = soft((1, 40, 41), torch.float32) if weights != "input" else None
+    ways = check(image, template, there, mask, pooled=pooled)
+    assert ways.float64 > 0 and ways.repeated == ways.exact_windows == 0
+
+
+def test_faint_windows_without_enough_weight_cost_nothing():
+    image, template = normal(1, 300, 310, seed=0).float() + 3, normal(1, 40, 41, seed=1).float()
+    there = (soft((1, 300, 310), torch.float32) > 0).float()
+    image[:, :, :120] = 0.02 * image[:, :, :120] + 2
+    there[:, :, :145] = 0
+    image[:, 200:240, 200:241] = template + 3
+    ways = check(image, template, there, None, least=0.4999)
+    assert ways.float32 > 0 and ways.float64 == ways.repeated == 0
+
+
 def test_flat_windows_score_0_and_take_no_quadratic_time():
     """All elements with weight are equal; those without are not."""
     image, template = normal(1, 500, 500, seed=0).float(), normal(1, 60, 60, seed=1).float()
