@@ -1,8 +1,8 @@
 // Scores of windows whose elements have weights, in one parallel region. A worker cuts two tiles,
 // transforms weights, weighted elements and weighted squares, and turns six sums of each window into
 // its score (math.md, eq. weighted); channels with a mean each have six sums each. Where rounding of
-// float32 sums may show, the tiles are computed in float64; where that may show too, a window is
-// marked and its score left to the caller.
+// float32 sums may show, the tiles are computed in float64, at once if some of their windows are
+// faint; where that may show too, a window is marked and its score left to the caller.
 
 #include <algorithm>
 #include <array>
@@ -13,8 +13,8 @@
 
 #include "common/counters.h"
 #include "tiles/emit_sums.h"
+#include "tiles/masked_factors.h"
 #include "tiles/masked_rows.h"
-#include "tiles/pass.h"
 #include "tiles/steps.h"
 
 namespace torchcorr {
@@ -25,6 +25,7 @@ namespace {
 constexpr double kTransform = 10;
 constexpr int64_t kSampled = 8;        // one row in so many is read to choose level and scale
 constexpr int64_t kRowsToSample = 64;  // a tile of fewer rows is read whole
+constexpr int64_t kWindowsToSample = 8;  // along an axis, to find faint ones
 
 // How weighted scores are computed: `MaskedRule` of _cpu/rules.py.
 struct MaskedRule {
@@ -43,42 +44,6 @@ Tiling with_channels(Tiling tiling, int64_t channels) {
   tiling.channels = channels;
   return tiling;
 }
-
-// Templates of a block in one of their three forms, their spectra, and what they contain.
-class Factors {
- public:
-  Factors(const Tiling& tiling, const Tensor& all, const Block& block)
-      : is_shared_(all.size(0) * all.size(1) == 1), templates_(block.templates()),
-        of_block_(is_shared_ ? all
-                             : packed(part_of(part_of(all, 0, block.first_pair, block.pairs()), 1,
-                                              block.first_template, block.templates()))),
-        spectra_(tiling, of_block_, std::nullopt) {
-    const int64_t lines = of_block_.size(0) * of_block_.size(1), each = of_block_.numel() / lines;
-    const double* from = of_block_.const_data_ptr<double>();
-    for (int64_t line = 0; line < lines; ++line, from += each) {
-      double sum = 0, squares = 0;
-      for (int64_t i = 0; i < each; ++i) sum += from[i], squares += from[i] * from[i];
-      sums_.push_back(sum), squares_.push_back(squares);
-    }
-  }
-
-  bool is_shared() const { return is_shared_; }
-  double sum(int64_t pair, int64_t k) const { return sums_[line(pair, k)]; }
-  double squares(int64_t pair, int64_t k) const { return squares_[line(pair, k)]; }
-  template <class R>
-  const R* spectrum(int64_t pair, int64_t k) {
-    return spectra_.of<R>(line(pair, k));
-  }
-
- private:
-  int64_t line(int64_t pair, int64_t k) const { return is_shared_ ? 0 : pair * templates_ + k; }
-
-  const bool is_shared_;
-  const int64_t templates_;
-  const Tensor of_block_;
-  TemplateSpectra spectra_;
-  std::vector<double> sums_, squares_;
-};
 
 // T is the type of the input, R that of transforms.
 template <class T>
@@ -170,6 +135,7 @@ class MaskedPass {
     }
     int exponent = 0;
     const double root = std::sqrt(total_of_lanes(found.squares) / count);
+    of.mean_square = root * root;
     if (root > 0 && root <= std::numeric_limits<double>::max()) std::frexp(root, &exponent);
     of.scale = std::ldexp(1.0, -std::clamp(exponent, -1000, 1000));
     for (int64_t r = 0; weight_ && of.is_whole && r < rows; ++r) {
@@ -177,6 +143,57 @@ class MaskedPass {
       for (int64_t x = w.begin; x < w.end; ++x) of.is_whole = of.is_whole && w.data[x] == T(1);
     }
     return of;
+  }
+
+  // Of some windows of a tile that have enough weight, the least energy.
+  double least_energy(const TilePlace& place, const Levels& levels, int64_t pair, int64_t k) const {
+    double least = std::numeric_limits<double>::infinity();
+    const double enough = std::max(rule_.least * total_weight(pair, k), 0.0);
+    Axes3 at{}, end{}, step{};
+    for (int i = 0; i < 3; ++i) {
+      end[i] = std::min(t_.extent[i], t_.size[i] - place.start[i]) - t_.window[i] + 1;
+      step[i] = std::max(t_.window[i], ceil_div(end[i], kWindowsToSample));
+    }
+    for (at[0] = 0; at[0] < end[0]; at[0] += step[0]) {
+      for (at[1] = 0; at[1] < end[1]; at[1] += step[1]) {
+        for (at[2] = 0; at[2] < end[2]; at[2] += step[2]) {
+          double energy = 0, weight = 0;
+          for (int64_t g = 0; g < groups_; ++g) {
+            const WeightedParts parts = parts_of(place, levels[g].level, at, g, pair, k);
+            const double count = total_of_lanes(parts.count), sum = total_of_lanes(parts.first);
+            const bool centred = rule_.zero_mean && count > 0;
+            energy += total_of_lanes(parts.square) - (centred ? sum * sum / count : 0.0);
+            weight += count;
+          }
+          if (weight > enough) least = std::min(least, energy);
+        }
+      }
+    }
+    return least;
+  }
+
+  WeightedParts parts_of(const TilePlace& place, double level, const Axes3& at, int64_t group,
+                         int64_t pair, int64_t k) const {
+    WeightedParts parts;
+    const double* by = factors_[group]->weights.values(pair, k);
+    for (int64_t c = 0; c < of_group_.channels; ++c) {
+      const int64_t channel = group * of_group_.channels + c;
+      for (int64_t z = at[0]; z < at[0] + t_.window[0]; ++z) {
+        for (int64_t y = at[1]; y < at[1] + t_.window[1]; ++y, by += t_.window[2]) {
+          const int64_t row = (channel * t_.length[0] + z) * t_.length[1] + y;
+          const TileRow<T> x = row_of(place, image_, row), w = row_of(place, weight_, row);
+          add_weighted(t_.window[2], x.data + at[2], w.data ? w.data + at[2] : nullptr, by, level,
+                       parts);
+        }
+      }
+    }
+    return parts;
+  }
+
+  double total_weight(int64_t pair, int64_t k) const {
+    double total = 0;
+    for (const auto& of : factors_) total += of->weights.sum(pair, k);
+    return total;
   }
 
   // Two tiles that are transformed together, in one precision.
@@ -192,9 +209,16 @@ class MaskedPass {
       const bool shared = pass_.groups_ == 1 && pass_.factors_[0]->weights.is_shared();
       keeps_spectra_ = templates.size() > 1;
       std::vector<int64_t> left;
+      bool faint = false, known = false;  // of all templates that share a mask
       for (size_t i = 0; i < templates.size(); ++i) {
+        if (std::is_same_v<R, float> && (i == 0 || !shared)) faint = is_faint(templates[i]);
+        if (faint) {
+          left.push_back(templates[i]);
+          continue;
+        }
         if (pass_.groups_ == 1) {
-          sum_windows(templates[i], 0, i == 0 || !shared);
+          sum_windows(templates[i], 0, !known);
+          known = shared;
         } else {
           add_channels(templates[i]);
         }
@@ -216,6 +240,20 @@ class MaskedPass {
       std::optional<Tensor> lines;
       double squares = 0;  // of what was transformed
     };
+
+    // Whether the rounding of float32 sums of squares, which have about the mean square of both tiles
+    // times the weight of a window, shows in the energies of some windows.
+    bool is_faint(int64_t k) const {
+      double mean_square = 0, least = std::numeric_limits<double>::infinity();
+      for (int lane = 0; lane < 2; ++lane) {
+        if (!places_[lane].exists) continue;
+        for (const TileLevel& of : levels_[lane]) mean_square += of.mean_square / pass_.groups_;
+        least = std::min(least, pass_.least_energy(places_[lane], levels_[lane], pair_, k));
+      }
+      const double unit = static_cast<double>(std::numeric_limits<float>::epsilon()) / 2;
+      const double noise = kTransform * unit * mean_square * pass_.total_weight(pair_, k);
+      return noise / 2 > pass_.rule_.allowed * least;
+    }
 
     static bool is_whole(const Levels& levels) {
       return std::all_of(levels.begin(), levels.end(),
@@ -325,10 +363,9 @@ class MaskedPass {
         if (!p.exists) continue;
         ++existing;
         const double scale = levels_[lane][0].scale;
-        double total = 0;
-        for (const auto& of : pass_.factors_) total += of->weights.sum(pair_, k);
-        const ScoreLimits by{pass_.rule_.eps * scale * scale, pass_.rule_.least * total,
-                             pass_.rule_.allowed, count_error_};
+        const double least_count = pass_.rule_.least * pass_.total_weight(pair_, k);
+        const ScoreLimits by{pass_.rule_.eps * scale * scale, least_count, pass_.rule_.allowed,
+                             count_error_};
         const int64_t x = p.first(t_, 2), n = std::min(t_.outputs[2], pass_.map_[2] - x);
         for (int64_t row = 0; row < t_.outputs[0] * t_.outputs[1]; ++row) {
           const int64_t z = p.first(t_, 0) + row / t_.outputs[1];
@@ -348,9 +385,8 @@ class MaskedPass {
           }
         }
       }
-      if (doubtful == 0 || std::is_same_v<R, double>) {
-        count_way(sizeof(R) < sizeof(double) ? Way::kFloat32 : Way::kFloat64, existing);
-      }
+      const Way narrow = doubtful == 0 ? Way::kFloat32 : Way::kRepeated;
+      count_way(std::is_same_v<R, double> ? Way::kFloat64 : narrow, existing);
       return doubtful;
     }
 

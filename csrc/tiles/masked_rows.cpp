@@ -120,6 +120,26 @@ TORCHCORR_INLINE void survey_row(int64_t n, const T* x, const T* weight, double 
   write(s.count, count), write(s.sum, sum), write(s.squares, squares);
 }
 
+template <class T>
+TORCHCORR_INLINE void add_row(int64_t n, const T* x, const T* weight, const double* by,
+                              double level, WeightedParts& to) {
+  Doubles count = read(to.count), first = read(to.first), square = read(to.square);
+  const auto add = [&](const Doubles& v, const Doubles& w) TORCHCORR_FLAT {
+    const Doubles d = w > 0.0 ? v - level : Doubles{}, part = w * d;
+    count += w, first += part, square += part * d;
+  };
+  int64_t i = 0;
+  for (; i + kDoubles <= n; i += kDoubles) {
+    const Doubles w = read(by + i);
+    add(read(x + i), weight ? w * read(weight + i) : w);
+  }
+  if (i < n) {
+    const Doubles w = read_part(n - i, by + i);
+    add(read_part(n - i, x + i), weight ? w * read_part(n - i, weight + i) : w);
+  }
+  write(to.count, count), write(to.first, first), write(to.square, square);
+}
+
 template <int WHICH, class T, class R>
 TORCHCORR_INLINE void cut_row(int64_t n, const T* x, const T* weight, const TileLevel& of, R* out) {
   const double level = of.level, scale = of.scale;
@@ -172,6 +192,14 @@ TORCHCORR_CLONES void survey(int64_t n, const float* x, const float* w, double l
 }
 TORCHCORR_CLONES void survey(int64_t n, const double* x, const double* w, double level, Survey& s) {
   survey_row(n, x, w, level, s);
+}
+TORCHCORR_CLONES void add_weighted(int64_t n, const float* x, const float* weight,
+                                   const double* by, double level, WeightedParts& to) {
+  add_row(n, x, weight, by, level, to);
+}
+TORCHCORR_CLONES void add_weighted(int64_t n, const double* x, const double* weight,
+                                   const double* by, double level, WeightedParts& to) {
+  add_row(n, x, weight, by, level, to);
 }
 #define TORCHCORR_CUT(T, R)                                                                      \
   TORCHCORR_CLONES void cut(int64_t n, const T* x, const T* weight, const TileLevel& of,         \

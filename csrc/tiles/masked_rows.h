@@ -67,6 +67,7 @@ void survey(int64_t n, const double* x, const double* weight, double level, Surv
 // Level and scale of a tile, and what its weights are.
 struct TileLevel {
   double level = 0, scale = 1;
+  double mean_square = 0;  // of elements about the level
   bool is_whole = true, is_empty = true;  // all weights are 1, or 0
 };
 
@@ -75,6 +76,17 @@ void cut(int64_t n, const float* x, const float* weight, const TileLevel& of, in
 void cut(int64_t n, const float* x, const float* weight, const TileLevel& of, int which, double* out);
 void cut(int64_t n, const double* x, const double* weight, const TileLevel& of, int which,
          double* out);
+
+// Sums of weights, weighted deviations from a level and weighted squares of them.
+struct WeightedParts {
+  double count[kDoubles] = {}, first[kDoubles] = {}, square[kDoubles] = {};
+};
+
+// Adds n elements, each with its weight, if it has one, times `by`.
+void add_weighted(int64_t n, const float* x, const float* weight, const double* by, double level,
+                  WeightedParts& to);
+void add_weighted(int64_t n, const double* x, const double* weight, const double* by, double level,
+                  WeightedParts& to);
 
 // Every step-th of the numbers of two lanes that alternate.
 void take_row(int64_t n, int64_t step, const float* from, float* one, float* other);

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <optional>
 #include <vector>
 
@@ -11,6 +12,8 @@
 
 namespace torchcorr {
 namespace {
+
+constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
 // Values of windows (items, channels, *size), and the item of each leading index.
 struct Items {
@@ -31,13 +34,12 @@ struct Items {
   }
 };
 
-// The elements of a window that share a mean: what is seen, the template, and weights, which zeros
-// follow up to a whole vector.
-struct Elements {
-  std::vector<double> seen, templ, weight;
-
-  explicit Elements(int64_t n) : seen(padded(n)), templ(padded(n)), weight(padded(n)) {}
-  static int64_t padded(int64_t n) { return ceil_div(n, kDoubles) * kDoubles; }
+// Where a window lies, and what it is scored with.
+struct Window {
+  const Items &seen, &other;
+  const Items *there, *mask;  // weights, or null where all are 1
+  int64_t lead;
+  Axes3 from;
 };
 
 // Sums over the elements of one window.
@@ -45,51 +47,88 @@ struct WindowSums {
   double count = 0, energy = 0, other = 0, product = 0;
 };
 
-// Sum of w * f(element).
+// Calls f(elements, those of the template, weights) for all elements of some channels, as vectors that
+// end with weights of 0.
 template <class F>
-TORCHCORR_INLINE double weighted_sum(const Elements& of, const F& f) {
-  Doubles sum = {};
-  const int64_t n = static_cast<int64_t>(of.weight.size());
-  for (int64_t i = 0; i < n; i += kDoubles) sum += read(&of.weight[i]) * f(i);
-  return total_of(sum);
-}
-
-// Subtracts the weighted mean. Equal elements deviate by exactly 0: one of them is subtracted first.
-TORCHCORR_INLINE void subtract_mean(const Elements& of, int64_t heaviest, double total,
-                                    std::vector<double>& values) {
-  const auto subtract = [&](double level) TORCHCORR_FLAT {
-    const int64_t n = static_cast<int64_t>(values.size());
-    for (int64_t i = 0; i < n; i += kDoubles) {
-      const Doubles deviation = read(&values[i]) - level;
-      write(&values[i], read(&of.weight[i]) > 0 ? deviation : Doubles{});
+TORCHCORR_INLINE void for_elements(const Window& of, int64_t begin, int64_t end, const F& f) {
+  const Axes3 &size = of.other.size, origin{0, 0, 0};
+  const int64_t n = size[2];
+  for (int64_t c = begin; c < end; ++c) {
+    for (int64_t z = 0; z < size[0]; ++z) {
+      for (int64_t y = 0; y < size[1]; ++y) {
+        const double* x = of.seen.row(of.lead, c, of.from, z, y);
+        const double* t = of.other.row(of.lead, c, origin, z, y);
+        const double* g = of.there ? of.there->row(of.lead, c, of.from, z, y) : nullptr;
+        const double* m = of.mask ? of.mask->row(of.lead, c, origin, z, y) : nullptr;
+        const Doubles one = Doubles{} + 1.0;
+        int64_t i = 0;
+        for (; i + kDoubles <= n; i += kDoubles) {
+          const Doubles a = g ? read(g + i) : one, b = m ? read(m + i) : one;
+          f(read(x + i), read(t + i), a * b);
+        }
+        if (i == n) continue;
+        const Doubles last = read_part(n - i, m ? m + i : t + i), rest = read_part(n - i, t + i);
+        Doubles there = {};
+        for (int64_t l = 0; l < n - i; ++l) there[l] = g ? g[i + l] : 1.0;
+        f(read_part(n - i, x + i), rest, m ? there * last : there);
+      }
     }
-  };
-  subtract(values[heaviest]);
-  for (int pass = 0; pass < 2; ++pass) {
-    subtract(weighted_sum(of, [&](int64_t i) TORCHCORR_FLAT { return read(&values[i]); }) / total);
   }
 }
 
-TORCHCORR_CLONES void add_sums(Elements& of, bool zero_mean, WindowSums& to) {
-  const double count = weighted_sum(of, [](int64_t) TORCHCORR_FLAT { return Doubles{} + 1.0; });
-  to.count += count;
-  if (!(count > 0)) return;
+// What elements with weight have in common: their weighted mean, and their extremes.
+struct Level {
+  Doubles sum = {}, highest = Doubles{} - kInfinity, lowest = Doubles{} + kInfinity;
+
+  TORCHCORR_INLINE void add(const Doubles& v, const Doubles& weight) {
+    sum += weight * v;
+    const Doubles high = weight > 0.0 ? v : highest, low = weight > 0.0 ? v : lowest;
+    highest = high > highest ? high : highest;
+    lowest = low < lowest ? low : lowest;
+  }
+  bool is_flat() const {
+    double most = -kInfinity, least = kInfinity;
+    for (int64_t l = 0; l < kDoubles; ++l) {
+      most = std::max(most, highest[l]), least = std::min(least, lowest[l]);
+    }
+    return most <= least;
+  }
+};
+
+// Adds the sums of channels that share a mean. Deviations are those from a mean that is rounded in
+// units of the offset; what it lacks is known from their own sum, in units of the contrast.
+TORCHCORR_CLONES void add_sums(const Window& of, int64_t begin, int64_t end, bool zero_mean,
+                               WindowSums& to) {
+  double mean = 0, other_mean = 0;
+  bool flat = false, other_flat = false;
   if (zero_mean) {
-    const int64_t heaviest =
-        std::max_element(of.weight.begin(), of.weight.end()) - of.weight.begin();
-    subtract_mean(of, heaviest, count, of.seen);
-    subtract_mean(of, heaviest, count, of.templ);
+    Level level, other;
+    Doubles weights = {};
+    for_elements(of, begin, end,
+                 [&](const Doubles& x, const Doubles& t, const Doubles& w) TORCHCORR_FLAT {
+                   weights += w;
+                   level.add(x, w), other.add(t, w);
+                 });
+    const double count = total_of(weights);
+    if (!(count > 0)) return;
+    mean = total_of(level.sum) / count, other_mean = total_of(other.sum) / count;
+    flat = level.is_flat(), other_flat = other.is_flat();
   }
-  const double *x = of.seen.data(), *t = of.templ.data();
-  const auto products_of = [&](const double* a, const double* b) TORCHCORR_FLAT {
-    return weighted_sum(of,
-                        [&](int64_t i) TORCHCORR_FLAT { return read(a + i) * read(b + i); });
-  };
-  to.energy += products_of(x, x), to.other += products_of(t, t), to.product += products_of(x, t);
-}
-
-TORCHCORR_CLONES void multiply(int64_t n, const double* a, const double* b, double* out) {
-  for (int64_t i = 0; i < n; ++i) out[i] = (a ? a[i] : 1.0) * (b ? b[i] : 1.0);
+  Doubles weights = {}, first = {}, second = {}, energy = {}, other = {}, products = {};
+  for_elements(of, begin, end,
+               [&](const Doubles& x, const Doubles& t, const Doubles& w) TORCHCORR_FLAT {
+                 const Doubles a = x - mean, b = t - other_mean, wa = w * a, wb = w * b;
+                 weights += w, first += wa, second += wb;
+                 energy += wa * a, other += wb * b, products += wa * b;
+               });
+  const double count = total_of(weights);
+  if (!(count > 0)) return;
+  const double a = zero_mean ? total_of(first) / count : 0.0;
+  const double b = zero_mean ? total_of(second) / count : 0.0;
+  to.count += count;
+  if (!flat) to.energy += total_of(energy) - a * a * count;
+  if (!other_flat) to.other += total_of(other) - b * b * count;
+  if (!flat && !other_flat) to.product += total_of(products) - a * b * count;
 }
 
 // 0 where either is flat.
@@ -124,27 +163,15 @@ Tensor score_weighted_windows(const Tensor& input, std::optional<Tensor> weight,
   double* to = out.mutable_data_ptr<double>();
   const int64_t elements = channels * product(window);
   parallel_for(0, n, std::max<int64_t>(1, (1 << 16) / elements), [&](int64_t begin, int64_t end) {
-    Elements of(together * product(window));
     for (int64_t k = begin; k < end; ++k) {
       const int64_t* at = place + k * (1 + ndim);
       const int64_t lead = at[0];
       Axes3 from{0, 0, 0};
       for (int64_t i = 0; i < ndim; ++i) from[3 - ndim + i] = at[1 + i] * stride[3 - ndim + i];
+      const Window of{seen, other, there ? &*there : nullptr, mask ? &*mask : nullptr, lead, from};
       WindowSums sums;
       for (int64_t first = 0; first < channels; first += together) {
-        int64_t next = 0;
-        for (int64_t c = first; c < first + together; ++c) {
-          for (int64_t z = 0; z < window[0]; ++z) {
-            for (int64_t y = 0; y < window[1]; ++y, next += window[2]) {
-              const Axes3 origin{0, 0, 0};
-              std::copy_n(seen.row(lead, c, from, z, y), window[2], &of.seen[next]);
-              std::copy_n(other.row(lead, c, origin, z, y), window[2], &of.templ[next]);
-              multiply(window[2], there ? there->row(lead, c, from, z, y) : nullptr,
-                       mask ? mask->row(lead, c, origin, z, y) : nullptr, &of.weight[next]);
-            }
-          }
-        }
-        add_sums(of, zero_mean, sums);
+        add_sums(of, first, first + together, zero_mean, sums);
       }
       to[k] = sums.count >= least[lead] ? score_of(sums, eps[lead]) : 0.0;
     }

@@ -121,6 +121,29 @@ def test_one_faint_patch_takes_float64_in_its_tiles_only():
     assert ways.float64 > 0 and ways.float32 > 0
 
 
+@pytest.mark.parametrize("weights", ("input", "template", "both", "channels"))
+def test_tiles_with_faint_windows_are_transformed_once(weights):
+    """As photographs have them: texture beside what is nearly flat."""
+    channels, pooled = (2, False) if weights == "channels" else (1, True)
+    image = normal(channels, 300, 310, seed=0).float() + 3
+    template = normal(channels, 40, 41, seed=1).float()
+    image[:, :, :120] = 0.02 * image[:, :, :120] + 2
+    there = soft((1, 300, 310), torch.float32) if weights != "template" else None
+    mask = soft((1, 40, 41), torch.float32) if weights != "input" else None
+    ways = check(image, template, there, mask, pooled=pooled)
+    assert ways.float64 > 0 and ways.repeated == ways.exact_windows == 0
+
+
+def test_faint_windows_without_enough_weight_cost_nothing():
+    image, template = normal(1, 300, 310, seed=0).float() + 3, normal(1, 40, 41, seed=1).float()
+    there = (soft((1, 300, 310), torch.float32) > 0).float()
+    image[:, :, :120] = 0.02 * image[:, :, :120] + 2
+    there[:, :, :145] = 0
+    image[:, 200:240, 200:241] = template + 3
+    ways = check(image, template, there, None, least=0.4999)
+    assert ways.float32 > 0 and ways.float64 == ways.repeated == 0
+
+
 def test_flat_windows_score_0_and_take_no_quadratic_time():
     """All elements with weight are equal; those without are not."""
     image, template = normal(1, 500, 500, seed=0).float(), normal(1, 60, 60, seed=1).float()
@@ -208,6 +231,52 @@ def test_windows_from_their_definition(leads, weights, zero_mean, pooled):
     assert float(want.abs().max()) > 0.1
 
 
+@pytest.mark.parametrize("weights", ("input", "template", "both"))
+def test_windows_at_the_edge_of_float64(weights):
+    """Offsets that leave a few bits of contrast, and an outlier."""
+    image, template = draw((1, 24, 35)), draw((1, 9, 11), seed=1)
+    image[:, :12] = image[:, :12] * 1e-5 + 1e6
+    image[:, 16, 20] = 1e9
+    there, mask = (soft(x.shape, torch.float64, i + 2) for i, x in enumerate((image, template)))
+    there = there if weights != "template" else None
+    mask = mask if weights != "input" else None
+    of = weighted(image, template, there, mask, 2, True, True)
+    got = torch.zeros(1, 16, 25, dtype=torch.float64).squeeze(0)
+    _score_exactly(of, got, torch.ones_like(got, dtype=torch.bool), (1, 1), 0.0, 0.3)
+    options = {}
+    if there is not None:
+        options["input_mask"] = array(there[0])
+    if mask is not None:
+        options["template_mask"] = array(mask[0])
+    exact = oracle.zncc(array(image[0]), array(template[0]), min_overlap=0.3, **options)
+    assert float(abs(array(got) - exact).max()) <= SCORE[torch.float64]
+
+
+def test_flat_windows_of_many_elements_score_0_by_their_definition():
+    """Rounding of their mean is several units, and so deviations from it are."""
+    template = draw((1, 60, 90), seed=1)
+    for seed in range(8):
+        there = soft((1, 62, 93), torch.float64, seed)
+        image = torch.where(there > 0, 0.1 + seed, draw((1, 62, 93)))
+        of = weighted(image, template, there, None, 2, True, True)
+        got = torch.ones(3, 4, dtype=torch.float64)
+        _score_exactly(of, got, got > 0, (1, 1), 0.0, 0.3)
+        assert bool((got == 0).all())
+
+
+def test_flat_windows_are_not_counted_among_those_left(monkeypatch):
+    """A dark margin under soft weights takes no sums along runs."""
+    image = draw((1, 300, 310), torch.float32)
+    image[:, :, 60:200] = 0.25
+    mask = soft((1, 60, 60), torch.float32)
+    monkeypatch.setattr(Scores, "run", None)
+    monkeypatch.setattr("torchcorr._cpu.weighted._EXACT", 1 << 22)
+    monkeypatch.setattr("torchcorr._cpu.weighted._EXACT_OF_RUN", 0.0)
+    args = (image, draw((1, 60, 60), torch.float32, 1), None, mask)
+    got = torch.ops.torchcorr.weighted_ncc(*args, (1, 1), True, True, 0.0, 0.3, "fft")
+    assert bool((got[:, 60:141] == 0).all()) and bool((got[:, 141:200] != 0).all())
+
+
 @pytest.mark.parametrize("kind", ("disk", "soft"))
 def test_many_doubtful_windows_take_sums_along_runs(kind, monkeypatch):
     """Faint texture beside noise, which no transform of the tile determines."""
@@ -221,6 +290,7 @@ def test_many_doubtful_windows_take_sums_along_runs(kind, monkeypatch):
     exact = weighted_ncc(*(x.double() if isinstance(x, torch.Tensor) else x for x in args))
     windows = torch.ops.torchcorr.weighted_ncc(*args)
     monkeypatch.setattr("torchcorr._cpu.weighted._EXACT", 0)
+    monkeypatch.setattr("torchcorr._cpu.weighted._EXACT_OF_RUN", 0.0)
     called = []
     monkeypatch.setattr(
         Scores, "run", lambda *given, run=Scores.run: called.append(1) or run(*given)

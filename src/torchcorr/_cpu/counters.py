@@ -22,6 +22,7 @@ class Ways:
     integers: int  # tiles by sums of products of bytes
     digits: int  # tiles whose templates were split, so that float32 transforms are exact
     exact_windows: int  # windows recomputed from their definition
+    repeated: int = 0  # tiles with weights that were begun in float32 in vain
 
 
 def take() -> Ways:

@@ -29,8 +29,9 @@ from .rules import MaskedRule
 from .scores import Scores
 
 # Elements of windows that are computed from their definition; sums along runs of the template's
-# weights take less time than more of them.
-_EXACT = 1 << 26
+# weights take less time than more of them. And how many take as long as the sums of a run.
+_EXACT = 1 << 27
+_EXACT_OF_RUN = 0.3
 
 
 def weighted_ncc(
@@ -66,7 +67,7 @@ def weighted_ncc(
     one_mask = template_weight is None or template_weight.numel() == math.prod(window)
     alone = input_weight is None and one_mask
     if method != "direct" and not (alone and (own_means or call.plan.method == "direct")):
-        most = _EXACT if alone else math.inf
+        most = _most_exact(template_weight, call.tiling.positions) if alone else math.inf
         scores = _masked(tensors, stride, zero_mean, pooled, eps, least, most)
         if scores is not None:
             return scores
@@ -78,6 +79,14 @@ def weighted_ncc(
     weights = [factor, float(own_means)]
     mask = mask.to(torch.float64).reshape(window).contiguous()
     return Scores(input, coefficients, call, zero_mean, eps).run(None, mask, weights)
+
+
+def _most_exact(weight: Tensor | None, positions: Sequence[int]) -> float:
+    if weight is None:
+        return _EXACT
+    rows = weight.numel() // weight.shape[-1]
+    runs = rows + int((weight[..., 1:] != weight[..., :-1]).sum())
+    return max(_EXACT, _EXACT_OF_RUN * runs * math.prod(positions))
 
 
 def _is_finite(x: Tensor, weight: Tensor | None) -> bool:
@@ -121,15 +130,15 @@ def _masked(
         numbers = (batch, block.numbers, rule.numbers)
         steps.score_masked_tiles(x, there, factors, *numbers, out, doubtful)
     scores, left = (leads.restored(y, ndim) for y in (out, doubtful))
-    count = int(left.sum(dtype=torch.long))
-    if count * math.prod(template.shape[-core:]) > most:
+    if not bool(left.any()):
+        return scores
+    of = weighted(*tensors, ndim, zero_mean, pooled)
+    wide = widen(scores).contiguous()
+    left = definition.score_flat(of, wide, left > 0, stride)
+    if int(left.sum()) * math.prod(template.shape[-core:]) > most:
         return None
-    if count > 0:
-        of = weighted(*tensors, ndim, zero_mean, pooled)
-        wide = widen(scores).contiguous()
-        definition.score_doubtful(of, wide, left > 0, stride, eps, least, _score_exactly)
-        scores = wide.to(input.dtype)
-    return scores
+    _score_exactly(of, wide, left, stride, eps, least)
+    return wide.to(input.dtype)
 
 
 def _score_exactly(

@@ -8,7 +8,7 @@ computed again from the window itself.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -277,7 +277,8 @@ def weighted_ncc(
         covered = is_covered(of, found.count, least)
         doubtful = _is_doubtful(of, found, errors, allowed) & covered
         scores = torch.where(covered, score_of(of, found, eps), 0.0).expand(shape).contiguous()
-        score_doubtful(of, scores, doubtful.expand(shape), stride, eps, least)
+        left = score_flat(of, scores, doubtful.expand(shape), stride)
+        _score_exactly(of, scores, left, stride, eps, least)
     else:
         scores = of.input.new_empty(shape)
         _score_exactly(of, scores, torch.ones_like(scores, dtype=torch.bool), stride, eps, least)
@@ -309,22 +310,15 @@ def _score_exactly(
         scores[place] = torch.where(_is_enough(count, total[which], least), score, 0.0)
 
 
-def score_doubtful(
-    of: Weighted,
-    scores: Tensor,
-    doubtful: Tensor,
-    stride: Sequence[int],
-    eps: float,
-    least: float,
-    score_exactly: Callable[..., None] = _score_exactly,
-) -> None:
-    """Writes scores (*lead, *output) from the windows themselves where they are doubtful."""
+def score_flat(of: Weighted, scores: Tensor, doubtful: Tensor, stride: Sequence[int]) -> Tensor:
+    """Writes 0 to scores (*lead, *output) of doubtful windows that are flat, if there are many
+    doubtful ones; which of these are left."""
     found = flat_among(of, doubtful, stride)
-    if found is not None:
-        flat, _ = found
-        scores.masked_fill_(doubtful & flat, 0.0)
-        doubtful = doubtful & ~flat
-    score_exactly(of, scores, doubtful, stride, eps, least)
+    if found is None:
+        return doubtful
+    flat, _ = found
+    scores.masked_fill_(doubtful & flat, 0.0)
+    return doubtful & ~flat
 
 
 def window_statistics(of: Weighted, stride: Sequence[int], method: str, allowed: float) -> Moments:
