@@ -435,7 +435,7 @@ void score_masked_tiles(const Tensor& input, std::optional<Tensor> weight, Tenso
     MaskedPass<decltype(zero)> pass(input, weight, factors, batch, block, rule, out, doubtful);
     const Tiling& tiling = pass.tiling();
     const int64_t tiles = input.size(0) / factors[0].size(0) * tiling.tiles_per_item();
-    for_units({block, tiles, 2}, tiling.ndim,
+    for_units({block, tiles, 2},
               [&](const Sizes& some, int64_t pair) { pass.score(some, pair); });
   });
 }

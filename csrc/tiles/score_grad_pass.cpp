@@ -71,7 +71,7 @@ class ScoreGradPass {
   const Units& units() const { return units_; }
 
   void run(const std::vector<uint8_t>& is_wide, UnitNoise* noise) {
-    run_units(units_.count(), tiling_.ndim == 1, [&](int64_t u) {
+    run_units(units_.count(), true, [&](int64_t u) {
       if (stopped_) {
         noise[u] = UnitNoise::of_non_finite();
         return;

@@ -202,7 +202,7 @@ void score_tiles(const Tensor& input, const Tensor& coefficients, std::optional<
                                    weights, out);
     const Tiling& tiling = pass.tiling();
     const int64_t tiles = input.size(0) / coefficients.size(0) * tiling.tiles_per_item();
-    for_units({block, tiles, pass.lanes()}, tiling.ndim,
+    for_units({block, tiles, pass.lanes()},
               [&](const Sizes& some, int64_t pair, Scratch& scratch) {
                 pass.score(some, pair, scratch);
               });

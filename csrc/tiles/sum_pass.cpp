@@ -417,7 +417,7 @@ Tensor sum_tiles(const Tensor& input, const Tensor& templ, std::optional<Tensor>
   with_real_type(input, "input", [&](auto zero) {
     SumPass<decltype(zero)> pass(input, templ, spectra, batch, block, rule, out);
     const int64_t tiles = input.size(0) / templ.size(0) * pass.tiling().tiles_per_item();
-    for_units({block, tiles, 2}, pass.tiling().ndim,
+    for_units({block, tiles, 2},
               [&](const Sizes& some, int64_t pair) { pass.sum(some, pair); });
     const auto pairs = pass.left();
     left = torch::stable::new_empty(left, {static_cast<int64_t>(pairs.size()), 2});

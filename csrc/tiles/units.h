@@ -49,7 +49,8 @@ struct Units {
 
 // Calls f(unit), or f(unit, scratch of the worker), for all units in one parallel region, where steps
 // that divide their work among threads run on one. The threads share the steps of a single unit,
-// unless it is `undivided`.
+// unless it is `undivided`: MKL would divide a transform and round differently for each number of
+// threads.
 template <class F>
 void run_units(int64_t units, bool undivided, const F& given) {
   const auto f = [&](int64_t u, Scratch& scratch) {
@@ -72,11 +73,10 @@ void run_units(int64_t units, bool undivided, const F& given) {
 }
 
 // Calls f(tiles, pair of the block), or f(tiles, pair, scratch of the worker), for each unit of tiles
-// that are transformed or not. MKL would divide the transform of a single line among threads and
-// round differently for each number of them.
+// that are transformed, two by two, or not.
 template <class F>
-void for_units(const Units& units, int64_t ndim, const F& f) {
-  run_units(units.count(), ndim == 1 && units.lanes == 2, [&](int64_t unit, Scratch& scratch) {
+void for_units(const Units& units, const F& f) {
+  run_units(units.count(), units.lanes == 2, [&](int64_t unit, Scratch& scratch) {
     if constexpr (std::is_invocable_v<const F&, const Sizes&, int64_t, Scratch&>) {
       f(units.tiles_of(unit), units.pair(unit), scratch);
     } else {

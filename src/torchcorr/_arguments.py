@@ -80,6 +80,12 @@ class Arguments:
         limits = torch.iinfo(dtype)
         return self.pad_value in range(limits.min, limits.max + 1)
 
+    def pads_with_whole_numbers(self) -> bool:
+        """Whether padding of whole numbers leaves only such."""
+        if self.mode == "valid" or self.pad_mode != "constant":
+            return True
+        return float(self.pad_value).is_integer()
+
     def padded(self, x: Tensor, window: Ints, name: str) -> Tensor:
         """x extended so that valid positions are the positions of the mode."""
         size = tuple(x.shape[-self.ndim :])

@@ -189,7 +189,7 @@ groups : int
     "dtypes_of_sums": """\
 float64, float32, complex128 and complex64 keep their dtype; float16 and bfloat16 are summed in
 float32 and come back as themselves; uint8, int8, int16, uint16 and int32 become float32, their
-sums whole numbers, exact up to 2**24.""",
+sums whole numbers if the constant outside is one, exact up to 2**24.""",
     "dtypes_of_moments": """\
 float64 and float32 keep their dtype; float16 and bfloat16 are summed in a wider type and come back
 as themselves; uint8, int8, int16, uint16 and int32 become float32.""",

@@ -383,7 +383,8 @@ def sums(
     if prepared is not None:
         spectra = prepared.spectra_for(x, w, *how, normalised=False)
     out: Tensor = _contract.correlate(x, w, *how, spectra, pads)
-    return out.round() if _checks.is_integral(input.dtype) else out.to(result)
+    whole = arguments.pads_with_whole_numbers()
+    return out.round() if whole and _checks.is_integral(input.dtype) else out.to(result)
 
 
 def scores(

@@ -147,3 +147,16 @@ def test_any_scale(scale: float) -> None:
     rng = np.random.default_rng(3)
     image, template = rng.normal(size=(60, 60)) * scale, rng.normal(size=(14, 15))
     check(image, template)
+
+
+@pytest.mark.parametrize("method", ("direct", "fft"))
+def test_integers_around_which_there_is_a_fraction_are_not_rounded(method: str) -> None:
+    image = tensor(np.arange(12).reshape(3, 4), torch.uint8)
+    template = tensor(np.array([[3, 2]]), torch.uint8)
+    how = {"mode": "full", "method": method}
+    values = array(torchcorr.correlate(image, template, pad_value=-3.25, **how))
+    around = np.pad(np.arange(12.0).reshape(3, 4), ((0, 0), (1, 1)), constant_values=-3.25)
+    np.testing.assert_array_equal(values, 3 * around[:, :-1] + 2 * around[:, 1:])
+    whole = array(torchcorr.correlate(image, template, pad_value=-3.0, **how))
+    around[:, [0, -1]] = -3
+    np.testing.assert_array_equal(whole, 3 * around[:, :-1] + 2 * around[:, 1:])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import oracle
@@ -279,3 +280,30 @@ def test_applications_take_masks():
     want = torchcorr.zncc(image, template, template_mask=mask)
     torch.testing.assert_close(layer(image), want, rtol=0, atol=1e-12)
     assert "template_mask" in layer.state_dict()
+
+
+@pytest.mark.parametrize("method", ("direct", "fft"))
+@pytest.mark.parametrize("function", (torchcorr.zncc, torchcorr.ncc))
+@pytest.mark.parametrize("masked", ("input", "template"))
+def test_windows_that_score_0_without_being_flat_have_gradients(
+    function: Callable[..., torch.Tensor], method: str, masked: str
+) -> None:
+    """Those whose products cancel: of whole numbers they do so exactly."""
+    image = tensor(np.array([1.0, -1, -1, 1, 5, 5, 5, 5, 2, 0])).requires_grad_()
+    template = tensor(np.array([1.0, -1, 1, -1])).requires_grad_()
+    weights = torch.ones_like(image if masked == "input" else template)
+    how = {"ndim": 1, "method": method, f"{masked}_mask": weights}
+
+    def score(x, t):
+        return function(x, t, **how)[:1]
+
+    assert float(score(image, template).detach().abs()) < 1e-15
+    want = torch.autograd.grad(function(image, template, ndim=1)[:1].sum(), (image, template))
+    assert want[0].abs().max() > 0.1
+    for again in (False, True):
+        got = torch.autograd.grad(
+            score(image, template).sum(), (image, template), create_graph=again
+        )
+        for a, b in zip(got, want, strict=True):
+            torch.testing.assert_close(a, b, atol=1e-12, rtol=0)
+    assert torch.autograd.gradgradcheck(score, (image, template))

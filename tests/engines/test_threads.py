@@ -86,6 +86,42 @@ def test_runs_and_numbers_of_threads_agree_bit_for_bit(
     assert same(results(name, method, LARGE[size]), alone)
 
 
+# Inputs and templates of calls with a single transform, which MKL may divide among threads.
+SINGLE = {
+    "plane": ((66, 83), (13, 42)),
+    "flat-plane": ((16, 256), (3, 20)),
+    "short-lines": ((300, 9), (40, 4)),
+    "large-plane": ((190, 180), (9, 15)),
+}
+
+
+@pytest.mark.parametrize("size", SINGLE)
+@pytest.mark.parametrize("dtype", (torch.float32, torch.float64))
+@pytest.mark.parametrize("name", ("correlate", "zncc", "masked", "local_var"))
+def test_single_transforms_have_the_same_bits_for_all_numbers_of_threads(
+    name: str, dtype: torch.dtype, size: str
+) -> None:
+    shape, window = SINGLE[size]
+    # Levels of inputs are sums of many elements.
+    x = (draw(shape, dtype) + 1000).requires_grad_()
+    w, mask, weights = (draw(window, dtype, 1), draw(shape, dtype, 2), draw(window, dtype, 3))
+    calls = {
+        "correlate": lambda: torchcorr.correlate(x, w, method="fft"),
+        "zncc": lambda: torchcorr.zncc(x, w, method="fft"),
+        "masked": lambda: torchcorr.zncc(
+            x, w, method="fft", input_mask=mask, template_mask=weights
+        ),
+        "local_var": lambda: torchcorr.local_var(x, weights),
+    }
+    found = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        out = calls[name]()
+        (grad,) = torch.autograd.grad(out, x, draw(tuple(out.shape), dtype, 4) - 0.5)
+        found.append([out.detach(), grad])
+    assert all(same(other, found[0]) for other in found[1:])
+
+
 @pytest.mark.parametrize("hard", (False, True), ids=("easy", "hard"))
 @pytest.mark.parametrize("size", LARGE)
 def test_gradients_of_scores_do_not_depend_on_which_worker_is_first(size: str, hard: bool) -> None:

@@ -20,6 +20,7 @@ from .. import _contract
 from .._definition import scores as definition
 from .._definition.scores import ScoreGradCall
 from .._definition.spectra import inverse_fft, template_spectra
+from .._definition.sums import mean_over
 from .._plan import rounding
 from .._plan.choose import arrange_gradients
 from .._plan.dtypes import HALVES
@@ -167,8 +168,8 @@ class _Gradients(TiledScores):
         largest = float(gradient.abs().amax())
         # The promise is on the gradient behind the standardisation.
         if self.rule.zero_mean:
-            gradient = gradient - gradient.mean(axes, keepdim=True)
-        gradient = gradient - weights * (gradient * weights).mean(axes, keepdim=True)
+            gradient = gradient - mean_over(gradient, axes)
+        gradient = gradient - weights * mean_over(gradient * weights, axes)
         allowed = rounding.ALLOWED_GRADIENT_ERROR * float(gradient.abs().amax())
         allowed /= rounding.TRANSFORM * unit
         # Sums of the quietest units: the noise that is left without the others.

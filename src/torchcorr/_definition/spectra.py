@@ -19,20 +19,14 @@ def _is_single_long_line(x: Tensor, ndim: int) -> bool:
     return ndim == 1 and x.shape[:-1].numel() == 1 and x.shape[-1] >= _LONG_LINE
 
 
-def forward_fft(x: Tensor, ndim: int) -> Tensor:
-    """Spectrum of a complex x over its last axes."""
-    axes = tuple(range(-ndim, 0))
-    if _is_single_long_line(x, ndim):
-        return torch.fft.fftn(torch.cat((x, x)), dim=axes)[:1]
-    return torch.fft.fftn(x, dim=axes)
-
-
 def inverse_fft(x: Tensor, ndim: int) -> Tensor:
-    """The inverse of `forward_fft`, without its factor 1/n."""
-    axes = tuple(range(-ndim, 0))
+    """The inverse transform of a complex x over its last axes, without its factor 1/n."""
     if _is_single_long_line(x, ndim):
-        return torch.fft.ifftn(torch.cat((x, x)), dim=axes, norm="forward")[:1]
-    return torch.fft.ifftn(x, dim=axes, norm="forward")
+        return torch.fft.ifft(torch.cat((x, x)), norm="forward")[:1]
+    # Axis by axis: MKL may divide a transform of several in another way among more threads.
+    for axis in range(-ndim, 0):
+        x = torch.fft.ifft(x, dim=axis, norm="forward")
+    return x
 
 
 def tile_spectra(template: Tensor, tiling: Tiling, dtype: torch.dtype) -> Tensor:

@@ -16,6 +16,11 @@ from torch.nn.functional import pad as torch_pad
 from .._plan import rounding
 from .._plan.dtypes import widen
 from .._plan.shapes import dilated_size, fast_length, output_size
+from .sums import mean_over, sum_over
+
+# MKL inverts so short real lines, and transforms of several axes, in different ways for different
+# numbers of threads. So they are complex, and axis by axis.
+_SHORT_LINE = 32
 
 
 def dilated(grad: Tensor, stride: Sequence[int]) -> Tensor:
@@ -79,9 +84,19 @@ def _reversed(x: Tensor, lengths: Sequence[int]) -> Tensor:
 
 
 def _inverse(spectrum: Tensor, lengths: Sequence[int], is_complex: bool) -> Tensor:
-    axes = tuple(range(-len(lengths), 0))
-    transform = torch.fft.ifftn if is_complex else torch.fft.irfftn
-    return transform(spectrum, s=tuple(lengths), dim=axes)
+    n = lengths[-1]
+    if spectrum.device.type != "cpu":
+        axes = tuple(range(-len(lengths), 0))
+        transform = torch.fft.ifftn if is_complex else torch.fft.irfftn
+        return transform(spectrum, s=tuple(lengths), dim=axes)
+    for axis in range(-len(lengths), -1):
+        spectrum = torch.fft.ifft(spectrum, dim=axis)
+    if is_complex:
+        return torch.fft.ifft(spectrum)
+    if n <= _SHORT_LINE:
+        rest = _conjugate(spectrum[..., 1 : (n + 1) // 2].flip(-1))
+        return torch.fft.ifft(torch.cat((spectrum, rest), -1)).real
+    return torch.fft.irfft(spectrum, n=n)
 
 
 def correlate(
@@ -95,14 +110,14 @@ def correlate(
     wide, weights = widen(input), widen(template)
     axes = tuple(range(-ndim, 0))
     lengths = _lengths(size)
-    level = wide.mean(axes, keepdim=True)
+    level = mean_over(wide, axes)
     product = sum_channels(_forward(wide - level, lengths), _reversed(weights, lengths), ndim)
     numerators = crop(
         _inverse(product, lengths, input.is_complex()),
         output_size(size, window, (1,) * ndim),
         stride,
     )
-    offset = (level * weights.sum(axes, keepdim=True)).sum(-ndim - 1)
+    offset = (level * sum_over(weights, axes)).sum(-ndim - 1)
     return (numerators + offset).to(input.dtype).contiguous()
 
 
@@ -149,7 +164,7 @@ def correlate_each(
     forward = {name: _forward(x, lengths) for name, x in inputs.items()}
     reversed = {name: _reversed(w, lengths) for name, w in templates.items()}
     powers = {
-        name: x.square().sum(item, keepdim=True).squeeze(-ndim - 1)
+        name: sum_over(x.square(), item).squeeze(-ndim - 1)
         for name, x in (inputs | templates).items()
     }
     found = {}
@@ -167,18 +182,18 @@ def noise(input: Tensor, template: Tensor, numerators: Tensor, ndim: int) -> Ten
     math.md, eq. noise, for tensors (*lead, C, ...) in float64.
     """
     axes, item = tuple(range(-ndim, 0)), tuple(range(-ndim - 1, 0))
-    deviation = input - input.mean(axes, keepdim=True)
-    contrast = torch.linalg.vector_norm(deviation, dim=item, keepdim=True).square()
-    elements = template.square().sum(item, keepdim=True) / math.prod(input.shape[-ndim:])
+    deviation = input - mean_over(input, axes)
+    contrast = sum_over(deviation.square(), item)
+    elements = sum_over(template.square(), item) / math.prod(input.shape[-ndim:])
     return _rounding((contrast * elements).squeeze(-ndim - 1), numerators, axes)
 
 
 def _rounding(power: Tensor, sums: Tensor, axes: tuple[int, ...]) -> Tensor:
     """The same from the power of both factors for each element, and what came out."""
-    norm = torch.linalg.vector_norm(sums, dim=axes, keepdim=True)
+    squared = sum_over(sums.square(), axes)
     lowest, highest = torch.aminmax(sums.flatten(axes[0]), dim=-1)
-    peak = torch.maximum(-lowest, highest).reshape(norm.shape)
-    squares = power + norm.square() / math.prod(sums.shape[axes[0] :])
+    peak = torch.maximum(-lowest, highest).reshape(squared.shape)
+    squares = power + squared / math.prod(sums.shape[axes[0] :])
     return rounding.TRANSFORM * rounding.unit(sums.dtype) * (squares.sqrt() + peak / 2)
 
 

@@ -17,6 +17,7 @@ from .._plan import rounding
 from .._plan.shapes import output_size
 from . import transforms
 from .correlate import by_transforms
+from .sums import sum_over
 from .weights import NOTHING, Moments, Weighted, kept, weighted
 from .windows import Summary, in_slabs, summarise, windows
 
@@ -85,7 +86,7 @@ def _sums(of: Weighted, stride: Sequence[int]) -> tuple[Moments, Moments]:
     none = x.new_zeros((1,) * (ndim + 1))
 
     def fixed(b: Tensor) -> tuple[Tensor, Tensor]:
-        return of.grouped(b).sum(axes)[(..., *(None,) * ndim)], none
+        return sum_over(of.grouped(b), axes).squeeze(-ndim - 1), none
 
     count, n_count = found.get("count") or fixed(m)
     square, n_square = found["square"]

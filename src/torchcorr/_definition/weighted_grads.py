@@ -15,6 +15,9 @@ from . import weighted as definition
 from .correlate import correlate, correlate_input_grad, correlate_template_grad
 from .weights import NOTHING, Moments, Weighted, weighted
 
+# Energies far above rounding: relative to the largest, and of elements that are at most 1.
+_LEAST_CLEAR, _LEAST_SQUARE = 1e-9, 1e-24
+
 
 @dataclass(frozen=True)
 class SumOperators:
@@ -108,6 +111,12 @@ def composed_moments(sums: _Sums) -> Moments:
     return Moments.of_sums(count, divisor, (total, other), (square, energy, product))
 
 
+def is_clear(energy: Tensor, count: Tensor, ndim: int) -> Tensor:
+    """Which windows have an energy that is not the rounding of a sum."""
+    largest = energy.detach().abs().amax(tuple(range(-ndim - 1, 0)), keepdim=True)
+    return energy.detach() > (_LEAST_CLEAR * largest).maximum(_LEAST_SQUARE * count.detach())
+
+
 def weighted_gradients(
     operators: SumOperators, call: WeightedGradCall, *, composed: bool
 ) -> tuple[Tensor | None, ...]:
@@ -130,7 +139,11 @@ def weighted_gradients(
     count = of.over_channels(found.count)
     energy, other = (x.sum(axis, keepdim=True) for x in (found.energy, found.template_energy))
     soft = energy + call.eps * of.scale.square() * count
-    live = (energy > 0) & (other > 0) & (score == score) & (score != 0)
+    live = (energy > 0) & (other > 0) & (score == score)
+    if composed:
+        # Differences of sums are not exactly 0 in flat windows, but small beside those of others.
+        clear = is_clear(energy, count, ndim) & is_clear(other, count, ndim)
+        live = live & ((score != 0) | clear)
     live = live & definition.is_covered(of, found.count, call.least).unsqueeze(axis)
     soft, other = torch.where(live, soft, 1.0), torch.where(live, other, 1.0)
     none = torch.zeros_like(soft)

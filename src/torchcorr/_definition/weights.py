@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .._plan.dtypes import widen
+from .sums import mean_over, sum_over
 
 # Share of the template's weight that counts as none: what rounding leaves of sums of weights.
 NOTHING = 1e-9
@@ -75,7 +76,7 @@ class Weighted:
         """The weight of each template, (*lead, 1, ..., 1) for maps without channels."""
         weights = self.template_weights()
         axes = tuple(range(-self.ndim, 0))
-        total = weights.sum((-self.ndim - 1, *axes))[(..., *(None,) * self.ndim)]
+        total = sum_over(weights, (-self.ndim - 1, *axes)).squeeze(-self.ndim - 1)
         return total * (self.input.shape[-self.ndim - 1] / weights.shape[-self.ndim - 1])
 
 
@@ -87,10 +88,10 @@ def kept(x: Tensor, weight: Tensor | None) -> Tensor:
 def _means(x: Tensor, weight: Tensor | None, axes: tuple[int, ...]) -> Tensor:
     """Over axes that are kept; 0 without weight."""
     if weight is None:
-        return x.mean(axes, keepdim=True)
+        return mean_over(x, axes)
     weight = weight.expand(torch.broadcast_shapes(weight.shape, x.shape))
-    total = weight.sum(axes, keepdim=True)
-    return (weight * x).sum(axes, keepdim=True) / torch.where(total > 0, total, 1.0)
+    total = sum_over(weight, axes)
+    return sum_over(weight * x, axes) / torch.where(total > 0, total, 1.0)
 
 
 def _power_of_two(x: Tensor, ndim: int) -> Tensor:
