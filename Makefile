@@ -9,6 +9,9 @@ KERNELS := src/torchcorr/_kernels.so
 SANITIZED := build/sanitize
 FALLBACK := $(patsubst %,tests/contract/test_%.py,torture known_answers zncc bytes correlate sums lncc lncc_windows \
   weighted_moments errors plan operators conv layers forward_mode)
+# Most tests use one core, so two files of them run at the same time. Both keep PyTorch's number of
+# threads; those without work sleep, since by default they would poll on the core of the other file.
+PYTEST := OMP_WAIT_POLICY=passive $(PY) -m pytest --numprocesses 2 --dist loadfile --durations=10
 
 .PHONY: demo test test-gpu check docs wheel bench bench-gpu sanitize sanitize-threads clean FORCE
 
@@ -16,13 +19,13 @@ demo: $(KERNELS)
 	$(PY) -m torchcorr demo
 
 # Each engine without the other one, and what the definitions promise where there is no engine.
-# Triton's interpreter uses one core, so two files of its tests run at the same time.
+# Triton's interpreter and the definitions have no threads of their own: loops of small operations,
+# for which PyTorch's would only wait for each other.
 test: $(KERNELS)
-	$(PY) -m pytest tests/contract tests/apps tests/engines --without _triton --durations=10
-	OMP_NUM_THREADS=1 $(PY) -m pytest tests/engines --without _cpu --durations=10 \
-	  --numprocesses 2 --dist loadfile
-	$(PY) -m pytest $(FALLBACK) --without _cpu --without _triton --durations=10
-	$(PY) -m pytest tests/docs --doctest-modules src/torchcorr --durations=10
+	$(PYTEST) tests/contract tests/apps tests/engines --without _triton
+	OMP_NUM_THREADS=1 $(PYTEST) tests/engines --without _cpu
+	OMP_NUM_THREADS=1 $(PYTEST) $(FALLBACK) --without _cpu --without _triton
+	$(PYTEST) tests/docs --doctest-modules src/torchcorr
 
 # Needs an environment whose PyTorch has CUDA. Tests with the mark cpu_only are skipped.
 test-gpu: $(KERNELS)
