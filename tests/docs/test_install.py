@@ -177,6 +177,8 @@ def test_interrupted_build_leaves_nothing_that_is_used(package, tmp_path, monkey
         [sys.executable, "-m", "torchcorr", "build"],
         env=environment,
         start_new_session=True,
+        # Jobs in the background of a shell ignore interrupts, and so do their children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
