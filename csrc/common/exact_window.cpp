@@ -4,6 +4,7 @@
 
 #include <cmath>
 
+#include "common/tiling.h"
 #include "common/vectors.h"
 
 namespace torchcorr {
@@ -93,7 +94,7 @@ TORCHCORR_INLINE double score(const T* x, const double* coefficients, const Exac
       over_rows(x, coefficients, by, [&](const T* r, const double* w) TORCHCORR_FLAT {
         return row_products(by.window[2], r, scale, mean, w);
       });
-  const double energy = squares / by.count + by.eps * scale * scale;
+  const double energy = squares / by.count + scaled_eps(by.eps, scale);
   return products / (by.count * std::sqrt(energy));
 }
 

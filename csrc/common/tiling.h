@@ -123,6 +123,10 @@ inline double scale_for(double value) {
   return std::ldexp(1.0, -std::clamp(exponent, -1000, 1000));
 }
 
+// What is added to a variance, in squared units of elements that are multiplied by `scale`. The square
+// of a scale may be infinite.
+inline double scaled_eps(double eps, double scale) { return eps > 0 ? eps * scale * scale : 0.0; }
+
 inline const TileStats* rows_of_stats(const Tensor& stats) {
   return reinterpret_cast<const TileStats*>(stats.const_data_ptr<double>());
 }

@@ -197,8 +197,10 @@ class CutTiles {
     TileStats& stats = stats_[group * lanes_ + lane];
     stats.mean_square = power / static_cast<double>(t_.channels * t_.tile_size());
     stats.non_finite = finite ? 0.0 : 1.0;
+    // Squares of small float64 elements may have vanished.
+    if (stats.mean_square == 0) return sizeof(T) < sizeof(double) || tiles_[&stats - stats_] < 0;
     // A tile that overhangs its input is mostly zeros, which is no reason for another scale.
-    return stats.mean_square == 0 || (stats.mean_square < kLargest && stats.mean_square > 1e-12);
+    return stats.mean_square < kLargest && stats.mean_square > 1e-12;
   }
 
   TileRow<T> row_of(const TilePlace& place, int64_t r) const {

@@ -364,7 +364,7 @@ class MaskedPass {
         ++existing;
         const double scale = levels_[lane][0].scale;
         const double least_count = pass_.rule_.least * pass_.total_weight(pair_, k);
-        const ScoreLimits by{pass_.rule_.eps * scale * scale, least_count, pass_.rule_.allowed,
+        const ScoreLimits by{scaled_eps(pass_.rule_.eps, scale), least_count, pass_.rule_.allowed,
                              count_error_};
         const int64_t x = p.first(t_, 2), n = std::min(t_.outputs[2], pass_.map_[2] - x);
         for (int64_t row = 0; row < t_.outputs[0] * t_.outputs[1]; ++row) {

@@ -39,7 +39,7 @@ std::tuple<Tensor, Tensor, Tensor> merged_moments(const Tensor& input, const Ten
     for (int64_t at = t * each; at < (t + 1) * each; ++at) {
       const double level = rule.zero_mean ? 0.0 : mean[at];
       const double energy = (var[at] + level * level) * (ratio * ratio);
-      const double softened = energy + rule.eps * scale * scale;
+      const double softened = energy + scaled_eps(rule.eps, scale);
       norm[at] = energy == 0 ? 0.0 : 1 / (elements * std::sqrt(softened));
       state[at] = energy == 0 ? kFlat : softened < least ? kDoubtful : kGood;
       if (with_means) centre[at] = rule.zero_mean ? (mean[at] / unit - tile.level) * scale : 0.0;

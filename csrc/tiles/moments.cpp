@@ -136,7 +136,7 @@ struct NormSink {
     // In the units of the scaled tile.
     const TileStats& of_tile = stats[s.lead];
     MomentRule by = rule;
-    by.eps *= of_tile.scale * of_tile.scale;
+    by.eps = scaled_eps(by.eps, of_tile.scale);
     by.least_of_tile *= of_tile.mean_square;
     WindowCounts counted;
     norms_of(n, {r.plane(0), r.plane(1), static_cast<double>(t.window_size())}, by,
@@ -299,7 +299,7 @@ class RecomputeNorms {
       if (to.states[v] == kUnknown) {
         const auto [level, squares] =
             moments_of_window(first + v * t.stride[2], exact_, stats.scale);
-        const double energy = squares / exact_.count + exact_.eps * stats.scale * stats.scale;
+        const double energy = squares / exact_.count + scaled_eps(exact_.eps, stats.scale);
         to.norms[v] = static_cast<T>(squares == 0 ? 0.0 : 1 / (exact_.count * std::sqrt(energy)));
         to.means[v] = static_cast<T>(exact_.zero_mean ? level - stats.level * stats.scale : 0.0);
         to.states[v] = squares == 0 ? kFlat : kGood;

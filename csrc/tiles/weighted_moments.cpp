@@ -230,7 +230,7 @@ class WeightedMomentsStep {
                  double error, T* norms, uint8_t* states) const {
     const TileStats stats = stats_row(i);
     const TilePlace place(t_, batch_.tiles[i]);
-    const double softening = rule_.eps * stats.scale * stats.scale * weights_.total;
+    const double softening = scaled_eps(rule_.eps, stats.scale) * weights_.total;
     // What energies are relative to the mean square of a window whose weights are equal.
     const double count = static_cast<double>(t_.window_size());
     const double unit = 1 / (count * count * weights_.factor * weights_.factor);

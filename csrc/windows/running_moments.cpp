@@ -166,7 +166,7 @@ TORCHCORR_CLONES void moments_of_unit(const MomentsCall& call, int64_t tile, int
   const TilePlace place(t, tile);
   // In the units of the scaled tile.
   MomentRule rule = call.rule;
-  rule.eps *= stats.scale * stats.scale;
+  rule.eps = scaled_eps(rule.eps, stats.scale);
   rule.least_of_tile *= stats.mean_square;
   const Axes3 from = call.strips.first(unit), size = call.strips.size;
   const auto end = [&](int axis) {

@@ -145,3 +145,17 @@ def test_a_hard_tile_among_easy_ones(
     assert not wide[0] and 0 in units and 0 < len(units) < 4
     for got, want in zip(*grads, strict=True):
         assert (got - want).abs().max() <= GRADIENT_OF_FLOAT32 * want.abs().max()
+
+
+@pytest.mark.parametrize("method", ["direct", "fft"])
+@pytest.mark.parametrize("scale", [2.0**-1000, 2.0**-530, 2.0**-515, 2.0**515, 2.0**1000])
+def test_squares_that_leave_float64(scale: float, method: str) -> None:
+    def of(unit: float) -> list[torch.Tensor]:
+        image = (draw((40, 41)) * unit).requires_grad_()
+        template = (image.detach()[9:20, 5:19] * (2 / unit)).requires_grad_()
+        score = torchcorr.zncc(image, template, method=method)
+        grads = torch.autograd.grad(score, (image, template), draw(tuple(score.shape), seed=1))
+        return [score.detach(), grads[0] * unit, grads[1]]
+
+    for got, want in zip(of(scale), of(1.0), strict=True):
+        assert (got - want).abs().max() <= 1e-13 * want.abs().max()
