@@ -1,44 +1,75 @@
 // The inner loops: a block of scores, and a block of the template's gradient, in registers.
 #pragma once
 
+#include <cmath>
+
 #include "direct/dense_kernels.h"
 #include "direct/planes.h"
 
 namespace torchcorr::direct {
 
 constexpr int64_t kRows = 4;
-// Registers acc[j][v] with their overflow into float64.
+// Sums of products in registers acc[j][v], which are folded into others, and these into memory:
+// float32 into float64, and float64 with what rounding left out.
 template <class T, int BYTES, int R, int V>
 struct Accumulator {
   using Vec = Vector<T, BYTES>;
   static constexpr int lanes = static_cast<int>(lanes_of<T, BYTES>);
-  Vec acc[R][V] = {};
-  double wide[R][V * lanes];
-  int64_t terms = 0;
+  static constexpr bool keeps_lost = std::is_same_v<T, double>;
+  Vec acc[R][V] = {}, folded[R][V];
+  double wide[R][V * lanes], lost[keeps_lost ? R : 1][keeps_lost ? V * lanes : 1];
+  int64_t terms = 0, folded_terms = 0;
   bool spilled = false;
 
+  // Makes room for so many products, kTermsInRow at most.
   TORCHCORR_INLINE void reserve(int64_t count) {
-    if constexpr (std::is_same_v<T, float>) {
-      if (terms > 0 && terms + count > kTermsInFloat) spill();
-      terms += count;
+    if (terms > 0 && terms + count > kTermsInRow) {
+      fold();
+      if (folded_terms + kTermsInRow > kFoldedTerms) spill();
     }
+    terms += count;
+  }
+
+  TORCHCORR_INLINE void fold() {
+    const bool none = folded_terms == 0;
+#pragma GCC unroll 16
+    for (int j = 0; j < R; ++j) {
+#pragma GCC unroll 16
+      for (int v = 0; v < V; ++v) {
+        folded[j][v] = none ? acc[j][v] : folded[j][v] + acc[j][v];
+        acc[j][v] = Vec{};
+      }
+    }
+    folded_terms += terms;
+    terms = 0;
   }
 
   TORCHCORR_INLINE void spill() {
-    if (!spilled) std::memset(wide, 0, sizeof(wide));
+    if (!spilled) std::memset(wide, 0, sizeof(wide)), std::memset(lost, 0, sizeof(lost));
 #pragma GCC unroll 16
     for (int j = 0; j < R; ++j) {
 #pragma GCC unroll 16
       for (int v = 0; v < V; ++v) {
         T part[lanes];
-        std::memcpy(part, &acc[j][v], sizeof(part));
+        std::memcpy(part, &folded[j][v], sizeof(part));
         double* sum = &wide[j][v * lanes];
-        for (int i = 0; i < lanes; ++i) sum[i] += part[i];
-        acc[j][v] = Vec{};
+        for (int i = 0; i < lanes; ++i) {
+          const double before = sum[i], after = before + part[i], added = after - before;
+          if constexpr (keeps_lost) {
+            lost[j][v * lanes + i] += (before - (after - added)) + (part[i] - added);
+          }
+          sum[i] = after;
+        }
       }
     }
     spilled = true;
-    terms = 0;
+    folded_terms = 0;
+  }
+
+  // All that was added, once it was spilled.
+  TORCHCORR_INLINE double total(int j, int i) const {
+    if constexpr (keeps_lost) return std::isfinite(wide[j][i]) ? wide[j][i] + lost[j][i] : wide[j][i];
+    return wide[j][i];
   }
 };
 
@@ -92,8 +123,8 @@ TORCHCORR_INLINE void correlate_registers(const SumOfPlanes<T>& sum, const Axes3
     }
     for (int64_t r = 0; r < rows; ++r, source += source_pitch) {
       const T* coefficients = sum.coefficients + p.coefficients + r * p.columns;
-      for (int64_t begin = 0; begin < p.columns; begin += kTermsInFloat) {
-        const int64_t end = std::min(begin + kTermsInFloat, p.columns);
+      for (int64_t begin = 0; begin < p.columns; begin += kTermsInRow) {
+        const int64_t end = std::min(begin + kTermsInRow, p.columns);
         acc.reserve(end - begin);
         visit_rows<R>(r, p.rows, R, [&](auto first, auto last) __attribute__((always_inline)) {
           for (int64_t k = begin; k < end; ++k) {
@@ -112,14 +143,18 @@ TORCHCORR_INLINE void correlate_registers(const SumOfPlanes<T>& sum, const Axes3
       }
     }
   }
+  const bool in_one_row = acc.folded_terms == 0 && !acc.spilled;
+  if (!in_one_row) acc.fold();
   if (acc.spilled) acc.spill();
 #pragma GCC unroll 16
   for (int j = 0; j < R; ++j) {
     if (acc.spilled) {
-      for (int i = 0; i < V * lanes; ++i) out[j * pitch + i] = static_cast<T>(acc.wide[j][i]);
+      for (int i = 0; i < V * lanes; ++i) out[j * pitch + i] = static_cast<T>(acc.total(j, i));
     } else {
 #pragma GCC unroll 16
-      for (int v = 0; v < V; ++v) std::memcpy(out + j * pitch + v * lanes, &acc.acc[j][v], BYTES);
+      for (int v = 0; v < V; ++v) {
+        std::memcpy(out + j * pitch + v * lanes, in_one_row ? &acc.acc[j][v] : &acc.folded[j][v], BYTES);
+      }
     }
   }
 }
@@ -182,8 +217,8 @@ TORCHCORR_INLINE void dot_rows(const Dots<T>& d, Accumulator<T, BYTES, kRows, V>
     const T* score = d.score + r * d.score_pitch;
     visit_rows<kRows>(r, d.rows, d.count,
                       [&](auto first, auto last) __attribute__((always_inline)) {
-                        for (int64_t begin = 0; begin < whole; begin += kTermsInFloat / 2 * lanes) {
-                          const int64_t end = std::min(begin + kTermsInFloat / 2 * lanes, whole);
+                        for (int64_t begin = 0; begin < whole; begin += kTermsInRow * lanes) {
+                          const int64_t end = std::min(begin + kTermsInRow * lanes, whole);
                           sum.reserve((end - begin) / lanes);
                           for (int64_t x = begin; x < end; x += lanes) {
                             Vec pixel[V];
@@ -218,11 +253,12 @@ TORCHCORR_INLINE void dot_block(const std::vector<Dots<T>>& runs, double* out, i
   constexpr int lanes = static_cast<int>(lanes_of<T, BYTES>);
   Accumulator<T, BYTES, kRows, V> sum;
   for (const Dots<T>& d : runs) dot_rows<T, BYTES, V>(d, sum);
+  sum.fold();
   sum.spill();
   for (int64_t j = 0; j < runs.front().count; ++j) {
     for (int v = 0; v < V; ++v) {
       double total = 0.0;
-      for (int i = 0; i < lanes; ++i) total += sum.wide[j][v * lanes + i];
+      for (int i = 0; i < lanes; ++i) total += sum.total(j, v * lanes + i);
       out[j * pitch + v] = total;
     }
   }

@@ -12,8 +12,9 @@
 
 namespace torchcorr::direct {
 
-// A float32 register adds this many products before it is added to a float64 sum.
-constexpr int64_t kTermsInFloat = 64;
+// A register adds so many products one after the other, since rounding grows with their number; as
+// many are folded into another register; and a register of the dense loop adds so many.
+constexpr int64_t kTermsInRow = 24, kFoldedTerms = 96, kTermsInLoop = 64;
 
 // output(i) += sum_v source(i + origin + v) coefficient(v); outside of it the source is zero.
 struct Plane {

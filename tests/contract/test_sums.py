@@ -71,6 +71,24 @@ def test_sparse_times_sparse_is_exactly_zero(dtype: type = np.float32) -> None:
     check(image, template)
 
 
+@pytest.mark.parametrize("dtype", (np.float32, np.float64))
+@pytest.mark.parametrize("window", ((8, 8), (5, 7), (16, 16), (21, 56)))
+def test_direct_sums_keep_the_promise(window: tuple[int, int], dtype: type) -> None:
+    """Terms of one sign and size, whose roundings are alike: the worst for sums in order."""
+    rng, size = np.random.default_rng(0), (25, 62)
+    ramps = [np.add.outer(np.arange(n), np.arange(m)) + 0.3 for n, m in (size, window)]
+    for image, template in (
+        (np.full(size, 4076.3), np.full(window, 2035.7)),
+        (1e4 + rng.random(size), 1e4 + rng.random(window)),
+        (ramps[0], ramps[1]),
+    ):
+        image, template = image.astype(dtype), template.astype(dtype)
+        got = torchcorr.correlate(tensor(image), tensor(template), method="direct")
+        exact, absolute = sums(image, template)
+        error = np.abs(array(got).astype(np.longdouble) - exact)
+        assert (error <= 8 * ROUNDING[got.dtype] * absolute).all()
+
+
 def hard_images() -> dict[str, np.ndarray]:
     """Where a bound of sums of absolute products may be wrong, or large parts of it are zero."""
     rng = np.random.default_rng(4)

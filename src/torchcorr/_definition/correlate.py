@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -59,16 +60,21 @@ def correlate(
 
 
 def _by_loop(input: Tensor, template: Tensor, stride: Sequence[int]) -> Tensor:
-    """The sum of shifted inputs, each times one element of the template."""
+    """The sum of shifted inputs, each times one element of the template.
+
+    Sums of as many terms are added, so that rounding does not grow with the number of terms.
+    """
     ndim = len(stride)
     window = template.shape[-ndim:]
     output = output_size(input.shape[-ndim:], window, stride)
-    lead = torch.broadcast_shapes(input.shape[: -ndim - 1], template.shape[: -ndim - 1])
-    total = input.new_zeros((*lead, *output))
-    for v in offsets(window):
+    parts: list[Tensor] = []  # sums of powers of two of terms, fewer from one to the next
+    for done, v in enumerate(offsets(window), 1):
         seen = input[(..., *positions(v, output, stride))]
-        total += (seen * template_axes(template[(..., *v)], ndim)).sum(-ndim - 1)
-    return total
+        part = (seen * template_axes(template[(..., *v)], ndim)).sum(-ndim - 1)
+        for _ in range((done & -done).bit_length() - 1):
+            part += parts.pop()
+        parts.append(part)
+    return functools.reduce(torch.add, reversed(parts))
 
 
 def _through_transforms(input: Tensor, template: Tensor, stride: Sequence[int]) -> Tensor:
