@@ -56,6 +56,26 @@ def test_profile_of_a_copy_and_gradient():
     assert torch.autograd.gradcheck(distance_profile, (x, query))
 
 
+def test_gradient_of_a_profile_with_gaps_and_a_copy():
+    """A gap and a distance of 0 contribute nothing; the rest is what is computed without them."""
+    x = draw((60,), seed=1)
+    query = x[30:38].clone().requires_grad_()
+    x[12] = torch.nan
+    x.requires_grad_()
+    upstream = draw((53,), seed=2)
+    profile = distance_profile(x, query)
+    there = profile.isfinite() & (profile > 0)
+    assert int((~there).sum()) == 8 + 1
+    reached = torch.where(profile.isfinite(), profile, 0.0)
+    grads = torch.autograd.grad((reached * upstream).sum(), (x, query))
+    parts = []
+    for at in there.nonzero().flatten().tolist():
+        one = distance_profile(x[at : at + 8], query)[0] * upstream[at]
+        parts.append(torch.autograd.grad(one, (x, query)))
+    for got, want in zip(grads, (sum(part) for part in zip(*parts, strict=True)), strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-9)
+
+
 @settings(max_examples=50, deadline=None)
 @given(st.integers(0, 2**32), st.integers(3, 12), st.integers(0, 9), st.integers(1, 6))
 def test_closest_windows_are_taken_greedily(seed, m, zone, count):
