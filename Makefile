@@ -80,7 +80,8 @@ sanitize: $(READY)
 	  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 PYTHONPATH=$(SANITIZED) \
 	  $(PY) -m pytest --capture=sys --without _triton tests/engines/test_kernels.py \
 	    tests/engines/test_direct_kernel.py tests/engines/test_tiles.py tests/engines/test_parts.py \
-	    tests/engines/test_score_grads.py tests/engines/test_sum_pass.py tests/engines/test_masked_pass.py \
+	    tests/engines/test_score_grads.py tests/engines/test_folds.py tests/engines/test_sum_pass.py \
+	    tests/engines/test_masked_pass.py \
 	    tests/engines/test_byte_kernels.py tests/engines/test_overlap_kernels.py \
 	    tests/engines/test_long_lines.py tests/engines/test_medians.py \
 	    tests/engines/test_dense_grads.py tests/contract/test_moments.py \
