@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from . import __version__
 from ._command import align, build, demo, info, match
 from ._command.files import FileError
 from ._command.outputs import UsageError
@@ -113,7 +113,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--version",
         action="version",
-        version=f"torchcorr {importlib.metadata.version('torchcorr')}",
+        version=f"torchcorr {__version__}",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
