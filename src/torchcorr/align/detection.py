@@ -11,8 +11,7 @@ from torch import Tensor
 
 from .. import _checks, _contract
 from .._definition.peaks import kept_of
-from ..functional import zncc
-from ..local import local_sum
+from .gaps import scores_beside_gaps
 
 __all__ = ["Detections", "match_filter"]
 
@@ -149,16 +148,6 @@ def match_filter(
     return _kept(parts, distance, record, stack)
 
 
-def _without_gaps(line: Tensor, templates: Tensor, method: str) -> Tensor:
-    """Scores of the windows of a channel, 0 where a window contains a gap."""
-    if not (torch.is_grad_enabled() and (line.requires_grad or templates.requires_grad)):
-        return zncc(line, templates, ndim=1, method=method).nan_to_num_(0.0)
-    # The gradient of a NaN would be one too, in all templates.
-    gaps = ~line.isfinite()
-    scores = zncc(line.masked_fill(gaps, 0.0), templates, ndim=1, method=method)
-    return scores.masked_fill(local_sum(gaps.float(), templates.shape[-1], ndim=1) > 0, 0.0)
-
-
 def _limits(scores: Tensor, deviations: float) -> Tensor:
     """The threshold of each row, of the scores that are not 0; infinite where there are none."""
     if bool((scores != 0).all()):
@@ -266,7 +255,7 @@ class _Search:
         begin = self.first + start + min(late)
         seen = self.record[c, begin : begin + count + max(late) - min(late) + window - 1]
         of_group = self.templates[group.start : group.stop, c]
-        scores = _without_gaps(seen, of_group, method)
+        scores = scores_beside_gaps(seen, of_group, method).nan_to_num_(0.0)
         for row, t in enumerate(group):
             from_ = late[row] - min(late)
             total[row].add_(scores[row, from_ : from_ + count], alpha=self.weights[t][c])

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from .. import _checks, _contract
-from ..functional import zncc
-from ..local import flat_windows, local_sum
+from ..local import flat_windows
+from .gaps import scores_beside_gaps
 
 __all__ = ["Windows", "closest_windows", "distance_profile"]
 
@@ -82,12 +82,7 @@ def distance_profile(input: Tensor, query: Tensor, *, method: str = "auto") -> T
     _checks.finite(query, "query")
     m = query.shape[-1]
     _checks.window_fits((m,), tuple(input.shape[-1:]), "query")
-    gaps = None
-    if torch.is_grad_enabled() and (input.requires_grad or query.requires_grad):
-        # The gradient of a NaN would be one too, in all of the query.
-        gaps = ~input.isfinite()
-        input = input.masked_fill(gaps, 0.0)
-    scores = zncc(input, query, ndim=1, method=method)
+    scores = scores_beside_gaps(input, query, method)
     squared = 2 * m * (1 - scores)
     # The slope of a root is infinite at 0, where a distance has its least value.
     apart = squared > 0
@@ -95,8 +90,7 @@ def distance_profile(input: Tensor, query: Tensor, *, method: str = "auto") -> T
     flat, flat_query = flat_windows(input, m, ndim=1), flat_windows(query, m, ndim=1)
     distance = torch.where(flat ^ flat_query, math.sqrt(m), distance)
     distance = torch.where(flat & flat_query, 0.0, distance)
-    missing = scores.isnan() if gaps is None else local_sum(gaps.float(), m, ndim=1) > 0
-    return distance.masked_fill(missing, torch.inf).to(scores.dtype)
+    return distance.masked_fill(scores.isnan(), torch.inf).to(scores.dtype)
 
 
 def closest_windows(
