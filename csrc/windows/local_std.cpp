@@ -158,28 +158,12 @@ bool write_by_running_sums(const Surrounded& of, double correction, double eps, 
 }
 
 // The items with their border in memory.
-template <class T>
-Tensor with_border(const Tensor& image, const ImageShape& inner, const ImageShape& whole,
-                   const Sizes& pads, T value) {
-  Sizes shape = whole.lead;
-  shape.push_back(whole.channels);
-  shape.insert(shape.end(), whole.size.begin(), whole.size.end());
-  const Tensor out = new_map(image, shape);
-  const Axes3 size = last_axes(inner.size), wide = last_axes(whole.size);
-  const Axes3 before = before_axes(pads);
-  const T* from = image.const_data_ptr<T>();
-  T* to = out.mutable_data_ptr<T>();
-  parallel_for(0, inner.leads * inner.channels, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t c = begin; c < end; ++c) {
-      std::fill_n(to + c * product(wide), product(wide), value);
-      for (int64_t r = 0; r < size[0] * size[1]; ++r) {
-        const int64_t z = r / size[1] + before[0], y = r % size[1] + before[1];
-        std::copy_n(from + (c * size[0] * size[1] + r) * size[2], size[2],
-                    to + c * product(wide) + (z * wide[1] + y) * wide[2] + before[2]);
-      }
-    }
-  });
-  return out;
+Tensor with_border(const Tensor& image, const Sizes& pads, double value) {
+  Sizes last_axis_first;
+  for (size_t i = pads.size(); i > 0; i -= 2) {
+    last_axis_first.insert(last_axis_first.end(), {pads[i - 2], pads[i - 1]});
+  }
+  return torch::stable::pad(image, last_axis_first, "constant", value);
 }
 
 Tensor local_std_forward_kernel(const Tensor& input, Sizes window, Sizes stride, double correction,
@@ -206,8 +190,7 @@ Tensor local_std_forward_kernel(const Tensor& input, Sizes window, Sizes stride,
   }
   with_real_type(image, "input", [&](auto zero) {
     using T = decltype(zero);
-    const Tensor whole =
-        pads.empty() ? image : with_border(image, inner, shape, pads, static_cast<T>(pad_value));
+    const Tensor whole = pads.empty() ? image : with_border(image, pads, pad_value);
     const ImageSource<T, Moments> source{{whole.const_data_ptr<T>()}, ImageStrides(shape)};
     run_windows<Moments>(
         layout, source,
