@@ -168,10 +168,10 @@ TORCHCORR_INLINE void dense_registers(const DenseTask<T>& task, int64_t y, int64
   const auto& terms = inside ? scratch.terms : scratch.live;
   double* totals = task.totals + (y * sum.size[2] + x) * width;
   const int64_t count = static_cast<int64_t>(terms.size());
-  const int64_t most = kTermsInLoop;
-  for (int64_t i = 0; i < count; i += most) {
-    add_products<T, BYTES, V, R, P>(source, pitch, terms.data() + i, std::min(most, count - i),
-                                    sum.coefficients, totals, sum.size[2] * width);
+  for (int64_t i = 0; i < count; i += kTermsInLoop) {
+    add_products<T, BYTES, V, R, P>(source, pitch, terms.data() + i,
+                                    std::min(kTermsInLoop, count - i), sum.coefficients, totals,
+                                    sum.size[2] * width);
   }
 }
 

@@ -12,8 +12,8 @@
 
 namespace torchcorr::direct {
 
-// A register adds so many products one after the other, since rounding grows with their number; as
-// many are folded into another register; and a register of the dense loop adds so many.
+// Products that a register adds one after the other, since rounding grows with their number; that a
+// second register adds up before it is added to a sum in memory; and that one of the dense loop adds.
 constexpr int64_t kTermsInRow = 24, kFoldedTerms = 96, kTermsInLoop = 64;
 
 // output(i) += sum_v source(i + origin + v) coefficient(v); outside of it the source is zero.
