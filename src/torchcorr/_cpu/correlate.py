@@ -200,12 +200,6 @@ def _is_lone_among_zeros(
     size, window = input.shape[-ndim:], template.shape[-ndim:]
     if input.numel() == 0 or template.numel() == 0:
         return False
-    if any(
-        n >= k
-        for k, pair in zip(window, zip(pads[::2], pads[1::2], strict=True), strict=True)
-        for n in pair
-    ):
-        return False
     wide = [n + pads[2 * i] + pads[2 * i + 1] for i, n in enumerate(size)]
     call = _arranged((*input.shape[:-ndim], *wide), template.shape, stride, method, input.dtype)
     if call.plan.method == "direct":

@@ -51,10 +51,14 @@ def correlate(
 
     `pads` zeros are around I: so many before and behind each window axis in turn.
     """
-    input = transforms.bordered(input, pads)
     ndim = len(stride)
     sizes = template.shape[-ndim - 1 :]
-    if by_transforms(method, sizes, input, template) and all_finite(template):
+    fft = by_transforms(method, sizes, input, template) and all_finite(template)
+    if pads:
+        if fft and (input.dtype == torch.float64 or input.is_complex()) and all_finite(input):
+            return transforms.correlate(input, template, stride, pads)
+        input = transforms.bordered(input, pads)
+    if fft:
         return _through_transforms(input, template, stride)
     return _by_loop(widen(input), widen(template), stride).to(input.dtype)
 

@@ -132,18 +132,14 @@ def _among_zeros(
     """The same as a convolution with the reversed template, which no zeros enter."""
     ndim = len(stride)
     size, window = input.shape[-ndim:], template.shape[-ndim:]
-    lengths = _lengths(needed_among_zeros(size, window))
+    needed = needed_among_zeros(size, window)
+    lengths = _lengths(needed)
     reversed = widen(template).flip(tuple(range(-ndim, 0)))
     product = sum_channels(_forward(widen(input), lengths), _forward(reversed, lengths), ndim)
-    sums = _inverse(product, lengths, input.is_complex())
-    # The first sum is that of the windows which hold the first element alone.
-    left_out = [k - 1 - before for k, before in zip(window, pads[::2], strict=True)]
-    ends = [
-        before + n + behind - k + 1
-        for n, k, before, behind in zip(size, window, pads[::2], pads[1::2], strict=True)
-    ]
-    place = tuple(slice(at, at + n, s) for at, n, s in zip(left_out, ends, stride, strict=True))
-    return sums[(..., *place)].to(input.dtype).contiguous()
+    # The first and the last of these sums are of windows that hold one element of the input.
+    met = crop(_inverse(product, lengths, input.is_complex()), needed)
+    sums = bordered(met, [n - (window[i // 2] - 1) for i, n in enumerate(pads)])
+    return crop(sums, sums.shape[-ndim:], stride).to(input.dtype).contiguous()
 
 
 def correlate_each(
