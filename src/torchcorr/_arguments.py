@@ -15,8 +15,9 @@ from torch.nn.functional import pad as torch_pad
 
 from . import _checks, _engines
 from ._definition.traced import is_traced
+from ._definition.transforms import bordered
 from ._plan.dtypes import BYTES, HALVES
-from ._plan.shapes import Ints, padding
+from ._plan.shapes import Ints, padding, pads_around
 
 Window = int | Sequence[int]
 
@@ -66,25 +67,26 @@ class Arguments:
         _checks.memory_fits(x)
         return x if self.joint else x.unsqueeze(-self.ndim - 1)
 
+    @property
+    def surrounds(self) -> bool:
+        """Whether elements of `pad_value` are around inputs."""
+        return self.mode != "valid" and self.pad_mode == "constant"
+
     def pads_of(self, window: Ints) -> Ints:
         """Elements of `pad_value` before and behind each window axis, for operators that need no
         padded input; () if the padding is of another kind."""
-        if self.mode == "valid" or self.pad_mode != "constant":
-            return ()
-        return tuple(n for pair in padding(self.mode, window) for n in pair)
+        return pads_around(self.mode, window) if self.surrounds else ()
 
     def pads_with(self, dtype: torch.dtype) -> bool:
         """Whether padding is within an integer type."""
-        if self.mode == "valid" or self.pad_mode != "constant":
+        if not self.surrounds:
             return True
         limits = torch.iinfo(dtype)
         return self.pad_value in range(limits.min, limits.max + 1)
 
     def pads_with_whole_numbers(self) -> bool:
         """Whether padding of whole numbers leaves only such."""
-        if self.mode == "valid" or self.pad_mode != "constant":
-            return True
-        return float(self.pad_value).is_integer()
+        return not self.surrounds or float(self.pad_value).is_integer()
 
     def padded(self, x: Tensor, window: Ints, name: str) -> Tensor:
         """x extended so that valid positions are the positions of the mode."""
@@ -95,15 +97,11 @@ class Arguments:
             return x
         pads = padding(self.mode, window)
         _checks.pad_fits(self.pad_mode, pads, size)
-        amounts = [amount for pair in reversed(pads) for amount in pair]
-        if self.pad_mode == "ignore":
-            return torch_pad(x, amounts)
-        if self.pad_mode == "constant":
-            return torch_pad(x, amounts, value=self.pad_value)
         flat = x.reshape(math.prod(x.shape[: -self.ndim]), 1, *size)
-        if flat.shape[0] == 0:
-            return torch_pad(x, amounts)
-        wide = torch_pad(flat, amounts, mode=self.pad_mode)
+        if self.pad_mode in ("constant", "ignore") or flat.shape[0] == 0:
+            value = self.pad_value if self.surrounds else 0.0
+            return bordered(x, pads_around(self.mode, window), value)
+        wide = torch_pad(flat, [n for pair in reversed(pads) for n in pair], mode=self.pad_mode)
         return wide.reshape(*x.shape[: -self.ndim], *wide.shape[-self.ndim :])
 
 

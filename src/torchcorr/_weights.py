@@ -6,13 +6,13 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad as torch_pad
 
 from . import _checks
 from ._arguments import Arguments, Window, normal_input
 from ._definition.traced import is_traced
+from ._definition.transforms import bordered
 from ._plan.dtypes import HALVES
-from ._plan.shapes import Ints, padding
+from ._plan.shapes import Ints, pads_around
 
 
 def _has_nan(x: Tensor) -> bool:
@@ -63,8 +63,7 @@ class Weights:
             weight = torch.ones((1, *input.shape[-arguments.ndim :]), dtype=dtype).to(input.device)
         if not surrounded:
             return arguments.padded(weight, window, "template")
-        pads = [n for pair in reversed(padding(arguments.mode, window)) for n in pair]
-        return torch_pad(weight, pads, value=outside)
+        return bordered(weight, pads_around(arguments.mode, window), outside)
 
     def of_template(
         self, template: Tensor, arguments: Arguments, dtype: torch.dtype

@@ -370,13 +370,13 @@ def sums(
     the padding of the mode.
     """
     # Spectra are prepared for the tiles of a padded input.
-    zeros = prepared is None and arguments.pad_mode == "constant" and arguments.pad_value == 0
+    zeros = prepared is None and arguments.surrounds and arguments.pad_value == 0
     padded = pads is None and not zeros
     x, w, result = normal_pair(
         input, template, arguments, name=name, complex_allowed=True, padded=padded
     )
     if pads is None:
-        pads = arguments.pads_of(tuple(w.shape[-arguments.ndim :])) if zeros else ()
+        pads = () if padded else arguments.pads_of(tuple(w.shape[-arguments.ndim :]))
     w = w.flip(tuple(range(-arguments.ndim, 0))) if flip else w.conj().resolve_conj()
     how = (arguments.stride, arguments.method)
     spectra = None

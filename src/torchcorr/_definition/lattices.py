@@ -5,17 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from .._plan.lattice import Lattices
 from .._plan.shapes import Ints
-
-
-def _pads(before: Sequence[int], behind: Sequence[int]) -> list[int]:
-    """As torch.nn.functional.pad takes them; negative numbers cut."""
-    pairs = zip(before, behind, strict=True)
-    return [n for pair in reversed(list(pairs)) for n in pair]
+from .transforms import bordered
 
 
 def resized(x: Tensor, before: Sequence[int], size: Sequence[int]) -> Tensor:
@@ -24,7 +18,7 @@ def resized(x: Tensor, before: Sequence[int], size: Sequence[int]) -> Tensor:
     behind = [m - n - p for m, n, p in zip(size, x.shape[-ndim:], before, strict=True)]
     if not any(before) and not any(behind):
         return x
-    return torch.nn.functional.pad(x, _pads(before, behind))
+    return bordered(x, [n for pair in zip(before, behind, strict=True) for n in pair])
 
 
 def _view(padded: Tensor, at: Lattices) -> Tensor:

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad as torch_pad
 
 from .._plan.dtypes import widen
 from .._plan.shapes import output_size
@@ -118,10 +117,8 @@ def window_spread(
     """The transpose of `window_sum`: each element gets the sum over the windows that contain it."""
     ndim = len(window)
     wide = dilated(widen(grad), stride)
-    pads: list[int] = []
-    for n, k, m in zip(input_shape[-ndim:], window, wide.shape[-ndim:], strict=True):
-        pads[:0] = [k - 1, n - m]
-    wide = torch_pad(wide, pads)
+    sizes = zip(input_shape[-ndim:], window, wide.shape[-ndim:], strict=True)
+    wide = bordered(wide, [pad for n, k, m in sizes for pad in (k - 1, n - m)])
     sums = summarise((wide,), window, (1,) * ndim, 1, _merge_sums)[0]
     return sums.unsqueeze(-ndim - 1).expand(tuple(input_shape)).to(grad.dtype).contiguous()
 

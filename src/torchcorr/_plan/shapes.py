@@ -30,6 +30,11 @@ def padding(mode: str, window: Sequence[int]) -> tuple[tuple[int, int], ...]:
     return tuple((k - 1, k - 1) for k in window)
 
 
+def pads_around(mode: str, window: Sequence[int]) -> Ints:
+    """`padding` of each axis in turn, as numbers one after another."""
+    return tuple(n for pair in padding(mode, window) for n in pair)
+
+
 def border_pads(border: str, window: Sequence[int]) -> list[tuple[int, int]]:
     """Elements that windows reach past an input, before and behind it along each axis."""
     return list(padding("valid" if border == "valid" else "same", window))

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from .. import _checks
+from .._definition.transforms import bordered
 from .shift import estimate_shift
 from .subsample import resampled
 
@@ -125,8 +125,8 @@ class _Canvas:
         for k, n, origin, m in zip(corner, size, self.origin, self.sum.shape, strict=True):
             ends.append((max(0, -(origin + k)), max(0, origin + k + n - m)))
         if any(low or high for low, high in ends):
-            flat = [end for pair in reversed(ends) for end in pair]
-            self.sum, self.count = pad(self.sum, flat), pad(self.count, flat)
+            pads = [end for pair in ends for end in pair]
+            self.sum, self.count = bordered(self.sum, pads), bordered(self.count, pads)
             self.origin = [o + low for o, (low, _) in zip(self.origin, ends, strict=True)]
         starts = [o + k for o, k in zip(self.origin, corner, strict=True)]
         return tuple(slice(s, s + n) for s, n in zip(starts, size, strict=True))
