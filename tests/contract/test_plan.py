@@ -56,6 +56,14 @@ def test_many_templates_and_many_inputs_are_cut_too():
         assert plan.bytes <= 64 * MIB
 
 
+@pytest.mark.parametrize("ndim, size, window", ((1, 10**6, 16), (2, 1024, 5), (3, 112, 4)))
+def test_templates_share_the_moments_of_a_tile(ndim, size, window):
+    """Each block of templates cuts its tiles and sums their moments again."""
+    image, templates = shapes(*(size,) * ndim), shapes(8, *(window,) * ndim)
+    plan = torchcorr.plan(image, templates, ndim=ndim, method="direct")
+    assert plan.templates == 8, plan
+
+
 def test_gradients_of_many_templates_are_cut_too():
     """Their spectra are kept twice, as factors and as sums, so fewer are in a block."""
     sizes = ((1, 1024, 1024), (1000, 1, 48, 48), (1, 1))

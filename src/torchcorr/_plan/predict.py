@@ -121,7 +121,7 @@ def cost(problem: Problem, tiling: Tiling, method: str, batch: int, templates: i
         width = transformed_size(problem) / 4
     element = costs.tile_element if method == "fft" else costs.score_element
     if problem.normalised or method == "fft":
-        time += tiles * problem.channels * n * element * width
+        time += blocks * tiles * problem.channels * n * element * width
     if method == "direct":
         scores = tiles * leads.templates * math.prod(tiling.outputs)
         loop = scores * (costs.position + _products(problem)) * width
@@ -130,10 +130,10 @@ def cost(problem: Problem, tiling: Tiling, method: str, batch: int, templates: i
             rows *= math.prod(problem.window[:-1])
             time += rows * _byte_line(problem) * _BAND
         return (time + loop) * idle if problem.normalised else time + loop
-    # One for each channel of a tile, an inverse for each of its templates, and those of templates.
-    # With parts, each of a tile for each template.
+    # One for each channel of a tile and block of templates, an inverse for each template, and those
+    # of templates. With parts, each of a tile for each template.
     parts = math.prod(tiling.parts)
-    forward = problem.channels * (parts * leads.templates if parts > 1 else 1)
+    forward = problem.channels * (parts * leads.templates if parts > 1 else blocks)
     folds = math.prod(tiling.folds)
     planes = (tiles * (forward + leads.templates / folds)) / 2
     planes += leads.paired * leads.templates * problem.channels * parts
