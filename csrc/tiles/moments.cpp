@@ -5,12 +5,14 @@
 #include <cmath>
 #include <memory>
 #include <type_traits>
+#include <vector>
 
 #include "common/exact_window.h"
 #include "common/parallel.h"
 #include "tiles/steps.h"
 #include "windows/flat.h"
 #include "windows/images.h"
+#include "windows/line_sums.h"
 #include "windows/running_moments.h"
 
 namespace torchcorr {
@@ -197,8 +199,28 @@ class TileMomentsStep {
     const int64_t ndim = t_.ndim;
     const WindowLayout layout(batch_.count(), t_.channels, sizes_of(t_.extent, ndim),
                               sizes_of(t_.window, ndim), sizes_of(t_.stride, ndim), 2);
-    run_windows<Sums<2>>(layout, TileSource<T>{batch_, image_.const_data_ptr<T>(), stats_},
-                         NormSink<T>{layout, batch_, stats_, rule_, maps_, counts_.get()});
+    const TileSource<T> source{batch_, image_.const_data_ptr<T>(), stats_};
+    const NormSink<T> sink{layout, batch_, stats_, rule_, maps_, counts_.get()};
+    if (ndim > 1) return run_windows<Sums<2>>(layout, source, sink);
+    const int64_t grain = std::max<int64_t>(1, kUnitElements / layout.line_size);
+    parallel_for(0, batch_.count(), grain, [&](int64_t begin, int64_t end) {
+      march_lines(layout, source, sink, begin, end);
+    });
+  }
+
+  // Tiles are lines. Those that are long fill no lanes of a march.
+  void march_lines(const WindowLayout& layout, const TileSource<T>& source, const NormSink<T>& sink,
+                   int64_t begin, int64_t end) const {
+    WindowAxis axis = layout.axis[2];
+    axis.size = layout.line_size, axis.count = layout.line_count;
+    const int64_t pitch = axis.size + kDoubles;
+    std::vector<double> elements(2 * pitch), sums(2 * axis.count), scratch(line_scratch(axis));
+    const Rows from{elements.data(), pitch}, to{sums.data(), axis.count};
+    for (int64_t i = begin; i < end; ++i) {
+      source.load({i, 0, 0, 0, axis.size}, axis.size, from);
+      for (int p = 0; p < 2; ++p) line_sums(axis, from.plane(p), scratch.data(), to.plane(p));
+      sink.store({i, 0, 0, 0, axis.count}, to);
+    }
   }
 
   const TileBatch& batch_;
