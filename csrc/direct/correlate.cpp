@@ -10,6 +10,7 @@
 #include <cmath>
 #include <complex>
 #include <map>
+#include <optional>
 #include <type_traits>
 
 #include "common/large_pages.h"
@@ -29,19 +30,18 @@ class PackedCoefficients {
   PackedCoefficients(const Geometry& g, const std::vector<Phase>& phases, const T* templ,
                      bool reverse) {
     for (const Lead& lead : g.leads) first_.emplace(lead.templ, 0);
-    values_.reserve(first_.size() * g.terms());
+    values_.resize(first_.size() * g.terms());
+    T* to = values_.data();
     for (auto& [offset, first] : first_) {
-      first = static_cast<int64_t>(values_.size());
+      first = to - values_.data();
       for (const Phase& p : phases) {
-        for (int64_t c = 0; c < g.channels; ++c) {
-          for (int64_t i = 0; i < p.count[0] * p.plane(); ++i) {
-            const int64_t z = i / p.plane(), j = i % p.plane();
-            const int64_t yx = reverse ? p.plane() - 1 - j : j;
-            const Axes3 q{z, yx / p.count[2], yx % p.count[2]};
-            int64_t from = offset + c * g.templ_channel;
-            for (int a = 0; a < 3; ++a) from += (q[a] * g.step[a] + p.start[a]) * g.templ_stride[a];
-            values_.push_back(templ[from]);
-          }
+        for (int64_t i = 0; i < g.channels * p.count[0] * p.count[1]; ++i) {
+          const int64_t c = i / p.count[1] / p.count[0], y = i % p.count[1];
+          const Axes3 q{i / p.count[1] % p.count[0], reverse ? p.count[1] - 1 - y : y, 0};
+          const T* from = templ + offset + c * g.templ_channel;
+          for (int a = 0; a < 3; ++a) from += (q[a] * g.step[a] + p.start[a]) * g.templ_stride[a];
+          const int64_t step = g.step[2] * g.templ_stride[2], n = p.count[2];
+          for (int64_t x = 0; x < n; ++x) *to++ = from[(reverse ? n - 1 - x : x) * step];
         }
       }
     }
@@ -87,13 +87,25 @@ void run_dense_sums(const DenseSums<T>& sums, const std::vector<const T*>& first
     return first[t] + p.coefficients + r * p.columns;
   };
   const DenseCoefficients<T> packed(sums.planes, static_cast<int64_t>(first.size()), 1, row);
-  run_dense(sums, packed, dense_output(sums, output, false));
+  run_dense(sums, packed, dense_output(sums, output));
+}
+
+// Whether the coefficients of a template lie in the order in which they would be packed.
+bool in_order(const Geometry& g) {
+  const Axes3& n = g.window;
+  return g.step == Axes3{1, 1, 1} && g.templ_stride == Axes3{n[1] * n[2], n[2], 1} &&
+         g.templ_channel == product(n);
 }
 
 template <class T>
 void correlate(const Geometry& g, const T* image, const T* templ, T* score) {
   const std::vector<Phase> phases = split_phases(g);
-  const PackedCoefficients<T> packed(g, phases, templ, false);
+  const auto leads = dense_leads(g);
+  std::optional<PackedCoefficients<T>> packed;
+  if (!leads || !in_order(g)) packed.emplace(g, phases, templ, false);
+  const auto coefficients = [&](const Lead& lead) {
+    return packed ? packed->data() + packed->first(lead) : templ + lead.templ;
+  };
   std::vector<Plane> planes;
   Axes3 stride;
   for (int a = 0; a < 3; ++a) stride[a] = g.image_stride[a] * g.step[a];
@@ -112,20 +124,20 @@ void correlate(const Geometry& g, const T* image, const T* templ, T* score) {
       planes.push_back(plane);
     }
   }
-  if (const auto leads = dense_leads(g)) {
+  if (leads) {
     DenseSums<T> sums{std::move(planes), {}, {}, image, stride, g.output, g.score_stride};
     for (const Lead& lead : leads->images) sums.members.push_back({lead.image, lead.score});
     std::vector<const T*> first;
     for (const Lead& lead : leads->templates) {
       sums.outputs.push_back(lead.score - leads->templates[0].score);
-      first.push_back(packed.data() + packed.first(lead));
+      first.push_back(coefficients(lead));
     }
     return run_dense_sums(sums, first, score);
   }
   std::vector<SumOfPlanes<T>> sums;
   for (const Lead& lead : g.leads) {
-    sums.push_back({&planes, image + lead.image, packed.data() + packed.first(lead),
-                    score + lead.score, stride, g.output, g.score_stride});
+    sums.push_back({&planes, image + lead.image, coefficients(lead), score + lead.score, stride,
+                    g.output, g.score_stride});
   }
   run_sums(sums, g.terms());
 }

@@ -19,6 +19,8 @@ constexpr int64_t kNearBytes = 64 << 10;
 constexpr int64_t kPackedBytes = 16 << 20;
 // Units that work is divided into at least, whatever the number of threads.
 constexpr int64_t kUnits = 16;
+// Of a vector, on any CPU.
+constexpr int64_t kMostLanes = 16;
 // Fewer templates leave most lanes empty.
 constexpr int64_t kFewestTemplates = 8;
 
@@ -74,18 +76,11 @@ class DenseCoefficients {
     first_.push_back(0);
     for (const Plane& p : planes) first_.push_back(first_.back() + p.rows * p.columns);
     values_.resize(terms() * blocks() * 2 * lanes_);
-    parallel_for(0, templates, std::max<int64_t>(1, (1 << 16) / (terms() + 1)),
+    const int64_t count = static_cast<int64_t>(planes.size());
+    const int64_t work = terms() / std::max<int64_t>(1, count) * 2 * lanes_;
+    parallel_for(0, blocks() * count, std::max<int64_t>(1, (1 << 16) / (work + 1)),
                  [&](int64_t begin, int64_t end) {
-      for (int64_t t = begin; t < end; ++t) {
-        const int64_t lanes = 2 * lanes_, width = width_of(t / lanes);
-        T* to = values_.data() + t / lanes * lanes * terms() + t % lanes;
-        for (size_t i = 0; i < planes.size(); ++i) {
-          for (int64_t r = 0; r < planes[i].rows; ++r) {
-            const T* from = row(t, planes[i], r);
-            for (int64_t k = 0; k < planes[i].columns; ++k, to += width) *to = from[k * step];
-          }
-        }
-      }
+      for (int64_t i = begin; i < end; ++i) pack(planes, i / count, i % count, step, row);
     });
   }
 
@@ -108,12 +103,40 @@ class DenseCoefficients {
   }
 
  private:
+  // One plane of a block. Few columns at a time, whose terms stay near while templates pass.
+  template <class Row>
+  void pack(const std::vector<Plane>& planes, int64_t block, size_t i, int64_t step,
+            const Row& row) {
+    constexpr int64_t kColumns = 32;
+    const Plane& p = planes[i];
+    const int64_t lanes = 2 * lanes_, width = width_of(block), some = of_block(block);
+    T* to = values_.data() + block * lanes * terms() + first_[i] * width;
+    for (int64_t r = 0; r < p.rows; ++r) {
+      for (int64_t first = 0; first < p.columns; first += kColumns) {
+        const int64_t last = std::min(first + kColumns, p.columns);
+        for (int64_t t = 0; t < some; ++t) {
+          const T* from = row(block * lanes + t, p, r);
+          for (int64_t k = first; k < last; ++k) {
+            to[(r * p.columns + k) * width + t] = from[k * step];
+          }
+        }
+      }
+    }
+  }
+
   int64_t lanes_, templates_;
   std::vector<int64_t> first_;
   std::vector<T> values_;
 };
 
-// Calls emit(member, template, z, y, values, step) for each row of each output.
+// Sums of some rows of positions, (rows, columns, width), for a block of templates.
+struct DenseRows {
+  int64_t member, first, templates;  // a template's number
+  int64_t z, y, rows, width;
+  const double* totals;
+};
+
+// Calls emit(rows) for the rows of all outputs.
 template <class T, class Emit>
 void run_dense(const DenseSums<T>& sums, const DenseCoefficients<T>& packed, const Emit& emit) {
   const auto& planes = sums.planes;
@@ -151,27 +174,54 @@ void run_dense(const DenseSums<T>& sums, const DenseCoefficients<T>& packed, con
         plane = behind;
       }
       for (int64_t m = first; m < last; ++m) {
-        for (int64_t t = 0; t < packed.of_block(block); ++t) {
-          for (int64_t r = 0; r < some; ++r) {
-            const double* values = totals.data() + (m - first) * rows * row + r * columns * width;
-            emit(m, block * packed.width_of(0) + t, z, y + r, values + t, width);
-          }
-        }
+        emit(DenseRows{m, block * packed.width_of(0), packed.of_block(block), z, y, some, width,
+                       totals.data() + (m - first) * rows * row});
       }
     }
   });
 }
 
 // The outputs in memory.
-template <class T, class Out>
-auto dense_output(const DenseSums<T>& sums, Out* output, bool added) {
-  return [&sums, output, added](int64_t member, int64_t t, int64_t z, int64_t y,
-                                const double* values, int64_t step) {
-    Out* to = output + sums.members[member].output + sums.outputs[t] +
-              z * sums.output_stride[0] + y * sums.output_stride[1];
-    for (int64_t x = 0; x < sums.size[2]; ++x) {
-      Out& value = to[x * sums.output_stride[2]];
-      value = static_cast<Out>(values[x * step]) + (added ? value : Out(0));
+template <class T>
+auto dense_output(const DenseSums<T>& sums, T* output) {
+  return [&sums, output](const DenseRows& of) {
+    // Positions that are transposed at once.
+    constexpr int64_t kPositions = 64;
+    const int64_t columns = sums.size[2], step = sums.output_stride[2];
+    const bool whole = step == 1 && sums.output_stride[1] == columns;
+    const int64_t lines = whole ? 1 : of.rows, length = whole ? of.rows * columns : columns;
+    const auto transpose = kernels<T>().transpose;
+    T* to = output + sums.members[of.member].output + of.z * sums.output_stride[0];
+    T part[2 * kMostLanes * kPositions];
+    for (int64_t r = 0; r < lines; ++r) {
+      for (int64_t x = 0; x < length; x += kPositions) {
+        const int64_t count = std::min(kPositions, length - x);
+        transpose(of.totals + (r * columns + x) * of.width, count, of.width, part, kPositions);
+        for (int64_t t = 0; t < of.templates; ++t) {
+          T* row = to + sums.outputs[of.first + t] + (of.y + r) * sums.output_stride[1] + x * step;
+          const T* values = part + t * kPositions;
+          if (step == 1) std::copy_n(values, count, row);
+          for (int64_t i = 0; step != 1 && i < count; ++i) row[i * step] = values[i];
+        }
+      }
+    }
+  };
+}
+
+// Added to float64 outputs.
+template <class T>
+auto added_output(const DenseSums<T>& sums, double* output) {
+  return [&sums, output](const DenseRows& of) {
+    const int64_t columns = sums.size[2];
+    for (int64_t r = 0; r < of.rows; ++r) {
+      const double* values = of.totals + r * columns * of.width;
+      for (int64_t t = 0; t < of.templates; ++t) {
+        double* to = output + sums.members[of.member].output + sums.outputs[of.first + t] +
+                     of.z * sums.output_stride[0] + (of.y + r) * sums.output_stride[1];
+        for (int64_t x = 0; x < columns; ++x) {
+          to[x * sums.output_stride[2]] += values[x * of.width + t];
+        }
+      }
     }
   };
 }

@@ -1,6 +1,8 @@
 // The inner loops of dense.h: a block of positions by a block of templates in registers.
 #pragma once
 
+#include <utility>
+
 #include "direct/planes.h"
 
 namespace torchcorr::direct {
@@ -23,6 +25,9 @@ struct DenseTerm {
 // The terms of a task, and copies of what lies at the edge of planes.
 template <class T>
 struct DenseScratch {
+  size_t first = 0, last = 0;  // the planes, lanes and place that the terms are those of
+  int64_t width = 0;
+  Axes3 place{};
   std::vector<DenseTerm> terms, copied;
   std::vector<int64_t> rows, sizes;  // of the copied terms: their row of a plane, and its rows
   std::vector<DenseTerm> live;       // copied terms that are not zero at some row of positions
@@ -32,11 +37,18 @@ struct DenseScratch {
   int64_t low[2], high[2];               // rows and columns whose windows lie within all planes
 };
 
-// For blocks of at most so many rows and columns.
+// For blocks of at most so many rows and columns. Tasks of one scratch differ in planes, lanes, place
+// and source only, and the terms do not depend on the source.
 template <class T>
 void locate_terms(const DenseTask<T>& task, int64_t most_rows, int64_t most_columns,
                   DenseScratch<T>& scratch) {
   const SumOfPlanes<T>& sum = task.sum;
+  if (scratch.first == task.first && scratch.last == task.last && scratch.width == task.width &&
+      scratch.place == sum.size) {
+    return;
+  }
+  scratch.first = task.first, scratch.last = task.last;
+  scratch.width = task.width, scratch.place = sum.size;
   scratch.terms.clear();
   scratch.copied.clear();
   scratch.rows.clear();
@@ -94,19 +106,23 @@ void copy_planes(const DenseTask<T>& task, int64_t y, int64_t x, int64_t most_ro
   }
 }
 
-// Adds to float64 sums; halves of a vector of float32 are as long as a vector of float64.
-template <int BYTES, class Vec>
-TORCHCORR_INLINE void add_wide(double* total, const Vec& x) {
+// Adds to float64 sums. GCC 12 converts a vector of float32 in two halves, but elements of memory
+// in one instruction.
+template <class T, int BYTES, int COUNT>
+TORCHCORR_INLINE void add_wide(double* total, const T* x) {
   using Wide = Vector<double, BYTES>;
   using Stored = typename VectorOf<double, BYTES>::stored;
-  constexpr int parts = sizeof(Wide) / (sizeof(double) * sizeof(Vec) / sizeof(x[0])) == 1 ? 1 : 2;
-  typedef typename VectorOf<std::decay_t<decltype(x[0])>, BYTES / parts>::type Part;
-  Part part[parts];
-  std::memcpy(part, &x, sizeof(x));
-#pragma GCC unroll 2
-  for (int i = 0; i < parts; ++i) {
-    Stored* to = reinterpret_cast<Stored*>(total) + i;
-    *to = *to + __builtin_convertvector(part[i], Wide);
+  constexpr int lanes = static_cast<int>(lanes_of<double, BYTES>);
+#pragma GCC unroll 64
+  for (int i = 0; i < COUNT; i += lanes) {
+    Wide part;
+    if constexpr (std::is_same_v<T, float> && BYTES == 64) {
+      part = read(x + i);
+    } else {
+      part = __builtin_convertvector(load<lanes * static_cast<int>(sizeof(T))>(x + i), Wide);
+    }
+    Stored* to = reinterpret_cast<Stored*>(total + i);
+    *to = *to + part;
   }
 }
 
@@ -143,12 +159,11 @@ TORCHCORR_INLINE void add_products(const T* source, int64_t pitch, const DenseTe
       for (int v = 0; v < V; ++v) acc[j][v] += w[v] * value;
     }
   }
-#pragma GCC unroll 64
-  for (int j = 0; j < R * P; ++j) {
-#pragma GCC unroll 64
-    for (int v = 0; v < V; ++v) {
-      add_wide<BYTES>(totals + j / P * totals_pitch + (j % P * V + v) * lanes, acc[j][v]);
-    }
+  T sums[R * P * V * lanes];
+  std::memcpy(sums, acc, sizeof(sums));
+#pragma GCC unroll 4
+  for (int r = 0; r < R; ++r) {
+    add_wide<T, BYTES, P * V * lanes>(totals + r * totals_pitch, sums + r * P * V * lanes);
   }
 }
 
@@ -211,6 +226,51 @@ template <class T, int BYTES, int P>
 TORCHCORR_INLINE void dense_block(const DenseTask<T>& task, DenseScratch<T>& scratch) {
   if (task.width > lanes_of<T, BYTES>) return dense_rows<T, BYTES, 2, P>(task, scratch);
   dense_rows<T, BYTES, 1, P>(task, scratch);
+}
+
+// Lanes of a vector and of the one `STEP` rows below, whose bit `STEP` of the lane is `HIGH`.
+template <int STEP, bool HIGH, class Vec, size_t... I>
+TORCHCORR_INLINE Vec exchanged(const Vec& a, const Vec& b, std::index_sequence<I...>) {
+  constexpr size_t lanes = sizeof...(I), high = HIGH ? STEP : 0;
+  return __builtin_shufflevector(a, b, ((I & STEP) ? lanes + I - STEP + high : I + high)...);
+}
+
+template <int STEP, class Vec, int LANES>
+TORCHCORR_INLINE void exchange_blocks(Vec (&rows)[LANES]) {
+  if constexpr (STEP < LANES) {
+#pragma GCC unroll 64
+    for (int i = 0; i < LANES; ++i) {
+      if (i & STEP) continue;
+      const Vec a = rows[i], b = rows[i + STEP];
+      rows[i] = exchanged<STEP, false>(a, b, std::make_index_sequence<LANES>{});
+      rows[i + STEP] = exchanged<STEP, true>(a, b, std::make_index_sequence<LANES>{});
+    }
+    exchange_blocks<2 * STEP>(rows);
+  }
+}
+
+// (count, width) sums as (width, count) outputs, `pitch` apart.
+template <class T, int BYTES>
+TORCHCORR_INLINE void transpose_sums(const double* from, int64_t count, int64_t width, T* to,
+                                     int64_t pitch) {
+  constexpr int lanes = static_cast<int>(lanes_of<T, BYTES>);
+  int64_t x = 0;
+  for (; x + lanes <= count; x += lanes) {
+    for (int64_t t = 0; t < width; t += lanes) {
+      Vector<T, BYTES> rows[lanes];
+#pragma GCC unroll 64
+      for (int i = 0; i < lanes; ++i) {
+        const double* row = from + (x + i) * width + t;
+        rows[i] = __builtin_convertvector(load<lanes * 8>(row), Vector<T, BYTES>);
+      }
+      exchange_blocks<1>(rows);
+#pragma GCC unroll 64
+      for (int i = 0; i < lanes; ++i) std::memcpy(to + (t + i) * pitch + x, &rows[i], BYTES);
+    }
+  }
+  for (; x < count; ++x) {
+    for (int64_t t = 0; t < width; ++t) to[t * pitch + x] = static_cast<T>(from[x * width + t]);
+  }
 }
 
 }  // namespace torchcorr::direct

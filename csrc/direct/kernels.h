@@ -277,6 +277,7 @@ struct Kernels {
   void (*correlate)(const SumOfPlanes<T>&, int64_t, int64_t, std::vector<T>&);
   void (*dots)(const std::vector<Dots<T>>&, int64_t, double*, int64_t);
   void (*dense)(const DenseTask<T>&, DenseScratch<T>&);
+  void (*transpose)(const double*, int64_t, int64_t, T*, int64_t);
   int64_t dense_lanes;  // of one of the two vectors of a block of templates
 };
 
@@ -295,8 +296,13 @@ struct Kernels {
     dense_block<T, bytes, positions>(task, s);                                                   \
   }                                                                                              \
   template <class T>                                                                             \
+  target void transpose_##name(const double* from, int64_t n, int64_t width, T* to, int64_t p) { \
+    transpose_sums<T, bytes>(from, n, width, to, p);                                             \
+  }                                                                                              \
+  template <class T>                                                                             \
   Kernels<T> kernels_##name() {                                                                  \
-    return {correlate_##name<T>, dots_##name<T>, dense_##name<T>, lanes_of<T, bytes>};           \
+    return {correlate_##name<T>, dots_##name<T>, dense_##name<T>, transpose_##name<T>,           \
+            lanes_of<T, bytes>};                                                                 \
   }
 
 TORCHCORR_KERNELS(base, , 16, 2, 6)

@@ -113,7 +113,7 @@ bool dense_template_grad(const Geometry& g, const T* score, const T* image, T* g
   for (int64_t first = 0; first < all; first += some) {
     sums.planes.assign(planes.begin() + first, planes.begin() + std::min(first + some, all));
     const DenseCoefficients<T> packed(sums.planes, templates, g.score_stride[2], row);
-    run_dense(sums, packed, dense_output(sums, totals.data(), first > 0));
+    run_dense(sums, packed, added_output(sums, totals.data()));
   }
   std::copy(totals.begin(), totals.end(), grad);
   return true;

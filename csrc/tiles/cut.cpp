@@ -209,6 +209,17 @@ class CutTiles {
     return TileRow<T>(t_, place, input_, r / cut_[1] / cut_[0], z, y);
   }
 
+  // How many rows from r on are whole and follow each other in the input.
+  int64_t rows_in_one(const TileRow<T>& row, const TilePlace& place, int64_t r, int64_t last) const {
+    const auto follows = [&](int64_t i) {
+      const TileRow<T> next = row_of(place, r + i);
+      return next.begin == 0 && next.end == cut_[2] && next.data == row.data + i * cut_[2];
+    };
+    int64_t count = 0;
+    while (r + count < last && follows(count)) ++count;
+    return count;
+  }
+
   void write(int64_t unit, std::vector<Written>& written) const {
     const int64_t group = unit / chunks_, width = cut_[2];
     const int64_t first = unit % chunks_ * chunk_, last = std::min(first + chunk_, rows_);
@@ -219,6 +230,15 @@ class CutTiles {
     std::vector<Out> line(zipped ? 2 * width : 0);
     for (int64_t r = first; r < last; ++r) {
       Out* target = out_ + (group * rows_ + r) * width * lanes_;
+      if (!zipped) {
+        const TileRow<T> row = row_of(places[0], r);
+        const int64_t joined = rows_in_one(row, places[0], r, last);
+        if (joined > 1) {
+          centre(joined * width, row.data, stats_[group], target, written[unit]);
+          r += joined - 1;
+          continue;
+        }
+      }
       for (int64_t lane = 0; lane < lanes_; ++lane) {
         Out* to = zipped ? line.data() + lane * width : target;
         const TileStats& stats = stats_[group * lanes_ + lane];

@@ -77,6 +77,7 @@ class Normalise {
 
   // All tiles; `left` gets the number of doubtful windows that are too many to be recomputed.
   void run(int64_t* left) const {
+    if (layout_.lanes == 1) return run_direct(left);
     const int64_t tiles = batch_.count(), templates = layout_.templates;
     std::vector<RowContent> contents(tiles * rows() * templates);
     const int64_t grain = std::max<int64_t>(1, (1 << 14) / (t_.outputs[2] * templates));
@@ -84,17 +85,46 @@ class Normalise {
       for (int64_t u = begin; u < end; ++u) write(u / rows(), u % rows(), &contents[u * templates]);
     });
     std::vector<double> most;
-    if (rule_.noise > 0 && layout_.lanes == 2) most = largest_norms(contents);
+    if (rule_.noise > 0) most = largest_norms(contents);
     for (int64_t t = 0; t < tiles; ++t) {
       left[t] = 0;
       for (int64_t k = 0; k < templates; ++k) {
         const double limit = most.empty() ? HUGE_VAL : most[t / 2 * templates + k];
-        left[t] += recompute_or_count(t, k, limit, contents.data());
+        RowContent all;
+        for (int64_t row = t * rows(); row < (t + 1) * rows(); ++row) {
+          all.add(contents[row * templates + k]);
+        }
+        if (all.doubtful > 0 || all.norm > limit) left[t] += recompute_or_count(t, k, limit);
       }
     }
   }
 
  private:
+  // The same for direct sums, whose rounding norms tell by themselves.
+  void run_direct(int64_t* left) const {
+    const int64_t tiles = batch_.count(), templates = layout_.templates;
+    std::vector<int64_t> doubtful(tiles * rows());
+    const int64_t grain = std::max<int64_t>(1, (1 << 14) / (t_.outputs[2] * templates));
+    parallel_for(0, tiles * rows(), grain, [&](int64_t begin, int64_t end) {
+      for (int64_t u = begin; u < end; ++u) {
+        const int64_t t = u / rows(), row = u % rows();
+        in_row(t, row, [&](const PositionRow& r) {
+          doubtful[u] = count_doubtful(r.n, states_ + r.offset);
+          const int64_t z = row / t_.outputs[1], y = row % t_.outputs[1];
+          for (int64_t k = 0; k < templates; ++k) {
+            scale_row(r.n, numerators_ + layout_.row(t, k, z, y), norms_ + r.offset, target(r, k));
+          }
+        });
+      }
+    });
+    for (int64_t t = 0; t < tiles; ++t) {
+      const auto first = doubtful.begin() + t * rows();
+      left[t] = 0;
+      if (std::all_of(first, first + rows(), [](int64_t n) { return n == 0; })) continue;
+      for (int64_t k = 0; k < templates; ++k) left[t] += recompute_or_count(t, k, HUGE_VAL);
+    }
+  }
+
   int64_t rows() const { return t_.outputs[0] * t_.outputs[1]; }
 
   // Calls f(row) for row `row` of tile t, if it belongs to the map.
@@ -190,13 +220,8 @@ class Normalise {
   }
 
   // Recomputes the doubtful windows of a tile and template, or returns how many there are.
-  int64_t recompute_or_count(int64_t t, int64_t k, double limit, const RowContent* contents) const {
+  int64_t recompute_or_count(int64_t t, int64_t k, double limit) const {
     const In most = static_cast<In>(limit);
-    RowContent all;
-    for (int64_t row = t * rows(); row < (t + 1) * rows(); ++row) {
-      all.add(contents[row * layout_.templates + k]);
-    }
-    if (all.doubtful == 0 && !(all.norm > most)) return 0;
     std::vector<int64_t> counts(rows());
     parallel_for(0, rows(), 16, [&](int64_t begin, int64_t end) {
       for (int64_t row = begin; row < end; ++row) {

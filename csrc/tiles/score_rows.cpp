@@ -78,6 +78,15 @@ TORCHCORR_INLINE RowContent normalise(const NumeratorRow<In>& row, const In* nor
   return content;
 }
 
+template <class In, class Out>
+TORCHCORR_INLINE void scale(int64_t n, const In* numerator, const In* norm, Out* out) {
+  for (int64_t i = 0; i < n; ++i) {
+    const In score = numerator[i] * norm[i];
+    const In high = score > 1 ? In(1) : score, clamped = high < -1 ? In(-1) : high;
+    out[i] = static_cast<Out>(norm[i] == 0 ? In(0) : clamped);
+  }
+}
+
 template <class T>
 TORCHCORR_INLINE RowContent content(int64_t n, const T* x) {
   LaneContent<T> lanes;
@@ -105,6 +114,9 @@ TORCHCORR_INLINE int64_t doubtful_beyond(int64_t n, const uint8_t* states, const
     return row.step == 1   ? normalise<1>(row, norm, out)                                \
            : row.step == 2 ? normalise<2>(row, norm, out)                                \
                            : normalise<0>(row, norm, out);                               \
+  }                                                                                      \
+  TORCHCORR_CLONES void scale_row(int64_t n, const In* numerator, const In* norm, Out* out) { \
+    scale(n, numerator, norm, out);                                                      \
   }
 TORCHCORR_NORMALISE(float, float)
 TORCHCORR_NORMALISE(double, float)

@@ -42,6 +42,12 @@ RowContent normalise_row(const NumeratorRow<double>& row, const double* norm, fl
 RowContent normalise_row(const NumeratorRow<double>& row, const double* norm, double* out);
 RowContent normalise_row(const NumeratorRow<float>& row, const float* norm, double* out);
 
+// The same scores, nothing else.
+void scale_row(int64_t n, const float* numerator, const float* norm, float* out);
+void scale_row(int64_t n, const double* numerator, const double* norm, float* out);
+void scale_row(int64_t n, const double* numerator, const double* norm, double* out);
+void scale_row(int64_t n, const float* numerator, const float* norm, double* out);
+
 // The content of numerators without norms.
 RowContent content_of(int64_t n, const float* x);
 RowContent content_of(int64_t n, const double* x);

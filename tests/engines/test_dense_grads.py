@@ -88,6 +88,31 @@ def test_sums_that_cancel_are_computed_in_float64():
     assert error(got[1], exact[1]) <= GRADIENT_OF_FLOAT32
 
 
+@pytest.mark.parametrize("channels", ("joint", "pooled"))
+@pytest.mark.parametrize("stride", (1, (2, 1)))
+def test_an_upstream_gradient_of_a_sum_stays_in_float32(channels, stride, monkeypatch):
+    """What all positions have in common is taken out of the sums, which would cancel it."""
+    taken = []
+    loop = dense_grads.steps.correlate_direct_template_grad
+    monkeypatch.setattr(dense_grads, "is_worth", lambda *of: True)
+    monkeypatch.setattr(
+        dense_grads.steps,
+        "correlate_direct_template_grad",
+        lambda *args: taken.append(args[0].dtype) or loop(*args),
+    )
+    raw = (draw((6, 1, 16, 40, 42), torch.float32), draw((32, 16, 5, 4), torch.float32, seed=1))
+
+    def grads(pair):
+        leaves = [x.clone().requires_grad_() for x in pair]
+        score = torchcorr.zncc(*leaves, channels=channels, stride=stride)
+        return torch.autograd.grad(score.sum(), leaves)
+
+    got = grads(raw)
+    assert taken == [torch.float32]
+    for ours, exact in zip(got, grads([x.double() for x in raw]), strict=True):
+        assert error(ours, exact) <= GRADIENT_OF_FLOAT32
+
+
 def test_flat_windows_and_templates_have_no_gradient():
     input, template = draw((2, 1, 4, 30, 30)), draw((16, 4, 3, 3), seed=1)
     input[..., 4:14, 4:14], template[0] = 0.7, 0.3

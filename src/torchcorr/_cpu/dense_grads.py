@@ -134,18 +134,19 @@ def _onto_template(
     """The gradient for a standardised template; that of each mean is orthogonal to it."""
     ndim = len(of.stride)
     axes = tuple(range(-ndim, 0))
-    level = torch.zeros((1,) * (ndim + 2), dtype=torch.float64)
+    centred = x
     if of.zero_mean:
-        level = widen(x).mean((0, *axes) if own_means else (0, 1, *axes), keepdim=True)
-    centred = (x - level.to(x.dtype)).unsqueeze(1)
-    shape = tuple(weights.shape)
-    narrow = steps.correlate_direct_template_grad(into, centred, shape, of.stride)
-    # By Cauchy and Schwarz, over all items and positions.
-    norms = [
-        torch.linalg.vector_norm(y.transpose(0, 1).flatten(1), dim=1).max()
-        for y in (into, centred[:, 0])
-    ]
+        centred = x - x.mean((0, *axes) if own_means else (0, 1, *axes), keepdim=True)
+    centred, shape = centred.unsqueeze(1), tuple(weights.shape)
+    # What all positions of a template have in common multiplies sums of the input alone.
+    common = into.mean((0, *axes), keepdim=True)
+    rest = into - common if _is_mostly(common, into) else into
+    narrow = steps.correlate_direct_template_grad(rest, centred, shape, of.stride)
     total = widen(narrow)
+    if rest is not into:
+        total += widen(common[0].unsqueeze(1)) * _sums_of_positions(centred[:, 0], of, into)
+    # By Cauchy and Schwarz, over all items and positions.
+    norms = [torch.linalg.vector_norm(y, dim=(0, *axes)).max() for y in (rest, centred[:, 0])]
     if of.zero_mean:
         # What is left behind the standardisation.
         total = total - total.mean(axes if own_means else (-ndim - 1, *axes), keepdim=True)
@@ -154,6 +155,26 @@ def _onto_template(
     if not _is_exact(left, float(norms[0] * norms[1])):
         return _onto_template_wide(of, into, x, weights, windows, own_means)
     return total
+
+
+def _is_mostly(common: Tensor, into: Tensor) -> bool:
+    """Whether one value for all positions is most of an upstream gradient, as behind a sum."""
+    if into.dtype == torch.float64:
+        return False  # whose sums are exact enough
+    of_common, of_all = (float(torch.linalg.vector_norm(y)) for y in (common, into))
+    return of_common**2 * into[:, 0].numel() > 0.5 * of_all**2
+
+
+def _sums_of_positions(x: Tensor, of: ScoreGradCall, into: Tensor) -> Tensor:
+    """For each element of a template the sum of what all positions see there: (C, *window)."""
+    ndim = len(of.stride)
+    seen = x.sum(0, dtype=torch.float64)
+    for axis, (step, k, n) in enumerate(
+        zip(of.stride, of.template.shape[-ndim:], into.shape[-ndim:], strict=True), -ndim
+    ):
+        seen = seen.unfold(axis, (n - 1) * step + 1, 1)[..., ::step].sum(-1)
+        seen = seen.narrow(axis, 0, k)
+    return seen
 
 
 def _onto_template_wide(
