@@ -132,23 +132,32 @@ class DenseCoefficients {
 // Sums of some rows of positions, (rows, columns, width), for a block of templates.
 struct DenseRows {
   int64_t member, first, templates;  // a template's number
-  int64_t z, y, rows, width;
+  Axes3 at;                          // the first position
+  int64_t rows, columns, width;
   const double* totals;
 };
+
+// Where the first position lies in an output.
+inline int64_t first_of(const DenseRows& of, const Axes3& stride) {
+  return of.at[0] * stride[0] + of.at[1] * stride[1] + of.at[2] * stride[2];
+}
 
 // Calls emit(rows) for the rows of all outputs.
 template <class T, class Emit>
 void run_dense(const DenseSums<T>& sums, const DenseCoefficients<T>& packed, const Emit& emit) {
   const auto& planes = sums.planes;
   const int64_t members = static_cast<int64_t>(sums.members.size()), blocks = packed.blocks();
-  const int64_t columns = sums.size[2], row = columns * packed.width_of(0);
   if (members * blocks * product(sums.size) == 0) return;
-  const int64_t fitting = std::max<int64_t>(1, kUnitBytes / (8 * row));
-  const int64_t rows = std::min(sums.size[1], fitting), strips = (sums.size[1] + rows - 1) / rows;
-  const int64_t spread = members * blocks * sums.size[0] * strips / kUnits;
-  const int64_t each = std::clamp<int64_t>(spread, 1, std::max<int64_t>(1, fitting / rows));
-  const int64_t groups = (members + each - 1) / each;
-  const int64_t units = blocks * groups * sums.size[0] * strips;
+  const int64_t lanes = packed.width_of(0), positions = kUnitBytes / (8 * lanes);
+  // Long rows are divided evenly.
+  const int64_t columns = ceil_div(sums.size[2], ceil_div(sums.size[2], positions));
+  const int64_t pieces = ceil_div(sums.size[2], columns), row = columns * lanes;
+  const int64_t fitting = std::max<int64_t>(1, positions / columns);
+  const int64_t rows = std::min(sums.size[1], fitting), strips = ceil_div(sums.size[1], rows);
+  const int64_t places = sums.size[0] * strips * pieces;
+  const int64_t each = std::clamp<int64_t>(members * blocks * places / kUnits, 1,
+                                           std::max<int64_t>(1, fitting / rows));
+  const int64_t groups = ceil_div(members, each), units = blocks * groups * places;
   const int64_t work = packed.terms() * each * rows * row;
   const auto dense = kernels<T>().dense;
   parallel_for(0, units, std::max<int64_t>(1, kGrainTerms / (work + 1)),
@@ -156,25 +165,27 @@ void run_dense(const DenseSums<T>& sums, const DenseCoefficients<T>& packed, con
     std::vector<double> totals(each * rows * row);
     DenseScratch<T> scratch;
     for (int64_t unit = begin; unit < end; ++unit) {
-      const int64_t y = unit % strips * rows, z = unit / strips % sums.size[0];
-      const int64_t group = unit / strips / sums.size[0] % groups;
-      const int64_t block = unit / strips / sums.size[0] / groups, width = packed.width_of(block);
+      const Axes3 at{unit / pieces / strips % sums.size[0], unit / pieces % strips * rows,
+                     unit % pieces * columns};
+      const int64_t group = unit / places % groups, block = unit / places / groups;
+      const int64_t width = packed.width_of(block);
       const int64_t first = group * each, last = std::min(first + each, members);
-      const int64_t some = std::min(rows, sums.size[1] - y);
+      const int64_t high = std::min(rows, sums.size[1] - at[1]);
+      const int64_t wide = std::min(columns, sums.size[2] - at[2]);
       std::fill(totals.begin(), totals.end(), 0.0);
       for (size_t plane = 0; plane < planes.size();) {
         const size_t behind = packed.near(block, plane);
         for (int64_t m = first; m < last; ++m) {
           const SumOfPlanes<T> sum{&planes, sums.source + sums.members[m].source,
-                                   packed.at(block, plane), nullptr,
-                                   sums.source_stride, {z, y, columns}, {}};
-          dense({sum, plane, behind, some, width, totals.data() + (m - first) * rows * row},
+                                   packed.at(block, plane), nullptr, sums.source_stride, {}, {}};
+          dense({sum, plane, behind, at, high, wide, width,
+                 totals.data() + (m - first) * rows * row},
                 scratch);
         }
         plane = behind;
       }
       for (int64_t m = first; m < last; ++m) {
-        emit(DenseRows{m, block * packed.width_of(0), packed.of_block(block), z, y, some, width,
+        emit(DenseRows{m, block * lanes, packed.of_block(block), at, high, wide, width,
                        totals.data() + (m - first) * rows * row});
       }
     }
@@ -187,18 +198,18 @@ auto dense_output(const DenseSums<T>& sums, T* output) {
   return [&sums, output](const DenseRows& of) {
     // Positions that are transposed at once.
     constexpr int64_t kPositions = 64;
-    const int64_t columns = sums.size[2], step = sums.output_stride[2];
+    const int64_t columns = of.columns, step = sums.output_stride[2];
     const bool whole = step == 1 && sums.output_stride[1] == columns;
     const int64_t lines = whole ? 1 : of.rows, length = whole ? of.rows * columns : columns;
     const auto transpose = kernels<T>().transpose;
-    T* to = output + sums.members[of.member].output + of.z * sums.output_stride[0];
+    T* to = output + sums.members[of.member].output + first_of(of, sums.output_stride);
     T part[2 * kMostLanes * kPositions];
     for (int64_t r = 0; r < lines; ++r) {
       for (int64_t x = 0; x < length; x += kPositions) {
         const int64_t count = std::min(kPositions, length - x);
         transpose(of.totals + (r * columns + x) * of.width, count, of.width, part, kPositions);
         for (int64_t t = 0; t < of.templates; ++t) {
-          T* row = to + sums.outputs[of.first + t] + (of.y + r) * sums.output_stride[1] + x * step;
+          T* row = to + sums.outputs[of.first + t] + r * sums.output_stride[1] + x * step;
           const T* values = part + t * kPositions;
           if (step == 1) std::copy_n(values, count, row);
           for (int64_t i = 0; step != 1 && i < count; ++i) row[i * step] = values[i];
@@ -212,13 +223,12 @@ auto dense_output(const DenseSums<T>& sums, T* output) {
 template <class T>
 auto added_output(const DenseSums<T>& sums, double* output) {
   return [&sums, output](const DenseRows& of) {
-    const int64_t columns = sums.size[2];
     for (int64_t r = 0; r < of.rows; ++r) {
-      const double* values = of.totals + r * columns * of.width;
+      const double* values = of.totals + r * of.columns * of.width;
       for (int64_t t = 0; t < of.templates; ++t) {
         double* to = output + sums.members[of.member].output + sums.outputs[of.first + t] +
-                     of.z * sums.output_stride[0] + (of.y + r) * sums.output_stride[1];
-        for (int64_t x = 0; x < columns; ++x) {
+                     first_of(of, sums.output_stride) + r * sums.output_stride[1];
+        for (int64_t x = 0; x < of.columns; ++x) {
           to[x * sums.output_stride[2]] += values[x * of.width + t];
         }
       }

@@ -12,7 +12,9 @@ template <class T>
 struct DenseTask {
   const SumOfPlanes<T>& sum;  // its coefficients are those of the first plane
   size_t first, last;         // planes
-  int64_t rows, width;        // of positions from sum.size on; lanes
+  Axes3 at;                   // the first position
+  int64_t rows, columns;      // of positions
+  int64_t width;              // lanes
   double* totals;             // (rows, columns, width)
 };
 
@@ -26,7 +28,7 @@ struct DenseTerm {
 template <class T>
 struct DenseScratch {
   size_t first = 0, last = 0;  // the planes, lanes and place that the terms are those of
-  int64_t width = 0;
+  int64_t width = 0, columns = 0;
   Axes3 place{};
   std::vector<DenseTerm> terms, copied;
   std::vector<int64_t> rows, sizes;  // of the copied terms: their row of a plane, and its rows
@@ -44,11 +46,11 @@ void locate_terms(const DenseTask<T>& task, int64_t most_rows, int64_t most_colu
                   DenseScratch<T>& scratch) {
   const SumOfPlanes<T>& sum = task.sum;
   if (scratch.first == task.first && scratch.last == task.last && scratch.width == task.width &&
-      scratch.place == sum.size) {
+      scratch.place == task.at && scratch.columns == task.columns) {
     return;
   }
   scratch.first = task.first, scratch.last = task.last;
-  scratch.width = task.width, scratch.place = sum.size;
+  scratch.width = task.width, scratch.place = task.at, scratch.columns = task.columns;
   scratch.terms.clear();
   scratch.copied.clear();
   scratch.rows.clear();
@@ -65,13 +67,13 @@ void locate_terms(const DenseTask<T>& task, int64_t most_rows, int64_t most_colu
     const Plane& p = (*sum.planes)[i];
     const int64_t taps[2] = {p.rows, p.columns};
     int64_t from = p.source;
-    for (int a = 0; a < 3; ++a) from += (sum.size[a] * (a < 2) + p.origin[a]) * sum.source_stride[a];
+    for (int a = 0; a < 3; ++a) from += (task.at[a] + p.origin[a]) * sum.source_stride[a];
     for (int a = 0; a < 2; ++a) {
-      const int64_t at = p.origin[a + 1] + (a == 0 ? sum.size[1] : 0);
+      const int64_t at = p.origin[a + 1] + task.at[a + 1];
       scratch.low[a] = std::max(scratch.low[a], -at);
       scratch.high[a] = std::min(scratch.high[a], p.size[a + 1] - at - taps[a] + 1);
     }
-    const int64_t z = sum.size[0] + p.origin[0], y = sum.size[1] + p.origin[1];
+    const int64_t z = task.at[0] + p.origin[0], y = task.at[1] + p.origin[1];
     const bool exists = z >= 0 && z < p.size[0];
     if (!exists) scratch.high[0] = 0;
     for (int64_t r = 0; r < p.rows; ++r) {
@@ -95,7 +97,8 @@ void copy_planes(const DenseTask<T>& task, int64_t y, int64_t x, int64_t most_ro
   T* to = scratch.copies.data();
   for (size_t i = task.first; i < task.last; ++i) {
     const Plane& p = (*sum.planes)[i];
-    Axes3 from{sum.size[0] + p.origin[0], sum.size[1] + y + p.origin[1], x + p.origin[2]};
+    Axes3 from{task.at[0] + p.origin[0], task.at[1] + y + p.origin[1],
+               task.at[2] + x + p.origin[2]};
     const int64_t rows = most_rows + p.rows - 1;
     if (from[0] < 0 || from[0] >= p.size[0]) {
       std::fill(to, to + rows * scratch.pitch, T(0));
@@ -181,12 +184,12 @@ TORCHCORR_INLINE void dense_registers(const DenseTask<T>& task, int64_t y, int64
   const T* source = inside ? sum.source + y * sum.source_stride[1] + x : scratch.copies.data();
   const int64_t pitch = inside ? sum.source_stride[1] : scratch.pitch;
   const auto& terms = inside ? scratch.terms : scratch.live;
-  double* totals = task.totals + (y * sum.size[2] + x) * width;
+  double* totals = task.totals + (y * task.columns + x) * width;
   const int64_t count = static_cast<int64_t>(terms.size());
   for (int64_t i = 0; i < count; i += kTermsInLoop) {
     add_products<T, BYTES, V, R, P>(source, pitch, terms.data() + i,
                                     std::min(kTermsInLoop, count - i), sum.coefficients, totals,
-                                    sum.size[2] * width);
+                                    task.columns * width);
   }
 }
 
@@ -203,7 +206,7 @@ TORCHCORR_INLINE void dense_positions(const DenseTask<T>& task, int64_t y, int64
 template <class T, int BYTES, int V, int P>
 TORCHCORR_INLINE void dense_rows(const DenseTask<T>& task, DenseScratch<T>& scratch) {
   constexpr int R = P < 9 ? 2 : 3;
-  const int64_t columns = task.sum.size[2], blocks = (columns + P - 1) / P;
+  const int64_t columns = task.columns, blocks = (columns + P - 1) / P;
   const int64_t most_rows = columns <= 3 ? std::min<int64_t>(R, task.rows) : 1;
   locate_terms(task, most_rows, std::min<int64_t>(columns, P), scratch);
   int64_t y = 0;
