@@ -1,7 +1,7 @@
-"""Measures the constants of the cost model in `_plan/costs.py`: `python -m benchmarks.fit`.
+"""Fits the constants of the cost model in `_plan/costs.py`: `python -m benchmarks.fit`.
 
 With `--check` it times every method on a grid of problems and says how far `auto` is from the
-best of them. Constants are nanoseconds with all threads; what counts is their ratios. With
+best of them. Constants are nanoseconds of two cores; what counts is their ratios. With
 `--device cuda` they are those of a GPU, to be kept under the name of its family.
 """
 
@@ -13,202 +13,49 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 from inputs import draw
+from numpy.typing import NDArray
+from scipy.optimize import least_squares
 from torch import Tensor
 
 import torchcorr
 from torchcorr._checks import METHODS
-from torchcorr._cpu.rules import ScoreRule
-from torchcorr._plan.tiling import TileBatch, Tiling, tile_length
+from torchcorr._plan.choose import Arrangement, arrange
+from torchcorr._plan.costs import _COSTS, Costs, costs_of
+from torchcorr._plan.predict import cost
 
-from .measure import Call, alternate
+from .fit_gpu import finished, fit_gpu
+from .measure import alternate
 
-# Bytes of a batch of tiles as complex numbers: what stays in cache together with the templates.
-BATCH = int(2.4e6)
-# The longest tiles that are measured, for each number of axes.
-LONGEST = {1: 1 << 19, 2: 1536, 3: 160}
-SHORTEST = {1: 512, 2: 32, 3: 8}
-# Multiply-adds from which on the direct loop is too slow to be measured.
-MOST_PRODUCTS = 2e10
-
-
-def finished(call: Call, device: str) -> Call:
-    """A call that includes the time the device takes for it."""
-    if device == "cpu":
-        return call
-
-    def until_done() -> object:
-        result = call()
-        torch.cuda.synchronize()
-        return result
-
-    return until_done
+# Multiply-adds and results from which on a method is too slow to be measured, or takes too much.
+MOST_PRODUCTS, MOST_RESULTS = 2e10, 3e7
+# Constants that are fitted: fields of `Costs` and indices of those that are tuples.
+FITTED = (
+    *(("transform", i) for i in range(3)),
+    *(("strain", i) for i in range(3)),
+    *(("shape", i) for i in (0, 2)),
+    *(("sums", i) for i in range(2)),
+    *(("unit", i) for i in range(2)),
+    *((name, None) for name in ("prepared", "tile_element", "emitted")),
+    *((name, None) for name in ("score_element", "position", "scored_position", "product")),
+)
+DTYPES = (torch.float32, torch.float64)
+CORES = 2
 
 
-def median_ns(call: Call, rounds: int, device: str = "cpu") -> float:
-    """Median nanoseconds of a call, after a warm-up."""
-    spent, timed = [], finished(call, device)
-    for _ in range(rounds + 1):
-        start = time.perf_counter()
-        timed()
-        spent.append(time.perf_counter() - start)
-    return statistics.median(spent[1:]) * 1e9
+@dataclass(frozen=True)
+class Sample:
+    """A call that was measured, and the nanoseconds of one core."""
 
-
-def lengths(ndim: int) -> list[int]:
-    """Lengths that tiles can have: those that `tile_length` returns."""
-    tried = SHORTEST[ndim]
-    all_lengths = []
-    while tried <= LONGEST[ndim]:
-        length = tile_length(tried, ndim)
-        all_lengths.append(length)
-        tried = length + (length // 8 & ~1 if ndim == 3 else length // 4) + 1
-    return [n for n in dict.fromkeys(all_lengths) if n <= LONGEST[ndim]]
-
-
-def transforms(rounds: int) -> Iterator[tuple[int, int, float]]:
-    """(ndim, length, ns an element) of fftn and ifftn of complex tiles, each two real ones."""
-    for ndim in (1, 2, 3):
-        axes = tuple(range(-ndim, 0))
-        for length in lengths(ndim):
-            elements = length**ndim
-            batch = max(2, BATCH // (8 * elements) // 2 * 2)
-            tiles = torch.view_as_complex(draw((batch, *(length,) * ndim, 2), torch.float32))
-
-            def pair(tiles: Tensor = tiles, axes: tuple[int, ...] = axes) -> Tensor:
-                return torch.fft.ifftn(torch.fft.fftn(tiles, dim=axes), dim=axes, norm="forward")
-
-            yield ndim, length, median_ns(pair, rounds) / (batch * elements)
-
-
-def operators(rounds: int) -> Iterator[tuple[int, str, float]]:
-    """(ndim, operator, ns an element of a tile) of the other steps of a score."""
-    ops = torch.ops.torchcorr_cpu
-    sizes = {1: (1 << 20, 1000, 1 << 14), 2: (1024, 33, 192), 3: (96, 9, 40)}
-    for ndim, (size, window, length) in sizes.items():
-        image = draw((1, 1, *(size,) * ndim), torch.float32)
-        template = draw((1, 1, 1, *(window,) * ndim), torch.float64, seed=1)
-        step, box = [1] * ndim, [window] * ndim
-        grid = [-(-(size - window + 1) // (length - window + 1))] * ndim
-        tiling = Tiling.cut(image.shape[2:], box, step, grid)
-        elements = math.prod(tiling.length)
-        count = max(2, min(BATCH // (4 * elements), tiling.tiles) // 2 * 2)
-        batch = TileBatch(tiling, list(range(count))).numbers
-        rule = ScoreRule(True, 0.0, 1e-6, False, 1e-8, 0.0, math.inf).numbers
-        out = image.new_empty(1, 1, *tiling.positions)
-        cut = partial(ops.cut_tiles, image, batch, True, False, True)
-        tiles, stats = cut()
-        moments = partial(ops.tile_moments, image, stats, batch, rule, False)
-        *windows, _ = moments()
-        normalise = partial(
-            ops.normalise_tiles, tiles, [stats, *windows], image, template, batch, rule, out
-        )
-        calls = {"cut_tiles": cut, "tile_moments": moments, "normalise_tiles": normalise}
-        for name, call in calls.items():
-            yield ndim, name, median_ns(call, rounds) / (count * elements)
-
-
-def direct_loop(
-    function: Call, rounds: int, size: int = 1024, device: str = "cpu"
-) -> tuple[float, float]:
-    """(ns a position, ns a multiply-add) of a direct loop, by least squares over windows."""
-    image = draw((size, size), torch.float32).to(device)
-    rows, times = [], []
-    for window in (3, 5, 7, 9, 11, 16, 24):
-        template = draw((window, window), torch.float32, seed=1).to(device)
-        scores = (size - window + 1) ** 2
-        rows.append([scores, scores * window**2])
-        call = partial(function, image, template, method="direct")
-        times.append(median_ns(call, rounds, device))
-    # Each window weighs the same: the fit is of relative errors.
-    scaled = np.array(rows) / np.array(times)[:, None]
-    position, product = np.linalg.lstsq(scaled, np.ones(len(times)), rcond=None)[0]
-    return float(position), float(product)
-
-
-def batch_overhead(rounds: int, device: str = "cpu") -> float:
-    """ns of a batch of almost no work."""
-    image, template = (draw((n, n), torch.float32, seed=n).to(device) for n in (16, 3))
-    call = partial(torchcorr.zncc, image, template, method="fft")
-    return median_ns(call, 20 * rounds, device)
-
-
-def real_transforms(rounds: int, device: str, quick: bool) -> Iterator[tuple[int, int, float]]:
-    """(ndim, length, ns an element) of a transform of real tiles: half of forward and inverse."""
-    batch = 1 << (16 if quick else 24)
-    for ndim, longest in ((1, 1 << 22), (2, 4096), (3, 256)):
-        axes = tuple(range(-ndim, 0))
-        length = 64
-        while length <= longest and length**ndim <= batch:
-            shape = (batch // length**ndim, *(length,) * ndim)
-            tiles = draw(shape, torch.float32).to(device)
-
-            def pair(tiles: Tensor = tiles, axes: tuple[int, ...] = axes) -> Tensor:
-                spectrum = torch.fft.rfftn(tiles, dim=axes)
-                return torch.fft.irfftn(spectrum, s=tiles.shape[1:], dim=axes, norm="forward")
-
-            yield ndim, length, median_ns(pair, rounds, device) / (2 * tiles.numel())
-            length *= 2
-
-
-def fit_gpu(rounds: int, device: str, quick: bool) -> None:
-    """Prints the constants of a GPU, as lines that can be pasted."""
-    size = 256 if quick else 4096
-    if device == "cuda":
-        major, minor = torch.cuda.get_device_capability()
-        print(f'# "cuda {major}.{minor}": {torch.cuda.get_device_name()}, in float32.')
-    doublings = []
-    for ndim, length, ns in real_transforms(rounds, device, quick):
-        doublings.append(ns / (ndim * math.log2(length)))
-        print(f"# {ndim}-D, {length}: {ns:.4g} ns an element, {doublings[-1]:.3g} a doubling")
-    doubling = statistics.median(doublings)
-    print(f"transform={doubling:.3g}  # by doubling, one real transform")
-    image, template = (draw((n, n), torch.float32, seed=n).to(device) for n in (size, 64))
-    plan = torchcorr.plan(image, template, method="fft")
-    elements = plan.tiles * math.prod(plan.transform)
-    whole = median_ns(partial(torchcorr.zncc, image, template, method="fft"), rounds, device)
-    through = 2 * doubling * math.log2(math.prod(plan.transform))
-    print(f"tile_element={max(0.0, whole / elements - through):.3g}  # all but the transforms")
-    position, product = direct_loop(torchcorr.correlate, rounds, size, device)
-    _, scored = direct_loop(torchcorr.zncc, rounds, size, device)
-    print(f"position={position:.3g}  # a position of the direct loop")
-    print(f"product={product:.3g}  # a multiply-add of the direct loop")
-    print(f"scored={scored / product:.3g}  # the same of a score, relative to it")
-    print(f"batch={batch_overhead(rounds, device):.2g}  # a batch of tiles, whatever its size")
-
-
-def fit(rounds: int) -> None:
-    """Prints the constants, as lines that can be pasted."""
-    print(f"# Nanoseconds of {torch.get_num_threads()} threads, by benchmarks/fit.py, in float32.")
-    print("# Forward and inverse transform of a complex tile of two real ones, an element of it.")
-    print("_PAIR = {")
-    table: dict[int, dict[int, float]] = {}
-    for ndim, length, ns in transforms(rounds):
-        table.setdefault(ndim, {})[length] = ns
-    for ndim, entries in table.items():
-        print(f"    {ndim}: {{{', '.join(f'{n}: {ns:.2f}' for n, ns in entries.items())}}},")
-    print("}")
-    doublings = [
-        ns / 4 / (ndim * math.log2(length))
-        for ndim, entries in table.items()
-        for length, ns in entries.items()
-    ]
-    doubling = statistics.median(doublings)
-    print(f"transform={doubling:.3f}  # by doubling, half of one complex transform")
-    shares: dict[int, float] = {}
-    for ndim, name, ns in operators(rounds):
-        print(f"# {name} in {ndim}-D: {ns:.2f} an element of a real tile")
-        shares[ndim] = shares.get(ndim, 0.0) + ns
-    listed = ", ".join(f"{ndim}-D {ns:.2f}" for ndim, ns in shares.items())
-    print(f"tile_element={shares[2]:.2f}  # {listed}")
-    position, product = direct_loop(torchcorr.correlate, rounds)
-    print(f"position={position:.3g}  # a position of the direct loop")
-    print(f"product={product:.3g}  # a multiply-add of the direct loop")
-    print(f"batch={batch_overhead(rounds):.2g}  # a batch of tiles, whatever its size")
+    name: str
+    call: Arrangement
+    ns: float
 
 
 def problems(quick: bool) -> Iterator[tuple[int, int, int, int]]:
@@ -219,7 +66,88 @@ def problems(quick: bool) -> Iterator[tuple[int, int, int, int]]:
         for size in sizes[ndim][: 1 if quick else None]:
             for window in windows[ndim]:
                 if window <= size // 2:
-                    yield from ((ndim, size, window, many) for many in (1, 8))
+                    yield from ((ndim, size, window, many) for many in (1, 8, 24))
+
+
+def arrangement(name: str, x: Tensor, w: Tensor, ndim: int, method: str) -> Arrangement:
+    """How a call is computed, on a CPU without other instructions for 8-bit integers."""
+    normalised = name == "zncc"
+    shapes = ((1, *x.shape), (len(w), 1, *w.shape[1:]), (1,) * ndim)
+    return arrange(*shapes, method, normalised=normalised, dtype=x.dtype, device="cpu")
+
+
+def samples(rounds: int, quick: bool) -> Iterator[Sample]:
+    """Times of calls on one thread, in which other processes take no part."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    functions = {"correlate": torchcorr.correlate, "zncc": torchcorr.zncc}
+    for name, function in functions.items():
+        for dtype in DTYPES:
+            for ndim, size, window, many in problems(quick):
+                products = many * size**ndim * window**ndim
+                if many * size**ndim > MOST_RESULTS:
+                    continue
+                x = draw((size,) * ndim, dtype)
+                w = draw((many, *(window,) * ndim), dtype, seed=1)
+                methods = ["fft", "direct"] if products < MOST_PRODUCTS / 4 else ["fft"]
+                calls = {m: partial(function, x, w, ndim=ndim, method=m) for m in methods}
+                times = alternate(calls, rounds, clock=time.process_time, reverse=True)
+                for method, timing in times.items():
+                    call = arrangement(name, x, w, ndim, method)
+                    yield Sample(f"{name} {method}", call, timing.ms * 1e6)
+    torch.set_num_threads(threads)
+
+
+def with_values(costs: Costs, values: Sequence[float]) -> Costs:
+    """Costs with other values of what is fitted."""
+    fields: dict[str, Any] = {}
+    for (name, index), value in zip(FITTED, values, strict=True):
+        if index is None:
+            fields[name] = value
+        else:
+            before = fields.get(name, getattr(costs, name))
+            fields[name] = (*before[:index], value, *before[index + 1 :])
+    return replace(costs, **fields)
+
+
+def predicted(sample: Sample, costs: Costs) -> float:
+    """Nanoseconds of one core by the model, with these costs."""
+    _COSTS["fit"] = costs
+    problem, plan = replace(sample.call.problem, device="fit"), sample.call.plan
+    args = (problem, sample.call.tiling, plan.method, plan.batch, plan.templates)
+    return CORES * cost(*args)
+
+
+def fitted(measured: Sequence[Sample]) -> Costs:
+    """The costs of least relative errors; what calls cost whatever their size is fitted too."""
+    start = costs_of("cpu")
+    values = [getattr(start, n) if i is None else getattr(start, n)[i] for n, i in FITTED]
+    names = sorted({sample.name.split()[0] for sample in measured})
+    overhead = [5e4] * len(names)
+
+    def errors(logs: NDArray[np.float64]) -> list[float]:
+        found = np.exp(logs)
+        costs, calls = with_values(start, found[: len(FITTED)].tolist()), found[len(FITTED) :]
+        of = dict(zip(names, calls, strict=True))
+        return [math.log(s.ns / (predicted(s, costs) + of[s.name.split()[0]])) for s in measured]
+
+    best = least_squares(errors, np.log([*values, *overhead]), loss="soft_l1", f_scale=0.2)
+    left = errors(best.x)
+    for name in sorted({sample.name for sample in measured}):
+        those = [e for e, s in zip(left, measured, strict=True) if s.name == name]
+        spread = statistics.pstdev(those)
+        print(f"# {name}: {len(those)} calls, off by a factor of {math.exp(spread):.2f}")
+    return with_values(start, np.exp(best.x[: len(FITTED)]).tolist())
+
+
+def fit(rounds: int, quick: bool) -> None:
+    """Prints the constants, as lines that can be pasted."""
+    costs = fitted(list(samples(rounds, quick)))
+    for name in dict.fromkeys(name for name, _ in FITTED):
+        value = getattr(costs, name)
+        several = isinstance(value, tuple)
+        digits = ", ".join(f"{v:.2g}" for v in (value if several else (value,)))
+        print(f"{name}=({digits})," if several else f"{name}={digits},")
 
 
 Function = Callable[..., Tensor]
@@ -273,7 +201,7 @@ def main(arguments: list[str] | None = None) -> int:
     elif args.device == "cuda":
         fit_gpu(rounds, args.device, args.quick)
     else:
-        fit(rounds)
+        fit(rounds, args.quick)
     return 0
 
 

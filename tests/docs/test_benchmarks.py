@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import itertools
 import math
 import os
 import sys
@@ -19,8 +20,9 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 if str(ROOT) not in sys.path:
     sys.path.append(str(ROOT))
 
-from benchmarks import fit, load, measure, photographs, report, run  # noqa: E402
+from benchmarks import fit, fit_gpu, load, measure, photographs, report, run  # noqa: E402
 from benchmarks.child import limited  # noqa: E402
+from torchcorr._plan.costs import costs_of  # noqa: E402
 
 PEERS = {"cv2", "monai", "stumpy", "skimage", "scipy", "matplotlib", "obspy", "torch_fftconv"}
 
@@ -186,12 +188,33 @@ def test_a_busy_process_works_and_rests():
 
 
 def test_constants_of_a_gpu_can_be_fitted(capsys):
-    fit.fit_gpu(1, "cpu", True)
+    fit_gpu.fit_gpu(1, "cpu", True)
     said = capsys.readouterr().out
     names = ("transform", "tile_element", "position", "product", "scored", "batch")
     assert all(f"\n{name}=" in said for name in names)
     if not torch.cuda.is_available():
         assert fit.main(["--device", "cuda"]) == 2
+
+
+def test_the_fit_finds_the_costs_that_times_were_made_with():
+    """Times of the model itself, with costs that are not those it starts from."""
+    start = costs_of("cpu")
+    truth = replace(start, product=2 * start.product, transform=(0.1, 0.08, 0.05), emitted=0.9)
+    made = []
+    ways = list(itertools.product(("correlate", "zncc"), ("direct", "fft"), fit.DTYPES))
+    for ndim, size, window, many in fit.problems(False):
+        shapes = ((size,) * ndim, (many, *(window,) * ndim))
+        for name, method, dtype in ways:
+            x, w = (torch.empty(n, device="meta", dtype=dtype) for n in shapes)
+            call = fit.arrangement(name, x, w, ndim, method)
+            sample = fit.Sample(f"{name} {method}", call, 0.0)
+            made.append(replace(sample, ns=fit.predicted(sample, truth) + 1e4))
+    found = fit.fitted(made)
+    for name, index in fit.FITTED:
+        got, want = getattr(found, name), getattr(truth, name)
+        if index is not None:
+            got, want = got[index], want[index]
+        assert got == pytest.approx(want, rel=0.05), (name, index)
 
 
 def test_the_page_shows_every_row(tmp_path, monkeypatch):

@@ -18,7 +18,7 @@ from .._plan import rounding
 from .._plan.choose import Arrangement, Plan, arrange, blocks, scratch_allowed
 from .._plan.dtypes import HALVES, widen
 from .._plan.lags import AxisLags, Lags
-from .._plan.predict import Problem
+from .._plan.predict import Problem, transform_cost
 from .._plan.shapes import Ints, fast_length
 from .._plan.strided import on_lattices
 from .._plan.tiling import Tiling
@@ -220,8 +220,7 @@ def _is_lone(call: Arrangement, dtype: torch.dtype, size: Sequence[int]) -> bool
     elements = problem.channels * math.prod(fast_length(n) for n in size)
     if _WHOLE_BYTES * elements > scratch_allowed(problem):
         return False
-    strain = 1 + min(2.0, problem.costs.strain[len(problem.size) - 1] * 8 * elements / (1 << 20))
-    time = _WHOLE * problem.costs.transform * elements * math.log2(max(2, elements)) * strain
+    time = _WHOLE * transform_cost(problem.costs, len(problem.size), elements, 4)
     return time * 1e-6 < call.plan.cost
 
 

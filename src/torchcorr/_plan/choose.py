@@ -170,6 +170,7 @@ def _passed(problem: Problem, tiling: Tiling, method: str) -> Plan:
     """Units of tiles that stay in the cache of a core, and templates whose spectra are kept."""
     leads, costs, width = problem.leads, problem.costs, problem.itemsize
     n, m, channels = math.prod(tiling.length), math.prod(tiling.outputs), problem.channels
+    unit = costs.unit_bytes[len(tiling.length) - 1]
     each = max(1, leads.inputs * tiling.tiles)
     # A tile of bytes, and a norm and a sum of each window instead of a norm.
     bytes_and_sums = channels * n + 8 * m if problem.of_bytes else 0
@@ -184,13 +185,13 @@ def _passed(problem: Problem, tiling: Tiling, method: str) -> Plan:
         # The tile and its spectrum, products and their inverse, and what is known of its windows.
         held = channels * math.prod(tiling.cut_length) if parts > 1 else 0
         tile = (held + 2 * channels * n + (n if shared else 2 * n) + m) * width + bytes_and_sums
-        batch = min(max(2, costs.unit_bytes // tile // 2 * 2), each + each % 2)
+        batch = min(max(2, unit // tile // 2 * 2), each + each % 2)
     else:
         spectra = channels * math.prod(problem.window) * width
         tile = (channels * n + m) * width + bytes_and_sums
-        templates = max(1, min(leads.templates, (costs.unit_bytes - tile) // (m * width)))
+        templates = max(1, min(leads.templates, (unit - tile) // (m * width)))
         tile += templates * m * width
-        batch = min(max(1, costs.unit_bytes // tile), each)
+        batch = min(max(1, unit // tile), each)
     time = cost(problem, tiling, method, batch, templates) * 1e-6
     size = costs.workers * batch * tile + templates * spectra
     return Plan(method, *_sizes(tiling), tiling.tiles, batch, templates, size, time)
@@ -201,13 +202,14 @@ def gradient_plan(problem: Problem, tiling: Tiling) -> Plan:
     factors and as sums."""
     leads, costs, width = problem.leads, problem.costs, problem.itemsize
     n, m, channels = math.prod(tiling.length), math.prod(tiling.outputs), problem.channels
+    unit = costs.unit_bytes[len(tiling.length) - 1]
     each = max(1, leads.inputs * tiling.tiles)
     spectra = 2 * _spectra_bytes(problem, tiling.length)
     templates = max(1, min(leads.templates, costs.spectra_bytes // spectra))
     # The input's spectrum, an upstream gradient and its transform, products, and of its windows
     # norms, means and what goes through both.
     tile = ((2 * channels + 2) * n + 4 * m) * width
-    batch = min(max(2, costs.unit_bytes // tile // 2 * 2), each + each % 2)
+    batch = min(max(2, unit // tile // 2 * 2), each + each % 2)
     # What a unit adds to each template's spectra and to the input's gradient, kept for its turn.
     kept = (2 + batch) * channels * n * width
     size = costs.workers * (batch * tile + kept) + templates * spectra

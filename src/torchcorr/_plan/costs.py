@@ -14,10 +14,14 @@ from .shapes import Ints
 class Costs:
     """Costs of work on a kind of device, in nanoseconds. Only their ratios matter."""
 
-    transform: float  # an element of a tile, both ways, for each doubling of its size
-    tile_element: float  # cutting a tile out, its norms and its scores, for each element
-    score_element: float  # the same of a direct score, which sums moments on its way on a GPU
+    # An element of a line, a plane or a volume, for each doubling of its size.
+    transform: tuple[float, float, float]
+    sums: tuple[float, float]  # its factor for plain sums of float32 and float64: bounds and checks
+    tile_element: float  # cutting a tile out and its norms, for each element
+    emitted: float  # a score or sum of a tile: taking it from its transform
+    score_element: float  # cutting and norms of direct scores, summed on the way on a GPU
     position: float  # a position of the direct loop
+    scored_position: float  # the same of a score
     product: float  # a multiply-add of the direct loop
     dense_product: float  # the same where many templates share many channels
     channel_product: float  # a complex multiply-add of spectra, for each channel after the first
@@ -27,13 +31,17 @@ class Costs:
     scored: float  # its factor where moments are summed in the same loop
     shape: tuple[float, float, float]  # its factor for lines, planes and volumes
     batch: float  # a batch of tiles, whatever its size
-    unit: float  # a unit of tiles that one worker carries through all steps, whatever its size
+    # A unit of tiles that one worker carries through all steps, whatever its size: of direct
+    # scores, and by transforms.
+    unit: tuple[float, float]
     strain: tuple[float, float, float]  # of a transform: added share for each MiB of a tile
+    prepared: float  # an element of an axis, for each call of a transform, of any number of tiles
+    ready: Ints  # lengths that need no preparation, and those from the last one on
     cache: int  # bytes of scratch that a batch should take, for one template
     near_cache: int  # the same for several templates, which reread the tiles
     scratch: int  # bytes that it may take
     workers: int  # units that are worked on at once, for the scratch that is planned
-    unit_bytes: int  # scratch of a unit, which should stay in the cache of one core
+    unit_bytes: Ints  # scratch of a unit, which should stay near a core, for one to three axes
     spectra_bytes: int  # spectra of templates that are kept at once
     direct_tile: int  # elements of a tile of the direct loop
     pairs: bool  # two tiles are transformed as one complex one
@@ -46,26 +54,33 @@ class Costs:
 _COSTS = {
     # Two cores with AVX-512, fitted by benchmarks/fit.py to float32.
     "cpu": Costs(
-        transform=0.07,
-        tile_element=1.2,
-        score_element=1.2,
-        position=0.2,
-        product=0.0075,
+        transform=(0.069, 0.055, 0.058),
+        sums=(1.47, 1.3),
+        tile_element=0.46,
+        emitted=0.45,
+        score_element=1.65,
+        position=0.34,
+        scored_position=0.7,
+        product=0.0087,
         dense_product=0.0068,
         channel_product=0.6,
         byte_product=0.06,
         byte_line=1,
         digits=1.7,
         scored=1.0,
-        shape=(1.7, 1.0, 2.0),
+        shape=(1.3, 1.0, 2.3),
         batch=1.2e5,
-        unit=2e4,
-        strain=(1.0, 0.25 / 12, 0.5 / 12),
+        unit=(2e4, 7e4),
+        strain=(16.0, 0.25, 0.13),
+        # Roots of unity are computed in each call. Measured of the transforms that PyTorch is
+        # built with on Intel's CPUs; others keep them.
+        prepared=7.0,
+        ready=(10240, 12288, 20480, 40960, 57344, 81920, 114688, 122880, 131072),
         cache=8 << 20,
         near_cache=4 << 20,
         scratch=48 << 20,
         workers=2,
-        unit_bytes=1 << 20,
+        unit_bytes=(4 << 20, 1 << 20, 1 << 20),
         spectra_bytes=16 << 20,
         direct_tile=1 << 16,
         pairs=True,
@@ -88,14 +103,22 @@ _COSTS = {
             1280,
             1536,
         ),
-        long=tuple(length for p in range(9, 20) for length in (1 << p, 5 << (p - 2))),
+        long=tuple(
+            sorted(
+                {length for p in range(9, 20) for length in (1 << p, 5 << (p - 2))}
+                | {12288, 57344, 114688, 122880}
+            )
+        ),
     ),
     # Not fitted: bytes at 4 TB/s, half the arithmetic peak of a large card, launches of 5 us.
     "cuda": Costs(
-        transform=2e-4,
+        transform=(2e-4, 2e-4, 2e-4),
+        sums=(1.0, 1.0),
         tile_element=0.011,
+        emitted=0.0,
         score_element=0.0,
         position=3e-3,
+        scored_position=3e-3,
         product=6e-5,
         dense_product=6e-5,
         channel_product=0.0,
@@ -105,13 +128,15 @@ _COSTS = {
         scored=2.5,
         shape=(1.0, 1.0, 1.0),
         batch=5e4,
-        unit=5e4,
+        unit=(5e4, 5e4),
         strain=(0.0, 0.0, 0.0),
+        prepared=0.0,
+        ready=(),
         cache=256 << 20,
         near_cache=256 << 20,
         scratch=512 << 20,
         workers=1,
-        unit_bytes=256 << 20,
+        unit_bytes=(256 << 20, 256 << 20, 256 << 20),
         spectra_bytes=256 << 20,
         direct_tile=1 << 31,
         pairs=False,

@@ -10,6 +10,8 @@ from .leads import Leads
 from .shapes import Ints, fast_length
 from .tiling import Tiling
 
+# Of a transform, relative to one that stays in the nearest cache.
+_MOST_STRAIN = 2.0
 # Making band matrices, for each element of their rows.
 _BAND = 6.0
 
@@ -105,6 +107,21 @@ def _products(problem: Problem) -> float:
     return problem.channels * math.prod(problem.window[:-1]) * line * product
 
 
+def transform_cost(costs: Costs, ndim: int, elements: int, itemsize: int) -> float:
+    """Nanoseconds of one transform of a tile."""
+    strain = costs.strain[ndim - 1] * 2 * itemsize * elements / (1 << 20)
+    time = costs.transform[ndim - 1] * math.log2(max(elements, 2)) * elements * itemsize / 4
+    return time * (1 + min(_MOST_STRAIN, strain))
+
+
+def preparation(costs: Costs, length: Ints) -> float:
+    """Nanoseconds of a call of transforms, before any of its tiles."""
+    if not costs.ready:
+        return 0.0
+    unready = (n for n in length if n < costs.ready[-1] and n not in costs.ready)
+    return costs.prepared * sum(unready)
+
+
 def cost(problem: Problem, tiling: Tiling, method: str, batch: int, templates: int) -> float:
     """Nanoseconds, on the cores that the costs were measured on."""
     leads = problem.leads
@@ -116,7 +133,8 @@ def cost(problem: Problem, tiling: Tiling, method: str, batch: int, templates: i
     idle = 1.0
     if in_passes(problem):
         units = max(1, leads.paired * -(-each // batch))
-        time, idle = units * blocks * costs.unit, _idle(units, not problem.of_bytes)
+        time = units * blocks * costs.unit[method == "fft"]
+        idle = _idle(units, not problem.of_bytes)
     if method == "fft":
         width = transformed_size(problem) / 4
     element = costs.tile_element if method == "fft" else costs.score_element
@@ -124,7 +142,8 @@ def cost(problem: Problem, tiling: Tiling, method: str, batch: int, templates: i
         time += blocks * tiles * problem.channels * n * element * width
     if method == "direct":
         scores = tiles * leads.templates * math.prod(tiling.outputs)
-        loop = scores * (costs.position + _products(problem)) * width
+        position = costs.scored_position if problem.normalised else costs.position
+        loop = scores * (position + _products(problem)) * width
         if problem.of_bytes and costs.byte_line > 1:
             rows = leads.paired * leads.templates * problem.channels
             rows *= math.prod(problem.window[:-1])
@@ -142,9 +161,13 @@ def cost(problem: Problem, tiling: Tiling, method: str, batch: int, templates: i
     others = tiles / 2 * parts * leads.templates * (problem.channels - 1)
     others += tiles / 2 * leads.templates * (folds > 1)  # adding up parts of spectra
     time += others * n * costs.channel_product * width
-    ndim, size = len(tiling.length), 8 * width * n
-    strain = costs.strain[ndim - 1] * size / (1 << 20)
-    transform = costs.transform * math.log2(max(n, 2)) * n * width * (1 + min(2.0, strain))
+    transform = transform_cost(costs, len(tiling.length), n, int(4 * width))
     if problem.of_bytes:
         transform *= costs.digits
+    if not problem.normalised:
+        transform *= costs.sums[problem.itemsize > 4]
+    # Forward in each block, and back for each template.
+    calls = -(-tiles // batch) * (blocks + leads.templates) + leads.templates
+    time += calls * preparation(costs, tiling.length)
+    time += tiles * leads.templates * math.prod(tiling.outputs) * costs.emitted * width
     return (time + 2 * planes * transform) * idle
