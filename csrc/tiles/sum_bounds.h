@@ -3,45 +3,120 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
+#include <bit>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <vector>
 
 #include "common/tiling.h"
 
 namespace torchcorr {
 
+// Sizes are cut into layers: what of each lies between two levels. The last one is open.
+constexpr size_t kLayers = 4;
+
 // The size of a tile's elements.
 struct TileMass {
+  struct Layer {
+    double thickness = 0;  // no element has more in the layer
+    double least = 0;      // at most what any window has in it
+  };
   double largest = 0;  // of all elements of the tile
-  double least = 0;    // at most the sum of the sizes in any of its windows
-  double most = 0;     // about the largest of these sums
-  // The same for sizes of which no more than `clip` counts.
-  double clip = 0, clipped_least = 0;
+  double swing = 0;    // about half of the range of sums of sizes of windows
+  std::array<Layer, kLayers> layers;
 };
 
-// For a tile of finite elements.
-TileMass mass_of(const Tiling& tiling, int64_t tile, const float* input);
+// Blocks along an axis that masses are known of: every window contains `inside` neighbouring ones
+// whole, and the first of them begins within its first `size` elements.
+struct Blocks {
+  int64_t size, inside;
+
+  // About `fineness` blocks to a window. Smaller ones leave less out and take more time.
+  Blocks(int64_t window, int64_t fineness)
+      : size(static_cast<int64_t>(std::bit_floor(static_cast<uint64_t>(std::max<int64_t>(1, window / fineness))))),
+        inside((window - size + 1) / size) {}
+  int64_t length() const { return inside * size; }
+};
+constexpr int64_t kCoarse = 8, kFine = 16;
+
+// For a tile of finite elements; of others only `largest` is known.
+TileMass mass_of(const Tiling& tiling, int64_t tile, const float* input, int64_t fineness);
 
 // Sums of the smallest absolute values of a template.
 class SmallestWeights {
  public:
-  SmallestWeights(int64_t n, const double* weights);
+  // Of those in the blocks that a window contains, wherever these lie, or of all if the first would
+  // take too long.
+  SmallestWeights(const Tiling& tiling, const double* weights, int64_t fineness);
 
   // At most the sum of the smallest absolute values that weigh `count` elements, which need not be a
   // whole number.
   double sum_of(double count) const;
 
  private:
-  // Bins of sizes: how many values are in the bins before, their sum, and the least size in the bin.
+  // Bins of sizes: how many values are in the bins before, at most their sum, and the least size in
+  // the bin.
   std::vector<double> counts_, sums_, least_;
 };
 
-// At most the sum of absolute products of a template with any window of the tile: the mass of a
-// window is least by as few elements as can have it, on the smallest weights (math.md, eq.
-// least-products). Clipped sizes are less, but more elements are needed for their mass.
+// At most the sum of absolute products of a template with any window of the tile: the mass of a layer
+// is least by as few elements as can have it, on the smallest weights (math.md, eq. least-products).
 inline double least_products(const TileMass& mass, const SmallestWeights& weights) {
-  const auto bound = [&](double largest, double least) {
-    return largest > 0 ? largest * weights.sum_of(least / largest) : 0.0;
-  };
-  return std::max(bound(mass.largest, mass.least), bound(mass.clip, mass.clipped_least));
+  double least = 0;
+  for (const TileMass::Layer& layer : mass.layers) {
+    if (layer.thickness > 0) least += layer.thickness * weights.sum_of(layer.least / layer.thickness);
+  }
+  return least;
 }
+
+// The smallest weights of a template, those of fine blocks only if they are asked for.
+class TemplateBounds {
+ public:
+  TemplateBounds(const Tiling& tiling, const double* weights)
+      : tiling_(&tiling), weights_(weights), coarse_(tiling, weights, kCoarse) {}
+
+  const SmallestWeights& coarse() const { return coarse_; }
+  const SmallestWeights& fine() const {
+    std::call_once(*ready_, [&] { fine_.emplace(*tiling_, weights_, kFine); });
+    return *fine_;
+  }
+
+ private:
+  const Tiling* tiling_;
+  const double* weights_;
+  SmallestWeights coarse_;
+  mutable std::optional<SmallestWeights> fine_;
+  std::unique_ptr<std::once_flag> ready_ = std::make_unique<std::once_flag>();
+};
+
+// The masses of a tile, those of fine blocks only where coarse ones nearly suffice. One worker's.
+class TileBounds {
+ public:
+  TileBounds(const Tiling& tiling, int64_t tile, const float* input)
+      : tiling_(&tiling), tile_(tile), input_(input), coarse_(mass_of(tiling, tile, input, kCoarse)) {}
+
+  double largest() const { return coarse_.largest; }
+  double swing() const { return coarse_.swing; }
+
+  // Whether the sums of absolute products of all windows are known to be at least `needed`.
+  bool reach(double needed, const TemplateBounds& weights) const {
+    const double least = least_products(coarse_, weights.coarse());
+    if (least >= needed) return true;
+    if (!(least * kGain >= needed)) return false;
+    if (!fine_) fine_ = mass_of(*tiling_, tile_, input_, kFine);
+    return least_products(*fine_, weights.fine()) >= needed;
+  }
+
+ private:
+  static constexpr double kGain = 2.5;  // of fine blocks at most
+
+  const Tiling* tiling_;
+  int64_t tile_;
+  const float* input_;
+  TileMass coarse_;
+  mutable std::optional<TileMass> fine_;
+};
 
 }  // namespace torchcorr

@@ -37,13 +37,16 @@ struct SumRule {
   bool is_checked() const { return std::isfinite(wide_allowed); }
 };
 
-// Of a template: its sum, its norms, and sums of its smallest values.
+// Of a template: its sum, its norms, and bounds of sums if they decide the precision.
 struct TemplateFacts {
   double sum = 0, sizes = 0, norm = 0;
-  SmallestWeights smallest;
+  std::optional<TemplateBounds> bounds;
 
-  TemplateFacts(int64_t n, const double* w) : smallest(n, w) {
-    for (int64_t i = 0; i < n; ++i) sum += w[i], sizes += std::abs(w[i]), norm += w[i] * w[i];
+  TemplateFacts(const Tiling& tiling, const double* w, bool by_precision) {
+    if (by_precision) bounds.emplace(tiling, w);
+    for (int64_t i = 0; i < tiling.window_size(); ++i) {
+      sum += w[i], sizes += std::abs(w[i]), norm += w[i] * w[i];
+    }
     norm = std::sqrt(norm);
   }
 };
@@ -52,18 +55,18 @@ struct TemplateFacts {
 struct Two {
   Sizes tiles;
   const TileStats* stats;
-  const TileMass* masses = nullptr;
+  const TileBounds* bounds = nullptr;
 
   // Whether all elements of a tile are known to be zero.
-  bool is_zero(int64_t lane) const { return masses && masses[lane].largest == 0; }
+  bool is_zero(int64_t lane) const { return bounds && bounds[lane].largest() == 0; }
   int64_t existing() const { return (tiles[0] >= 0) + (tiles[1] >= 0); }
   double mean_square() const { return stats[0].mean_square + stats[1].mean_square; }
 };
 
-// Tiles of a unit and the masses that are known of them.
+// Tiles of a unit and what is known of their sums.
 struct Measured {
   Sizes tiles;
-  std::vector<TileMass> masses;
+  std::vector<TileBounds> bounds;
 
   Sizes two(size_t i) const { return {tiles[i], tiles[i + 1]}; }
 };
@@ -82,7 +85,7 @@ class SumPass {
         spectra_(tiling_, templ_, spectra), map_(tiling_, out) {
     const int64_t n = tiling_.window_size(), lines = block.pairs() * block.templates();
     for (int64_t line = 0; line < lines; ++line) {
-      facts_.emplace_back(n, templ_.const_data_ptr<double>() + line * n);
+      facts_.emplace_back(tiling_, templ_.const_data_ptr<double>() + line * n, is_by_precision());
     }
     for (int64_t k = 0; k < block.templates(); ++k) all_.push_back(k);
   }
@@ -92,7 +95,7 @@ class SumPass {
   // Writes the sums of tiles of one leading index.
   void sum(const Sizes& tiles, int64_t pair) {
     if constexpr (sizeof(T) < sizeof(double)) {
-      if (rule_.narrow_allowed > 0) return sum_by_precision(tiles, pair);
+      if (is_by_precision()) return sum_by_precision(tiles, pair);
     }
     sum_wide({tiles, {}}, cut(tiles, true), pair, all_);
   }
@@ -104,6 +107,7 @@ class SumPass {
   }
 
  private:
+  bool is_by_precision() const { return sizeof(T) < sizeof(double) && rule_.narrow_allowed > 0; }
   int64_t line_of(int64_t pair, int64_t k) const { return pair * block_.templates() + k; }
   const TemplateFacts& facts_of(int64_t pair, int64_t k) const { return facts_[line_of(pair, k)]; }
   const double* template_of(int64_t pair, int64_t k) const {
@@ -136,10 +140,9 @@ class SumPass {
     bool all_quiet = true, all_loud = true;
     for (size_t i = 0; i < tiles.size(); i += 2) {
       for (size_t lane = 0; lane < 2; ++lane) {
-        all.masses.push_back(
-            mass_of(tiling_, tiles[i + lane], input_.template const_data_ptr<T>()));
+        all.bounds.emplace_back(tiling_, tiles[i + lane], input_.template const_data_ptr<T>());
       }
-      const Two two{all.two(i), rows + i, all.masses.data() + i};
+      const Two two{all.two(i), rows + i, all.bounds.data() + i};
       quiet.emplace_back(), loud.emplace_back();
       for (int64_t k : all_) {
         const TemplateFacts& templ = facts_of(pair, k);
@@ -151,9 +154,10 @@ class SumPass {
     loud_before_.store(all_loud, std::memory_order_relaxed);
     if (all_quiet && wide) first.lines = torch::stable::to(first.lines, ScalarType::ComplexFloat);
     if (all_quiet) return sum_narrow(all, std::move(first), pair, all_);
+    if (!wide || !all_loud) first = {};
     if (all_loud) return sum_wide(all, wide ? std::move(first) : cut(tiles, true), pair, all_);
     for (size_t i = 0; i < tiles.size(); i += 2) {
-      const Measured both{all.two(i), {all.masses[i], all.masses[i + 1]}};
+      const Measured both{all.two(i), {all.bounds[i], all.bounds[i + 1]}};
       if (!loud[i / 2].empty()) sum_wide(both, cut(both.tiles, true), pair, loud[i / 2]);
       if (!quiet[i / 2].empty()) sum_narrow(both, cut(both.tiles, false), pair, quiet[i / 2]);
     }
@@ -164,8 +168,7 @@ class SumPass {
   double expected_contents(const Two& two, const TemplateFacts& templ) const {
     double swing = 0;
     for (int64_t lane = 0; lane < 2; ++lane) {
-      const TileMass& mass = two.masses[lane];
-      if (two.tiles[lane] >= 0) swing += (mass.most - mass.least) / 2 * two.stats[lane].scale;
+      if (two.tiles[lane] >= 0) swing += two.bounds[lane].swing() * two.stats[lane].scale;
     }
     const double mean = templ.sum / static_cast<double>(tiling_.window_size());
     return kUsualContents * templ.norm * std::sqrt(two.mean_square()) + std::abs(mean) * swing;
@@ -174,12 +177,12 @@ class SumPass {
   // Whether the rounding of numerators that contain so much is within what every window allows.
   bool is_quiet(const Two& two, double contents, const TemplateFacts& templ) const {
     for (int64_t lane = 0; lane < 2; ++lane) {
-      const TileMass& mass = two.masses[lane];
+      const TileBounds& bounds = two.bounds[lane];
       if (two.tiles[lane] < 0 || two.is_zero(lane)) continue;
       // So that no sum of float32 sizes overflows.
-      if (two.stats[lane].non_finite > 0 || !(mass.largest < 1e30)) return false;
+      if (two.stats[lane].non_finite > 0 || !(bounds.largest() < 1e30)) return false;
       const double noise = rule_.narrow_noise * contents / two.stats[lane].scale;
-      if (!(noise <= rule_.narrow_allowed * least_products(mass, templ.smallest))) return false;
+      if (!bounds.reach(noise / rule_.narrow_allowed, *templ.bounds)) return false;
     }
     return true;
   }
@@ -187,26 +190,37 @@ class SumPass {
   // Sums of templates through float32, and those that turn out to need it through float64.
   void sum_narrow(const Measured& of, Cut narrow, int64_t pair, const Sizes& templates) {
     const Tensor stats = narrow.stats;
-    const Operand operand = spectrum_of(std::move(narrow.lines), tiling_, templates.size() == 1);
+    std::optional<Operand> operand =
+        spectrum_of(std::move(narrow.lines), tiling_, templates.size() == 1);
     for (int64_t k : templates) {
-      const TemplateFacts& templ = facts_of(pair, k);
-      const Tensor sums =
-          complex_products_of(operand, tiling_, spectra_.template of<float>(line_of(pair, k)));
-      for (size_t i = 0; i < of.tiles.size(); i += 2) {
-        const Two two{of.two(i), rows_of_stats(stats) + i, of.masses.data() + i};
-        const float* numerators =
-            static_cast<const float*>(sums.const_data_ptr()) + i * tiling_.tile_size();
-        const Contents in = contents_of(2 * tiling_.tile_size(), numerators);
-        const double power = templ.norm * templ.norm * two.mean_square();
-        const double contents = std::sqrt(power + in.squares / elements()) + in.largest / 2;
-        if (!is_quiet(two, contents, templ)) {
-          sum_wide({two.tiles, {two.masses[0], two.masses[1]}}, cut(two.tiles, true), pair, {k});
-          continue;
+      std::vector<Two> loud;
+      {
+        const Tensor sums =
+            complex_products_of(*operand, tiling_, spectra_.template of<float>(line_of(pair, k)));
+        for (size_t i = 0; i < of.tiles.size(); i += 2) {
+          const Two two{of.two(i), rows_of_stats(stats) + i, of.bounds.data() + i};
+          const float* numerators =
+              static_cast<const float*>(sums.const_data_ptr()) + i * tiling_.tile_size();
+          if (!write_if_quiet(two, pair, k, numerators)) loud.push_back(two);
         }
-        count_way(Way::kFloat32, two.existing());
-        for (int64_t lane = 0; lane < 2; ++lane) write(two, lane, pair, k, numerators);
+      }
+      // So that what is in float32 takes no memory beside what is in float64.
+      if (templates.size() == 1) operand.reset();
+      for (const Two& two : loud) {
+        sum_wide({two.tiles, {two.bounds[0], two.bounds[1]}}, cut(two.tiles, true), pair, {k});
       }
     }
+  }
+
+  bool write_if_quiet(const Two& two, int64_t pair, int64_t k, const float* numerators) const {
+    const TemplateFacts& templ = facts_of(pair, k);
+    const Contents in = contents_of(2 * tiling_.tile_size(), numerators);
+    const double power = templ.norm * templ.norm * two.mean_square();
+    const double contents = std::sqrt(power + in.squares / elements()) + in.largest / 2;
+    if (!is_quiet(two, contents, templ)) return false;
+    count_way(Way::kFloat32, two.existing());
+    for (int64_t lane = 0; lane < 2; ++lane) write(two, lane, pair, k, numerators);
+    return true;
   }
 
   // --- float64 ---
@@ -218,8 +232,8 @@ class SumPass {
       const Tensor sums =
           complex_products_of(operand, tiling_, spectra_.template of<double>(line_of(pair, k)));
       for (size_t i = 0; i < of.tiles.size(); i += 2) {
-        const TileMass* masses = of.masses.empty() ? nullptr : of.masses.data() + i;
-        const Two two{of.two(i), rows_of_stats(stats) + i, masses};
+        const TileBounds* bounds = of.bounds.empty() ? nullptr : of.bounds.data() + i;
+        const Two two{of.two(i), rows_of_stats(stats) + i, bounds};
         const double* numerators =
             static_cast<const double*>(sums.const_data_ptr()) + i * tiling_.tile_size();
         count_way(Way::kFloat64, two.existing());
@@ -245,7 +259,7 @@ class SumPass {
     const auto is_safe = [&](int64_t lane, double noise) {
       if (two.tiles[lane] < 0 || two.is_zero(lane)) return true;
       const double least = noise / two.stats[lane].scale / rule_.wide_allowed;
-      return two.masses && least_products(two.masses[lane], templ.smallest) >= least;
+      return two.bounds && two.bounds[lane].reach(least, *templ.bounds);
     };
     // By Young's inequality numerators contain no more than this.
     const double bound = rule_.wide_noise * std::sqrt(2 * two.mean_square()) * templ.sizes;

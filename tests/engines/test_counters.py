@@ -29,6 +29,19 @@ def test_noise_takes_float32():
         assert ways == counters.Ways(ways.float32, 0, 0, 0, 0)
 
 
+def test_plain_sums_of_noise_take_float32():
+    for window in (24, 32, 48):
+        for image, template in (
+            (draw((SIZE, SIZE), torch.float32), draw((window, window), torch.float32, seed=1)),
+            (draw((SIZE, SIZE), torch.float32) - 0.5, draw((window, window), torch.float32) - 0.5),
+        ):
+            counters.take()
+            torchcorr.correlate(image, template, method="fft")
+            ways = counters.take()
+            assert ways.float32 > 0
+            assert ways.float64 == 0
+
+
 def test_float64_takes_float64():
     x = normal(SIZE, SIZE, seed=1)
     ways = ways_of(x, template_of(x), method="fft")

@@ -12,11 +12,12 @@ from inputs import draw, normal
 from tile_geometries import GEOMETRIES, batch_of, image_of
 
 import torchcorr
+from torchcorr._cpu import counters
 from torchcorr._cpu.rules import SumRule
 from torchcorr._definition import correlate as correlation
 from torchcorr._definition.spectra import template_spectra
 from torchcorr._plan import rounding
-from torchcorr._plan.tiling import Block, TileBatch
+from torchcorr._plan.tiling import Block, TileBatch, Tiling
 
 ops = torch.ops.torchcorr_cpu
 every_geometry = pytest.mark.parametrize("name", GEOMETRIES)
@@ -128,6 +129,88 @@ def test_sums_that_are_left() -> None:
     exact, sizes = exact_sums(image, weights, batch)
     assert none == []
     assert ((out.double() - exact).abs() <= 8 * rounding.unit(torch.float32) * sizes).all()
+
+
+def opposed(image: torch.Tensor, template: torch.Tensor, at: tuple[int, ...]) -> torch.Tensor:
+    """The image with a window of its own elements whose largest meet the smallest weights."""
+    image, place = (
+        image.clone(),
+        tuple(slice(i, i + n) for i, n in zip(at, template.shape, strict=True)),
+    )
+    of_window = image[place].flatten()
+    order = template.abs().flatten().argsort()
+    of_window[order] = of_window[of_window.abs().argsort(descending=True)]
+    image[place] = of_window.reshape(template.shape)
+    return image
+
+
+# Of the smallest sum of absolute products of a tile.
+FACTORS = (1e-4, 0.3, 1.0001, 1.1, 1.5, 2.0, 4.0, 10.0)
+
+
+def hard_pairs() -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """One tile each, where sums of absolute products vary among windows or are hard to bound."""
+    image, template = normal(41, 45, seed=1), normal(16, 18, seed=2)
+    pairs = {"noise": (image, template), "of one sign": (image.abs(), template.abs())}
+    for at in ((0, 0), (3, 5), (25, 27), (12, 26)):
+        pairs[f"opposed at {at}"] = opposed(image, template, at), template
+        faint = image.clone()
+        faint[at[0] : at[0] + 16, at[1] : at[1] + 18] *= 1e-4
+        pairs[f"faint at {at}"] = faint, template
+    stripes = (torch.arange(45) % 2).expand(41, 45)
+    pairs["stripes"] = stripes + 0.01, (stripes[:16, :18] + 0.01)
+    pairs["sparse"] = image * (image.abs() > 1.5), template * (template.abs() > 1)
+    pairs["rectified"] = image.relu(), template
+    spike = image.clone()
+    spike[20, 20] = 1e4
+    pairs["spike"] = spike, template
+    steps = torch.where(template.abs() > 1, template, 1e-3 * template)
+    pairs["steps"] = opposed(image, steps, (7, 9)), steps
+    # Nearly all weight in the margin that the blocks of one window leave out, where it is zero.
+    rim, hole = torch.full((16, 18), 1e-3), torch.full((41, 45), 1.3)
+    rim[0], rim[:, 0] = 1, 1
+    hole[3:19, 5:23] = (rim < 1).to(hole.dtype)
+    for name, axes in {"first": (), "last": (0, 1)}.items():
+        pairs[f"rim of {name} elements"] = hole.flip(axes), rim.flip(axes)
+    line, short = normal(700, seed=3), normal(200, seed=4)
+    pairs["line"] = opposed(line, short, (123,)), short
+    volume, box = normal(12, 11, 13, seed=5), normal(6, 5, 7, seed=6)
+    pairs["volume"] = opposed(volume, box, (3, 1, 5)), box
+    return pairs
+
+
+def accepts_float32(
+    image: torch.Tensor, template: torch.Tensor, tiling: Tiling, rule: SumRule
+) -> bool:
+    batch, block = TileBatch(tiling, [0, -1]), Block(slice(0, 1), slice(0, 1), 2)
+    counters.take()
+    sum_tiles(image[None, None].float(), template[None, None, None], batch, block, rule)
+    return counters.take().float32 > 0
+
+
+def test_no_bound_exceeds_the_sums_of_absolute_products() -> None:
+    """Tiles go through float32 only where the noise that a rule assumes is within what it allows of
+    the smallest sum; for noise, the bound of this sum is not far below it.
+    """
+    for name, pair in hard_pairs().items():
+        image, template = (x.float().double() for x in pair)
+        ones = (1,) * image.dim()
+        tiling = Tiling.cut(image.shape, template.shape, ones, ones)
+        _, sizes = exact_sums(image[None, None], template[None, None, None], TileBatch(tiling, []))
+        least = float(sizes.min()) or 1e-6 * float(sizes.max())
+        # What numerators contain, or are expected to.
+        spectra = [torch.fft.fftn(x, tiling.length) for x in (image - image.mean(), template)]
+        around = torch.fft.ifftn(spectra[0] * spectra[1].conj()).real
+        mean_square = (image - image.mean()).square().sum() / around.numel()
+        power, expected = template.square().sum() * mean_square, 3.6
+        contents = (power + around.square().mean()).sqrt() + around.abs().max() / 2
+        contents = max(float(contents), expected * math.sqrt(power))
+        rule = replace(sum_rule(torch.float32, True, 10**6), narrow_allowed=1.0)
+        rules = {f: replace(rule, narrow_noise=f * least / contents) for f in FACTORS}
+        accepted = [f for f in FACTORS if accepts_float32(image, template, tiling, rules[f])]
+        assert max(accepted, default=0) < 1, name
+        if name in ("noise", "of one sign", "line"):
+            assert 0.3 in accepted, name
 
 
 @every_geometry
