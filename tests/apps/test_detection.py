@@ -200,6 +200,44 @@ def test_events_in_noise_and_gaps(block):
     assert bool((found.scores >= found.thresholds).all())
 
 
+@pytest.mark.parametrize("deviations", [5.0, 8.0])
+def test_the_threshold_is_that_of_medians(deviations):
+    """So many times the median absolute deviation above the median of each template's scores."""
+    record, templates, moveouts, _ = scene(3)
+    found = match_filter(
+        record, templates, moveouts=moveouts, deviations=deviations, keep_stack=True
+    )
+    scores = array(found.stack).astype(np.float64)
+    middle = np.median(scores, 1, keepdims=True)
+    limits = (middle + deviations * np.median(np.abs(scores - middle), 1, keepdims=True))[:, 0]
+    assert {0, 1} == set(found.templates.tolist())
+    np.testing.assert_allclose(
+        array(found.thresholds), limits[found.templates.tolist()], rtol=0, atol=1e-6
+    )
+    for t in range(2):
+        left, taken = scores[t].copy(), []
+        while left.max() > limits[t]:
+            at = int(left.argmax())
+            taken.append(at)
+            left[max(0, at - 199) : at + 200] = -1
+        assert found.positions[found.templates == t].tolist() == sorted(taken)
+
+
+@pytest.mark.parametrize("distance", [1, 3, 500])
+def test_detections_are_a_trigger_distance_apart(distance):
+    record, templates, moveouts, _ = scene(3)
+    found = match_filter(
+        record, templates, moveouts=moveouts, threshold=0.2, min_distance=distance, keep_stack=True
+    )
+    for t in range(2):
+        left, taken = array(found.stack[t]).copy(), []
+        while left.max() >= np.float32(0.2):
+            at = int(left.argmax())
+            taken.append(at)
+            left[max(0, at - distance + 1) : at + distance] = -1
+        assert found.positions[found.templates == t].tolist() == sorted(taken)
+
+
 @pytest.mark.parametrize("silence", ["gap", "flat", "template"])
 def test_silence_is_no_detection(silence):
     """Where all of a block is silent, its median and deviation would be 0, and any score exceed
