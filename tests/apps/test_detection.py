@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from inputs import array, draw, normal, tensor
 
 from torchcorr import closest_windows, distance_profile, match_filter
+from torchcorr.align import detection
 
 
 def distances(x: np.ndarray, query: np.ndarray) -> np.ndarray:
@@ -236,6 +237,23 @@ def test_detections_are_a_trigger_distance_apart(distance):
             taken.append(at)
             left[max(0, at - distance + 1) : at + distance] = -1
         assert found.positions[found.templates == t].tolist() == sorted(taken)
+
+
+def test_no_more_scores_than_a_block_are_in_memory(monkeypatch):
+    record, templates, moveouts, _ = scene(3)
+    seen = []
+    scored = detection.scores_beside_gaps
+
+    def spy(line, *rest):
+        scores = scored(line, *rest)
+        seen.append(tuple(scores.shape))
+        return scores
+
+    monkeypatch.setattr(detection, "scores_beside_gaps", spy)
+    match_filter(record, templates, moveouts=moveouts, threshold=0.5, block=5000)
+    spread = int(moveouts.max() - moveouts.min())
+    assert len(seen) == 3 * 12
+    assert all(count == 2 and length <= 5000 + spread for count, length in seen)
 
 
 @pytest.mark.parametrize("silence", ["gap", "flat", "template"])
