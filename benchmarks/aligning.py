@@ -16,6 +16,8 @@ import torchcorr
 from . import accuracy, loops, peers
 from .measure import Accuracy, Bound, Row, Settings, alternate, at_least, at_most, ratio_row
 
+# Seconds after which no thread of OpenBLAS waits for work any more.
+PAUSE = 0.1
 # Error of a shift in samples: a whole one is right or wrong.
 WHOLE, PART = 1e-9, 0.01
 
@@ -41,7 +43,7 @@ def shift_row(
     settings: Settings,
 ) -> Row:
     """Functions return a `Shift`, and the peer a shift or scores that are not compared."""
-    timings = alternate(functions, settings.rounds)
+    timings = alternate(functions, settings.rounds, pause=PAUSE)
 
     def error(shift: np.ndarray) -> float:
         return float(np.abs(np.asarray(shift, dtype=np.float64) - true).max())

@@ -69,10 +69,13 @@ def alternate(
     *,
     clock: Callable[[], float] = time.perf_counter,
     reverse: bool = False,
+    pause: float = 0.0,
 ) -> dict[str, Timing]:
     """Calls all contestants once to warm them up, then in turn, and times each call.
 
-    With `reverse`, every other round goes backwards, so that the order does not favour any.
+    With `reverse`, every other round goes backwards, so that the order does not favour any. Before
+    each call there is a pause of so many seconds: threads of OpenBLAS, which NumPy calls, keep
+    their cores busy for some time after they have finished, in which others cannot use them.
 
     Slow contestants take part in the first rounds only. The others have as many rounds as the
     slowest of them.
@@ -91,6 +94,7 @@ def alternate(
         for name in reversed(order) if reverse and number % 2 else order:
             if number >= wanted[name]:
                 continue
+            time.sleep(pause)
             start = clock()
             contestants[name]()
             times[name].append(clock() - start)

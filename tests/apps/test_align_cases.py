@@ -1,6 +1,7 @@
 """Inputs on which tools for aligning were reported to fail, with right answers, and laws."""
 
 import itertools
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -178,6 +179,62 @@ def test_exchanged_recordings_give_the_negated_shift(pair):
     for name in ("score", "found", "overlap", "at_limit", "significance", "false_alarm"):
         assert torch.equal(getattr(there, name), getattr(back, name)), name
     assert torch.equal(back.score_map, there.score_map.flip(tuple(range(x.dim()))))
+
+
+def exact_score(a: list[int], b: list[int]) -> Fraction:
+    """Pearson's r times its own size, without rounding; 0 where either is flat."""
+    n = len(a)
+    sums = n * sum(x * y for x, y in zip(a, b, strict=True)) - sum(a) * sum(b)
+    energies = [n * sum(x * x for x in v) - sum(v) ** 2 for v in (a, b)]
+    return Fraction(sums * abs(sums), energies[0] * energies[1]) if all(energies) else Fraction(0)
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.integers(0, 2**32), st.integers(6, 24), st.integers(6, 24), st.integers(2, 4))
+def test_the_best_lag_and_the_nearest_of_equals_by_exact_arithmetic(seed, n, m, levels):
+    """Few levels make many equal scores, which rounding must not decide."""
+    rng = np.random.default_rng(seed)
+    x, y = (rng.integers(0, levels, size).tolist() for size in (n, m))
+    least = 0.4 * min(n, m)
+    scores = {}
+    for lag in range(1 - m, n):
+        start, stop = max(lag, 0), min(n, lag + m)
+        if stop - start >= least:
+            a, b = x[start:stop], y[start - lag : stop - lag]
+            scores[lag] = exact_score(a, b), a == b
+    best = max(score for score, _ in scores.values())
+    result = estimate_shift(
+        tensor(np.float64(x)), tensor(np.float64(y)), ndim=1, min_overlap=0.4, subpixel=False
+    )
+    assert result.found.item() == (best > 0)
+    if best > 0:
+        assert result.score.item() == pytest.approx(float(best) ** 0.5, abs=1e-12)
+        # Of perfect ones those with equal samples are better.
+        ties = [k for k, (score, same) in scores.items() if score == best and same]
+        ties = ties or [k for k, (score, _) in scores.items() if score == best]
+        assert result.shift.item() in ties
+        assert abs(result.shift.item()) == min(map(abs, ties))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**32), st.lists(st.integers(1, 6), min_size=1, max_size=2), st.booleans())
+def test_periodic_recordings_take_the_smallest_shift(seed, periods, noisy):
+    """Of all the lags at which they agree, whatever the pattern that repeats."""
+    rng = np.random.default_rng(seed)
+    pattern = rng.normal(size=periods)
+    pattern.flat[0] += 4
+    size = len(periods) * [(40, 18)[len(periods) - 1]]
+    source = np.tile(pattern, [n // p + 2 for n, p in zip(size, periods, strict=True)])
+    starts = [int(rng.integers(p)) for p in periods]
+    x, y = (
+        1e-14 * noisy * rng.normal(size=size)
+        + source[tuple(slice(k, k + n) for k, n in zip(begin, size, strict=True))]
+        for begin in ([0] * len(periods), starts)
+    )
+    nearest = [min(k, p - k) for k, p in zip(starts, periods, strict=True)]
+    shift = array(estimate_shift(tensor(x), tensor(y), ndim=len(periods)).shift)
+    if pattern.size > 1:
+        np.testing.assert_allclose(np.abs(shift), nearest, atol=1e-6)
 
 
 @pytest.mark.parametrize("lags", [(0, 30), (25, None), (None, 26), (25, 25)])

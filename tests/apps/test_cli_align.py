@@ -6,11 +6,13 @@ import re
 import numpy as np
 import pytest
 import tifffile
+from inputs import tensor
 from PIL import Image
 from scipy.io import wavfile
 from scipy.signal import resample_poly
 from skimage import data
 
+from torchcorr import Shift, estimate_shift
 from torchcorr.__main__ import main
 
 
@@ -90,6 +92,23 @@ def test_align_has_all_the_options_of_the_function(folder, capsys):
     assert found["shift"][0] == pytest.approx(60, abs=0.5)
     assert found["score"] < 0 and found["at_limit"] is True and found["lags"] == [[0, 60]]
     assert "limit of the search" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("ndim", [1, 2])
+def test_align_json_holds_all_of_the_result(folder, ndim):
+    rng = np.random.default_rng(6)
+    source = rng.normal(size=(90, 90)[:ndim])
+    first, second = (
+        source[(slice(k, k + 70),) * ndim] + rng.normal(size=(70,) * ndim) for k in (0, 9)
+    )
+    np.save("a.npy", first)
+    np.save("b.npy", second)
+    assert main(["align", "a.npy", "b.npy", "--json", "a.json"]) == 0
+    found = json.loads((folder / "a.json").read_text())
+    shift = estimate_shift(*map(tensor, (first, second)), ndim=ndim)
+    for name in set(Shift.__dataclass_fields__) - {"ranges", "score_map"}:
+        assert found[name] == getattr(shift, name).tolist(), name
+    assert found["lags"] == [list(ends) for ends in shift.ranges]
 
 
 def test_align_images(folder, capsys):

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from inputs import array, draw, normal, tensor
 
 from torchcorr import closest_windows, distance_profile, match_filter
+from torchcorr.align import detection
 
 
 def distances(x: np.ndarray, query: np.ndarray) -> np.ndarray:
@@ -198,6 +199,61 @@ def test_events_in_noise_and_gaps(block):
         assert found.positions[found.templates == t].tolist() == [int(p) for p in places[t]]
     assert found.stack is None
     assert bool((found.scores >= found.thresholds).all())
+
+
+@pytest.mark.parametrize("deviations", [5.0, 8.0])
+def test_the_threshold_is_that_of_medians(deviations):
+    """So many times the median absolute deviation above the median of each template's scores."""
+    record, templates, moveouts, _ = scene(3)
+    found = match_filter(
+        record, templates, moveouts=moveouts, deviations=deviations, keep_stack=True
+    )
+    scores = array(found.stack).astype(np.float64)
+    middle = np.median(scores, 1, keepdims=True)
+    limits = (middle + deviations * np.median(np.abs(scores - middle), 1, keepdims=True))[:, 0]
+    assert {0, 1} == set(found.templates.tolist())
+    np.testing.assert_allclose(
+        array(found.thresholds), limits[found.templates.tolist()], rtol=0, atol=1e-6
+    )
+    for t in range(2):
+        left, taken = scores[t].copy(), []
+        while left.max() > limits[t]:
+            at = int(left.argmax())
+            taken.append(at)
+            left[max(0, at - 199) : at + 200] = -1
+        assert found.positions[found.templates == t].tolist() == sorted(taken)
+
+
+@pytest.mark.parametrize("distance", [1, 3, 500])
+def test_detections_are_a_trigger_distance_apart(distance):
+    record, templates, moveouts, _ = scene(3)
+    found = match_filter(
+        record, templates, moveouts=moveouts, threshold=0.2, min_distance=distance, keep_stack=True
+    )
+    for t in range(2):
+        left, taken = array(found.stack[t]).copy(), []
+        while left.max() >= np.float32(0.2):
+            at = int(left.argmax())
+            taken.append(at)
+            left[max(0, at - distance + 1) : at + distance] = -1
+        assert found.positions[found.templates == t].tolist() == sorted(taken)
+
+
+def test_no_more_scores_than_a_block_are_in_memory(monkeypatch):
+    record, templates, moveouts, _ = scene(3)
+    seen = []
+    scored = detection.scores_beside_gaps
+
+    def spy(line, *rest):
+        scores = scored(line, *rest)
+        seen.append(tuple(scores.shape))
+        return scores
+
+    monkeypatch.setattr(detection, "scores_beside_gaps", spy)
+    match_filter(record, templates, moveouts=moveouts, threshold=0.5, block=5000)
+    spread = int(moveouts.max() - moveouts.min())
+    assert len(seen) == 3 * 12
+    assert all(count == 2 and length <= 5000 + spread for count, length in seen)
 
 
 @pytest.mark.parametrize("silence", ["gap", "flat", "template"])

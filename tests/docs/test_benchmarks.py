@@ -78,6 +78,20 @@ def test_quick_contestants_get_more_rounds_together():
     assert clock.log == ["ours", "theirs"] * (timings["ours"].rounds + 1)
 
 
+def test_a_pause_comes_before_each_timed_call_and_is_not_timed(monkeypatch):
+    clock = Clock()
+
+    def sleep(seconds: float) -> None:
+        clock.log.append(f"{seconds} s")
+        clock.now += seconds
+
+    monkeypatch.setattr(measure.time, "sleep", sleep)
+    calls = {name: clock.contestant(name, 9, 4) for name in ("ours", "theirs")}
+    timings = measure.alternate(calls, 1, clock=clock, pause=0.25)
+    assert clock.log == ["ours", "theirs", "0.25 s", "ours", "0.25 s", "theirs"]
+    assert timings["ours"].ms == timings["theirs"].ms == 4000
+
+
 @pytest.mark.parametrize(
     ("value", "bound", "error", "expected"),
     [

@@ -135,16 +135,16 @@ def _divisor(a: Tensor, lags: Lags, scale: str) -> Tensor:
 def correlation_lags(size: int, moved: int, *, mode: str = "full") -> Tensor:
     """Return the lags of a correlation along one axis, in the order of its values.
 
-    Equals ``scipy.signal.correlation_lags(size, moved, mode)`` where ``size`` is at least
-    ``moved``; in mode ``"same"``, for an odd size and an even ``moved``, SciPy's lags are one more
-    than those of its own values.
+    Equals ``scipy.signal.correlation_lags(size, moved, mode)``; only in mode ``"same"``, for an odd
+    size and an even ``moved``, SciPy's lags are one more than those of its own values.
 
     Parameters
     ----------
     size, moved : int
         Elements of the input and of the template, or of ``a`` and ``b``, along the axis.
     mode : str
-        ``"full"``, ``"same"`` or ``"valid"``, as for `correlate`.
+        ``"full"``, ``"same"`` or ``"valid"``, as for `correlate`; with "valid" those at which one
+        lies within the other, also if ``moved`` is the longer, which `correlate` refuses.
 
     Returns
     -------
@@ -157,7 +157,7 @@ def correlation_lags(size: int, moved: int, *, mode: str = "full") -> Tensor:
     TypeError
         If a size is no int.
     ValueError
-        If a size is below 1, the mode is unknown, or ``moved`` exceeds ``size`` in mode "valid".
+        If a size is below 1, or the mode is unknown.
 
     References
     ----------
@@ -174,8 +174,10 @@ def correlation_lags(size: int, moved: int, *, mode: str = "full") -> Tensor:
     _checks.one_of(mode, _checks.MODES, "mode")
     for name, value in (("size", size), ("moved", moved)):
         _checks.per_axis(value, 1, name)
-    if mode == "valid":
-        _checks.window_fits((moved,), (size,), "moved")
-    low = {"full": 1 - moved, "same": -(moved // 2), "valid": 0}[mode]
-    high = {"full": size - 1, "same": size - 1 - moved // 2, "valid": size - moved}[mode]
+    ends = {
+        "full": (1 - moved, size - 1),
+        "same": (-(moved // 2), size - 1 - moved // 2),
+        "valid": (min(0, size - moved), max(0, size - moved)),
+    }
+    low, high = ends[mode]
     return AxisLags(size, moved, low, high).values(torch.get_default_device())

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from .. import _checks, _contract
+from .._definition.traced import is_traced
 from ..local import flat_windows
 from .gaps import scores_beside_gaps
+from .subsample import is_followed
 
 __all__ = ["Windows", "closest_windows", "distance_profile"]
 
@@ -83,14 +85,26 @@ def distance_profile(input: Tensor, query: Tensor, *, method: str = "auto") -> T
     m = query.shape[-1]
     _checks.window_fits((m,), tuple(input.shape[-1:]), "query")
     scores = scores_beside_gaps(input, query, method)
+    if not (is_traced() or is_followed(scores)):
+        distance = (1 - scores).mul_(2 * m).sqrt_()
+        # A flat window scores 0, so where there is no 0 none is flat.
+        if int(torch.count_nonzero(scores)) < scores.numel():
+            distance = _beside_flat(distance, input, query)
+        return distance.nan_to_num_(nan=torch.inf, posinf=torch.inf)
     squared = 2 * m * (1 - scores)
     # The slope of a root is infinite at 0, where a distance has its least value.
     apart = squared > 0
     distance = torch.where(apart, torch.where(apart, squared, 1.0).sqrt(), 0.0)
+    distance = _beside_flat(distance, input, query)
+    return distance.masked_fill(scores.isnan(), torch.inf).to(scores.dtype)
+
+
+def _beside_flat(distance: Tensor, input: Tensor, query: Tensor) -> Tensor:
+    """Distances, also where a window or the query is flat."""
+    m = query.shape[-1]
     flat, flat_query = flat_windows(input, m, ndim=1), flat_windows(query, m, ndim=1)
     distance = torch.where(flat ^ flat_query, math.sqrt(m), distance)
-    distance = torch.where(flat & flat_query, 0.0, distance)
-    return distance.masked_fill(scores.isnan(), torch.inf).to(scores.dtype)
+    return torch.where(flat & flat_query, 0.0, distance)
 
 
 def closest_windows(

@@ -14,7 +14,7 @@ from ..match.maxima import parabola
 from .masked import Masks
 from .subsample import Place, from_neighbours, from_recordings
 
-__all__ = ["Best", "Judge", "Peak", "best_of", "significance", "false_alarm", "unrelated"]
+__all__ = ["Best", "Judge", "Peak", "best_of"]
 
 # Scores this close to 1 are perfect, and scores this close to one another are equal: rounding must
 # not decide.
@@ -33,8 +33,6 @@ _TRIED = 4
 _NEAR = 1 << 10
 # Lags of a line that are ranked together.
 _WIDTH = 1 << 10
-# Elements whose correlation says how many independent ones there are.
-_SAMPLE = 1 << 12
 
 
 @dataclass(frozen=True)
@@ -76,48 +74,6 @@ class Best:
 
     def contains(self, peak: Peak) -> bool:
         return all(a <= k <= b for k, (a, b) in zip(peak.lag, self.box, strict=True))
-
-
-def significance(score: float, independent: float) -> float:
-    """Normal deviate of a coefficient r over n independent pairs, signed as r.
-
-    ``(8 v + 1) / (8 v + 3) * sqrt(-v log(1 - r**2))`` with ``v = n - 2``: Wallace's normal deviate
-    of Student's ``t**2 = v r**2 / (1 - r**2)``.
-    """
-    free = max(independent - 2, 0.0)
-    square = -free * math.log1p(-min(score * score, 1 - _PERFECT))
-    return math.copysign((8 * free + 1) / (8 * free + 3) * math.sqrt(square), score)
-
-
-def false_alarm(deviate: float, either: bool, trials: float) -> float:
-    """Probability that the largest of so many normal deviates comes that far (Šidák)."""
-    tail = math.erfc(abs(deviate) / math.sqrt(2)) * (1.0 if either else 0.5)
-    return -math.expm1(trials * math.log1p(-tail)) if tail < 1 else 1.0
-
-
-def unrelated(x: Tensor, y: Tensor) -> float:
-    """Pairs of elements that count as one independent pair, ``sum_k rho_x(k) rho_y(k)``.
-
-    Bartlett's variance of the coefficient of unrelated recordings, times the number of pairs, here
-    from the power spectra of their middles (Parseval).
-    """
-    size = round(_SAMPLE ** (1 / x.dim()))
-    powers = []
-    for v in (x, y):
-        starts = [max(0, (n - size) // 2) for n in v.shape]
-        v = v[tuple(slice(start, start + size) for start in starts)].double()
-        v = v - v.mean()
-        peak = v.abs().amax()
-        spectrum = torch.fft.rfftn(v / torch.where(peak > 0, peak, 1.0), [2 * size] * x.dim())
-        power = spectrum.real.square() + spectrum.imag.square()
-        powers.append(power / torch.where(peak > 0, _mean(power, size), 1.0))
-    return max(1.0, float(_mean(powers[0] * powers[1], size)))
-
-
-def _mean(power: Tensor, size: int) -> Tensor:
-    """Of all frequencies, the negative ones of the last axis being those that are not there."""
-    half = power.narrow(-1, 0, size).sum() + power.narrow(-1, 1, size).sum()
-    return half / (power.numel() / power.shape[-1] * 2 * size)
 
 
 @dataclass(frozen=True)
@@ -186,7 +142,8 @@ class Judge:
 class _Map:
     """Scores of some lags and of those beside them, of which the former are ranked.
 
-    They are ranked row by row, the most promising first, as most rows cannot contain the best.
+    They are ranked row by row, the most promising first, as most rows cannot contain the best; a
+    few are ranked at once.
     """
 
     def __init__(
@@ -195,6 +152,16 @@ class _Map:
         self.scores, self.around, self.inner, self.judge = scores, around, inner, judge
         core = scores[inner.within(around)]
         self.given = None if counts is None else counts[inner.within(around)]
+        self.ranked: Tensor | None = None
+        if core.numel() <= _WIDTH:
+            counts = inner.counts(scores.device) if self.given is None else self.given
+            self.ranked = judge.ranks(core, counts)
+            self.width = core.numel()
+            self.rows, self.outer = (v.reshape(1, -1) for v in (core, counts))
+            self.along = counts.new_ones(1)
+            self.highest = self._sizes(self.rows).amax(1)
+            self.bounds = self.ranked.reshape(1, -1).amax(1)
+            return
         self.width = core.shape[-1] if core.dim() > 1 else min(core.shape[-1], _WIDTH)
         first, *others = (axis.counts(scores.device) for axis in inner.axes)
         if others and self.given is not None:
@@ -219,7 +186,7 @@ class _Map:
         """The highest score of each row, and what no rank in it exceeds: ``artanh(r) / r`` and
         ``sqrt(n) > sqrt(n - 3)`` rise.
         """
-        sizes = scores.abs() if self.judge.either else scores
+        sizes = self._sizes(scores)
         highest = sizes.amax(1)
         if self.judge.by_score:
             return highest, highest
@@ -232,14 +199,26 @@ class _Map:
         capped = highest.clamp(2.0**-20, 1 - _PERFECT)
         return highest, linear.clamp_(min=0) * (capped.atanh() / capped) * (1 + _EQUAL)
 
+    def _sizes(self, scores: Tensor) -> Tensor:
+        return scores.abs() if self.judge.either else scores
+
     def counts(self, rows: Tensor) -> Tensor:
         return self.outer[rows] * self.along
 
     def ranks(self, rows: Tensor) -> Tensor:
+        if self.ranked is not None:
+            return self.ranked.reshape(1, -1)[rows]
         return self.judge.ranks(self.rows[rows], self.counts(rows))
 
     def best(self, without: tuple[slice, ...] | None = None) -> Peak | None:
         """The lag with the highest rank, outside a box of the map."""
+        if self.ranked is not None:
+            ranks = self.ranked
+            if without is not None:
+                ranks = ranks.clone()
+                ranks[without] = -torch.inf
+            number = int(ranks.argmax())
+            return self.peak(number) if float(ranks.flatten()[number]) > -math.inf else None
         bounds = self.bounds
         if without is not None:
             rows = self._touched(without)
@@ -317,12 +296,11 @@ class _Map:
             left, i = divmod(left, n)
             index.insert(0, i)
         lag = tuple(a.low + i for a, i in zip(self.inner.axes, index, strict=True))
-        row = torch.tensor([number // self.width], device=self.rows.device)
-        column = number % self.width
-        score, rank, count = (
-            float(v[0, column]) for v in (self.rows[row], self.ranks(row), self.counts(row))
-        )
-        return Peak(lag, score, rank, int(count), abs(score) >= 1 - _PERFECT)
+        row, column = divmod(number, self.width)
+        score, count = self.rows[row, column], self.outer[row, column % self.outer.shape[1]]
+        count = count * self.along[column % len(self.along)]
+        rank = float(self.judge.ranks(score, count))
+        return Peak(lag, float(score), rank, int(count), abs(float(score)) >= 1 - _PERFECT)
 
     def place(self, peak: Peak) -> tuple[int, ...]:
         """Its index among the scores."""
@@ -330,6 +308,8 @@ class _Map:
 
     def nearest(self, numbers: Tensor) -> Tensor:
         """Elements of the map in the order of their distance to the centre."""
+        if len(numbers) == 1:
+            return numbers
         distance = torch.zeros_like(numbers)
         indices = torch.unravel_index(numbers, self.inner.shape)
         for axis, centre, at in zip(self.inner.axes, self.inner.centre, indices, strict=True):
@@ -354,13 +334,14 @@ class _Map:
         place = [k - a.low for a, k in zip(self.inner.axes, peak.lag, strict=True)]
         ends = []
         for axis, (at, lags) in enumerate(zip(place, self.inner.axes, strict=True)):
-            line = core[(*place[:axis], slice(None), *place[axis + 1 :])]
-            if self.given is None:
-                others = peak.count // lags.count(peak.lag[axis])
-                counts = lags.counts(line.device) * others
+            along = (*place[:axis], slice(None), *place[axis + 1 :])
+            if self.ranked is not None:
+                ranks = self.ranked[along]
+            elif self.given is not None:
+                ranks = self.judge.ranks(core[along], self.given[along])
             else:
-                counts = self.given[(*place[:axis], slice(None), *place[axis + 1 :])]
-            ranks = self.judge.ranks(line, counts)
+                others = peak.count // lags.count(peak.lag[axis])
+                ranks = self.judge.ranks(core[along], lags.counts(core.device) * others)
             low, high = at - _fall(ranks[: at + 1].flip(0)), at + _fall(ranks[at:])
             ends.append((lags.low + low, lags.low + high))
         return tuple(ends)

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from .. import _contract
 from .._plan.lags import Lags
+from .chance import false_alarm, significance, unrelated
 from .masked import Masks
 from .phase import weighed_scores
-from .ranking import Best, Judge, best_of, false_alarm, significance, unrelated
+from .ranking import Best, Judge, best_of
 from .subsample import Place, from_neighbours, from_recordings, is_followed
 
 __all__ = ["Answer", "Search"]
