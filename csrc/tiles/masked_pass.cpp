@@ -16,6 +16,7 @@
 #include "tiles/masked_factors.h"
 #include "tiles/masked_rows.h"
 #include "tiles/steps.h"
+#include "tiles/tile_level.h"
 
 namespace torchcorr {
 namespace {
@@ -23,8 +24,6 @@ namespace {
 // Rounding errors of a transform, in units of the norm of its values: `TRANSFORM` of
 // _plan/rounding.py.
 constexpr double kTransform = 10;
-constexpr int64_t kSampled = 8;        // one row in so many is read to choose level and scale
-constexpr int64_t kRowsToSample = 64;  // a tile of fewer rows is read whole
 constexpr int64_t kWindowsToSample = 8;  // along an axis, to find faint ones
 
 // How weighted scores are computed: `MaskedRule` of _cpu/rules.py.
@@ -39,11 +38,6 @@ struct MaskedRule {
     zero_mean = n[0] != 0, eps = n[1], least = n[2], allowed = n[3], own_means = n[4] != 0;
   }
 };
-
-Tiling with_channels(Tiling tiling, int64_t channels) {
-  tiling.channels = channels;
-  return tiling;
-}
 
 // T is the type of the input, R that of transforms.
 template <class T>
@@ -109,40 +103,10 @@ class MaskedPass {
   int64_t rows_of_group() const { return of_group_.channels * t_.length[0] * t_.length[1]; }
 
   TileLevel level_of(const TilePlace& place, int64_t group) const {
-    TileLevel of;
     const int64_t rows = rows_of_group(), from = group * rows;
-    const auto over = [&](double level, int64_t step) {
-      Survey all;
-      for (int64_t r = 0; r < rows; r += step) {
-        const TileRow<T> x = row_of(place, image_, from + r), w = row_of(place, weight_, from + r);
-        if (x.end <= x.begin) continue;
-        const T* weights = w.data ? w.data + w.begin : nullptr;
-        survey(x.end - x.begin, x.data + x.begin, weights, level, all);
-      }
-      return all;
-    };
-    int64_t step = rows >= kRowsToSample ? kSampled : 1;
-    Survey found = over(0.0, step);
-    if (total_of_lanes(found.count) == 0 && step > 1) found = over(0.0, step = 1);
-    const double count = total_of_lanes(found.count);
-    of.is_empty = count == 0;
-    if (of.is_empty) return of;
-    if (rule_.zero_mean) {
-      // Rounded to float32, so that subtracting it is exact for elements of a similar size.
-      const float level = static_cast<float>(total_of_lanes(found.sum) / count);
-      if (std::isfinite(level)) of.level = static_cast<double>(level);
-      found = over(of.level, step);
-    }
-    int exponent = 0;
-    const double root = std::sqrt(total_of_lanes(found.squares) / count);
-    of.mean_square = root * root;
-    if (root > 0 && root <= std::numeric_limits<double>::max()) std::frexp(root, &exponent);
-    of.scale = std::ldexp(1.0, -std::clamp(exponent, -1000, 1000));
-    for (int64_t r = 0; weight_ && of.is_whole && r < rows; ++r) {
-      const TileRow<T> w = row_of(place, weight_, from + r);
-      for (int64_t x = w.begin; x < w.end; ++x) of.is_whole = of.is_whole && w.data[x] == T(1);
-    }
-    return of;
+    return level_of_rows<T>(rows, rule_.zero_mean, weight_ != nullptr, [&](int64_t r) {
+      return WeightedRow<T>{row_of(place, image_, from + r), row_of(place, weight_, from + r)};
+    });
   }
 
   // Of some windows of a tile that have enough weight, the least energy.
