@@ -232,22 +232,36 @@ class MaskedPass {
       for (int64_t n : sizes_of(t_.length, t_.ndim)) shape.push_back(n);
       shape.push_back(2);
       const ScalarType type = sizeof(R) < sizeof(double) ? ScalarType::Float : ScalarType::Double;
-      const Tensor tiles = torch::stable::new_zeros(pass_.like_, shape, type);
+      const Tensor tiles = torch::stable::new_empty(pass_.like_, shape, type);
       R* first = tiles.template mutable_data_ptr<R>();
-      for (int lane = 0; lane < 2; ++lane) {
-        for (int64_t r = 0; r < rows; ++r) {
-          const int64_t row = group * rows + r;
-          const T* weight = is_whole_ ? nullptr : pass_.weight_;
-          const TileRow<T> x = pass_.row_of(places_[lane], pass_.image_, row);
-          const TileRow<T> w = pass_.row_of(places_[lane], weight, row);
-          if (x.end <= x.begin) continue;
-          cut(x.end - x.begin, x.data + x.begin, w.data ? w.data + w.begin : nullptr,
-              levels_[lane][group], which, first + 2 * (r * width + x.begin) + lane);
-        }
+      for (int64_t r = 0; r < rows; ++r) {
+        cut_both(group, r, which, first + 2 * r * width);
       }
       of.squares = contents_of(tiles.numel(), first).squares;
       of.lines = transform(lines_of_tiles(tiles), true);
       return of;
+    }
+
+    // One row of both tiles, which begin inside the input: what both have, what one has, and zeros.
+    void cut_both(int64_t group, int64_t r, int which, R* to) const {
+      const T* weight = is_whole_ ? nullptr : pass_.weight_;
+      const int64_t row = group * pass_.rows_of_group() + r;
+      CutRow<T> rows[2];
+      int64_t ends[2];
+      for (int lane = 0; lane < 2; ++lane) {
+        const TileRow<T> x = pass_.row_of(places_[lane], pass_.image_, row);
+        const TileRow<T> w = pass_.row_of(places_[lane], weight, row);
+        rows[lane] = {x.data, w.data, levels_[lane][group]}, ends[lane] = x.end;
+      }
+      const int64_t both = std::min(ends[0], ends[1]);
+      cut_two(both, rows[0], rows[1], which, to);
+      std::fill(to + 2 * both, to + 2 * t_.length[2], R(0));
+      const int lane = ends[1] > ends[0];
+      CutRow<T> rest = rows[lane];
+      if (ends[lane] == both) return;
+      rest.x += both;
+      if (rest.weight) rest.weight += both;
+      cut_one(ends[lane] - both, rest, which, to + 2 * both + lane);
     }
 
     void release(int64_t group, int which) { spectra_[group][which].lines.reset(); }
