@@ -81,7 +81,7 @@ sanitize: $(READY)
 	  $(PY) -m pytest --capture=sys --without _triton tests/engines/test_kernels.py \
 	    tests/engines/test_direct_kernel.py tests/engines/test_tiles.py tests/engines/test_parts.py \
 	    tests/engines/test_score_grads.py tests/engines/test_folds.py tests/engines/test_sum_pass.py \
-	    tests/engines/test_masked_pass.py \
+	    tests/engines/test_masked_pass.py tests/engines/test_moment_pass.py \
 	    tests/engines/test_byte_kernels.py tests/engines/test_overlap_kernels.py \
 	    tests/engines/test_long_lines.py tests/engines/test_medians.py \
 	    tests/engines/test_dense_grads.py tests/contract/test_moments.py \

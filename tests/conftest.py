@@ -33,6 +33,7 @@ ENGINE_TESTS = {
         "test_long_lines.py",
         "test_masked_pass.py",
         "test_medians.py",
+        "test_moment_pass.py",
         "test_overlap_kernels.py",
         "test_parts.py",
         "test_score_grads.py",

@@ -5,6 +5,11 @@
 
 namespace torchcorr {
 
+inline Tiling with_channels(Tiling tiling, int64_t channels) {
+  tiling.channels = channels;
+  return tiling;
+}
+
 // Templates of a block in one of their three forms, their spectra, and what they contain.
 class Factors {
  public:

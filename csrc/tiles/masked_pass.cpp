@@ -16,6 +16,7 @@
 #include "tiles/masked_factors.h"
 #include "tiles/masked_rows.h"
 #include "tiles/steps.h"
+#include "tiles/tile_level.h"
 
 namespace torchcorr {
 namespace {
@@ -23,8 +24,6 @@ namespace {
 // Rounding errors of a transform, in units of the norm of its values: `TRANSFORM` of
 // _plan/rounding.py.
 constexpr double kTransform = 10;
-constexpr int64_t kSampled = 8;        // one row in so many is read to choose level and scale
-constexpr int64_t kRowsToSample = 64;  // a tile of fewer rows is read whole
 constexpr int64_t kWindowsToSample = 8;  // along an axis, to find faint ones
 
 // How weighted scores are computed: `MaskedRule` of _cpu/rules.py.
@@ -39,11 +38,6 @@ struct MaskedRule {
     zero_mean = n[0] != 0, eps = n[1], least = n[2], allowed = n[3], own_means = n[4] != 0;
   }
 };
-
-Tiling with_channels(Tiling tiling, int64_t channels) {
-  tiling.channels = channels;
-  return tiling;
-}
 
 // T is the type of the input, R that of transforms.
 template <class T>
@@ -109,40 +103,10 @@ class MaskedPass {
   int64_t rows_of_group() const { return of_group_.channels * t_.length[0] * t_.length[1]; }
 
   TileLevel level_of(const TilePlace& place, int64_t group) const {
-    TileLevel of;
     const int64_t rows = rows_of_group(), from = group * rows;
-    const auto over = [&](double level, int64_t step) {
-      Survey all;
-      for (int64_t r = 0; r < rows; r += step) {
-        const TileRow<T> x = row_of(place, image_, from + r), w = row_of(place, weight_, from + r);
-        if (x.end <= x.begin) continue;
-        const T* weights = w.data ? w.data + w.begin : nullptr;
-        survey(x.end - x.begin, x.data + x.begin, weights, level, all);
-      }
-      return all;
-    };
-    int64_t step = rows >= kRowsToSample ? kSampled : 1;
-    Survey found = over(0.0, step);
-    if (total_of_lanes(found.count) == 0 && step > 1) found = over(0.0, step = 1);
-    const double count = total_of_lanes(found.count);
-    of.is_empty = count == 0;
-    if (of.is_empty) return of;
-    if (rule_.zero_mean) {
-      // Rounded to float32, so that subtracting it is exact for elements of a similar size.
-      const float level = static_cast<float>(total_of_lanes(found.sum) / count);
-      if (std::isfinite(level)) of.level = static_cast<double>(level);
-      found = over(of.level, step);
-    }
-    int exponent = 0;
-    const double root = std::sqrt(total_of_lanes(found.squares) / count);
-    of.mean_square = root * root;
-    if (root > 0 && root <= std::numeric_limits<double>::max()) std::frexp(root, &exponent);
-    of.scale = std::ldexp(1.0, -std::clamp(exponent, -1000, 1000));
-    for (int64_t r = 0; weight_ && of.is_whole && r < rows; ++r) {
-      const TileRow<T> w = row_of(place, weight_, from + r);
-      for (int64_t x = w.begin; x < w.end; ++x) of.is_whole = of.is_whole && w.data[x] == T(1);
-    }
-    return of;
+    return level_of_rows<T>(rows, rule_.zero_mean, weight_ != nullptr, [&](int64_t r) {
+      return WeightedRow<T>{row_of(place, image_, from + r), row_of(place, weight_, from + r)};
+    });
   }
 
   // Of some windows of a tile that have enough weight, the least energy.
@@ -268,22 +232,36 @@ class MaskedPass {
       for (int64_t n : sizes_of(t_.length, t_.ndim)) shape.push_back(n);
       shape.push_back(2);
       const ScalarType type = sizeof(R) < sizeof(double) ? ScalarType::Float : ScalarType::Double;
-      const Tensor tiles = torch::stable::new_zeros(pass_.like_, shape, type);
+      const Tensor tiles = torch::stable::new_empty(pass_.like_, shape, type);
       R* first = tiles.template mutable_data_ptr<R>();
-      for (int lane = 0; lane < 2; ++lane) {
-        for (int64_t r = 0; r < rows; ++r) {
-          const int64_t row = group * rows + r;
-          const T* weight = is_whole_ ? nullptr : pass_.weight_;
-          const TileRow<T> x = pass_.row_of(places_[lane], pass_.image_, row);
-          const TileRow<T> w = pass_.row_of(places_[lane], weight, row);
-          if (x.end <= x.begin) continue;
-          cut(x.end - x.begin, x.data + x.begin, w.data ? w.data + w.begin : nullptr,
-              levels_[lane][group], which, first + 2 * (r * width + x.begin) + lane);
-        }
+      for (int64_t r = 0; r < rows; ++r) {
+        cut_both(group, r, which, first + 2 * r * width);
       }
       of.squares = contents_of(tiles.numel(), first).squares;
       of.lines = transform(lines_of_tiles(tiles), true);
       return of;
+    }
+
+    // One row of both tiles, which begin inside the input: what both have, what one has, and zeros.
+    void cut_both(int64_t group, int64_t r, int which, R* to) const {
+      const T* weight = is_whole_ ? nullptr : pass_.weight_;
+      const int64_t row = group * pass_.rows_of_group() + r;
+      CutRow<T> rows[2];
+      int64_t ends[2];
+      for (int lane = 0; lane < 2; ++lane) {
+        const TileRow<T> x = pass_.row_of(places_[lane], pass_.image_, row);
+        const TileRow<T> w = pass_.row_of(places_[lane], weight, row);
+        rows[lane] = {x.data, w.data, levels_[lane][group]}, ends[lane] = x.end;
+      }
+      const int64_t both = std::min(ends[0], ends[1]);
+      cut_two(both, rows[0], rows[1], which, to);
+      std::fill(to + 2 * both, to + 2 * t_.length[2], R(0));
+      const int lane = ends[1] > ends[0];
+      CutRow<T> rest = rows[lane];
+      if (ends[lane] == both) return;
+      rest.x += both;
+      if (rest.weight) rest.weight += both;
+      cut_one(ends[lane] - both, rest, which, to + 2 * both + lane);
     }
 
     void release(int64_t group, int which) { spectra_[group][which].lines.reset(); }

@@ -140,15 +140,36 @@ TORCHCORR_INLINE void add_row(int64_t n, const T* x, const T* weight, const doub
   write(to.count, count), write(to.first, first), write(to.square, square);
 }
 
-template <int WHICH, class T, class R>
-TORCHCORR_INLINE void cut_row(int64_t n, const T* x, const T* weight, const TileLevel& of, R* out) {
-  const double level = of.level, scale = of.scale;
+template <int WHICH, bool WEIGHTED, class T>
+struct CutElement {
+  const T* __restrict x;
+  const T* __restrict weight;
+  const double level, scale;
+
+  TORCHCORR_INLINE explicit CutElement(const CutRow<T>& row)
+      : x(row.x), weight(row.weight), level(row.of.level), scale(row.of.scale) {}
+  TORCHCORR_INLINE double at(int64_t i) const {
+    const double w = WEIGHTED ? static_cast<double>(weight[i]) : 1.0;
+    const double d = (static_cast<double>(x[i]) - level) * scale;
+    const double seen = !WEIGHTED || w > 0 ? d : 0.0;
+    return WHICH == 2 ? w : WHICH == 1 ? w * seen * seen : w * seen;
+  }
+};
+
+template <int WHICH, bool WEIGHTED, class T, class R>
+TORCHCORR_INLINE void cut_rows(int64_t n, const CutRow<T>& first, const CutRow<T>& second,
+                               R* __restrict out) {
+  const CutElement<WHICH, WEIGHTED, T> a(first), b(second);
 #pragma GCC ivdep
   for (int64_t i = 0; i < n; ++i) {
-    const double w = weight ? static_cast<double>(weight[i]) : 1.0;
-    const double d = w > 0 ? (static_cast<double>(x[i]) - level) * scale : 0.0;
-    out[2 * i] = static_cast<R>(WHICH == 2 ? w : WHICH == 1 ? w * d * d : w * d);
+    out[2 * i] = static_cast<R>(a.at(i)), out[2 * i + 1] = static_cast<R>(b.at(i));
   }
+}
+
+template <int WHICH, bool WEIGHTED, class T, class R>
+TORCHCORR_INLINE void cut_row(int64_t n, const CutRow<T>& row, R* __restrict out) {
+  const CutElement<WHICH, WEIGHTED, T> a(row);
+  for (int64_t i = 0; i < n; ++i) out[2 * i] = static_cast<R>(a.at(i));
 }
 
 template <int STEP, class R>
@@ -202,11 +223,20 @@ TORCHCORR_CLONES void add_weighted(int64_t n, const double* x, const double* wei
   add_row(n, x, weight, by, level, to);
 }
 #define TORCHCORR_CUT(T, R)                                                                      \
-  TORCHCORR_CLONES void cut(int64_t n, const T* x, const T* weight, const TileLevel& of,         \
-                            int which, R* out) {                                                 \
-    which == 0   ? cut_row<0>(n, x, weight, of, out)                                             \
-    : which == 1 ? cut_row<1>(n, x, weight, of, out)                                             \
-                 : cut_row<2>(n, x, weight, of, out);                                            \
+  TORCHCORR_CLONES void cut_two(int64_t n, const CutRow<T>& a, const CutRow<T>& b, int which,    \
+                                R* out) {                                                        \
+    const bool weighted = a.weight != nullptr;                                                   \
+    which == 0   ? weighted ? cut_rows<0, true>(n, a, b, out) : cut_rows<0, false>(n, a, b, out) \
+    : which == 1 ? weighted ? cut_rows<1, true>(n, a, b, out) : cut_rows<1, false>(n, a, b, out) \
+    : weighted   ? cut_rows<2, true>(n, a, b, out)                                               \
+                 : cut_rows<2, false>(n, a, b, out);                                             \
+  }                                                                                              \
+  TORCHCORR_CLONES void cut_one(int64_t n, const CutRow<T>& a, int which, R* out) {              \
+    const bool weighted = a.weight != nullptr;                                                   \
+    which == 0   ? weighted ? cut_row<0, true>(n, a, out) : cut_row<0, false>(n, a, out)         \
+    : which == 1 ? weighted ? cut_row<1, true>(n, a, out) : cut_row<1, false>(n, a, out)         \
+    : weighted   ? cut_row<2, true>(n, a, out)                                                   \
+                 : cut_row<2, false>(n, a, out);                                                 \
   }
 TORCHCORR_CUT(float, float)
 TORCHCORR_CUT(float, double)

@@ -71,11 +71,22 @@ struct TileLevel {
   bool is_whole = true, is_empty = true;  // all weights are 1, or 0
 };
 
-// Writes one lane of n elements: weighted ones (`which` 0), weighted squares (1), or weights (2).
-void cut(int64_t n, const float* x, const float* weight, const TileLevel& of, int which, float* out);
-void cut(int64_t n, const float* x, const float* weight, const TileLevel& of, int which, double* out);
-void cut(int64_t n, const double* x, const double* weight, const TileLevel& of, int which,
-         double* out);
+// A row of elements of a tile; without weights all are 1.
+template <class T>
+struct CutRow {
+  const T *x, *weight;
+  TileLevel of;
+};
+
+// Writes n weighted elements of two tiles (`which` 0), weighted squares (1), or weights (2), as the
+// two parts of complex numbers.
+void cut_two(int64_t n, const CutRow<float>& a, const CutRow<float>& b, int which, float* out);
+void cut_two(int64_t n, const CutRow<float>& a, const CutRow<float>& b, int which, double* out);
+void cut_two(int64_t n, const CutRow<double>& a, const CutRow<double>& b, int which, double* out);
+// The same of one tile: every other number of `out`.
+void cut_one(int64_t n, const CutRow<float>& row, int which, float* out);
+void cut_one(int64_t n, const CutRow<float>& row, int which, double* out);
+void cut_one(int64_t n, const CutRow<double>& row, int which, double* out);
 
 // Sums of weights, weighted deviations from a level and weighted squares of them.
 struct WeightedParts {

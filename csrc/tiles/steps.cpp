@@ -33,6 +33,9 @@ STABLE_TORCH_LIBRARY(torchcorr_cpu, m) {
       "score_masked_tiles(Tensor input, Tensor? weight, Tensor[] factors, int[] batch, int[] block,"
       " float[] rule, Tensor(a!) out, Tensor(b!) doubtful) -> ()");
   m.def(
+      "weighted_moment_tiles(Tensor input, Tensor? weight, Tensor of_windows, int[] batch,"
+      " int[] block, float[] rule, Tensor(a!)[] out) -> ()");
+  m.def(
       "score_weighted_windows(Tensor input, Tensor? weight, Tensor template, Tensor? template_weight,"
       " Tensor[] items, int[] stride, Tensor places, Tensor[] of_lead, bool zero_mean, bool pooled)"
       " -> Tensor");

@@ -13,6 +13,9 @@ struct WeightedRun {
   double weight;
 };
 
+// Those of one channel's weights (*window).
+std::vector<WeightedRun> runs_of(const Axes3& window, const double* weights);
+
 // A mask over a template, the same for all channels.
 struct WindowWeights {
   double factor;   // norms are `factor` / sqrt(energy)

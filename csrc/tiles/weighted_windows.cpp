@@ -2,44 +2,33 @@
 
 #include <algorithm>
 #include <cmath>
-#include <limits>
 #include <optional>
 #include <vector>
 
-#include "common/axes.h"
 #include "common/parallel.h"
-#include "common/vectors.h"
+#include "tiles/window_elements.h"
 
 namespace torchcorr {
 namespace {
 
-constexpr double kInfinity = std::numeric_limits<double>::infinity();
-
-// Values of windows (items, channels, *size), and the item of each leading index.
-struct Items {
-  const double* data = nullptr;
-  const int64_t* of_lead = nullptr;
-  int64_t channels = 0;
-  Axes3 size{1, 1, 1};
-
+// Values of windows (items, channels, *size), and the item of each leading index; or none.
+class Items {
+ public:
+  Items() = default;
   Items(const Tensor& x, const Tensor& items, int64_t ndim)
-      : data(x.const_data_ptr<double>()), of_lead(items.const_data_ptr<int64_t>()),
-        channels(x.size(1)), size(last_sizes(x, ndim)) {}
+      : first_{x.const_data_ptr<double>(), x.size(1), last_sizes(x, ndim)},
+        of_lead_(items.const_data_ptr<int64_t>()) {}
 
-  // The row of a window that begins at `at`; one channel stands for all.
-  const double* row(int64_t lead, int64_t channel, const Axes3& at, int64_t z, int64_t y) const {
-    const int64_t c = channels == 1 ? 0 : channel;
-    const int64_t plane = (of_lead[lead] * channels + c) * size[0] + at[0] + z;
-    return data + (plane * size[1] + at[1] + y) * size[2] + at[2];
+  ItemRows<double> of(int64_t lead) const {
+    ItemRows<double> rows = first_;
+    if (rows.data) rows.data += of_lead_[lead] * rows.channels * product(rows.size);
+    return rows;
   }
-};
+  const ItemRows<double>& first() const { return first_; }
 
-// Where a window lies, and what it is scored with.
-struct Window {
-  const Items &seen, &other;
-  const Items *there, *mask;  // weights, or null where all are 1
-  int64_t lead;
-  Axes3 from;
+ private:
+  ItemRows<double> first_;
+  const int64_t* of_lead_ = nullptr;
 };
 
 // Sums over the elements of one window.
@@ -47,57 +36,9 @@ struct WindowSums {
   double count = 0, energy = 0, other = 0, product = 0;
 };
 
-// Calls f(elements, those of the template, weights) for all elements of some channels, as vectors that
-// end with weights of 0.
-template <class F>
-TORCHCORR_INLINE void for_elements(const Window& of, int64_t begin, int64_t end, const F& f) {
-  const Axes3 &size = of.other.size, origin{0, 0, 0};
-  const int64_t n = size[2];
-  for (int64_t c = begin; c < end; ++c) {
-    for (int64_t z = 0; z < size[0]; ++z) {
-      for (int64_t y = 0; y < size[1]; ++y) {
-        const double* x = of.seen.row(of.lead, c, of.from, z, y);
-        const double* t = of.other.row(of.lead, c, origin, z, y);
-        const double* g = of.there ? of.there->row(of.lead, c, of.from, z, y) : nullptr;
-        const double* m = of.mask ? of.mask->row(of.lead, c, origin, z, y) : nullptr;
-        const Doubles one = Doubles{} + 1.0;
-        int64_t i = 0;
-        for (; i + kDoubles <= n; i += kDoubles) {
-          const Doubles a = g ? read(g + i) : one, b = m ? read(m + i) : one;
-          f(read(x + i), read(t + i), a * b);
-        }
-        if (i == n) continue;
-        const Doubles last = read_part(n - i, m ? m + i : t + i), rest = read_part(n - i, t + i);
-        Doubles there = {};
-        for (int64_t l = 0; l < n - i; ++l) there[l] = g ? g[i + l] : 1.0;
-        f(read_part(n - i, x + i), rest, m ? there * last : there);
-      }
-    }
-  }
-}
-
-// What elements with weight have in common: their weighted mean, and their extremes.
-struct Level {
-  Doubles sum = {}, highest = Doubles{} - kInfinity, lowest = Doubles{} + kInfinity;
-
-  TORCHCORR_INLINE void add(const Doubles& v, const Doubles& weight) {
-    sum += weight * v;
-    const Doubles high = weight > 0.0 ? v : highest, low = weight > 0.0 ? v : lowest;
-    highest = high > highest ? high : highest;
-    lowest = low < lowest ? low : lowest;
-  }
-  bool is_flat() const {
-    double most = -kInfinity, least = kInfinity;
-    for (int64_t l = 0; l < kDoubles; ++l) {
-      most = std::max(most, highest[l]), least = std::min(least, lowest[l]);
-    }
-    return most <= least;
-  }
-};
-
 // Adds the sums of channels that share a mean. Deviations are those from a mean that is rounded in
 // units of the offset; what it lacks is known from their own sum, in units of the contrast.
-TORCHCORR_CLONES void add_sums(const Window& of, int64_t begin, int64_t end, bool zero_mean,
+TORCHCORR_CLONES void add_sums(const WeightedWindow<double>& of, int64_t begin, int64_t end, bool zero_mean,
                                WindowSums& to) {
   double mean = 0, other_mean = 0;
   bool flat = false, other_flat = false;
@@ -148,13 +89,12 @@ Tensor score_weighted_windows(const Tensor& input, std::optional<Tensor> weight,
   const int64_t ndim = static_cast<int64_t>(strides.size()), n = places.size(0);
   STD_TORCH_CHECK(items.size() == 4 && of_lead.size() == 2, "items of four tensors, two of leads");
   const Items seen(input, items[0], ndim), other(templ, items[2], ndim);
-  std::optional<Items> there, mask;
-  if (weight) there.emplace(*weight, items[1], ndim);
-  if (templ_weight) mask.emplace(*templ_weight, items[3], ndim);
-  const Axes3 window = other.size;
+  const Items there = weight ? Items(*weight, items[1], ndim) : Items();
+  const Items mask = templ_weight ? Items(*templ_weight, items[3], ndim) : Items();
+  const Axes3 window = other.first().size;
   Axes3 stride{1, 1, 1};
   for (int64_t i = 0; i < ndim; ++i) stride[3 - ndim + i] = strides[i];
-  const int64_t channels = seen.channels, together = pooled ? channels : 1;
+  const int64_t channels = seen.first().channels, together = pooled ? channels : 1;
   const double *eps = of_lead[0].const_data_ptr<double>(),
                *least = of_lead[1].const_data_ptr<double>();
   STD_TORCH_CHECK(places.is_contiguous(), "places must be contiguous");
@@ -168,7 +108,8 @@ Tensor score_weighted_windows(const Tensor& input, std::optional<Tensor> weight,
       const int64_t lead = at[0];
       Axes3 from{0, 0, 0};
       for (int64_t i = 0; i < ndim; ++i) from[3 - ndim + i] = at[1 + i] * stride[3 - ndim + i];
-      const Window of{seen, other, there ? &*there : nullptr, mask ? &*mask : nullptr, lead, from};
+      const WeightedWindow<double> of{seen.of(lead),  there.of(lead), mask.of(lead),
+                                      other.of(lead), from,           window};
       WindowSums sums;
       for (int64_t first = 0; first < channels; first += together) {
         add_sums(of, first, first + together, zero_mean, sums);

@@ -28,6 +28,7 @@ def register() -> str | None:
         steps,
         weighted,
         weighted_lncc,
+        weighted_moments,
     )
 
     costs.name_cpu(steps.BYTE_LOOPS[steps.byte_loop(torch.empty(0))])
@@ -37,6 +38,7 @@ def register() -> str | None:
     score_grads.register()
     weighted.register()
     weighted_lncc.register()
+    weighted_moments.register()
     medians.register()
     overlap.register()
     peaks.register()

@@ -1,7 +1,7 @@
 """Which scores and sums are recomputed exactly, and the form in which steps take these rules.
 
-csrc/tiles/{steps.h,masked_pass.cpp,sum_pass.cpp} and csrc/integer/moments.h define them a second
-time, in C++.
+csrc/tiles/{steps.h,masked_pass.cpp,moment_pass.cpp,sum_pass.cpp} and csrc/integer/moments.h define
+them a second time, in C++.
 """
 
 from __future__ import annotations
@@ -50,6 +50,19 @@ class MaskedRule:
     @cached_property
     def numbers(self) -> list[float]:
         return [self.zero_mean, self.eps, self.least, self.allowed, self.own_means]
+
+
+@dataclass(frozen=True)
+class MomentRule:
+    """What moments of windows whose elements have weights may have of rounding."""
+
+    nothing: float  # share of a window's weight that counts as none
+    allowed: float  # error of a variance, relative to itself
+    allowed_of_mean: float  # of a mean, relative to the root mean square
+
+    @cached_property
+    def numbers(self) -> list[float]:
+        return [self.nothing, self.allowed, self.allowed_of_mean]
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ merged_moments = torch.ops.torchcorr_cpu.merged_moments.default
 normalise_tiles = torch.ops.torchcorr_cpu.normalise_tiles.default
 score_tiles = torch.ops.torchcorr_cpu.score_tiles.default
 score_masked_tiles = torch.ops.torchcorr_cpu.score_masked_tiles.default
+weighted_moment_tiles = torch.ops.torchcorr_cpu.weighted_moment_tiles.default
 score_weighted_windows = torch.ops.torchcorr_cpu.score_weighted_windows.default
 as_bytes = torch.ops.torchcorr_cpu.as_bytes.default
 byte_kernels = torch.ops.torchcorr_cpu.byte_kernels.default

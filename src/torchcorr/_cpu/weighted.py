@@ -18,7 +18,6 @@ from .._contract.weighted import grads_by_kernels
 from .._definition import weighted as definition
 from .._definition.correlate import all_finite
 from .._definition.scores import ScoreGradCall
-from .._definition.weighted_moments import weighted_moments
 from .._definition.weights import Weighted, kept, weighted
 from .._plan import rounding
 from .._plan.choose import arrange, arrange_masked, blocks
@@ -251,5 +250,4 @@ def _standard(template: Tensor, ndim: int) -> tuple[Tensor, Tensor]:
 
 def register() -> None:
     _contract.weighted_ncc.implement(weighted_ncc, "CPU")
-    _contract.weighted_moments.implement(weighted_moments, "CPU")
     _contract.weighted_ncc_grads.implement(weighted_ncc_grads, "CPU")
