@@ -79,6 +79,12 @@ def test_obspy_is_as_its_definition() -> None:
     np.testing.assert_allclose(peer(a, b, 20), obspy_correlate(a, b, 20), rtol=0, atol=1e-14)
 
 
+def test_librosa_is_as_its_definition() -> None:
+    peer = pytest.importorskip("librosa").autocorrelate
+    a = arrays()["a"]
+    np.testing.assert_allclose(peer(a, max_size=20), autocorrelate(a, 20), rtol=0, atol=1e-11)
+
+
 @pytest.mark.parametrize(("x", "y", "theirs", "ours"), DELAYS)
 def test_examples_of_finddelay(x: str, y: str, theirs: str, ours: str) -> None:
     first, second = (torch.tensor(ast.literal_eval(v), dtype=torch.float64) for v in (x, y))
