@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from inputs import array, draw, tensor
 from scipy import signal
 from skimage import data, feature
 from skimage.registration._masked_phase_cross_correlation import cross_correlate_masked
@@ -20,6 +21,7 @@ from skimage.registration._masked_phase_cross_correlation import cross_correlate
 import torchcorr
 
 PAGE = (Path(__file__).resolve().parent.parent.parent / "docs" / "matching.md").read_text()
+SIZES = ((110, 120), (20, 23))
 ROWS = re.findall(r"^\| (\S+) \| `([^`]+)` \| `([^`]+)` \|$", PAGE, re.M)
 
 
@@ -99,6 +101,30 @@ def arrays() -> dict[str, np.ndarray]:
         "g": keep[1],
         "m": mask,
     }
+
+
+@pytest.mark.parametrize("method", ("direct", "fft"))
+@pytest.mark.parametrize("kind", ("colour", "mask", "colour and mask"))
+def test_scores_of_opencv_to_1e_5(kind: str, method: str) -> None:
+    """Of noise, where its rounding does not show: own means of channels, and weights of 0 and 1."""
+    cv2 = pytest.importorskip("cv2")
+    channels = (3,) if "colour" in kind else ()
+    image, template = (draw((*channels, *n), torch.float32, s) for s, n in enumerate(SIZES))
+    tints = torch.tensor([0.0, 0.3, 0.8])[:, None, None]
+    image, template = (x + tints if channels else x for x in (image, template))
+    how: dict[str, Any] = {"channels": "joint"} if channels else {}
+    last = [np.moveaxis(array(x), 0, -1) if channels else array(x) for x in (image, template)]
+    given = [np.ascontiguousarray(x, np.float32) for x in last]
+    mask = None
+    if "mask" in kind:
+        y, x = np.mgrid[:20, :23]
+        mask = (np.hypot(y - 9.5, x - 11) < 9.6).astype(np.float32)
+        how["template_mask"] = tensor(mask)
+        mask = np.dstack([mask] * 3) if channels else mask
+    theirs = cv2.matchTemplate(*given, cv2.TM_CCOEFF_NORMED, mask=mask)
+    ours = torchcorr.zncc(image, template, method=method, **how)
+    np.testing.assert_allclose(array(ours), theirs, rtol=0, atol=1e-5)
+    assert np.abs(theirs).max() > 0.05
 
 
 def test_the_table_has_every_library() -> None:
