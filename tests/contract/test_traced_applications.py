@@ -9,6 +9,11 @@ import torch
 from inputs import normal
 
 import torchcorr
+import torchcorr.align.detection as detection_module
+import torchcorr.align.pose as pose_module
+import torchcorr.align.shift as shift_module
+import torchcorr.align.stack as stack_module
+from torchcorr.align import operators
 
 
 def close(got, expected):
@@ -99,3 +104,139 @@ def test_values_are_not_looked_at_under_transforms():
     profile = torch.func.vmap(torchcorr.distance_profile, (None, 0))(line, queries)
     assert (profile[1] == torch.inf).all()
     close(profile[::2], torchcorr.distance_profile(line, queries[::2]))
+
+
+# --- searches, which are one operator each ---
+
+
+def fields(record):
+    return [x for x in vars(record).values() if isinstance(x, torch.Tensor)]
+
+
+def moved_copy(*, lead=()):
+    x = normal(*lead, 20, 21, seed=1)
+    return x, x.roll((1, 2), (-2, -1)) + 0.05 * normal(*lead, 20, 21, seed=2)
+
+
+def a_mask():
+    mask = torch.ones(20, 21, dtype=torch.float64)
+    mask[:4, 5:9] = 0
+    return mask
+
+
+def shift_with_options(x, y, mask):
+    return fields(
+        torchcorr.estimate_shift(
+            x, y, max_shift=(3, 4), reference_mask=mask, polarity="either", score_map=True
+        )
+    )
+
+
+def detections(record, templates, moveouts):
+    return fields(
+        torchcorr.match_filter(
+            record, templates, moveouts=moveouts, threshold=0.4, block=30, keep_stack=True
+        )
+    )
+
+
+SEARCHES = {
+    "shifts": (shift_with_options, lambda: (*moved_copy(lead=(2,)), a_mask())),
+    "lines": (
+        lambda x, y: fields(torchcorr.estimate_shift(x, y, ndim=1, weighting="phat")),
+        lambda: (normal(3, 1, 40, seed=1), normal(2, 30, seed=2)),
+    ),
+    "detections": (
+        detections,
+        lambda: (normal(2, 90, seed=3), normal(2, 2, 6, seed=4), torch.tensor([[0, 3], [2, -1]])),
+    ),
+    "pose": (
+        lambda x, y: fields(torchcorr.estimate_pose(x, y, start=(0.0, 1.0, 1.0, 2.0))),
+        lambda: moved_copy(lead=(2,)),
+    ),
+    "stack": (
+        lambda x: fields(torchcorr.register_stack(x, max_step=3, rounds=1)),
+        lambda: (torch.stack(moved_copy()),),
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore")  # the compiler's own imports warn; numbers are compared
+@pytest.mark.parametrize("name", SEARCHES)
+def test_searches_are_compiled_with_their_options(name):
+    call, make = SEARCHES[name]
+    args = make()
+    torch.compiler.reset()
+    compiled = torch.compile(call, fullgraph=True, backend="aot_eager", dynamic=True)
+    for got, expected in zip(compiled(*args), call(*args), strict=True):
+        assert (got.dtype, got.shape) == (expected.dtype, expected.shape)
+        torch.testing.assert_close(got, expected, equal_nan=True)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_searches_are_compiled_with_their_gradients():
+    def shift(x, y, mask):
+        return shift_with_options(x, y, mask)[0]
+
+    def scores(x, y, moveouts):
+        found = detections(x, y, moveouts)
+        return torch.cat([found[2], found[4].flatten()])
+
+    for name, call in (("shifts", shift), ("detections", scores)):
+        args = SEARCHES[name][1]()
+        torch.compiler.reset()
+        compiled = torch.compile(call, fullgraph=True, backend="aot_eager")
+        grads = []
+        for function in (call, compiled):
+            leaves = [x.clone().requires_grad_() for x in args[:2]]
+            out = function(*leaves, args[2])
+            grads.append(torch.autograd.grad((out * out.detach().cos()).sum(), leaves))
+        for expected, got in zip(*grads, strict=True):
+            assert expected.abs().max() > 0
+            close(got, expected)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", SEARCHES)
+def test_searches_pass_the_checks_of_operators(name, monkeypatch):
+    """Of schema, fake and derivative, for the arguments that the public function passes on."""
+    call, make = SEARCHES[name]
+    passed = {}
+    for module in (shift_module, detection_module, pose_module, stack_module):
+        operator = module._operator
+        monkeypatch.setattr(
+            module,
+            "_operator",
+            lambda *args, operator=operator: passed.update({operator: args}) or operator(*args),
+        )
+    monkeypatch.setattr(operators, "is_needed", lambda *of: not passed)
+    call(*make())
+    ((operator, args),) = passed.items()
+    names = ("test_schema", "test_autograd_registration", "test_faketensor")
+    torch.library.opcheck(operator, args, test_utils=names)
+
+
+def test_searches_are_mapped_over_either_recording():
+    x, y = moved_copy(lead=(3,))
+
+    def call(a, b):
+        return torchcorr.estimate_shift(a, b, max_shift=3).shift
+
+    close(torch.func.vmap(call, (0, None))(x, y[0]), torch.stack([call(a, y[0]) for a in x]))
+    close(torch.func.vmap(call, (None, 2))(x[0], y.movedim(0, 2)), call(x[:1], y))
+    records, templates = normal(4, 1, 60, seed=1), normal(1, 1, 5, seed=2)
+    counts = [len(torchcorr.match_filter(r, templates, threshold=0.5)) for r in records]
+    assert len(set(counts)) > 1
+    with pytest.raises(ValueError, match=re.escape(f"results in each item: got {counts}")):
+        torch.func.vmap(lambda r: torchcorr.match_filter(r, templates, threshold=0.5).scores)(
+            records
+        )
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_searches_refuse_values_when_they_run():
+    x, y = moved_copy()
+    compiled = torch.compile(torchcorr.estimate_shift, fullgraph=True, backend="aot_eager")
+    assert bool(compiled(x, y).found)
+    with pytest.raises(ValueError, match="reference"):
+        compiled(x.masked_fill(x > 2, torch.nan), y)

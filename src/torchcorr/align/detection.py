@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import _checks, _contract
 from .._definition.peaks import kept_of
+from . import operators
 from .gaps import scores_beside_gaps
 
 __all__ = ["Detections", "match_filter"]
@@ -126,6 +128,10 @@ def match_filter(
     >>> found.positions.tolist(), round(found.scores.item(), 3)
     ([1000], 1.0)
     """
+    if operators.is_needed(record, templates, moveouts, weights):
+        options = (threshold, deviations, min_distance, block, keep_stack, method)
+        at, of, scores, limits, every = _operator(record, templates, moveouts, weights, *options)
+        return Detections(at, of, scores, limits, every if keep_stack else None)
     search = _Search.parse(record, templates, moveouts, weights)
     if threshold is not None:
         _checks.threshold(threshold)
@@ -259,3 +265,45 @@ class _Search:
         for row, t in enumerate(group):
             from_ = late[row] - min(late)
             total[row].add_(scores[row, from_ : from_ + count], alpha=self.weights[t][c])
+
+
+def _call(
+    record: Tensor,
+    templates: Tensor,
+    moveouts: Tensor | None,
+    weights: Tensor | None,
+    *options: Any,
+) -> operators.Fields:
+    """The fields of the detections; an empty stack where none was asked for."""
+    asked = dict(zip(_OPTIONS, options, strict=True))
+    found = match_filter(record, templates, moveouts=moveouts, weights=weights, **asked)
+    stack = record.new_empty(0) if found.stack is None else found.stack
+    return found.positions, found.templates, found.scores, found.thresholds, stack
+
+
+def _fake(
+    record: Tensor, templates: Tensor, moveouts: Tensor | None, *others: Any
+) -> operators.Fields:
+    *_, keep_stack, _ = others
+    sizes = torch.library.get_ctx()
+    count = sizes.new_dynamic_size()
+    numbers = (record.new_empty(count, dtype=torch.int64) for _ in range(2))
+    values = (record.new_empty(count) for _ in range(2))
+    if not keep_stack:
+        return (*numbers, *values, record.new_empty(0))
+    positions: Any = record.shape[1] - templates.shape[2] + 1
+    if moveouts is not None:  # which say how many positions there are
+        positions = sizes.new_dynamic_size()
+    return (*numbers, *values, record.new_empty(templates.shape[0], positions))
+
+
+_OPTIONS = ("threshold", "deviations", "min_distance", "block", "keep_stack", "method")
+_operator = operators.register(
+    "match_filter",
+    "Tensor record, Tensor templates, Tensor? moveouts, Tensor? weights, float? threshold, "
+    "float deviations, SymInt? min_distance, SymInt block, bool keep_stack, str method",
+    5,
+    _call,
+    _fake,
+    differentiable=(2, 3, 4),
+)

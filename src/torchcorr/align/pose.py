@@ -5,12 +5,13 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
 
 from .. import _checks
+from . import operators
 from .polar import Turn, likely_turns, sampled
 from .shift import estimate_shift
 from .warp import Warp, blurred, inside, refined
@@ -143,6 +144,9 @@ def estimate_pose(
     if start is not None:
         _checks.numbers(start, 4, "start")
         _checks.positive(start[1], "start[1]")
+    if operators.is_needed(reference, moving):
+        at = None if start is None else [float(v) for v in start]
+        return Pose(*_operator(reference, moving, float(max_angle), float(max_scale), at))
     lead = torch.broadcast_shapes(reference.shape[:-2], moving.shape[:-2])
     search = _Search(math.radians(max_angle), float(max_scale), start)
     answers = [search.run(x, y) for x, y in _pairs(reference, moving, lead)]
@@ -281,3 +285,36 @@ def _stacked(answers: list[_Answer], lead: Sequence[int], device: torch.device) 
         runner_up_score=joined([a.runner_up_score for a in answers], wide),
         at_limit=joined([a.at_limit for a in answers], torch.bool),
     )
+
+
+def _call(
+    reference: Tensor,
+    moving: Tensor,
+    max_angle: float,
+    max_scale: float,
+    start: Sequence[float] | None,
+) -> operators.Fields:
+    limits = {"max_angle": max_angle, "max_scale": max_scale}
+    pose = estimate_pose(reference, moving, **limits, start=start)
+    return tuple(getattr(pose, field.name) for field in fields(Pose))
+
+
+def _fake(reference: Tensor, moving: Tensor, *_: object) -> operators.Fields:
+    lead = torch.broadcast_shapes(reference.shape[:-2], moving.shape[:-2])
+    sizes = {"shift": (2,), "matrix": (3, 3)}
+    kinds = {"found": torch.bool, "at_limit": torch.bool, "overlap": torch.int64}
+    return tuple(
+        reference.new_empty(
+            (*lead, *sizes.get(field.name, ())), dtype=kinds.get(field.name, torch.float64)
+        )
+        for field in fields(Pose)
+    )
+
+
+_operator = operators.register(
+    "estimate_pose",
+    "Tensor reference, Tensor moving, float max_angle, float max_scale, float[]? start",
+    len(fields(Pose)),
+    _call,
+    _fake,
+)

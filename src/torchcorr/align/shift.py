@@ -5,11 +5,13 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import _checks
+from . import operators
 from .lags import lags_of
 from .masked import Masks, masks_of
 from .phase import WEIGHTINGS
@@ -222,13 +224,24 @@ def estimate_shift(
     given = {"reference": reference_mask, "moving": moving_mask}
     for name, x in recordings.items():
         _checks.real_tensor(x, name)
+    if operators.is_needed(reference, moving, reference_mask, moving_mask):
+        _checks.recordings(recordings, ndim)
+        asked = lags_of(lags, max_shift, centre, _sizes(reference, moving, ndim))
+        axes, masks_given = asked.axes, (reference_mask, moving_mask)
+        ends = ([a.low for a in axes], [a.high for a in axes], list(asked.centre))
+        options = (min_overlap, polarity, nan, weighting, subpixel, subsample, score_map, method)
+        found = _operator(reference, moving, *masks_given, *ends, *options)
+        # Only the shift has a gradient.
+        shift, *others = found[0], *(x.detach() for x in found[1:])
+        known: dict[str, Any] = dict(zip(_FIELDS[1:], others, strict=False))
+        ranges = tuple((a.low, a.high) for a in axes)
+        return Shift(shift, **known, ranges=ranges, score_map=others[-1] if score_map else None)
     recordings, weights = masks_of(recordings, given, nan)
     if weights is not None and weighting is not None:
         raise ValueError(f"weighting must be None with masks or missing data: got {weighting!r}")
     _checks.recordings(recordings, ndim)
     reference, moving = recordings.values()
-    sizes = (tuple(reference.shape[-ndim:]), tuple(moving.shape[-ndim:]))
-    asked = lags_of(lags, max_shift, centre, sizes)
+    asked = lags_of(lags, max_shift, centre, _sizes(reference, moving, ndim))
     search = Search(
         asked,
         either=polarity == "either",
@@ -246,6 +259,10 @@ def estimate_shift(
         masks = map(Masks, *(_items(v, lead, ndim) for v in weights.values()))
     answers = [search.run(x, y, mask) for (x, y), mask in zip(pairs, masks, strict=False)]
     return _stacked(answers, search, lead, reference.device)
+
+
+def _sizes(reference: Tensor, moving: Tensor, ndim: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    return tuple(reference.shape[-ndim:]), tuple(moving.shape[-ndim:])
 
 
 def _items(x: Tensor, lead: Sequence[int], ndim: int) -> Iterator[Tensor]:
@@ -284,3 +301,87 @@ def _stacked(
         ranges=tuple((axis.low, axis.high) for axis in search.lags.axes),
         score_map=joined(maps, *search.lags.shape) if search.keep_map else None,
     )
+
+
+def _call(
+    reference: Tensor,
+    moving: Tensor,
+    reference_mask: Tensor | None,
+    moving_mask: Tensor | None,
+    low: Sequence[int],
+    high: Sequence[int],
+    centre: Sequence[int],
+    *options: Any,
+) -> operators.Fields:
+    """The fields of a shift but for its ranges; an empty map where none was asked for."""
+    found = estimate_shift(
+        reference,
+        moving,
+        ndim=len(low),
+        lags=list(zip(low, high, strict=True)),
+        centre=centre,
+        reference_mask=reference_mask,
+        moving_mask=moving_mask,
+        **dict(zip(_OPTIONS, options, strict=True)),
+    )
+    empty = found.shift.new_empty(0)
+    score_map = empty if found.score_map is None else found.score_map
+    return (*(getattr(found, name) for name in _FIELDS), score_map)
+
+
+def _fake(
+    reference: Tensor,
+    moving: Tensor,
+    reference_mask: Tensor | None,
+    moving_mask: Tensor | None,
+    low: Sequence[int],
+    high: Sequence[int],
+    centre: Sequence[int],
+    *options: Any,
+) -> operators.Fields:
+    ndim = len(low)
+    lead = torch.broadcast_shapes(reference.shape[:-ndim], moving.shape[:-ndim])
+    kinds = {"found": torch.bool, "at_limit": torch.bool, "overlap": torch.int64}
+    fields = (
+        reference.new_empty(
+            (*lead, ndim) if name in ("shift", "runner_up") else lead,
+            dtype=kinds.get(name, torch.float64),
+        )
+        for name in _FIELDS
+    )
+    lags = [b - a + 1 for a, b in zip(low, high, strict=True)]
+    asked = dict(zip(_OPTIONS, options, strict=True))["score_map"]
+    return (*fields, reference.new_empty((*lead, *lags) if asked else (0,), dtype=torch.float64))
+
+
+_FIELDS = (
+    "shift",
+    "score",
+    "found",
+    "overlap",
+    "runner_up",
+    "runner_up_score",
+    "at_limit",
+    "significance",
+    "false_alarm",
+)
+_OPTIONS = (
+    "min_overlap",
+    "polarity",
+    "nan",
+    "weighting",
+    "subpixel",
+    "subsample",
+    "score_map",
+    "method",
+)
+_operator = operators.register(
+    "estimate_shift",
+    "Tensor reference, Tensor moving, Tensor? reference_mask, Tensor? moving_mask, SymInt[] low, "
+    "SymInt[] high, SymInt[] centre, float? min_overlap, str polarity, str nan, str? weighting, "
+    "bool subpixel, str subsample, bool score_map, str method",
+    len(_FIELDS) + 1,
+    _call,
+    _fake,
+    differentiable=(0,),
+)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .. import _checks
 from .._definition.transforms import bordered
+from . import operators
 from .shift import estimate_shift
 from .subsample import resampled
 
@@ -100,6 +101,8 @@ def register_stack(
     _checks.count(rounds, "rounds")
     if max_step is not None:
         max_step = _checks.per_axis(max_step, ndim, "max_step", least=0)
+    if operators.is_needed(frames):
+        return Drift(*_operator(frames, ndim, max_step, rounds))
     return _Registration(frames.detach().double(), max_step).run(rounds)
 
 
@@ -206,3 +209,26 @@ def _covered(there: Tensor) -> tuple[slice, ...]:
             slice(int(hit[0]), int(hit[-1]) + 1) if len(hit) else slice(0, there.shape[axis])
         )
     return tuple(box)
+
+
+def _call(
+    frames: Tensor, ndim: int, max_step: Sequence[int] | None, rounds: int
+) -> operators.Fields:
+    drift = register_stack(frames, ndim=ndim, max_step=max_step, rounds=rounds)
+    return drift.shifts, drift.scores, drift.found, drift.mean, drift.count
+
+
+def _fake(frames: Tensor, ndim: int, *_: object) -> operators.Fields:
+    count, *size = frames.shape
+    sizes = ((count, ndim), (count,), (count,), size, size)
+    kinds = (torch.float64, torch.float64, torch.bool, torch.float64, torch.int64)
+    return tuple(frames.new_empty(s, dtype=d) for s, d in zip(sizes, kinds, strict=True))
+
+
+_operator = operators.register(
+    "register_stack",
+    "Tensor frames, int ndim, SymInt[]? max_step, int rounds",
+    5,
+    _call,
+    _fake,
+)
