@@ -84,7 +84,7 @@ class Normalise {
       for (int64_t u = begin; u < end; ++u) write(u / rows(), u % rows(), &contents[u * templates]);
     });
     std::vector<double> most;
-    if (rule_.noise > 0 && layout_.lanes == 2) most = largest_norms(contents);
+    if (needs_contents()) most = largest_norms(contents);
     for (int64_t t = 0; t < tiles; ++t) {
       left[t] = 0;
       for (int64_t k = 0; k < templates; ++k) {
@@ -96,6 +96,8 @@ class Normalise {
 
  private:
   int64_t rows() const { return t_.outputs[0] * t_.outputs[1]; }
+  // Whether numerators determine which scores they are good enough for.
+  bool needs_contents() const { return rule_.noise > 0 && layout_.lanes == 2; }
 
   // Calls f(row) for row `row` of tile t, if it belongs to the map.
   template <class F>
@@ -120,8 +122,8 @@ class Normalise {
       const int64_t doubtful = count_doubtful(r.n, states_ + r.offset);
       for (int64_t k = 0; k < layout_.templates; ++k) {
         const In* from = numerators_ + layout_.row(t, k, row / t_.outputs[1], row % t_.outputs[1]);
-        contents[k] = normalise_row(NumeratorRow<In>{r.n, tail, from, layout_.step()},
-                                    norms_ + r.offset, target(r, k));
+        const NumeratorRow<In> numerators{r.n, tail, from, layout_.step(), needs_contents()};
+        contents[k] = normalise_row(numerators, norms_ + r.offset, target(r, k));
         contents[k].doubtful = doubtful;
       }
     });

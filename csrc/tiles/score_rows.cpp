@@ -47,16 +47,23 @@ TORCHCORR_INLINE RowContent normalise(const NumeratorRow<In>& row, const In* nor
     return even(load(numerator + 2 * i), load(numerator + 2 * i + kLanes));
   };
   if constexpr (STEP == 1 || STEP == 2) {
-    // A vector of every second number reads one number further, which may lie past the end of the
-    // memory: the last numbers are taken one by one.
     const Vector<In> one = Vector<In>{} + 1, none = {};
-    for (; i + kLanes <= n && i + kLanes < all + (STEP == 1); i += kLanes) {
+    const auto score_block = [&]() TORCHCORR_FLAT {
       const Vector<In> value = block(), by_norm = load(norm + i);
       const Vector<In> score = value * by_norm;
       const Vector<In> high = score > one ? one : score, clamped = high < -one ? -one : high;
       store<In>(out + i, by_norm == 0 ? none : clamped);
       largest = by_norm > largest ? by_norm : largest;
       lanes.add(value);
+    };
+    // A vector of every second number reads one number further, which may lie past the end of the
+    // memory: the last numbers are taken one by one.
+    for (; i + kLanes <= n && i + kLanes < all + (STEP == 1); i += kLanes) score_block();
+    if (STEP == 1 && !row.has_content && n >= kLanes && i < n) {
+      // The last vector writes some scores again.
+      i = n - kLanes;
+      score_block();
+      i = n;
     }
   }
   RowContent content;
@@ -71,6 +78,7 @@ TORCHCORR_INLINE RowContent normalise(const NumeratorRow<In>& row, const In* nor
     for (; i + kLanes < all; i += kLanes) lanes.add(block());
   }
   for (; i < all; ++i) content.add_numerator(static_cast<double>(numerator[i * by]));
+  if (!row.has_content) return {};
   lanes.add_to(content);
   for (int64_t l = 0; l < kLanes; ++l) {
     content.norm = std::max(content.norm, static_cast<double>(largest[l]));

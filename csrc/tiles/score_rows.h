@@ -27,12 +27,13 @@ struct RowContent {
 };
 
 // A row of numerators: every `step`th number, n of them with norms and `tail` more that count only
-// for what the row contains.
+// for what the row contains, which may not be asked for.
 template <class T>
 struct NumeratorRow {
   int64_t n, tail;
   const T* first;
   int64_t step;
+  bool has_content;
 };
 
 // out = numerator * norm within [-1, 1], 0 where the norm is; all but `doubtful` of what the row
