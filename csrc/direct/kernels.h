@@ -188,8 +188,18 @@ TORCHCORR_INLINE void correlate_rows(const SumOfPlanes<T>& sum, int64_t z, int64
 template <class T, int BYTES, int V>
 TORCHCORR_INLINE void correlate_block(const SumOfPlanes<T>& sum, int64_t z, int64_t y,
                                       std::vector<T>& scratch) {
-  if (sum.size[1] >= kRows) return correlate_rows<T, BYTES, kRows, V>(sum, z, y, scratch);
-  const bool wide = sum.size[2] >= 4 * V * static_cast<int>(lanes_of<T, BYTES>);
+  constexpr int lanes = static_cast<int>(lanes_of<T, BYTES>);
+  if (sum.size[1] >= kRows) {
+    if constexpr (V > 2) {
+      // Short rows take narrower blocks where those repeat much less of them.
+      const auto computed = [&](int64_t width) { return (sum.size[2] + width - 1) / width * width; };
+      if (8 * computed((V - 1) * lanes) < 7 * computed(V * lanes)) {
+        return correlate_rows<T, BYTES, kRows, V - 1>(sum, z, y, scratch);
+      }
+    }
+    return correlate_rows<T, BYTES, kRows, V>(sum, z, y, scratch);
+  }
+  const bool wide = sum.size[2] >= 4 * V * lanes;
   for (int64_t row = y; row < sum.size[1]; ++row) {
     if (wide) {
       correlate_rows<T, BYTES, 1, 4 * V>(sum, z, row, scratch);

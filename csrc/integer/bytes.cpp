@@ -49,12 +49,16 @@ bool convert(int64_t n, const float* x, const Kind& kind, uint8_t* to) {
                          : convert_share(n, x, to);
 }
 
+// Most tensors that hold other numbers show it at once.
+bool begins_with(const Kind& kind, const Tensor& x) {
+  uint8_t bytes[64];
+  return convert(std::min<int64_t>(x.numel(), 64), x.const_data_ptr<float>(), kind, bytes);
+}
+
 bool convert_all(const Tensor& x, const Kind& kind, const Tensor& to) {
   const float* from = x.const_data_ptr<float>();
   uint8_t* bytes = to.mutable_data_ptr<uint8_t>();
   const int64_t n = x.numel();
-  // Most tensors that hold other numbers show it at once.
-  if (!convert(std::min<int64_t>(n, 64), from, kind, bytes)) return false;
   std::atomic<bool> fits{true};
   parallel_for(0, ceil_div(n, kChunk), 4, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end && fits; ++i) {
@@ -71,9 +75,11 @@ bool convert_all(const Tensor& x, const Kind& kind, const Tensor& to) {
 std::tuple<Tensor, int64_t, int64_t> as_bytes(const Tensor& given) {
   const Tensor x = packed(given);
   if (x.scalar_type() == ScalarType::Byte) return {x, 0, 1};
-  Tensor bytes = torch::stable::new_empty(x, Sizes(x.sizes().begin(), x.sizes().end()),
-                                          ScalarType::Byte);
+  const auto new_bytes = [&] {
+    return torch::stable::new_empty(x, Sizes(x.sizes().begin(), x.sizes().end()), ScalarType::Byte);
+  };
   if (x.scalar_type() == ScalarType::Char) {
+    const Tensor bytes = new_bytes();
     const int8_t* from = x.const_data_ptr<int8_t>();
     uint8_t* to = bytes.mutable_data_ptr<uint8_t>();
     for (int64_t i = 0; i < x.numel(); ++i) to[i] = static_cast<uint8_t>(from[i] + 128);
@@ -81,6 +87,8 @@ std::tuple<Tensor, int64_t, int64_t> as_bytes(const Tensor& given) {
   }
   STD_TORCH_CHECK(x.scalar_type() == ScalarType::Float, "numbers must be float32 or of 8 bits");
   for (const Kind& kind : kKinds) {
+    if (!begins_with(kind, x)) continue;
+    const Tensor bytes = new_bytes();
     if (convert_all(x, kind, bytes)) return {bytes, kind.zero, kind.scale};
   }
   return {torch::stable::new_empty(x, Sizes{0}, ScalarType::Byte), 0, 1};

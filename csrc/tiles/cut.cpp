@@ -304,7 +304,7 @@ std::tuple<Tensor, Tensor> cut_operands(Scratch& scratch, const Tensor& input, c
   const Tensor image = packed(input);
   const int64_t count = batch.count(), channels = batch.tiling.channels;
   const bool narrow = !wide && image.scalar_type() == ScalarType::Float;
-  Sizes shape = pairs ? Sizes{count / 2 * channels} : Sizes{count, channels};
+  Sizes shape = pairs ? Sizes{count / 2 * channels} : Sizes{count, 1, channels};
   for (int64_t n : sizes_of(batch.tiling.cut_length(), batch.tiling.ndim)) shape.push_back(n);
   const ScalarType type = pairs ? (narrow ? ScalarType::ComplexFloat : ScalarType::ComplexDouble)
                                 : (narrow ? ScalarType::Float : ScalarType::Double);

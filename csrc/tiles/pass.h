@@ -10,6 +10,7 @@ namespace torchcorr {
 
 inline Tensor part_of(const Tensor& x, int64_t axis, int64_t first, int64_t count) {
   Tensor whole = x;
+  if (count == x.size(axis)) return whole;
   return torch::stable::narrow(whole, axis, first, count);
 }
 

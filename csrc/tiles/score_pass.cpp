@@ -31,7 +31,7 @@ class ScorePass {
         tiling_(TileBatch(batch, input).tiling), lanes_(spectra ? 2 : 1),
         wide_(packed(part_of(part_of(coefficients, 0, block.first_pair, block.pairs()), 1,
                              block.first_template, block.templates()))),
-        narrow_(in_type_of(input, wide_)), out_(out) {
+        narrow_(lanes_ == 1 ? in_type_of(input, wide_) : wide_), out_(out) {
     if (spectra) spectra_.emplace(tiling_, wide_, *spectra);
     if (mask) weights_.emplace(tiling_, *mask, weights);
   }
@@ -156,9 +156,7 @@ class ScorePass {
     }
     const Tensor& all = sizeof(R) < sizeof(double) ? narrow_ : wide_;
     const Tensor some_of = part_of(part_of(all, 0, pair, 1), 1, k, some);
-    return {direct::correlate_direct(torch::stable::unsqueeze(of.tiles, 1), some_of,
-                                     sizes_of(tiling_.stride, tiling_.ndim)),
-            {}};
+    return {direct::correlate_direct(of.tiles, some_of, sizes_of(tiling_.stride, tiling_.ndim)), {}};
   }
 
   // Mean squares of the sums that spectra transform to, where not all of those are computed.
@@ -187,7 +185,8 @@ class ScorePass {
   const ScoreRule rule_;
   const Tiling tiling_;
   const int64_t lanes_;
-  const Tensor wide_, narrow_;  // the coefficients of the block, in float64 and in the input's type
+  // The coefficients of the block in float64, and for direct sums in the input's type.
+  const Tensor wide_, narrow_;
   std::optional<TemplateSpectra> spectra_;
   std::optional<WindowWeights> weights_;
   const Tensor& out_;

@@ -19,7 +19,7 @@ class Scratch {
   Tensor take(Use use, const Tensor& like, const Sizes& shape, ScalarType type) {
     Kept& kept = kept_[use];
     if (!kept.tensor || kept.shape != shape || kept.type != type) {
-      kept = {torch::stable::new_empty(like, shape, type), shape, type};
+      kept = {part_of_block(like, shape, type), shape, type};
     }
     return *kept.tensor;
   }
@@ -32,6 +32,31 @@ class Scratch {
   }
 
  private:
+  // Small tensors share an allocation, which takes longer than a tiny image's tile.
+  static constexpr int64_t kBlock = 1 << 15, kAligned = 64;
+
+  Tensor part_of_block(const Tensor& like, const Sizes& shape, ScalarType type) {
+    Sizes strides(shape.size());
+    int64_t elements = 1;
+    for (size_t i = shape.size(); i-- > 0; elements *= shape[i]) strides[i] = elements;
+    const int64_t width = type == ScalarType::Byte ? 1 : type == ScalarType::Float ? 4 : 8;
+    const int64_t bytes = ceil_div(elements * width, kAligned) * kAligned;
+    if (!block_ || bytes > size_ - used_) {
+      size_ = std::max(bytes, kBlock), used_ = 0;
+      block_ = torch::stable::new_empty(like, {size_}, ScalarType::Byte);
+    }
+    AtenTensorHandle part;
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch__alloc_from_pool(
+        block_->get(), used_, stable_number_of(type), static_cast<int64_t>(shape.size()), shape.data(),
+        strides.data(), &part));
+    used_ += bytes;
+    return Tensor(part);
+  }
+
+  static int32_t stable_number_of(ScalarType type) {
+    return torch::stable::detail::to<int32_t>(torch::stable::detail::from(type));
+  }
+
   struct Kept {
     std::optional<Tensor> tensor;
     Sizes shape;
@@ -39,6 +64,8 @@ class Scratch {
   };
 
   std::array<Kept, kUses> kept_;
+  std::optional<Tensor> block_;
+  int64_t size_ = 0, used_ = 0;  // bytes of the block
 };
 
 }  // namespace torchcorr

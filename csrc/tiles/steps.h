@@ -55,7 +55,7 @@ struct TileMoments {
 // Tiles minus a level each, times a power of two each, 0 where not finite; and their stats.
 std::tuple<Tensor, Tensor> cut_tiles(const Tensor& input, Sizes batch, bool centred, bool wide,
                                      bool pairs);
-// What a worker correlates: tiles as they are, or twos of them as complex lines
+// What a worker correlates: tiles with an axis for templates, or twos of them as complex lines
 // (twos * channels, *length); and their stats.
 std::tuple<Tensor, Tensor> cut_operands(Scratch& scratch, const Tensor& input, const Sizes& batch,
                                         bool centred, bool wide, bool pairs);

@@ -1,27 +1,12 @@
 """Differentiable sliding-window correlation for PyTorch."""
 
+from importlib import import_module as _import_module
 from importlib.metadata import version as _version
+from typing import TYPE_CHECKING as _TYPE_CHECKING
 
 from . import _engines, nn, plot
 from ._plan.choose import Plan
 from ._plan.conv import LayerPlan, LayerWay
-from .align import (
-    Detections,
-    Drift,
-    Pose,
-    Shift,
-    Windows,
-    closest_windows,
-    correlation_lags,
-    cross_correlation,
-    distance_profile,
-    estimate_pose,
-    estimate_shift,
-    match_filter,
-    phase_correlation,
-    register_stack,
-    soft_shift,
-)
 from .convolution import (
     conv1d,
     conv2d,
@@ -35,6 +20,26 @@ from .local import flat_windows, local_mean, local_std, local_sum, local_var
 from .match import Matches, Peaks, find_peaks, match_template
 from .planning import plan, plan_layer
 from .similarity import lncc
+
+# These are imported when one of them is first asked for.
+if _TYPE_CHECKING:
+    from .align import (
+        Detections,
+        Drift,
+        Pose,
+        Shift,
+        Windows,
+        closest_windows,
+        correlation_lags,
+        cross_correlation,
+        distance_profile,
+        estimate_pose,
+        estimate_shift,
+        match_filter,
+        phase_correlation,
+        register_stack,
+        soft_shift,
+    )
 
 _engines.load()
 __version__ = _version("torchcorr")
@@ -85,3 +90,14 @@ __all__ = [
     "soft_shift",
     "zncc",
 ]
+
+
+def __getattr__(name: str) -> object:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value = getattr(_import_module(".align", __name__), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -177,16 +177,17 @@ def normal_pair(
     dtypes = _agreed.get(signature) if signature else None
     if dtypes is None:
         dtypes = _checked_dtypes(input, template, arguments, name, complex_allowed)
+        _warn_if_slow(input)
         if signature:
             if len(_agreed) >= _KEPT:
                 _agreed.clear()
             _agreed[signature] = dtypes
-    _warn_if_slow(input)
     working, result = dtypes
     if not data:
         input, template = input.to("meta"), template.to("meta")
     x, w = arguments.normal(input), arguments.normal(template)
-    if not (bytes_kept and x.dtype in BYTES and arguments.pads_with(x.dtype)):
+    kept = bytes_kept and x.dtype in BYTES and arguments.pads_with(x.dtype)
+    if not kept and not x.dtype == w.dtype == working:
         x, w = in_working_dtype(working, x, w)
     if padded and arguments.mode != "valid":
         x = arguments.padded(x, tuple(template.shape[-arguments.ndim :]), name)

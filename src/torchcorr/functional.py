@@ -419,7 +419,7 @@ def scores(
         spectra = prepared.spectra_for(x, w, stride, method, normalised=True)
     given = whole.detach() if whole.dtype in MAYBE_BYTES else None
     out: Tensor = _contract.ncc(x, w, stride, zero_mean, float(eps), method, spectra, given)
-    return out.to(result)
+    return out if out.dtype == result else out.to(result)
 
 
 def _weighted_scores(

@@ -11,6 +11,7 @@ from samples import SAMPLES
 from torch import Tensor
 
 import torchcorr
+from torchcorr import _contract
 
 
 def moved(x, device):
@@ -26,6 +27,56 @@ def test_opcheck(sample, device):
         # opcheck itself touches deprecated corners of PyTorch.
         warnings.simplefilter("ignore")
         torch.library.opcheck(getattr(torch.ops.torchcorr, name).default, args)
+
+
+DIFFERENTIABLE = [
+    s for s in SAMPLES if any(isinstance(x, Tensor) and x.requires_grad for x in s[1])
+]
+
+
+def gradients(operator, args, device):
+    args = [moved(x, device) if isinstance(x, Tensor) else x for x in args]
+    wanted = [x for x in args if isinstance(x, Tensor) and x.requires_grad]
+    result = operator(*args)
+    results = result if isinstance(result, tuple) else (result,)
+    weights = (torch.arange(y.numel()).to(y).reshape(y.shape) for y in results)
+    total = sum((y * w).real.sum() for y, w in zip(results, weights, strict=True))
+    first = torch.autograd.grad(total, wanted, create_graph=True, materialize_grads=True)
+    again = [x for x in first if x.requires_grad]
+    if not again:
+        return first, ()
+    power = sum((x * x.conj()).real.sum() for x in again)
+    return first, torch.autograd.grad(power, wanted, materialize_grads=True)
+
+
+@pytest.mark.parametrize("sample", DIFFERENTIABLE, ids=lambda s: f"{s[0]}-{s[1][0].dtype}")
+def test_calls_that_autograd_records_have_the_gradients_of_the_registered_operator(sample, device):
+    name, args = sample
+    operator = next(o for o in _contract.OPERATORS if o.name == name)
+    for one, other in zip(
+        gradients(operator, args, device), gradients(operator.kernel, args, device), strict=True
+    ):
+        assert len(one) == len(other)
+        for x, y in zip(one, other, strict=True):
+            assert torch.equal(x, y)
+
+
+class Marked(Tensor):
+    """A subclass, whose rules for operators PyTorch's dispatcher calls."""
+
+    called = ()
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        cls.called = (*cls.called, function)
+        return super().__torch_function__(function, types, args, kwargs)
+
+
+def test_a_subclass_sees_the_operator(monkeypatch):
+    monkeypatch.setattr(Marked, "called", ())
+    image = draw((9, 9)).as_subclass(Marked).requires_grad_()
+    torchcorr.zncc(image, draw((3, 3), seed=1)).sum().backward()
+    assert torch.ops.torchcorr.ncc.default in Marked.called
 
 
 def test_every_operator_has_a_sample():

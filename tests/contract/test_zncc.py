@@ -231,3 +231,10 @@ def test_a_large_offset_is_harmless(offset, method):
     template = image[0, 5:18, 9:21].clone()
     check("zncc", image, template, method=method)
     check("zncc", image, template - offset, method=method)
+
+
+@pytest.mark.parametrize("dtype", SCORE)
+def test_rows_of_every_length(dtype):
+    """As many scores as vectors hold, fewer and more."""
+    for columns in range(4, 52):
+        check("zncc", draw((6, columns), dtype, columns), draw((3, 3), dtype), method="direct")

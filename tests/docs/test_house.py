@@ -263,6 +263,20 @@ def test_import_is_cheap() -> None:
     assert set(ast.literal_eval(ours)) <= set(ast.literal_eval(torchs))
 
 
+def test_what_aligns_is_imported_on_first_use() -> None:
+    code = (
+        "import sys, torchcorr\n"
+        "assert set(torchcorr.__all__) <= set(dir(torchcorr))\n"
+        "assert 'torchcorr.align' not in sys.modules\n"
+        "first = torchcorr.estimate_shift\n"
+        "from torchcorr.align import estimate_shift\n"
+        "assert first is estimate_shift is vars(torchcorr)['estimate_shift']\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+    with pytest.raises(AttributeError, match="'torchcorr' has no attribute 'estimate_shifts'"):
+        getattr(torchcorr, "estimate_shifts")  # noqa: B009 - mypy knows that it is missing
+
+
 @pytest.mark.parametrize("engine", ENGINES)
 def test_an_engine_can_be_deleted_whole(engine: str, tmp_path: Path) -> None:
     """`make test` runs each engine's tests without the other one."""

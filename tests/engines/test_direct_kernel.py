@@ -309,3 +309,12 @@ def test_expanded_leads() -> None:
     template = rand(4, 1, 1, 3, 3, seed=1)
     want = ops.correlate_direct(input.contiguous(), template, [1, 1])
     assert torch.equal(ops.correlate_direct(input, template, [1, 1]), want)
+
+
+@pytest.mark.parametrize("dtype", EPS)
+def test_rows_of_every_length(dtype: torch.dtype) -> None:
+    """Blocks of two or of three vectors, and rows that are shorter than either."""
+    for columns in range(1, 105):
+        check_forward(
+            rand(1, 7, columns + 2, dtype=dtype, seed=columns), rand(1, 3, 3, dtype=dtype), (1, 1)
+        )

@@ -95,8 +95,7 @@ class Scores(TiledScores):
         """Norms are those of windows as a mask (*window) weighs them, and of `weights`: a factor of
         all norms, and whether channels have a mean each."""
         leads = self.problem.leads
-        shape = (leads.paired * leads.inputs, leads.templates, *self.tiling.positions)
-        out = steps.new_map(self.input, shape)
+        out = steps.new_map(self.input, (*leads.sorted_lead, *self.tiling.positions))
         batch = self.tiling.batch_numbers
         rules = (self.rule.numbers, self.wide_rule.numbers)
         for block in self.blocks:

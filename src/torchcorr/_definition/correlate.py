@@ -86,35 +86,35 @@ def _through_transforms(input: Tensor, template: Tensor, stride: Sequence[int]) 
     window = template.shape[-len(stride) :]
     raw, weights = widen(input), widen(template)
     wide, affected = finite_values(raw, window, stride)
-    sums = transforms.correlate(wide, weights, stride)
     if input.is_complex():
+        sums = transforms.correlate(wide, weights, stride)
         if affected is not None:
             sums = recompute_exactly(sums, affected, raw, weights, stride)
         return sums.to(input.dtype)
-    if input.dtype != torch.float64:
-        sums = _recompute_faint(sums, wide, weights, stride, input.dtype)
+    if input.dtype == torch.float64:
+        sums = transforms.correlate(wide, weights, stride)
+    else:
+        sums = _without_faint(wide, weights, stride, input.dtype)
     if affected is not None:
         sums = torch.where(affected, _non_finite_sums(raw, weights, stride), sums)
     return sums.to(input.dtype)
 
 
-def _recompute_faint(
-    sums: Tensor, input: Tensor, template: Tensor, stride: Sequence[int], result: torch.dtype
+def _without_faint(
+    input: Tensor, template: Tensor, stride: Sequence[int], result: torch.dtype
 ) -> Tensor:
-    """Recomputes sums that may differ by more than the promise, relative to their sums of absolute
-    products, if that does not take quadratic time.
+    """Sums by transforms. Those that may differ by more than the promise, relative to their sums of
+    absolute products, are recomputed, if that does not take quadratic time.
 
     A sum is at most that of absolute products, which is computed if the sum itself is too small.
     """
     ndim, allowed = len(stride), rounding.unit(result)
-    noise = transforms.noise(input, template, sums, ndim)
+    sums, noise = transforms.correlate_with_noise(input, template, stride)
     doubtful = sums.abs() * allowed < noise
     if not bool(doubtful.any()):
         return sums
-    pair = input.abs(), template.abs()
-    terms = transforms.correlate(*pair, stride)
-    terms -= transforms.noise(*pair, terms, ndim)
-    doubtful &= terms * allowed < noise
+    terms, noise_of_terms = transforms.correlate_with_noise(input.abs(), template.abs(), stride)
+    doubtful &= (terms - noise_of_terms) * allowed < noise
     # How many products are not zero.
     there = [(x != 0).to(x.dtype) for x in (input, template)]
     empty = doubtful & (transforms.correlate(there[0], there[1], stride) < 0.5)

@@ -79,8 +79,7 @@ def ncc(
         total = _numerators_by_transforms(input, template, stride, level, norm)
     else:
         total = _numerators(input, template, stride, level)
-    score = (total * norm).clamp_(-1, 1)
-    return torch.where(flat, 0.0, score).to(input.dtype)
+    return total.mul_(norm).clamp_(-1, 1).to(input.dtype).masked_fill_(flat, 0)
 
 
 def _numerators(input: Tensor, template: Tensor, stride: Sequence[int], level: Tensor) -> Tensor:
@@ -103,10 +102,9 @@ def _numerators_by_transforms(
     """The same by float64 transforms; values that rounding may have spoilt are recomputed."""
     ndim, raw, weights = len(stride), widen(input), widen(template)
     wide, affected = finite_values(raw, template.shape[-ndim:], stride)
-    numerators = transforms.correlate(wide, weights, stride)
+    numerators, noise = transforms.correlate_with_noise(wide, weights, stride)
     narrow = input.dtype != torch.float64
     allowed = rounding.ALLOWED_SCORE_ERROR[torch.float32 if narrow else torch.float64]
-    noise = transforms.noise(wide, weights, numerators, ndim)
     doubtful = ~(norm <= allowed / noise)
     if affected is not None:
         doubtful = doubtful | affected

@@ -106,19 +106,38 @@ def correlate(
     if pads:
         return _among_zeros(input, template, stride, pads)
     ndim = len(stride)
-    size, window = input.shape[-ndim:], template.shape[-ndim:]
-    wide, weights = widen(input), widen(template)
-    axes = tuple(range(-ndim, 0))
-    lengths = _lengths(size)
-    level = mean_over(wide, axes)
-    product = sum_channels(_forward(wide - level, lengths), _reversed(weights, lengths), ndim)
-    numerators = crop(
-        _inverse(product, lengths, input.is_complex()),
-        output_size(size, window, (1,) * ndim),
-        stride,
-    )
-    offset = (level * sum_over(weights, axes)).sum(-ndim - 1)
-    return (numerators + offset).to(input.dtype).contiguous()
+    wide = widen(input)
+    level = mean_over(wide, tuple(range(-ndim, 0)))
+    size = input.shape[-ndim:]
+    spectrum = _forward(wide - level, _lengths(size))
+    return _sums_of(spectrum, size, level, widen(template), stride).to(input.dtype).contiguous()
+
+
+def _sums_of(
+    spectrum: Tensor, size: Sequence[int], level: Tensor, template: Tensor, stride: Sequence[int]
+) -> Tensor:
+    """The same of an input of that size: the spectrum of its deviation from a level."""
+    ndim, lengths = len(stride), _lengths(size)
+    product = sum_channels(spectrum, _reversed(template, lengths), ndim)
+    whole = _inverse(product, lengths, template.is_complex())
+    sums = crop(whole, output_size(size, template.shape[-ndim:], (1,) * ndim), stride)
+    return sums + (level * sum_over(template, tuple(range(-ndim, 0)))).sum(-ndim - 1)
+
+
+def correlate_with_noise(
+    input: Tensor, template: Tensor, stride: Sequence[int]
+) -> tuple[Tensor, Tensor]:
+    """`correlate` of float64 tensors, and its rounding, (*lead, 1, ..., 1), from what transforms
+    contain (math.md, eq. noise)."""
+    ndim = len(stride)
+    axes, item, size = tuple(range(-ndim, 0)), tuple(range(-ndim - 1, 0)), input.shape[-ndim:]
+    level = mean_over(input, axes)
+    deviation = input - level
+    power = sum_over(deviation.square(), item) * sum_over(template.square(), item)
+    spectrum = _forward(deviation, _lengths(size))
+    del deviation  # not held while its spectrum is multiplied and transformed
+    sums = _sums_of(spectrum, size, level, template, stride).contiguous()
+    return sums, _rounding((power / math.prod(size)).squeeze(-ndim - 1), sums, axes)
 
 
 def needed_among_zeros(size: Sequence[int], window: Sequence[int]) -> tuple[int, ...]:
@@ -172,20 +191,8 @@ def correlate_each(
     return found
 
 
-def noise(input: Tensor, template: Tensor, numerators: Tensor, ndim: int) -> Tensor:
-    """Rounding of `numerators`, (*lead, 1, ..., 1), from what their transforms contain.
-
-    math.md, eq. noise, for tensors (*lead, C, ...) in float64.
-    """
-    axes, item = tuple(range(-ndim, 0)), tuple(range(-ndim - 1, 0))
-    deviation = input - mean_over(input, axes)
-    contrast = sum_over(deviation.square(), item)
-    elements = sum_over(template.square(), item) / math.prod(input.shape[-ndim:])
-    return _rounding((contrast * elements).squeeze(-ndim - 1), numerators, axes)
-
-
 def _rounding(power: Tensor, sums: Tensor, axes: tuple[int, ...]) -> Tensor:
-    """The same from the power of both factors for each element, and what came out."""
+    """Rounding from the power of both factors for each element, and what came out."""
     squared = sum_over(sums.square(), axes)
     lowest, highest = torch.aminmax(sums.flatten(axes[0]), dim=-1)
     peak = torch.maximum(-lowest, highest).reshape(squared.shape)

@@ -105,9 +105,14 @@ def _merge_moments(a: Summary, b: Summary, na: float, nb: float) -> Summary:
     return mean, (a[1] + b[1]).addcmul_(d, d, value=na * nb / (na + nb))
 
 
+def _over_channels(x: Tensor, ndim: int) -> Tensor:
+    """The sum over channels, which is no copy if there is one."""
+    return x.squeeze(-ndim - 1) if x.shape[-ndim - 1] == 1 else x.sum(-ndim - 1)
+
+
 def window_sum(input: Tensor, window: Sequence[int], stride: Sequence[int]) -> Tensor:
     """Sum of each window over all its channels."""
-    single = (widen(input).sum(-len(window) - 1),)
+    single = (_over_channels(widen(input), len(window)),)
     return summarise(single, window, stride, 1, _merge_sums)[0].to(input.dtype).contiguous()
 
 
@@ -148,7 +153,7 @@ def window_moments(
 def _merged_moments(x: Tensor, window: Sequence[int], stride: Sequence[int]) -> Summary:
     ndim, channels = len(window), x.shape[-len(window) - 1]
     mean, deviation = of_channels(x, ndim)
-    single = (mean, deviation.square().sum(-ndim - 1))
+    single = (mean, _over_channels(deviation.square(), ndim))
     mean, squares = summarise(single, window, stride, channels, _merge_moments)
     return mean, squares / (channels * math.prod(window))
 
@@ -165,14 +170,14 @@ def rough_moments(
     count = channels * math.prod(window)
 
     def compute(part: Tensor) -> Summary:
-        x = widen(part)
-        deviation = x - level
-        single = deviation.sum(-ndim - 1), deviation.square_().sum(-ndim - 1)
-        mean, square = (s / count for s in summarise(single, window, stride, 1, _merge_sums))
+        deviation = part - level  # float64, as the level
+        single = tuple(_over_channels(x, ndim) for x in (deviation, deviation.square()))
+        sums = summarise(single, window, stride, 1, _merge_sums)
+        mean, square = (x.mul_(1 / count) for x in sums)
         var = torch.addcmul(square, mean, mean, value=-1)
-        if bool((var > _CLEAR * square).all()):
-            return mean + level.squeeze(-ndim - 1), var
-        return _merged_moments(x, window, stride)
+        if var.numel() == 0 or float(var.sub(square, alpha=_CLEAR).amin()) > 0:
+            return mean.add_(level.squeeze(-ndim - 1)), var
+        return _merged_moments(widen(part), window, stride)
 
     mean, var = in_slabs([input], window, stride, compute)
     return mean, var

@@ -20,4 +20,5 @@ def wide_dtype(x: Tensor) -> torch.dtype:
 
 def widen(x: Tensor) -> Tensor:
     """x in the type in which sums are taken."""
-    return x.to(wide_dtype(x))
+    wide = wide_dtype(x)
+    return x if x.dtype == wide else x.to(wide)

@@ -44,6 +44,11 @@ class Leads:
     def _is_sorted(self) -> bool:
         return list(self.order) == sorted(self.order)
 
+    @cached_property
+    def sorted_lead(self) -> Ints:
+        """The leading axes of a score map before it is `restored`."""
+        return tuple(self.lead[i] for i in self.order)
+
     def _sorted(self, x: Tensor, core: int) -> Tensor:
         if not self._is_sorted:
             missing = len(self.order) + core - x.dim()
@@ -61,7 +66,7 @@ class Leads:
     def template(self, x: Tensor, core: int) -> Tensor:
         """(*template lead, *core) as (paired, templates, *core)."""
         if x.dim() == core:
-            return x[None, None]
+            return x.reshape(1, 1, *x.shape)
         tail = x.shape[x.dim() - core :]
         return self._sorted(x, core).reshape(self.paired, self.templates, *tail)
 
@@ -71,11 +76,9 @@ class Leads:
         return self._sorted(x, core).reshape(self.paired * self.inputs, self.templates, *tail)
 
     def restored(self, x: Tensor, core: int) -> Tensor:
-        """(paired * inputs, templates, *core) as (*lead, *core)."""
-        if not self.lead:
-            return x[0, 0]
-        tail = x.shape[x.dim() - core :]
-        return self._unsorted(x.reshape(*(self.lead[i] for i in self.order), *tail), core)
+        """(paired * inputs, templates, *core), or (*sorted_lead, *core), as (*lead, *core)."""
+        shape = (*self.sorted_lead, *x.shape[x.dim() - core :])
+        return self._unsorted(x if x.shape == shape else x.reshape(shape), core)
 
     def _unsorted(self, x: Tensor, core: int) -> Tensor:
         rank = len(self.order)
