@@ -177,13 +177,14 @@ def _passed(problem: Problem, tiling: Tiling, method: str) -> Plan:
         parts = math.prod(tiling.parts)
         spectra = parts * _spectra_bytes(problem, tiling.length)
         templates = max(1, min(leads.templates, costs.spectra_bytes // spectra))
+        products = 1 if templates == channels == 1 else 2
         if not problem.normalised and width < 8:
-            # Some tiles are transformed in float64.
+            # Some tiles are transformed in float64; what they were in float32 is not kept then.
             width, spectra = 8, (3 if parts == 1 else 2) * spectra
-        shared = templates == channels == 1
+            products = 0 if templates == channels == parts == 1 else products
         # The tile and its spectrum, products and their inverse, and what is known of its windows.
         held = channels * math.prod(tiling.cut_length) if parts > 1 else 0
-        tile = (held + 2 * channels * n + (n if shared else 2 * n) + m) * width + bytes_and_sums
+        tile = (held + (2 * channels + products) * n + m) * width + bytes_and_sums
         batch = min(max(2, costs.unit_bytes // tile // 2 * 2), each + each % 2)
     else:
         spectra = channels * math.prod(problem.window) * width
