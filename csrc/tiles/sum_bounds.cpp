@@ -106,6 +106,7 @@ int64_t starts_of(const Blocks& blocks, int64_t positions, int64_t stride) {
 // Sums of `inside` neighbours along the middle axis of (outer, starts + inside - 1, inner).
 TORCHCORR_CLONES void sum_neighbours(int64_t outer, int64_t starts, int64_t inside, int64_t inner,
                                      std::vector<double>& cells) {
+  if (inside == 1) return;
   std::vector<double> sums(outer * starts * inner, 0.0);
   for (int64_t o = 0; o < outer; ++o) {
     const double* from = cells.data() + o * (starts + inside - 1) * inner;

@@ -35,9 +35,14 @@ struct Blocks {
 
   // About `fineness` blocks to a window. Smaller ones leave less out and take more time.
   Blocks(int64_t window, int64_t fineness)
-      : size(static_cast<int64_t>(std::bit_floor(static_cast<uint64_t>(std::max<int64_t>(1, window / fineness))))),
+      : size(whole_power(std::max<int64_t>(1, window / fineness))),
         inside((window - size + 1) / size) {}
   int64_t length() const { return inside * size; }
+
+ private:
+  static int64_t whole_power(int64_t n) {
+    return static_cast<int64_t>(std::bit_floor(static_cast<uint64_t>(n)));
+  }
 };
 constexpr int64_t kCoarse = 8, kFine = 16;
 
@@ -66,7 +71,8 @@ class SmallestWeights {
 inline double least_products(const TileMass& mass, const SmallestWeights& weights) {
   double least = 0;
   for (const TileMass::Layer& layer : mass.layers) {
-    if (layer.thickness > 0) least += layer.thickness * weights.sum_of(layer.least / layer.thickness);
+    const double thick = layer.thickness;
+    if (thick > 0) least += thick * weights.sum_of(layer.least / thick);
   }
   return least;
 }
@@ -95,7 +101,8 @@ class TemplateBounds {
 class TileBounds {
  public:
   TileBounds(const Tiling& tiling, int64_t tile, const float* input)
-      : tiling_(&tiling), tile_(tile), input_(input), coarse_(mass_of(tiling, tile, input, kCoarse)) {}
+      : tiling_(&tiling), tile_(tile), input_(input),
+        coarse_(mass_of(tiling, tile, input, kCoarse)) {}
 
   double largest() const { return coarse_.largest; }
   double swing() const { return coarse_.swing; }
