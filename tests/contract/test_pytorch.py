@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import io
 import re
 from pathlib import Path
 
@@ -91,7 +92,12 @@ def exported(call, args):
         def forward(self, *args):
             return call(*args)
 
-    close(torch.export.export(Module(), args).module()(*args), call(*args))
+    program = torch.export.export(Module(), args)
+    stored = io.BytesIO()
+    torch.export.save(program, stored)
+    stored.seek(0)
+    for other in (program, torch.export.load(stored)):
+        close(other.module()(*args), call(*args))
 
 
 def mapped(call, args):
