@@ -130,6 +130,24 @@ def test_a_converted_network_gives_the_same(block, size, changed):
             torch.testing.assert_close(got, expected, rtol=0, atol=bound * scale)
 
 
+def test_a_converted_network_learns_the_same():
+    """The losses of some steps in float32, as the example on large kernels shows them."""
+    theirs = LargeKernelBlock(4)
+    losses = []
+    for network in (torchcorr.nn.convert(copy.deepcopy(theirs)), theirs):
+        optimiser = torch.optim.SGD(network.parameters(), lr=0.1)
+        losses.append([])
+        for step in range(6):
+            x = normal(2, 4, 40, 41, seed=step).float()
+            loss = (network(x) - x.roll(1, -1)).square().mean()
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            losses[-1].append(loss.item())
+    assert losses[1][-1] < 0.9 * losses[1][0]
+    torch.testing.assert_close(*map(torch.tensor, losses), rtol=1e-4, atol=0)
+
+
 def test_a_causal_filter_does_not_look_ahead():
     block = torchcorr.nn.convert(LongFilterBlock(4, 600)).double()
     x = draw((1, 4, 600))
