@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -28,12 +28,10 @@ class Operator:
         self.name = name
         # Without what derivatives need: for engines, which run below them.
         self.kernel: Callable[..., Any] = getattr(torch.ops.torchcorr, name).default
-        self._under_transforms: Callable[..., Any] = self.kernel
-        self._recorded: Callable[..., Any] = self.kernel
-        self._differentiable = False
+        self._rules: dict[str, Callable[..., Any]] = {}  # of its derivative
 
     def __call__(self, *args: Any) -> Any:
-        if not self._differentiable:
+        if not self._rules:
             return self.kernel(*args)
         if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
             return self._under_transforms(*args)
@@ -82,28 +80,37 @@ class Operator:
         qualified = NAMESPACE + "::" + self.name
         torch.library.register_autograd(qualified, backward, setup_context=setup, lib=library)
 
-        def forward(*args: Any) -> Any:
-            with torch._C._AutoDispatchBelowAutograd():
-                return self.kernel(*args)
+        rules: dict[str, Callable[..., Any] | None]
+        rules = {"setup_context": setup, "backward": backward, "vmap": batch}
+        rules["jvp"] = None if tangent is None else partial(self._jvp, tangent)
+        self._rules = {name: rule for name, rule in rules.items() if rule is not None}
 
-        members = {"forward": forward, "setup_context": setup, "backward": backward}
-        if batch is not None:
-            members["vmap"] = batch
-        if tangent is not None:
-            members["jvp"] = partial(self._jvp, tangent)
-        rules = {key: staticmethod(member) for key, member in members.items()}
-        function: Any = type(self.name, (torch.autograd.Function,), rules)
-        self._under_transforms = function.apply
+    def _forward(self, *args: Any) -> Any:
+        with torch._C._AutoDispatchBelowAutograd():
+            return self.kernel(*args)
 
-        def recorded(ctx: Any, *args: Any) -> Any:
-            output = forward(*args)
+    # Classes are made when they are first needed: making all of them takes a part of the import.
+
+    @cached_property
+    def _under_transforms(self) -> Callable[..., Any]:
+        return self._function({"forward": self._forward, **self._rules})
+
+    @cached_property
+    def _recorded(self) -> Callable[..., Any]:
+        setup = self._rules["setup_context"]
+
+        def forward(ctx: Any, *args: Any) -> Any:
+            output = self._forward(*args)
             setup(ctx, args, output)
             return output
 
-        members = {"forward": staticmethod(recorded), "backward": staticmethod(backward)}
-        eager: Any = type(self.name, (torch.autograd.Function,), members)
-        self._recorded = eager.apply
-        self._differentiable = True
+        return self._function({"forward": forward, "backward": self._rules["backward"]})
+
+    def _function(self, rules: dict[str, Callable[..., Any]]) -> Callable[..., Any]:
+        members = {name: staticmethod(rule) for name, rule in rules.items()}
+        function: Any = type(self.name, (torch.autograd.Function,), members)
+        apply: Callable[..., Any] = function.apply
+        return apply
 
 
 def _are_plain(args: Sequence[Any]) -> bool:
