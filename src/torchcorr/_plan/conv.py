@@ -345,7 +345,7 @@ def _torch_rate(layer: Layer, form: str) -> float:
 
 
 # Costs of `correlate` are those of two cores, without what surrounds a call of it in a layer.
-_SUMS = 5.0
+_SUMS = 3.0
 # Of the gradient of an input, relative to sums, and bytes written a millisecond.
 _SUMS_INPUT = 1.6
 _COPIED = 4e6

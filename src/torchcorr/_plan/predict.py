@@ -132,7 +132,9 @@ def cost(problem: Problem, tiling: Tiling, method: str, batch: int, templates: i
     time = -(-tiles // batch) * blocks * costs.batch
     idle = 1.0
     if in_passes(problem):
-        units = max(1, leads.paired * -(-each // batch))
+        # A plain direct sum is one loop over everything.
+        whole = method == "direct" and not problem.normalised
+        units = 1 if whole else max(1, leads.paired * -(-each // batch))
         time = units * blocks * costs.unit[method == "fft"]
         idle = _idle(units, not problem.of_bytes)
     if method == "fft":
