@@ -226,11 +226,6 @@ def test_exchanged_recordings_and_batches():
         ({"nan": "skip"}, ValueError, "nan must be one of refuse, ignore: got 'skip'"),
         ({"reference_mask": -1.0}, ValueError, "reference_mask must"),
         ({"moving_mask": 0.0}, ValueError, "moving_mask must not be zero everywhere"),
-        (
-            {"moving_mask": 1.0, "weighting": "phat"},
-            ValueError,
-            "weighting must be None with masks or missing data: got 'phat'",
-        ),
     ],
 )
 def test_refuses_options(options, error, message):

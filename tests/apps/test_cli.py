@@ -187,7 +187,6 @@ def test_missing_pixels_do_not_end_a_search(folder, capsys):
         ("match missing.npy coin.png", "missing.npy: every pixel is missing"),
         ("align missing.npy image.png", "missing.npy: every element is missing"),
         ("align clear.png image.png", "clear.png: every pixel is transparent"),
-        ("align gap.npy gap.npy --weighting phat", "--weighting needs all elements of both: some"),
         ("align header.wav header.wav", "header.wav: the file is damaged"),
         ("match image.png coin.png --threshold high", "argument --threshold: invalid float"),
         ("match image.png", "the following arguments are required: TEMPLATE"),

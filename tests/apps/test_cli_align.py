@@ -94,6 +94,21 @@ def test_align_has_all_the_options_of_the_function(folder, capsys):
     assert "limit of the search" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("weighting", ["phat", "ml"])
+def test_align_weighs_the_spectra_of_what_is_there(folder, capsys, weighting):
+    source = np.random.default_rng(4).normal(size=700) + 90
+    first, second = source[:500].copy(), source[60:560].copy()
+    first[100:180] = second[300:410] = np.nan
+    np.save("a.npy", first)
+    np.save("b.npy", second)
+    command = f"align a.npy b.npy --weighting {weighting} --json a.json"
+    assert main(command.split()) == 0
+    assert "80 of 500 elements of a.npy are missing" in capsys.readouterr().out
+    found = json.loads((folder / "a.json").read_text())
+    assert found["shift"][0] == pytest.approx(60, abs=0.01)
+    assert found["overlap"] == np.isfinite(first[60:] + second[:-60]).sum()
+
+
 @pytest.mark.parametrize("ndim", [1, 2])
 def test_align_json_holds_all_of_the_result(folder, ndim):
     rng = np.random.default_rng(6)

@@ -32,6 +32,33 @@ def test_phase_correlation_is_mapped(weighting):
         close(torch.func.vmap(call, (0, None))(a, b[0]), torch.stack([call(x, b[0]) for x in a]))
 
 
+@pytest.mark.filterwarnings("ignore")  # the compiler's own imports warn; numbers are compared
+@pytest.mark.parametrize("weighting", ("phat", "ml"))
+def test_phase_correlation_with_masks_is_mapped_compiled_and_exported(weighting):
+    a, b = normal(3, 13, 14, seed=1), normal(3, 11, 12, seed=2)
+    masks = normal(3, 13, 14, seed=3) > -1, normal(3, 11, 12, seed=4).abs()
+    a = a.masked_fill(~masks[0], torch.nan)
+
+    def call(x, y, of_x, of_y):
+        return torchcorr.phase_correlation(
+            x, y, weighting=weighting, max_shift=4, reference_mask=of_x, moving_mask=of_y
+        )
+
+    expected = call(a, b, *masks)
+    assert expected.isfinite().all()
+    close(torch.func.vmap(call)(a, b, *masks), expected)
+    close(
+        torch.func.vmap(call, (0, 0, None, 0))(b, b, masks[1][0], masks[1]),
+        torch.stack([call(y, y, masks[1][0], w) for y, w in zip(b, masks[1], strict=True)]),
+    )
+    torch.compiler.reset()
+    compiled = torch.compile(call, fullgraph=True, backend="aot_eager")
+    close(compiled(a, b, *masks), expected)
+    wrapped = torch.nn.Module()
+    wrapped.forward = call
+    close(torch.export.export(wrapped, (a, b, *masks)).module()(a, b, *masks), expected)
+
+
 def test_gradients_of_a_batch_of_phase_correlations():
     """Scaling a batch in place would spoil what the gradient of its peak needs."""
     a, b = (normal(2, 5, 6, seed=i).requires_grad_() for i in (1, 2))
@@ -92,7 +119,7 @@ def test_values_are_not_looked_at_under_transforms():
     """Where NaN is an error otherwise, it stays in its item."""
     a, b = normal(3, 13, 14, seed=1), normal(3, 13, 14, seed=2)
     a[1, 2, 3] = torch.nan
-    with pytest.raises(ValueError, match="a must be finite"):
+    with pytest.raises(ValueError, match="reference must be finite"):
         torchcorr.phase_correlation(a, b)
     scores = torch.func.vmap(torchcorr.phase_correlation)(a, b)
     assert scores[1].isnan().all()
@@ -145,6 +172,12 @@ SEARCHES = {
     "lines": (
         lambda x, y: fields(torchcorr.estimate_shift(x, y, ndim=1, weighting="phat")),
         lambda: (normal(3, 1, 40, seed=1), normal(2, 30, seed=2)),
+    ),
+    "weighed": (
+        lambda x, y, mask: fields(
+            torchcorr.estimate_shift(x, y, weighting="phat", reference_mask=mask)
+        ),
+        lambda: (*moved_copy(), a_mask()),
     ),
     "detections": (
         detections,

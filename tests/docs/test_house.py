@@ -55,7 +55,7 @@ POSITIONAL = {
     "estimate_pose": ["reference", "moving"],
     "cross_correlation": ["a", "b"],
     "correlation_lags": ["size", "moved"],
-    "phase_correlation": ["a", "b"],
+    "phase_correlation": ["reference", "moving"],
     "distance_profile": ["input", "query"],
     "register_stack": ["frames"],
     "soft_shift": ["reference", "moving"],

@@ -100,7 +100,6 @@ def _images(options: argparse.Namespace) -> _Pair:
             remarks.append(f"the alpha channel of {path.name} weighs its pixels")
         images.append(gray)
         weights.append(_there(path, gray, alpha, remarks))
-    _check_weighting(options, weights)
     return _Pair(images[0], images[1], None, (weights[0], weights[1]), remarks)
 
 
@@ -117,7 +116,6 @@ def _recordings(options: argparse.Namespace) -> _Pair:
         if signal.channels > 1:
             remarks.append(f"channel {signal.channel} of the {signal.channels} of {path.name}")
         weights.append(_there(path, signal.samples, None, remarks))
-    _check_weighting(options, weights)
     first, second = (signal.samples for signal in signals)
     to, rate = rates
     if to is not None and rate is not None and to != rate:
@@ -159,17 +157,6 @@ def _there(
     if np.isinf(values if weights is None else values[weights > 0]).any():
         raise FileError(f"{path}: contains infinity")
     return weights
-
-
-def _check_weighting(
-    options: argparse.Namespace, weights: list[NDArray[np.float64] | None]
-) -> None:
-    """Spectra are those of the whole."""
-    for path, some in zip((options.first, options.second), weights, strict=True):
-        if options.weighting is not None and some is not None:
-            raise UsageError(
-                f"--weighting needs all elements of both: some of {path} are missing or transparent"
-            )
 
 
 def _content(options: argparse.Namespace, pair: _Pair, shift: Shift) -> dict[str, object]:

@@ -96,7 +96,7 @@ def levelled(x: Tensor, ndim: int) -> Tensor:
     axes = tuple(range(-ndim, 0))
     x = x.double() - level_of(x, ndim).double()[(..., *(None,) * ndim)]
     if ndim == x.dim() and not is_traced():
-        least, most = torch.aminmax(x)
+        least, most = torch.aminmax(x.detach())
         if RANGE[0] < max(-float(least), float(most)) < RANGE[1]:
             return x
     peak = torch.maximum(-x.amin(axes, keepdim=True), x.amax(axes, keepdim=True))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import _checks
-from .._definition.overlap import ALLOWED, TRANSFORM, levelled, spectrum
+from .._definition.overlap import ALLOWED, TRANSFORM, levelled, products, spectrum
 from .._plan import rounding
 from .._plan.lags import Lags
 from ..local import local_sum
@@ -42,6 +43,21 @@ class Masks:
     @property
     def smaller(self) -> float:
         return min(float(self.x.sum()), float(self.y.sum()))
+
+    def counts(self, lags: Lags) -> Tensor:
+        """The weight of what overlaps at each lag."""
+        counts = products(self.x, self.y, lags).clamp_(min=0)
+        return counts.round_() if _are_whole(self.x) and _are_whole(self.y) else counts
+
+    def concentration(self, lags: Lags, lag: Sequence[int]) -> float:
+        """How many times the variance of the correlation of unrelated recordings at a lag, as a
+        share of that of all lags, exceeds what it is at most without masks: at least 1 (math.md,
+        eq. weighed-spectra).
+        """
+        of_x, of_y = lags.overlap(lag)
+        x, y = ((w / w.amax()).square() for w in (self.x, self.y))
+        share = float((x[of_x] * y[of_y]).sum() / (x.sum() * y.sum()))
+        return max(1.0, share * math.prod(max(a.size, a.moved) for a in lags.axes))
 
     def scores(self, x: Tensor, y: Tensor, lags: Lags) -> tuple[Tensor, Tensor]:
         """Pearson's r at each lag with the weights of both, and the weight of what overlaps.
@@ -132,7 +148,7 @@ class _Powers:
         for place, _ in spikes:
             values[1][place] = values[2][place] = 0.0
         norms = tuple(float(torch.linalg.vector_norm(v)) for v in values)
-        return cls(values, norms, bool(((weights == 0) | (weights == 1)).all()), spikes)
+        return cls(values, norms, _are_whole(weights), spikes)
 
     def larger(self, i: int) -> list[tuple[tuple[int, ...], float]]:
         return [(place, values[i]) for place, values in self.spikes] if i > 0 else []
@@ -147,6 +163,10 @@ class _Powers:
 
     def reversed(self) -> tuple[Tensor, ...]:
         return tuple(v.flip(tuple(range(v.dim()))) for v in self.values)
+
+
+def _are_whole(weights: Tensor) -> bool:
+    return bool(((weights == 0) | (weights == 1)).all())
 
 
 def _large(squares: Tensor) -> list[tuple[int, ...]]:

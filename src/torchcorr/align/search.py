@@ -139,10 +139,11 @@ class Search:
     ) -> tuple[Tensor, Tensor | None]:
         """Scores, and how many elements overlap if the lags do not say it."""
         if self.weighting is not None:
-            return weighed_scores(x.double(), y.double(), lags, self.weighting), None
+            scores = weighed_scores(x.double(), y.double(), lags, self.weighting, masks)
+            return scores, None if masks is None else masks.counts(lags)
         if masks is not None:
             return masks.scores(x, y, lags)
-        scores: Tensor = _contract.overlap_scores(x, y, *lags.ends, self.method)
+        scores = _contract.overlap_scores(x, y, *lags.ends, self.method)
         return scores, None
 
     def _answer(
@@ -162,9 +163,10 @@ class Search:
         deviate = significance(first.score, first.count / judge.alike)
         trials = max(1.0, math.prod(self.lags.shape) / judge.alike)
         if self.weighting is not None:
-            deviate = first.score * math.sqrt(
-                math.prod(a.length() for a in self.lags.around(1).axes)
-            )
+            length: float = math.prod(a.length() for a in self.lags.around(1).axes)
+            if judge.masks is not None:
+                length /= judge.masks.concentration(self.lags, first.lag)
+            deviate = first.score * math.sqrt(length)
             trials = float(math.prod(self.lags.shape))
         return Answer(
             shift=self._refined(x, y, best, judge.masks),

@@ -164,8 +164,8 @@ def estimate_shift(
         If an argument is no real tensor, or dtypes differ.
     ValueError
         If an axis is missing, leading axes do not broadcast, a recording contains NaN or infinity
-        that is not missing, ``lags`` and ``min_overlap`` leave no shift to consider, a mask does
-        not fit, is negative or zero everywhere, or there are masks as well as a weighting.
+        that is not missing, ``lags`` and ``min_overlap`` leave no shift to consider, or a mask
+        does not fit, is negative or zero everywhere.
 
     Notes
     -----
@@ -181,7 +181,12 @@ def estimate_shift(
     a normal deviate (Wallace 1959), and ``false_alarm`` the probability that one of all lags, as
     many as are independent, comes so far by chance. It is high for two pure tones of one frequency:
     they agree somewhere whatever they are. A generalised cross-correlation of unrelated recordings
-    is nearly normal with the variance of one over the length of its transform.
+    is nearly normal with the variance of one over the length of its transform. Masks
+    that leave little of both let it agree at few lags, where this variance is larger (math.md, eq.
+    weighed-spectra).
+
+    With masks as well as a weighting each recording is centred by its weighted mean and multiplied
+    by its weights, and the spectra are those of the products, see `phase_correlation`.
 
     Exchanging the recordings changes the sign of the shift and nothing else.
 
@@ -237,8 +242,6 @@ def estimate_shift(
         ranges = tuple((a.low, a.high) for a in axes)
         return Shift(shift, **known, ranges=ranges, score_map=others[-1] if score_map else None)
     recordings, weights = masks_of(recordings, given, nan)
-    if weights is not None and weighting is not None:
-        raise ValueError(f"weighting must be None with masks or missing data: got {weighting!r}")
     _checks.recordings(recordings, ndim)
     reference, moving = recordings.values()
     asked = lags_of(lags, max_shift, centre, _sizes(reference, moving, ndim))
