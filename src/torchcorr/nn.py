@@ -224,7 +224,9 @@ class LNCCLoss(torch.nn.Module):
 
     Several scales see both far and near: sum the losses of one window on images pooled by 1, 2
     and 4, ``sum(loss(pool(a, s), pool(b, s)) for s in (1, 2, 4))`` with
-    ``torch.nn.functional.avg_pool3d`` as `pool`, or of several windows on one image.
+    ``torch.nn.functional.avg_pool3d`` as `pool`, or of several windows on one image. Where
+    displacements are much larger than the window, descend on the coarsest scale first, and then on
+    each finer one from the displacements found.
 
     Examples
     --------
