@@ -21,7 +21,7 @@ from .match import Matches, Peaks, find_peaks, match_template
 from .planning import plan, plan_layer
 from .similarity import lncc
 
-# These are imported when one of them is first asked for.
+# These, and `align` itself, are imported when one of them is first asked for.
 if _TYPE_CHECKING:
     from .align import (
         Detections,
@@ -93,11 +93,12 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    if name not in __all__:
+    if name != "align" and name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    globals()[name] = value = getattr(_import_module(".align", __name__), name)
+    align = _import_module(".align", __name__)
+    globals()[name] = value = align if name == "align" else getattr(align, name)
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__, "align"})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import warnings
 
 import pytest
@@ -77,6 +78,29 @@ def test_a_subclass_sees_the_operator(monkeypatch):
     image = draw((9, 9)).as_subclass(Marked).requires_grad_()
     torchcorr.zncc(image, draw((3, 3), seed=1)).sum().backward()
     assert torch.ops.torchcorr.ncc.default in Marked.called
+
+
+class Scorer(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.template = torch.nn.Parameter(draw((3, 3), seed=1))
+
+    def forward(self, image):
+        return torchcorr.zncc(image, self.template)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+def test_a_traced_module_that_learns_calls_the_operator():
+    """Not Python, which cannot be stored."""
+    layer, image, stored = Scorer(), draw((9, 9)), io.BytesIO()
+    torch.jit.save(torch.jit.trace(layer, image), stored)
+    stored.seek(0)
+    loaded = torch.jit.load(stored)
+    for model in (layer, loaded):
+        model(image).sum().backward()
+    torch.testing.assert_close(loaded(image), layer(image), rtol=0, atol=0)
+    torch.testing.assert_close(loaded.template.grad, layer.template.grad, rtol=0, atol=0)
 
 
 def test_every_operator_has_a_sample():

@@ -273,6 +273,8 @@ def test_what_aligns_is_imported_on_first_use() -> None:
         "assert first is estimate_shift is vars(torchcorr)['estimate_shift']\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+    code = "import torchcorr; assert 'align' in dir(torchcorr); torchcorr.align.estimate_shift"
+    subprocess.run([sys.executable, "-c", code], check=True)
     with pytest.raises(AttributeError, match="'torchcorr' has no attribute 'estimate_shifts'"):
         getattr(torchcorr, "estimate_shifts")  # noqa: B009 - mypy knows that it is missing
 

@@ -130,6 +130,18 @@ def test_squares_neither_overflow_nor_vanish(power):
         torch.testing.assert_close(std, torchcorr.local_std(x, w), rtol=1e-9, atol=0)
 
 
+def test_what_has_no_weight_and_other_items_do_not_choose_the_scale():
+    x, w = normal(3, 40, 50, seed=0), disk((15, 15), torch.float64)[0]
+    there = torch.ones_like(x)
+    there[1, 5:9, 5:9] = 0
+    want = torchcorr.local_std(x, w, input_mask=there)
+    scales = torch.tensor((2.0**450, 1.0, 2.0**-450), dtype=torch.float64)[:, None, None]
+    scaled = x * scales
+    scaled[1, 5:9, 5:9] = torch.finfo(torch.float64).min
+    got = torchcorr.local_std(scaled, w, input_mask=there) / scales
+    torch.testing.assert_close(got, want, rtol=1e-9, atol=0)
+
+
 @pytest.mark.parametrize("wrong", (math.nan, math.inf, -math.inf))
 def test_what_is_not_finite_stays_in_its_windows(wrong):
     """The others are computed in tiles all the same, faint ones too."""

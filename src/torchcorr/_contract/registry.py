@@ -35,7 +35,7 @@ class Operator:
             return self.kernel(*args)
         if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
             return self._under_transforms(*args)
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
             return self.kernel(*args)
         if torch.is_grad_enabled():
             for x in args[:4]:

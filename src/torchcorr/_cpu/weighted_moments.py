@@ -39,7 +39,7 @@ def weighted_moments(
         none = input.new_zeros((input.shape[-core], *window))
         wrong = touched(weighted(input, none, input_weight, weight, ndim, True, True), stride)
         x = torch.where(torch.isfinite(x), x, 0.0)
-    x, scale = _scaled(x)
+    x, scale = _scaled(x, input_weight, ndim)
     g = input_weight
     if g is not None:
         lead = torch.broadcast_shapes(x.shape[:-core], g.shape[:-core])
@@ -57,22 +57,32 @@ def weighted_moments(
     for block in blocks(call.problem, call.plan):
         steps.weighted_moment_tiles(x, there, weights, batch, block.numbers, rule.numbers, maps)
     count, mean, var = (leads.restored(y, ndim) for y in maps)
-    if scale != 1:
+    if scale is not None:
         mean, var = mean / scale, var / scale / scale
     if wrong is not None:
         mean, var = (y.masked_fill(wrong, math.nan) for y in (mean, var))
     return count, mean, var
 
 
-def _scaled(x: Tensor) -> tuple[Tensor, float]:
-    """x times a power of two, so that squares neither overflow nor vanish; and that power."""
+def _scaled(x: Tensor, weight: Tensor | None, ndim: int) -> tuple[Tensor, Tensor | None]:
+    """x with each item times a power of two, so that squares of what has weight neither overflow
+    nor vanish; and these powers, (*lead, 1, ..., 1), if any is needed."""
     if x.dtype != torch.float64:
-        return x, 1.0
-    largest = float(x.abs().max())
-    if largest == 0 or _SMALLEST <= largest <= _LARGEST:
-        return x, 1.0
-    scale = math.ldexp(1.0, max(-1000, min(1000, -math.frexp(largest)[1])))
-    return x * scale, scale
+        return x, None
+    item = tuple(range(-ndim - 1, 0))
+    if _are_moderate(torch.linalg.vector_norm(x, math.inf, item)):
+        return x, None
+    x = kept(x, weight)
+    largest = torch.linalg.vector_norm(x, math.inf, item, keepdim=True)
+    if _are_moderate(largest):
+        return x, None
+    exponent = torch.frexp(largest).exponent.clamp(-1000, 1000)
+    scale = torch.ldexp(torch.ones_like(largest), -exponent)
+    return x * scale, scale.squeeze(-ndim - 1)
+
+
+def _are_moderate(largest: Tensor) -> bool:
+    return bool(((largest == 0) | ((largest >= _SMALLEST) & (largest <= _LARGEST))).all())
 
 
 def register() -> None:
