@@ -35,10 +35,16 @@ from .measure import alternate
 
 # Multiply-adds and results from which on a method is too slow to be measured, or takes too much.
 MOST_PRODUCTS, MOST_RESULTS = 2e10, 3e7
-# Constants that are fitted: fields of `Costs` and indices of those that are tuples.
+# Elements of tiles that are transformed at once, if one has fewer.
+ROW = 1 << 17
+# Lengths whose transforms are measured alone, for one to three axes.
+LENGTHS = (
+    (512, 1024, 2048, 4096, 10240, 20480, 40960, 81920, 163840, 327680),
+    (96, 128, 192, 240, 288, 320, 384, 448, 576, 640, 768, 960, 1152, 1536, 2304),
+    (24, 32, 40, 48, 56, 64, 80, 96, 128, 160),
+)
+# Constants fitted to whole calls: fields of `Costs` and indices of those that are tuples.
 FITTED = (
-    *(("transform", i) for i in range(3)),
-    *(("strain", i) for i in range(3)),
     *(("shape", i) for i in (0, 2)),
     *(("sums", i) for i in range(2)),
     *(("unit", i) for i in range(2)),
@@ -67,6 +73,37 @@ def problems(quick: bool) -> Iterator[tuple[int, int, int, int]]:
             for window in windows[ndim]:
                 if window <= size // 2:
                     yield from ((ndim, size, window, many) for many in (1, 8, 24))
+
+
+def transforms(rounds: int, ndim: int, longest: int) -> tuple[float, float]:
+    """Cost of an element for each doubling of its tile, and what each MiB of a tile adds to it.
+
+    Of complex tiles, each two real ones; in whole calls their tile lengths hardly differ.
+    """
+    sizes, times = [], []
+    for length in LENGTHS[ndim - 1]:
+        elements = length**ndim
+        batch = max(1, ROW // elements)
+        if elements > longest:
+            continue
+        tiles = torch.view_as_complex(draw((batch, *(length,) * ndim, 2), torch.float32))
+        axes = tuple(range(-ndim, 0))
+
+        def pair(x: Tensor = tiles, axes: tuple[int, ...] = axes) -> Tensor:
+            return torch.fft.ifftn(torch.fft.fftn(x, dim=axes), dim=axes, norm="forward")
+
+        ms = alternate({"pair": pair}, rounds, clock=time.process_time)["pair"].ms
+        sizes.append(8 * elements / 2**20)
+        times.append(ms * 1e6 / (4 * CORES * batch * elements * math.log2(elements)))
+    start = costs_of("cpu")
+    most, mib, ns = start.most_strain[ndim - 1], np.array(sizes), np.array(times)
+
+    def errors(logs: NDArray[np.float64]) -> NDArray[np.float64]:
+        base, strain = np.exp(logs)
+        return np.log(ns / base / (1 + np.minimum(most, strain * mib)))
+
+    found = least_squares(errors, np.log([start.transform[ndim - 1], start.strain[ndim - 1]]))
+    return float(np.exp(found.x[0])), float(np.exp(found.x[1]))
 
 
 def arrangement(name: str, x: Tensor, w: Tensor, ndim: int, method: str) -> Arrangement:
@@ -118,9 +155,8 @@ def predicted(sample: Sample, costs: Costs) -> float:
     return CORES * cost(*args)
 
 
-def fitted(measured: Sequence[Sample]) -> Costs:
+def fitted(measured: Sequence[Sample], start: Costs) -> Costs:
     """The costs of least relative errors; what calls cost whatever their size is fitted too."""
-    start = costs_of("cpu")
     values = [getattr(start, n) if i is None else getattr(start, n)[i] for n, i in FITTED]
     names = sorted({sample.name.split()[0] for sample in measured})
     overhead = [5e4] * len(names)
@@ -142,8 +178,14 @@ def fitted(measured: Sequence[Sample]) -> Costs:
 
 def fit(rounds: int, quick: bool) -> None:
     """Prints the constants, as lines that can be pasted."""
-    costs = fitted(list(samples(rounds, quick)))
-    for name in dict.fromkeys(name for name, _ in FITTED):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    alone = [transforms(rounds, ndim, 1 << (16 if quick else 23)) for ndim in (1, 2, 3)]
+    torch.set_num_threads(threads)
+    (a, p), (b, q), (c, r) = alone
+    start = replace(costs_of("cpu"), transform=(a, b, c), strain=(p, q, r))
+    costs = fitted(list(samples(rounds, quick)), start)
+    for name in ("transform", "strain", *dict.fromkeys(name for name, _ in FITTED)):
         value = getattr(costs, name)
         several = isinstance(value, tuple)
         digits = ", ".join(f"{v:.2g}" for v in (value if several else (value,)))

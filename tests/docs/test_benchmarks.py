@@ -213,7 +213,7 @@ def test_constants_of_a_gpu_can_be_fitted(capsys):
 def test_the_fit_finds_the_costs_that_times_were_made_with():
     """Times of the model itself, with costs that are not those it starts from."""
     start = costs_of("cpu")
-    truth = replace(start, product=2 * start.product, transform=(0.1, 0.08, 0.05), emitted=0.9)
+    truth = replace(start, product=2 * start.product, sums=(2.0, 1.1), emitted=0.9)
     made = []
     ways = list(itertools.product(("correlate", "zncc"), ("direct", "fft"), fit.DTYPES))
     for ndim, size, window, many in fit.problems(False):
@@ -223,7 +223,7 @@ def test_the_fit_finds_the_costs_that_times_were_made_with():
             call = fit.arrangement(name, x, w, ndim, method)
             sample = fit.Sample(f"{name} {method}", call, 0.0)
             made.append(replace(sample, ns=fit.predicted(sample, truth) + 1e4))
-    found = fit.fitted(made)
+    found = fit.fitted(made, start)
     for name, index in fit.FITTED:
         got, want = getattr(found, name), getattr(truth, name)
         if index is not None:

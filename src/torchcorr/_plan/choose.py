@@ -19,7 +19,7 @@ from .tiling import Block, Tiling, tile_length
 
 # How many times faster a plan must be to take more scratch than allowed; and one for scores with
 # weights, whose tiles are computed two at a time.
-_WORTH_SCRATCH = 8
+_WORTH_SCRATCH = 16
 _WORTH_TILES = 2.5
 # Sides of windows of lines, planes and volumes from which on dividing them may pay.
 _LARGE_WINDOW = (1 << 15, 192, 64)

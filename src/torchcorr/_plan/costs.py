@@ -35,6 +35,7 @@ class Costs:
     # scores, and by transforms.
     unit: tuple[float, float]
     strain: tuple[float, float, float]  # of a transform: added share for each MiB of a tile
+    most_strain: tuple[float, float, float]  # the largest share that is added
     prepared: float  # an element of an axis, for each call of a transform, of any number of tiles
     ready: Ints  # lengths that need no preparation, and those from the last one on
     cache: int  # bytes of scratch that a batch should take, for one template
@@ -54,27 +55,28 @@ class Costs:
 _COSTS = {
     # Two cores with AVX-512, fitted by benchmarks/fit.py to float32.
     "cpu": Costs(
-        transform=(0.032, 0.038, 0.044),
-        sums=(1.5, 0.65),
-        tile_element=0.38,
-        emitted=0.68,
-        score_element=1.9,
-        position=0.49,
-        scored_position=0.57,
-        product=0.0079,
+        transform=(0.023, 0.027, 0.027),
+        sums=(1.2, 0.83),
+        tile_element=1.0,
+        emitted=0.78,
+        score_element=1.54,
+        position=0.42,
+        scored_position=0.51,
+        product=0.0075,
         dense_product=0.0068,
         channel_product=0.6,
         byte_product=0.06,
         byte_line=1,
         digits=1.7,
         scored=1.0,
-        shape=(1.0, 1.0, 1.5),
+        shape=(1.0, 1.0, 1.4),
         batch=1.2e5,
-        unit=(5.9e4, 1.2e5),
-        strain=(18.0, 0.51, 0.22),
+        unit=(5.6e4, 9e4),
+        strain=(16.0, 0.2, 0.02),
+        most_strain=(1.5, 1.5, 2.0),
         # Roots of unity are computed in each call. Measured of the transforms that PyTorch is
         # built with on Intel's CPUs; others keep them.
-        prepared=4.6,
+        prepared=4.2,
         ready=(10240, 12288, 20480, 40960, 57344, 81920, 114688, 122880, 131072),
         cache=8 << 20,
         near_cache=4 << 20,
@@ -130,6 +132,7 @@ _COSTS = {
         batch=5e4,
         unit=(5e4, 5e4),
         strain=(0.0, 0.0, 0.0),
+        most_strain=(0.0, 0.0, 0.0),
         prepared=0.0,
         ready=(),
         cache=256 << 20,

@@ -10,8 +10,6 @@ from .leads import Leads
 from .shapes import Ints, fast_length
 from .tiling import Tiling
 
-# Of a transform, relative to one that stays in the nearest cache.
-_MOST_STRAIN = 2.0
 # Making band matrices, for each element of their rows.
 _BAND = 6.0
 
@@ -111,7 +109,7 @@ def transform_cost(costs: Costs, ndim: int, elements: int, itemsize: int) -> flo
     """Nanoseconds of one transform of a tile."""
     strain = costs.strain[ndim - 1] * 2 * itemsize * elements / (1 << 20)
     time = costs.transform[ndim - 1] * math.log2(max(elements, 2)) * elements * itemsize / 4
-    return time * (1 + min(_MOST_STRAIN, strain))
+    return time * (1 + min(costs.most_strain[ndim - 1], strain))
 
 
 def preparation(costs: Costs, length: Ints) -> float:
