@@ -1,4 +1,4 @@
-"""The rows of convolution layers against PyTorch's: large kernels, and small ones."""
+"""The rows of convolution layers against PyTorch's: large kernels, small ones, and memory."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from torch import Tensor
 
 import torchcorr
 
+from . import memory
 from .accuracy import largest, positions
-from .measure import Accuracy, Bound, Row, Settings, alternate, at_least, ratio_row
+from .measure import Accuracy, Bound, Row, Settings, alternate, at_least, at_most, ratio_row
 
 # Items, channels, outputs, side of the image, side of the kernel.
 Sizes = tuple[int, int, int, int, int]
@@ -27,6 +28,14 @@ SMALL: tuple[Sizes, ...] = (
 )
 DENSE: tuple[Sizes, ...] = ((8, 16, 64, 56, 7), (8, 64, 64, 28, 7), (8, 64, 64, 56, 3))
 DEPTHWISE: Sizes = (8, 64, 64, 56, 31)
+# With the number of groups; scratch may have the MiB that `zncc` has.
+BACKWARD: tuple[tuple[Sizes, int], ...] = (
+    (LARGE[0], 1),
+    (LARGE[1], 1),
+    (DEPTHWISE, DEPTHWISE[1]),
+    ((1, 64, 64, 160, 31), 1),
+)
+SCRATCH = 64
 Function = Callable[..., Tensor]
 
 
@@ -142,4 +151,23 @@ def _dense(settings: Settings, sizes: Sizes, name: str, step: bool) -> Row:
     return ratio_row("C13", title, "F.conv2d", timings, bound=at_least(1 / 1.3), accuracy=kept)
 
 
-CASES: dict[str, Callable[[Settings], Iterator[Row]]] = {"C12": c12, "C12F": c12f, "C13": c13}
+def c13m(settings: Settings) -> Iterator[Row]:
+    """Peak memory of a backward pass, each contestant in a process of its own."""
+    for sizes, groups in BACKWARD:
+        items, channels, outputs, side, kernel = sizes
+        if settings.quick:
+            side = max(kernel, side // 8)
+        kind = "depthwise " if groups > 1 else ""
+        shape = f"{kind}{items}×{channels}×{outputs}, {side}²/{kernel}²"
+        for name, bound in (("conv2d", at_most(SCRATCH)), ("F.conv2d", None)):
+            used = memory.measured(side, kernel, name, items, channels, outputs, groups)
+            case = f"{name} {shape}, backward, beyond input, weight and gradients"
+            yield Row("C13M", case, "", "MiB", used, bound)
+
+
+CASES: dict[str, Callable[[Settings], Iterator[Row]]] = {
+    "C12": c12,
+    "C12F": c12f,
+    "C13": c13,
+    "C13M": c13m,
+}

@@ -2,25 +2,30 @@
 
 PASS is `forward` or `backward` of a zncc; `lncc`, the loss of two volumes and both gradients;
 `lncc-zeros`, the same with zeros around; `lncc-masks`, with a mask of either volume, whose
-gradients are results too, and zeros around; or `align`, the shift of a short recording in a long
-one.
+gradients are results too, and zeros around; `align`, the shift of a short recording in a long
+one; or `conv2d`, the backward pass of a convolution layer, and `F.conv2d`, that of PyTorch's,
+followed by items, channels, outputs and groups.
 
 MiB beyond input and result are printed: the peak of resident memory during the call, less what was
 resident when it started, less what it returns. Inputs are resident at the start, and so is the
 program, since a tiny call of each method came before. Scratch of the large call is not, so that all
 of it counts, also what the allocator keeps afterwards. For the backward pass the inputs are image,
 template and upstream gradient, the results are the score map and the gradients of image and
-template, and the peak is that of forward and backward together.
+template, and the peak is that of forward and backward together. Of a layer it is that of the
+backward pass alone: the forward pass comes before, and what it leaves with the allocator is given
+back to the system.
 """
 
 from __future__ import annotations
 
+import ctypes
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 
 import torchcorr
 
@@ -28,6 +33,7 @@ from . import ROOT
 
 PASSES = ("forward", "backward")
 LNCC_PASSES = ("lncc", "lncc-zeros", "lncc-masks")
+LAYERS = {"conv2d": torchcorr.conv2d, "F.conv2d": F.conv2d}
 _STATUS = Path("/proc/self/status")
 
 
@@ -106,9 +112,30 @@ def beyond_align(size: int, window: int, which: str) -> float:
     return used
 
 
-def measured(size: int, window: int, which: str) -> float:
+def beyond_layer(
+    size: int, window: int, which: str, items: int, channels: int, outputs: int, groups: int
+) -> float:
+    """MiB that the backward pass of a layer uses beyond its input, weight and gradients."""
+    function, how = LAYERS[which], {"groups": groups, "padding": window // 2 if groups > 1 else 0}
+    for kernel in (3, 13, 31):  # of one channel and of several, so that each way has run once
+        for wide in (1, 16):
+            x = torch.rand(1, wide, 64, 64, requires_grad=True)
+            w = torch.rand(wide, wide, kernel, kernel, requires_grad=True)
+            # With an upstream gradient, for which PyTorch imports 30 MiB of its modules once.
+            tiny = function(x, w)
+            torch.autograd.grad(tiny, (x, w), torch.rand_like(tiny))
+    x = torch.rand(items, channels, size, size, requires_grad=True)
+    w = torch.rand(outputs, channels // groups, window, window, requires_grad=True)
+    out = function(x, w, **how)
+    upstream = torch.rand_like(out)
+    ctypes.CDLL(None).malloc_trim(0)
+    return used_by(lambda: torch.autograd.grad(out, (x, w), upstream))
+
+
+def measured(size: int, window: int, which: str, *shape: int) -> float:
     """The same, in a fresh process."""
-    command = [sys.executable, "-m", "benchmarks.memory", str(size), str(window), which]
+    numbers = (str(n) for n in shape)
+    command = [sys.executable, "-m", "benchmarks.memory", str(size), str(window), which, *numbers]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     return float(done.stdout)
 
@@ -116,5 +143,5 @@ def measured(size: int, window: int, which: str) -> float:
 if __name__ == "__main__":
     side, box = int(sys.argv[1]), int(sys.argv[2])
     calls = dict.fromkeys(PASSES, beyond) | dict.fromkeys(LNCC_PASSES, beyond_lncc)
-    calls["align"] = beyond_align
-    print(calls[sys.argv[3]](side, box, sys.argv[3]))
+    calls |= {"align": beyond_align} | dict.fromkeys(LAYERS, beyond_layer)
+    print(calls[sys.argv[3]](side, box, sys.argv[3], *map(int, sys.argv[4:])))

@@ -20,7 +20,17 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 if str(ROOT) not in sys.path:
     sys.path.append(str(ROOT))
 
-from benchmarks import fit, fit_gpu, load, measure, photographs, report, run  # noqa: E402
+from benchmarks import (  # noqa: E402
+    fit,
+    fit_gpu,
+    layers,
+    load,
+    measure,
+    memory,
+    photographs,
+    report,
+    run,
+)
 from benchmarks.child import limited  # noqa: E402
 from torchcorr._plan.costs import costs_of  # noqa: E402
 
@@ -142,6 +152,46 @@ def test_rows_of_a_missing_peer_are_left_out(tmp_path, monkeypatch, capsys):
     assert run.main(["--quick", "--rows", "C2,C7", "--output", str(table)]) == 0
     assert {r["row"] for r in report.read(table)} == {"C7"}
     assert "C2 is left out: import of cv2" in capsys.readouterr().err
+
+
+def test_memory_of_a_backward_pass_has_a_bound_and_stands_beside_pytorch(monkeypatch):
+    used = {"conv2d": 64.5, "F.conv2d": 99.0}
+    asked = []
+
+    def measured(size: int, window: int, which: str, *shape: int) -> float:
+        asked.append((which, *shape, size, window))
+        return used[which]
+
+    monkeypatch.setattr(memory, "measured", measured)
+    rows = [row for row in layers.c13m(measure.Settings()) if row.row == "C13M"]
+    assert [row.verdict for row in rows] == ["short", "informative"] * 4
+    assert asked[:2] == [(name, 1, 1, 1, 1, 1024, 31) for name in used]
+    assert asked[4:6] == [(name, 8, 64, 64, 64, 56, 31) for name in used]
+    used["conv2d"] = 64.0
+    assert next(layers.c13m(measure.Settings(quick=True))).verdict == "reached"
+    assert asked[-1] == ("conv2d", 1, 1, 1, 1, 128, 31)
+
+
+reads_peaks = pytest.mark.skipif(
+    not Path("/proc/self/clear_refs").exists(), reason="peaks are read in /proc"
+)
+
+
+@reads_peaks
+def test_scratch_counts_and_results_do_not():
+    def call(results: int, scratch: int) -> list[torch.Tensor]:
+        made = [torch.ones(1 << 24) for _ in range(results + scratch)]
+        return made[:results]
+
+    for results, scratch in ((0, 1), (2, 1), (1, 0)):
+        used = memory.used_by(lambda r=results, s=scratch: call(r, s))
+        assert used == pytest.approx(64 * scratch, abs=2)
+
+
+@reads_peaks
+def test_the_backward_pass_of_a_depthwise_layer_has_bounded_scratch():
+    used = memory.measured(56, 31, "conv2d", 8, 64, 64, 64)
+    assert 0 < used < layers.SCRATCH
 
 
 def _slow(row: measure.Row) -> measure.Row:
