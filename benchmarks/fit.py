@@ -21,7 +21,6 @@ import numpy as np
 import torch
 from inputs import draw
 from numpy.typing import NDArray
-from scipy.optimize import least_squares
 from torch import Tensor
 
 import torchcorr
@@ -75,6 +74,14 @@ def problems(quick: bool) -> Iterator[tuple[int, int, int, int]]:
                     yield from ((ndim, size, window, many) for many in (1, 8, 24))
 
 
+def fitted_logs(errors: Callable[..., Any], start: Sequence[float]) -> NDArray[np.float64]:
+    """Positive numbers of least errors, which are a function of their logarithms."""
+    from scipy.optimize import least_squares
+
+    found = least_squares(errors, np.log(start), loss="soft_l1", f_scale=0.2).x
+    return np.asarray(np.exp(found))
+
+
 def transforms(rounds: int, ndim: int, longest: int) -> tuple[float, float]:
     """Cost of an element for each doubling of its tile, and what each MiB of a tile adds to it.
 
@@ -102,8 +109,8 @@ def transforms(rounds: int, ndim: int, longest: int) -> tuple[float, float]:
         base, strain = np.exp(logs)
         return np.log(ns / base / (1 + np.minimum(most, strain * mib)))
 
-    found = least_squares(errors, np.log([start.transform[ndim - 1], start.strain[ndim - 1]]))
-    return float(np.exp(found.x[0])), float(np.exp(found.x[1]))
+    base, strain = fitted_logs(errors, [start.transform[ndim - 1], start.strain[ndim - 1]])
+    return float(base), float(strain)
 
 
 def arrangement(name: str, x: Tensor, w: Tensor, ndim: int, method: str) -> Arrangement:
@@ -167,13 +174,13 @@ def fitted(measured: Sequence[Sample], start: Costs) -> Costs:
         of = dict(zip(names, calls, strict=True))
         return [math.log(s.ns / (predicted(s, costs) + of[s.name.split()[0]])) for s in measured]
 
-    best = least_squares(errors, np.log([*values, *overhead]), loss="soft_l1", f_scale=0.2)
-    left = errors(best.x)
+    found = fitted_logs(errors, [*values, *overhead])
+    left = errors(np.log(found))
     for name in sorted({sample.name for sample in measured}):
         those = [e for e, s in zip(left, measured, strict=True) if s.name == name]
         spread = statistics.pstdev(those)
         print(f"# {name}: {len(those)} calls, off by a factor of {math.exp(spread):.2f}")
-    return with_values(start, np.exp(best.x[: len(FITTED)]).tolist())
+    return with_values(start, found[: len(FITTED)].tolist())
 
 
 def fit(rounds: int, quick: bool) -> None:

@@ -31,6 +31,7 @@ TORCHCORR_CLONES void line_sums(const WindowAxis& axis, const double* x, double*
     running::accumulate(axis.window - 1, block + n, begins);
     // From element `at` of the block on.
     const int64_t at = done * axis.step - first, count = ceil_div(n - at, axis.step);
+    if (count <= 0) continue;  // a stride passed over the block
     const double *const end = ends + n - at, *const begin = begins + axis.window - n + at;
     double* const to = sums + done;
     if (axis.step == 1) {

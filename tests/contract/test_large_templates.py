@@ -11,6 +11,7 @@ from inputs import draw, normal
 from torch import Tensor
 
 import torchcorr
+from torchcorr._plan import choose
 
 # Sizes, window, stride, leading axes of the template.
 CASES = {
@@ -46,7 +47,13 @@ def standard(x: Tensor) -> Tensor:
 @pytest.mark.cpu_only(reason="only the CPU's tiles are divided")
 @every_case
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_parts_give_the_definition(name: str, dtype: torch.dtype) -> None:
+def test_parts_give_the_definition(
+    name: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if name == "1d":
+        # Tiles that are longer take as long as parts.
+        monkeypatch.setattr(choose, "_grids", lambda problem: iter(()))
+        monkeypatch.setattr(choose, "_arranged", choose._arranged.__wrapped__)
     x, w, how = pair(name, dtype)
     plan = torchcorr.plan(x, w, method="fft", normalised=False, **how)
     # Sums with a stride are those of sub-lattices, whose templates are smaller.

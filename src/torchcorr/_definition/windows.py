@@ -112,7 +112,7 @@ def _over_channels(x: Tensor, ndim: int) -> Tensor:
 
 def window_sum(input: Tensor, window: Sequence[int], stride: Sequence[int]) -> Tensor:
     """Sum of each window over all its channels."""
-    single = (_over_channels(widen(input), len(window)),)
+    single = (widen(input).sum(-len(window) - 1),)
     return summarise(single, window, stride, 1, _merge_sums)[0].to(input.dtype).contiguous()
 
 
