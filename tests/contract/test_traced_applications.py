@@ -167,11 +167,19 @@ def detections(record, templates, moveouts):
     )
 
 
+def two_lines():
+    return normal(3, 1, 40, seed=1), normal(2, 30, seed=2)
+
+
+def a_record():
+    return normal(2, 90, seed=3), normal(2, 2, 6, seed=4), torch.tensor([[0, 3], [2, -1]])
+
+
 SEARCHES = {
     "shifts": (shift_with_options, lambda: (*moved_copy(lead=(2,)), a_mask())),
     "lines": (
         lambda x, y: fields(torchcorr.estimate_shift(x, y, ndim=1, weighting="phat")),
-        lambda: (normal(3, 1, 40, seed=1), normal(2, 30, seed=2)),
+        two_lines,
     ),
     "weighed": (
         lambda x, y, mask: fields(
@@ -181,7 +189,7 @@ SEARCHES = {
     ),
     "detections": (
         detections,
-        lambda: (normal(2, 90, seed=3), normal(2, 2, 6, seed=4), torch.tensor([[0, 3], [2, -1]])),
+        a_record,
     ),
     "pose": (
         lambda x, y: fields(torchcorr.estimate_pose(x, y, start=(0.0, 1.0, 1.0, 2.0))),
