@@ -175,6 +175,10 @@ def a_record():
     return normal(2, 90, seed=3), normal(2, 2, 6, seed=4), torch.tensor([[0, 3], [2, -1]])
 
 
+def a_stack():
+    return (torch.stack(moved_copy()),)
+
+
 SEARCHES = {
     "shifts": (shift_with_options, lambda: (*moved_copy(lead=(2,)), a_mask())),
     "lines": (
@@ -197,7 +201,7 @@ SEARCHES = {
     ),
     "stack": (
         lambda x: fields(torchcorr.register_stack(x, max_step=3, rounds=1)),
-        lambda: (torch.stack(moved_copy()),),
+        a_stack,
     ),
 }
 
