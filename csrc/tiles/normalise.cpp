@@ -37,6 +37,7 @@ struct NumeratorLayout {
       // Those of every position, or only of the positions of the stride.
       skip[axis] = full[axis] == t.outputs[axis] ? 1 : t.folded_stride()[axis];
     }
+    STD_TORCH_CHECK(lanes == 2 || full == t.outputs, "direct sums are those of the positions");
   }
 
   int64_t row(int64_t tile, int64_t k, int64_t z, int64_t y) const {
@@ -146,7 +147,7 @@ class Normalise {
   // Writes the scores of a row, and what it contains for each template.
   void write(int64_t t, int64_t row, RowContent* contents) const {
     in_row(t, row, [&](const PositionRow& r) {
-      const int64_t tail = layout_.dense() && layout_.lanes == 2 ? layout_.full[2] - r.n : 0;
+      const int64_t tail = layout_.dense() ? layout_.full[2] - r.n : 0;
       const int64_t doubtful = count_doubtful(r.n, states_ + r.offset);
       for (int64_t k = 0; k < layout_.templates; ++k) {
         const In* from = numerators_ + layout_.row(t, k, row / t_.outputs[1], row % t_.outputs[1]);

@@ -33,7 +33,7 @@ struct LaneContent {
   }
 };
 
-// out = numerator * norm within [-1, 1], 0 where the norm is.
+// out = numerator * norm within [-1, 1], 0 where the norm is. STEP is 2 or, for all others, 0.
 template <int STEP, class In, class Out>
 TORCHCORR_INLINE RowContent normalise(const NumeratorRow<In>& row, const In* norm, Out* out) {
   constexpr int64_t kLanes = lanes_of<In>;
@@ -43,14 +43,13 @@ TORCHCORR_INLINE RowContent normalise(const NumeratorRow<In>& row, const In* nor
   Vector<In> largest = {};
   int64_t i = 0;
   const auto block = [&]() TORCHCORR_FLAT {
-    if constexpr (STEP == 1) return load(numerator + i);
     return even(load(numerator + 2 * i), load(numerator + 2 * i + kLanes));
   };
-  if constexpr (STEP == 1 || STEP == 2) {
+  if constexpr (STEP == 2) {
     // A vector of every second number reads one number further, which may lie past the end of the
     // memory: the last numbers are taken one by one.
     const Vector<In> one = Vector<In>{} + 1, none = {};
-    for (; i + kLanes <= n && i + kLanes < all + (STEP == 1); i += kLanes) {
+    for (; i + kLanes <= n && i + kLanes < all; i += kLanes) {
       const Vector<In> value = block(), by_norm = load(norm + i);
       const Vector<In> score = value * by_norm;
       const Vector<In> high = score > one ? one : score, clamped = high < -one ? -one : high;
@@ -67,7 +66,7 @@ TORCHCORR_INLINE RowContent normalise(const NumeratorRow<In>& row, const In* nor
     if (by_norm > content.norm) content.norm = static_cast<double>(by_norm);
     content.add_numerator(static_cast<double>(value));
   }
-  if constexpr (STEP == 1 || STEP == 2) {
+  if constexpr (STEP == 2) {
     for (; i + kLanes < all; i += kLanes) lanes.add(block());
   }
   for (; i < all; ++i) content.add_numerator(static_cast<double>(numerator[i * by]));
@@ -108,15 +107,13 @@ TORCHCORR_INLINE int64_t doubtful_beyond(int64_t n, const uint8_t* states, const
 
 }  // namespace
 
-#define TORCHCORR_NORMALISE(In, Out)                                                     \
-  TORCHCORR_CLONES RowContent normalise_row(const NumeratorRow<In>& row, const In* norm, \
-                                            Out* out) {                                  \
-    return row.step == 1   ? normalise<1>(row, norm, out)                                \
-           : row.step == 2 ? normalise<2>(row, norm, out)                                \
-                           : normalise<0>(row, norm, out);                               \
-  }                                                                                      \
+#define TORCHCORR_NORMALISE(In, Out)                                                          \
+  TORCHCORR_CLONES RowContent normalise_row(const NumeratorRow<In>& row, const In* norm,      \
+                                            Out* out) {                                       \
+    return row.step == 2 ? normalise<2>(row, norm, out) : normalise<0>(row, norm, out);       \
+  }                                                                                           \
   TORCHCORR_CLONES void scale_row(int64_t n, const In* numerator, const In* norm, Out* out) { \
-    scale(n, numerator, norm, out);                                                      \
+    scale(n, numerator, norm, out);                                                           \
   }
 TORCHCORR_NORMALISE(float, float)
 TORCHCORR_NORMALISE(double, float)

@@ -26,8 +26,8 @@ struct RowContent {
   }
 };
 
-// A row of numerators: every `step`th number, n of them with norms and `tail` more that count only
-// for what the row contains.
+// A row of numerators of one of two tiles, whose numbers alternate: every `step`th number, n of them
+// with norms and `tail` more that count only for what the row contains.
 template <class T>
 struct NumeratorRow {
   int64_t n, tail;
