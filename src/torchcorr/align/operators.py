@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["Fields", "is_needed", "register"]
+__all__ = ["Fields", "empty_fields", "is_needed", "register"]
 
 Fields = tuple[Tensor, ...]
 NAMESPACE = "torchcorr_align"
+# Of the fields of records that are no numbers of float64.
+_KINDS = {"found": torch.bool, "at_limit": torch.bool, "overlap": torch.int64, "count": torch.int64}
 # What PyTorch leaves out while a kernel runs: derivatives, and in a compiled program also views
 # that are conjugate or negative, which would then be taken for what they are views of.
 _LEFT_OUT = (
@@ -29,6 +31,14 @@ def is_needed(*tensors: Tensor | None) -> bool:
     """Whether values must not be looked at: these are tensors of a compiler, or mapped over."""
     return torch.compiler.is_compiling() or any(
         x is not None and torch._C._functorch.is_batchedtensor(x) for x in tensors
+    )
+
+
+def empty_fields(like: Tensor, sizes: Mapping[str, Sequence[int]]) -> Fields:
+    """Fields of a record, of these sizes, without values."""
+    return tuple(
+        like.new_empty(tuple(size), dtype=_KINDS.get(name, torch.float64))
+        for name, size in sizes.items()
     )
 
 

@@ -301,14 +301,9 @@ def _call(
 
 def _fake(reference: Tensor, moving: Tensor, *_: object) -> operators.Fields:
     lead = torch.broadcast_shapes(reference.shape[:-2], moving.shape[:-2])
-    sizes = {"shift": (2,), "matrix": (3, 3)}
-    kinds = {"found": torch.bool, "at_limit": torch.bool, "overlap": torch.int64}
-    return tuple(
-        reference.new_empty(
-            (*lead, *sizes.get(field.name, ())), dtype=kinds.get(field.name, torch.float64)
-        )
-        for field in fields(Pose)
-    )
+    wide = {"shift": (2,), "matrix": (3, 3)}
+    sizes = {field.name: (*lead, *wide.get(field.name, ())) for field in fields(Pose)}
+    return operators.empty_fields(reference, sizes)
 
 
 _operator = operators.register(

@@ -344,17 +344,12 @@ def _fake(
 ) -> operators.Fields:
     ndim = len(low)
     lead = torch.broadcast_shapes(reference.shape[:-ndim], moving.shape[:-ndim])
-    kinds = {"found": torch.bool, "at_limit": torch.bool, "overlap": torch.int64}
-    fields = (
-        reference.new_empty(
-            (*lead, ndim) if name in ("shift", "runner_up") else lead,
-            dtype=kinds.get(name, torch.float64),
-        )
-        for name in _FIELDS
-    )
-    lags = [b - a + 1 for a, b in zip(low, high, strict=True)]
+    sizes: dict[str, Sequence[int]] = dict.fromkeys(_FIELDS, lead)
+    sizes["shift"] = sizes["runner_up"] = (*lead, ndim)
     asked = dict(zip(_OPTIONS, options, strict=True))["score_map"]
-    return (*fields, reference.new_empty((*lead, *lags) if asked else (0,), dtype=torch.float64))
+    lags = [b - a + 1 for a, b in zip(low, high, strict=True)]
+    sizes["score_map"] = (*lead, *lags) if asked else (0,)
+    return operators.empty_fields(reference, sizes)
 
 
 _FIELDS = (

@@ -220,9 +220,8 @@ def _call(
 
 def _fake(frames: Tensor, ndim: int, *_: object) -> operators.Fields:
     count, *size = frames.shape
-    sizes = ((count, ndim), (count,), (count,), size, size)
-    kinds = (torch.float64, torch.float64, torch.bool, torch.float64, torch.int64)
-    return tuple(frames.new_empty(s, dtype=d) for s, d in zip(sizes, kinds, strict=True))
+    sizes = {"shifts": (count, ndim), "scores": (count,), "found": (count,)}
+    return operators.empty_fields(frames, {**sizes, "mean": size, "count": size})
 
 
 _operator = operators.register(
