@@ -122,8 +122,6 @@ def arrangement(name: str, x: Tensor, w: Tensor, ndim: int, method: str) -> Arra
 
 def samples(rounds: int, quick: bool) -> Iterator[Sample]:
     """Times of calls on one thread, in which other processes take no part."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     functions = {"correlate": torchcorr.correlate, "zncc": torchcorr.zncc}
     for name, function in functions.items():
         for dtype in DTYPES:
@@ -139,7 +137,6 @@ def samples(rounds: int, quick: bool) -> Iterator[Sample]:
                 for method, timing in times.items():
                     call = arrangement(name, x, w, ndim, method)
                     yield Sample(f"{name} {method}", call, timing.ms * 1e6)
-    torch.set_num_threads(threads)
 
 
 def with_values(costs: Costs, values: Sequence[float]) -> Costs:
@@ -187,11 +184,11 @@ def fit(rounds: int, quick: bool) -> None:
     """Prints the constants, as lines that can be pasted."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    alone = [transforms(rounds, ndim, 1 << (16 if quick else 23)) for ndim in (1, 2, 3)]
-    torch.set_num_threads(threads)
-    (a, p), (b, q), (c, r) = alone
-    start = replace(costs_of("cpu"), transform=(a, b, c), strain=(p, q, r))
+    longest = 1 << (16 if quick else 23)
+    transform, strain = zip(*(transforms(rounds, n, longest) for n in (1, 2, 3)), strict=True)
+    start = replace(costs_of("cpu"), transform=transform, strain=strain)
     costs = fitted(list(samples(rounds, quick)), start)
+    torch.set_num_threads(threads)
     for name in ("transform", "strain", *dict.fromkeys(name for name, _ in FITTED)):
         value = getattr(costs, name)
         several = isinstance(value, tuple)

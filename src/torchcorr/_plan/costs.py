@@ -53,7 +53,8 @@ class Costs:
 # By kind of device. A family of GPUs that was measured has a row named after its compute capability
 # ("cuda 9.0"); the others use that of their type.
 _COSTS = {
-    # Two cores with AVX-512, fitted by benchmarks/fit.py to float32.
+    # Two cores with AVX-512, fitted by benchmarks/fit.py. Strain and its limits, sums of float32,
+    # digits and the unit of transforms were set by hand, from times of tiles of each length.
     "cpu": Costs(
         transform=(0.023, 0.027, 0.027),
         sums=(1.2, 0.83),
