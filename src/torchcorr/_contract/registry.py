@@ -20,6 +20,12 @@ Shape = tuple[int, ...]
 # The axis of each argument that vmap maps over, and None for the others.
 Dims = Sequence[int | None]
 
+_Key, _Keys = torch._C.DispatchKey, torch._C.DispatchKeySet
+# What the dispatcher knows of a tensor on the CPU that is no view with a conjugation or a negation
+# due, no subclass, and of no transform; and of a thread without modes and transforms.
+_PLAIN = _Keys(_Key.CPU).add(_Key.ADInplaceOrView).add(_Key.AutogradCPU).add(_Key.AutocastCPU)
+_NO_MODES = _Keys(_Key.BackendSelect).add(_Key.ADInplaceOrView)
+
 
 class Operator:
     """A registered operator: what the package calls, and what engines implement."""
@@ -29,6 +35,7 @@ class Operator:
         # Without what derivatives need: for engines, which run below them.
         self.kernel: Callable[..., Any] = getattr(torch.ops.torchcorr, name).default
         self._rules: dict[str, Callable[..., Any]] = {}  # of its derivative
+        self._on_cpu: Callable[..., Any] | None = None
 
     def __call__(self, *args: Any) -> Any:
         if not self._rules:
@@ -42,12 +49,13 @@ class Operator:
                 if isinstance(x, Tensor) and x.requires_grad:
                     return self._recorded(*args) if _are_plain(args) else self.kernel(*args)
         # Nothing to record: past the autograd key, which costs as much as a small kernel.
-        with torch._C._AutoDispatchBelowAutograd():
-            return self.kernel(*args)
+        return self._forward(*args)
 
     def implement(self, kernel: Callable[..., Any], key: str) -> None:
         """Registers an engine's kernel for a dispatch key."""
         library.impl(self.name, kernel, key)
+        if key == "CPU":
+            self._on_cpu = kernel
 
     def kernels(self) -> tuple[str, ...]:
         """The dispatch keys for which an engine has registered a kernel."""
@@ -86,8 +94,11 @@ class Operator:
         self._rules = {name: rule for name, rule in rules.items() if rule is not None}
 
     def _forward(self, *args: Any) -> Any:
+        """The operator without its derivative; where the dispatcher would only find the engine's
+        kernel for the CPU, that is called, since the way through it shows on tiny inputs."""
+        direct = self._on_cpu if _dispatch_is_plain(args) else None
         with torch._C._AutoDispatchBelowAutograd():
-            return self.kernel(*args)
+            return self.kernel(*args) if direct is None else direct(*args)
 
     # Classes are made when they are first needed: making all of them takes a part of the import.
 
@@ -116,6 +127,16 @@ class Operator:
 def _are_plain(args: Sequence[Any]) -> bool:
     """Whether no tensor is of a subclass, which may have rules of its own for operators."""
     return all(type(x) in (Tensor, Parameter) for x in args if isinstance(x, Tensor))
+
+
+def _dispatch_is_plain(args: Sequence[Any]) -> bool:
+    """Whether no mode, transform, profiler or kind of tensor has a say in what an operator does."""
+    if torch._C._dispatch_tls_local_include_set() != _NO_MODES:
+        return False
+    if torch._C._autograd._profiler_enabled():
+        return False
+    keys = torch._C._dispatch_keys
+    return all(keys(x) == _PLAIN for x in args if isinstance(x, Tensor))
 
 
 def register(
