@@ -39,6 +39,7 @@ ENGINE_TESTS = {
         "test_score_grads.py",
         "test_strided_sums.py",
         "test_sum_pass.py",
+        "test_templates.py",
         "test_threads.py",
         "test_tiles.py",
     ),

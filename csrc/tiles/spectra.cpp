@@ -137,6 +137,10 @@ Tensor transform(const Tensor& x, bool forward) {
   return call_operator("aten::_fft_c2c", x, axes, int64_t{0}, forward);
 }
 
+Tensor transform_axis(const Tensor& x, int64_t axis, bool forward) {
+  return call_operator("aten::_fft_c2c", x, Sizes{axis}, int64_t{0}, forward);
+}
+
 Tensor lines_of_tiles(const Tensor& tiles) {
   return torch::stable::flatten(call_operator("aten::view_as_complex", tiles), 0, 1);
 }

@@ -11,6 +11,8 @@ namespace torchcorr {
 
 // The unscaled transform of a complex tensor over all axes from the second one on.
 Tensor transform(const Tensor& x, bool forward);
+// The same over one axis.
+Tensor transform_axis(const Tensor& x, int64_t axis, bool forward);
 
 // (tiles, C, *length, 2) real numbers as (tiles * C, *length) complex ones, and the reverse for
 // one template: (tiles, *length) as (tiles, 1, *length, 2).

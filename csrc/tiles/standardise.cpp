@@ -4,15 +4,70 @@
 #include <cmath>
 
 #include "common/parallel.h"
-#include "common/tensors.h"
+#include "common/vectors.h"
 
 namespace torchcorr {
 namespace {
 
-// Centred twice: the first mean is rounded in units of the offset, the second of the contrast.
-// Dividing by the peak before squaring keeps the range.
+// Sums of squares between these have lost nothing to the range of numbers.
+constexpr double kLeastSquares = 1e-200, kMostSquares = 1e200;
+
+// to = f(from), whose sums g are added up in an order of their own.
+template <class T, class F, class G>
+TORCHCORR_INLINE double map_and_sum(int64_t n, const T* from, double* to, const F& f, const G& g) {
+  Doubles sums[4] = {};
+  const int64_t whole = n / (4 * kDoubles) * (4 * kDoubles);
+  for (int64_t i = 0; i < whole; i += 4 * kDoubles) {
+    for (int64_t k = 0; k < 4; ++k) {
+      const Doubles v = f(read(from + i + k * kDoubles));
+      write(to + i + k * kDoubles, v);
+      sums[k] += g(v);
+    }
+  }
+  double sum = total_of((sums[0] + sums[1]) + (sums[2] + sums[3]));
+  for (int64_t i = whole; i < n; ++i) {
+    to[i] = f(static_cast<double>(from[i]));
+    sum += g(to[i]);
+  }
+  return sum;
+}
+
+// Whether elements are finite, not all equal, and of a size whose squares are numbers; otherwise
+// nothing is decided.
 template <class T>
-TORCHCORR_INLINE void standardise_one(int64_t n, const T* x, bool zero_mean, double* out) {
+TORCHCORR_INLINE bool standardise_usual(int64_t n, const T* x, bool zero_mean, double* out) {
+  if (std::all_of(x, x + n, [&](T v) { return v == x[0]; })) return false;
+  const double count = static_cast<double>(n);
+  const auto same = [](const auto& v) TORCHCORR_FLAT { return v; };
+  const auto square = [](const auto& v) TORCHCORR_FLAT { return v * v; };
+  double mean = 0;
+  if (zero_mean) {
+    mean = map_and_sum(n, x, out, same, same) / count;
+    const auto centred = [&](const auto& v) TORCHCORR_FLAT { return v - mean; };
+    mean = map_and_sum(n, out, out, centred, same) / count;
+  } else {
+    map_and_sum(n, x, out, same, same);
+  }
+  const auto centred = [&](const auto& v) TORCHCORR_FLAT { return v - mean; };
+  const double squares = map_and_sum(n, out, out, centred, square);
+  if (!(squares > kLeastSquares && squares < kMostSquares)) return false;
+  const double scale = 1 / std::sqrt(squares / count);
+  map_and_sum(n, out, out, [&](const auto& v) TORCHCORR_FLAT { return v * scale; }, same);
+  return true;
+}
+
+TORCHCORR_CLONES bool is_standardised(int64_t n, const float* x, bool zero_mean, double* out) {
+  return standardise_usual(n, x, zero_mean, out);
+}
+TORCHCORR_CLONES bool is_standardised(int64_t n, const double* x, bool zero_mean, double* out) {
+  return standardise_usual(n, x, zero_mean, out);
+}
+
+// Centred twice: the first mean is rounded in units of the offset, the second of the contrast.
+// Where squares may leave the range of numbers they are those of shares of the peak.
+template <class T>
+void standardise_one(int64_t n, const T* x, bool zero_mean, double* out) {
+  if (is_standardised(n, x, zero_mean, out)) return;
   const auto [low, high] = std::minmax_element(x, x + n);
   for (int64_t i = 0; i < n; ++i) out[i] = static_cast<double>(x[i]);
   for (int pass = 0; zero_mean && pass < 2; ++pass) {

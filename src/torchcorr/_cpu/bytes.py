@@ -14,7 +14,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .._definition.spectra import tile_spectra
 from .._plan import rounding
 from .._plan.choose import arrange
 from .._plan.costs import family
@@ -81,8 +80,7 @@ def ncc(
         spectra = None
         if coefficients is not None:
             part = coefficients[block.pairs, block.templates]
-            spectra = tile_spectra(part, call.tiling, torch.float32)
-            spectra = spectra.flatten(0, 1).contiguous()
+            spectra = steps.spectra_of_templates(part, call.tiling, False)
         operands = (items, templates, coefficients, spectra)
         steps.score_bytes(*operands, batch, block.numbers, rule.numbers, out)
     return leads.restored(out, ndim)

@@ -12,7 +12,7 @@ from torch import Tensor
 from .. import _contract
 from .._definition import correlate as definition
 from .._definition import transforms
-from .._definition.spectra import inverse_fft, tile_spectra
+from .._definition.spectra import inverse_fft
 from .._definition.transposes import Transpose
 from .._plan import rounding
 from .._plan.choose import Arrangement, Plan, arrange, blocks, scratch_allowed
@@ -268,12 +268,11 @@ class _Tiled:
             part = (block.pairs, block.templates)
             spectra = None
             if prepared is not None and prepared.dtype == working.to_complex():
-                spectra = prepared[part]
+                spectra = prepared[part].flatten(0, 1).contiguous()
             elif len(self.tiling.window) > 1:
                 # Quicker here, axis by axis; that of a line is made by a worker.
-                spectra = tile_spectra(template[part], self.tiling, working)
-            if spectra is not None:
-                spectra = spectra.flatten(0, 1).contiguous()
+                wide = working == torch.float64
+                spectra = steps.spectra_of_templates(template[part], self.tiling, wide)
             how = (batch, block.numbers, rule.numbers)
             left += steps.sum_tiles(input, template, spectra, *how, out).tolist()
         return left

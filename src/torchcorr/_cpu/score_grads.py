@@ -19,7 +19,7 @@ from torch import Tensor
 from .. import _contract
 from .._definition import scores as definition
 from .._definition.scores import ScoreGradCall
-from .._definition.spectra import inverse_fft, template_spectra
+from .._definition.spectra import inverse_fft
 from .._definition.sums import mean_over
 from .._plan import rounding
 from .._plan.choose import arrange_gradients
@@ -101,7 +101,8 @@ class _Gradients(TiledScores):
         part = (block.pairs, block.templates)
         coefficients = self.coefficients[part]
         lead, dtype = coefficients.shape[:3], self.input.dtype
-        spectra = template_spectra(coefficients, self.tiling.length, dtype).flatten(0, 1)
+        double = dtype == torch.float64
+        spectra = steps.spectra_of_templates(coefficients, self.tiling, double)
         shape, kinds = (*lead, *self.tiling.length), (dtype, torch.float64)
         needed = (self.for_template.numel() > 0, self.for_template.numel() > 0 and bool(wide))
         sums = [
@@ -111,7 +112,7 @@ class _Gradients(TiledScores):
         offsets = coefficients.new_zeros(lead[:2] if needed[0] else 0)
         rows = steps.score_grad_tiles(
             self.operands,
-            spectra.contiguous(),
+            spectra,
             self.tiling.batch_numbers,
             block.numbers,
             wide,

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from .. import _contract
 from .._definition import scores as definition
-from .._definition.spectra import tile_spectra
 from .._plan import rounding
 from .._plan.choose import Arrangement, arrange
 from .._plan.dtypes import HALVES, widen
@@ -101,7 +100,7 @@ class Scores(TiledScores):
         for block in self.blocks:
             spectra = None
             if not self.is_direct:
-                spectra = self._spectra(block, prepared).flatten(0, 1).contiguous()
+                spectra = self._spectra(block, prepared)
             operands = (self.input, self.coefficients, spectra)
             how = (batch, block.numbers, *rules)
             steps.score_tiles(*operands, *how, mask, weights, out)
@@ -111,8 +110,9 @@ class Scores(TiledScores):
         """Spectra of a block's templates; each is needed once, so none are kept."""
         part = (block.pairs, block.templates)
         if prepared is not None and prepared.dtype == self.input.dtype.to_complex():
-            return prepared[part]
-        return tile_spectra(self.coefficients[part], self.tiling, self.input.dtype)
+            return prepared[part].flatten(0, 1).contiguous()
+        wide = self.input.dtype == torch.float64
+        return steps.spectra_of_templates(self.coefficients[part], self.tiling, wide)
 
 
 def ncc(

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .._plan.tiling import Tiling
+
 correlate_direct = torch.ops.torchcorr_cpu.correlate_direct.default
 correlate_direct_input_grad = torch.ops.torchcorr_cpu.correlate_direct_input_grad.default
 correlate_direct_template_grad = torch.ops.torchcorr_cpu.correlate_direct_template_grad.default
@@ -30,6 +32,7 @@ score_bytes = torch.ops.torchcorr_cpu.score_bytes.default
 score_grad_tiles = torch.ops.torchcorr_cpu.score_grad_tiles.default
 take_counts = torch.ops.torchcorr_cpu.take_counts.default
 sum_tiles = torch.ops.torchcorr_cpu.sum_tiles.default
+template_spectra = torch.ops.torchcorr_cpu.template_spectra.default
 template_grad_spectra = torch.ops.torchcorr_cpu.template_grad_spectra.default
 medians = torch.ops.torchcorr_cpu.medians.default
 overlap_parts = torch.ops.torchcorr_cpu.overlap_parts.default
@@ -42,6 +45,12 @@ take_large_pages = torch.ops.torchcorr_cpu.take_large_pages.default
 BYTE_LOOPS = ("plain", "avx2", "avxvnni", "avx512vnni", "amx")
 # Bytes from which on the first touch of a result's pages shows in the time of a call.
 _LARGE = 4 << 20
+
+
+def spectra_of_templates(templates: Tensor, tiling: Tiling, wide: bool) -> Tensor:
+    """Conjugate spectra (lines, parts * C, *length) of (pairs, templates, C, *window), in float64
+    if `wide`, otherwise in float32; divided by the elements of a tile."""
+    return template_spectra(templates.flatten(0, 1), tiling.batch_numbers, wide)
 
 
 def new_map(like: Tensor, shape: Sequence[int], dtype: torch.dtype | None = None) -> Tensor:

@@ -1,0 +1,102 @@
+"""What a score does with its templates once: standardising them, and their spectra for tiles."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from inputs import array, draw, normal
+
+from torchcorr import _contract
+from torchcorr._cpu import steps
+from torchcorr._plan.tiling import Tiling
+
+# Of a standardised element, whose mean square is 1.
+ROUNDINGS = 32 * 2.0**-53
+
+
+def standard(values: np.ndarray, zero_mean: bool) -> np.ndarray:
+    """In extended precision, scaled first so that no square leaves its range."""
+    x = values.astype(np.longdouble)
+    x = x - x.mean() if zero_mean else x
+    x = x / np.abs(x).max()
+    result: np.ndarray = x / np.sqrt((x**2).mean())
+    return result
+
+
+@pytest.mark.parametrize("zero_mean", (True, False))
+@pytest.mark.parametrize("dtype", (torch.float32, torch.float64))
+@pytest.mark.parametrize("size", (2, 31, 33, 4097))
+def test_standardised(size: int, dtype: torch.dtype, zero_mean: bool) -> None:
+    small = 1e-30 if dtype == torch.float32 else 1e-170  # squares are 0 in the same dtype
+    for scale in (1.0, small, 1 / small):
+        x = normal(1, 1, size, seed=size, dtype=dtype) * scale
+        got = array(_contract.standardise(x, 1, zero_mean)).ravel()
+        wanted = standard(array(x).ravel(), zero_mean)
+        assert np.abs(got - wanted).max() <= ROUNDINGS * np.abs(wanted).max()
+
+
+def test_an_offset_is_rounded_away_twice() -> None:
+    x = normal(1, 1, 4096, seed=1) + 1e6
+    got = array(_contract.standardise(x, 1, True)).ravel()
+    assert np.abs(got - standard(array(x).ravel(), True)).max() <= 16 * 1e6 * 2.0**-53 / 8
+    assert abs(got.sum()) <= 4096 * 2.0**-52
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.float64))
+def test_flat_and_not_finite(dtype: torch.dtype) -> None:
+    for value in (0.0, 0.1, -3e30):
+        flat = torch.full((1, 1, 50), value, dtype=dtype)
+        assert not _contract.standardise(flat, 1, True).any()
+        got = array(_contract.standardise(flat, 1, False))
+        assert np.abs(got - np.sign(value)).max() <= ROUNDINGS
+    for bad in (math.nan, math.inf):
+        x = normal(1, 1, 50, seed=1, dtype=dtype)
+        x[..., 49] = bad
+        assert _contract.standardise(x, 1, True).isnan().all()
+
+
+@pytest.mark.parametrize("wide", (False, True))
+@pytest.mark.parametrize(
+    ("window", "length", "parts"),
+    (
+        ((5,), (16,), (1,)),
+        ((5,), (8,), (2,)),
+        ((700,), (4100,), (1,)),
+        ((3, 5), (8, 12), (1, 1)),
+        ((8, 12), (8, 12), (1, 1)),
+        ((7, 5), (9, 6), (2, 3)),
+        ((2, 3, 4), (6, 5, 8), (1, 1, 1)),
+        ((5, 3, 4), (6, 5, 8), (2, 1, 2)),
+    ),
+    ids=str,
+)
+def test_spectra(
+    window: tuple[int, ...], length: tuple[int, ...], parts: tuple[int, ...], wide: bool
+) -> None:
+    one = (1,) * len(window)
+    size = tuple(n + p * k for n, k, p in zip(length, window, parts, strict=True))
+    tiling = Tiling.cut(size, window, one, one, positions=one, parts=parts, fast=False)
+    tiling = Tiling(**{**vars(tiling), "length": length})
+    lines = 1 if length == (4100,) else 3
+    templates = draw((1, lines, 2, *window)) if lines > 1 else draw((1, 1, 1, *window))
+    spectra = steps.spectra_of_templates(templates, tiling, wide)
+    assert spectra.dtype == (torch.complex128 if wide else torch.complex64)
+    assert spectra.is_contiguous()
+    got = array(spectra)
+    channels = templates.shape[2]
+    assert got.shape == (lines, math.prod(parts) * channels, *length)
+    for line in range(lines):
+        for number, which in enumerate(np.ndindex(parts)):
+            first = [i * k for i, k in zip(which, tiling.part, strict=True)]
+            inside = tuple(slice(i, i + k) for i, k in zip(first, tiling.part, strict=True))
+            for c in range(channels):
+                part = array(templates)[(0, line, c, *inside)]
+                padded = np.zeros(length)
+                padded[tuple(slice(0, n) for n in part.shape)] = part
+                wanted = np.fft.fftn(padded).conj() / math.prod(length)
+                error = np.abs(got[line, number * channels + c] - wanted).max()
+                bound = 2.0 ** (-52 if wide else -23) * np.abs(wanted).max()
+                assert error <= 4 * bound, (line, which, c)
