@@ -2,6 +2,7 @@
 
 #include "common/exact_window.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "common/tiling.h"
@@ -121,21 +122,36 @@ TORCHCORR_INLINE double numerator(const T* x, const double* coefficients, const 
   return total_of((acc[0] + acc[1]) + (acc[2] + acc[3]));
 }
 
+constexpr int64_t kNeighbourVectors = kNeighbours / kDoubles;
+
+// Adds the products of a row to the sums of neighbours. It is converted once, not for each of the
+// windows that an element belongs to.
+template <class T>
+TORCHCORR_INLINE void add_row_of_neighbours(int64_t n, const T* x, double level, const double* w,
+                                            Doubles* acc) {
+  constexpr int64_t kPart = 256;
+  double row[kPart + kNeighbours];
+  for (int64_t begin = 0; begin < n; begin += kPart, x += kPart, w += kPart) {
+    const int64_t part = std::min(kPart, n - begin), all = part + kNeighbours - 1;
+    int64_t i = 0;
+    for (; i + kDoubles <= all; i += kDoubles) write(row + i, read(x + i) - level);
+    for (; i < all; ++i) row[i] = static_cast<double>(x[i]) - level;
+    for (i = 0; i < part; ++i) {
+      for (int64_t k = 0; k < kNeighbourVectors; ++k) acc[k] += read(row + i + k * kDoubles) * w[i];
+    }
+  }
+}
+
 // One accumulator a position: neighbours read the same elements and the same coefficient.
 template <class T>
 TORCHCORR_INLINE void numerators(const T* x, const double* coefficients, const ExactWindow& by,
                                  double level, double* out) {
-  constexpr int64_t kVectors = kNeighbours / kDoubles;
-  Doubles acc[kVectors] = {};
+  Doubles acc[kNeighbourVectors] = {};
   over_rows(x, coefficients, by, [&](const T* r, const double* w) TORCHCORR_FLAT {
-    for (int64_t i = 0; i < by.window[2]; ++i) {
-      for (int64_t k = 0; k < kVectors; ++k) {
-        acc[k] += (read(r + i + k * kDoubles) - level) * w[i];
-      }
-    }
+    add_row_of_neighbours(by.window[2], r, level, w, acc);
     return 0.0;
   });
-  for (int64_t k = 0; k < kVectors; ++k) write(out + k * kDoubles, acc[k]);
+  for (int64_t k = 0; k < kNeighbourVectors; ++k) write(out + k * kDoubles, acc[k]);
 }
 
 template <class T>
