@@ -1,4 +1,4 @@
-"""Rows P1 to P3: zncc of photographs, whose smooth regions need more precision than noise does."""
+"""Rows P1 to P4: zncc of photographs, whose smooth regions need more precision than noise does."""
 
 from __future__ import annotations
 
@@ -81,6 +81,14 @@ def exact_scores(image: np.ndarray, template: np.ndarray) -> np.ndarray:
     return np.where(flat, 0, products / np.sqrt(np.where(flat, 1, energy) * norm))
 
 
+def of_16_bits(grey: np.ndarray) -> np.ndarray:
+    """What a camera of 16 bits may give: without noise between pixels, in parts of a grey level."""
+    from scipy.ndimage import gaussian_filter
+
+    smooth: np.ndarray = gaussian_filter(grey.astype(np.float64), 1.0)
+    return np.rint(256 * smooth).astype(np.float32)
+
+
 class Group(NamedTuple):
     """How the values of the photographs are held, and the least mean and worst ratio."""
 
@@ -93,6 +101,7 @@ GROUPS = {
     "P1": Group(lambda grey: grey.astype(np.float32), mean=2.5, worst=1.2),
     "P2": Group(lambda grey: grey, mean=4, worst=1.5),
     "P3": Group(lambda grey: grey.astype(np.float32) / 255, mean=2.5, worst=1.2),
+    "P4": Group(of_16_bits, mean=2.5, worst=1.2),
 }
 SMALL, MEAN_OF_SMALL = 32, 6.0  # templates and mean ratio of P2 that a dot product should reach
 

@@ -114,7 +114,7 @@ def _rows(records: Sequence[Record]) -> str:
 
 def _is_photograph(record: Record) -> bool:
     """Whether a row is one photograph with one template; means and the worst have a target."""
-    return record["row"] in ("P1", "P2", "P3") and not record["bound"]
+    return record["row"] in ("P1", "P2", "P3", "P4") and not record["bound"]
 
 
 def table_section(name: str = "cpu.csv") -> str:

@@ -1,6 +1,7 @@
 // The step `normalise` of a score: numerator times norm, recomputed exactly where that is doubtful.
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <limits>
 #include <numeric>
@@ -10,6 +11,7 @@
 #include "common/counters.h"
 #include "common/exact_window.h"
 #include "common/parallel.h"
+#include "tiles/faint_windows.h"
 #include "tiles/score_rows.h"
 #include "tiles/steps.h"
 
@@ -76,8 +78,9 @@ class Normalise {
         items_each_(image.size(0) / coefficients.size(0)),
         first_seen_(first_seen(coefficients_, exact_)) {}
 
-  // All tiles; `left` gets the number of doubtful windows that are too many to be recomputed.
-  void run(int64_t* left) const {
+  // All tiles; `left` gets the number of doubtful windows that are too many to be recomputed, and
+  // `limits` the largest norms that numerators of pairs and templates determine.
+  void run(int64_t* left, Numbers& limits) const {
     if (layout_.lanes == 1) return run_direct(left);
     const int64_t tiles = batch_.count(), templates = layout_.templates;
     std::vector<RowContent> contents(tiles * rows() * templates);
@@ -98,6 +101,31 @@ class Normalise {
         if (all.doubtful > 0 || all.norm > limit) left[t] += recompute_or_count(t, k, limit);
       }
     }
+    limits = std::move(most);
+  }
+
+  // The windows of two tiles that are looked at again, with one template.
+  std::array<int64_t, 2> run_faint(const FaintTiles& faint) const {
+    const RowContent all = content_of(2 * product(layout_.full), numerators_);
+    const double mean = all.square / static_cast<double>(product(layout_.full));
+    const double root = std::sqrt(faint.mean_square * exact_.count + mean);
+    const double most = 1 / (rule_.noise * (root + all.peak / 2));
+    std::array<int64_t, 2> left{};
+    for (int64_t t = 0; t < 2; ++t) {
+      const double limit = most * faint.scales[t];
+      SecondLook by{nullptr, static_cast<float>(limit), static_cast<float>(1 / faint.scales[t])};
+      for (int64_t row = 0; row < rows(); ++row) {
+        in_row(t, row, [&](const PositionRow& r) {
+          by.marked = faint.marked.const_data_ptr<uint8_t>() + r.offset;
+          const auto* from = numerators_ + layout_.row(t, 0, row / t_.outputs[1], row % t_.outputs[1]);
+          if constexpr (std::is_same_v<In, float> && std::is_same_v<Out, float>) {
+            rescore_row(r.n, from, norms_ + r.offset, by, target(r, 0));
+          }
+        });
+      }
+      left[t] = recompute_or_count(t, 0, limit);
+    }
+    return left;
   }
 
  private:
@@ -305,18 +333,19 @@ Tensor normalise_tiles(const Tensor& numerators, Tensors moments, const Tensor& 
                        const Tensor& coefficients, Sizes batch, Numbers rule, const Tensor& out) {
   Scratch scratch;
   const Numerators all{numerators, {}};
-  return normalise_tiles_into(scratch, all, moments, input, coefficients, batch, rule, out);
+  return normalise_tiles_into(scratch, all, moments, input, coefficients, batch, rule, out).left;
 }
 
-Tensor normalise_tiles_into(Scratch& scratch, const Numerators& given, const Tensors& tensors,
-                            const Tensor& input, const Tensor& templates, const Sizes& numbers,
-                            const Numbers& rule, const Tensor& out) {
+Normalised normalise_tiles_into(Scratch& scratch, const Numerators& given, const Tensors& tensors,
+                                const Tensor& input, const Tensor& templates, const Sizes& numbers,
+                                const Numbers& rule, const Tensor& out) {
   const Tensor numerators = packed(given.sums), image = packed(input), coefficients = packed(templates);
   const TileBatch batch(numbers, image);
   const TileMoments moments(tensors);
   Tensor left = scratch.take_zeros<int64_t>(Scratch::kLeft, moments.stats, {batch.count()},
                                             ScalarType::Long);
-  if (out.numel() == 0 || numerators.numel() == 0) return left;
+  Normalised done{left, {}};
+  if (out.numel() == 0 || numerators.numel() == 0) return done;
   const ScoreRule by(rule);
   with_real_type(moments.known_norms(), "norms", [&](auto in_zero) {
     using In = decltype(in_zero);
@@ -325,10 +354,20 @@ Tensor normalise_tiles_into(Scratch& scratch, const Numerators& given, const Ten
     with_real_type(out, "out", [&](auto out_zero) {
       using Out = decltype(out_zero);
       Normalise<In, Out>(batch, by, numerators, given.powers, moments, image, coefficients, out)
-          .run(left.mutable_data_ptr<int64_t>());
+          .run(left.mutable_data_ptr<int64_t>(), done.limits);
     });
   });
-  return left;
+  return done;
+}
+
+std::array<int64_t, 2> normalise_faint(const Tensor& numerators, const FaintTiles& faint,
+                                       const Tensors& tensors, const Tensor& input,
+                                       const Tensor& templates, const Sizes& numbers,
+                                       const ScoreRule& rule, const Tensor& out) {
+  const TileBatch batch(numbers, input);
+  const TileMoments moments({tensors[0], tensors[1], faint.states, tensors[3]});
+  return Normalise<float, float>(batch, rule, numerators, {}, moments, input, templates, out)
+      .run_faint(faint);
 }
 
 }  // namespace torchcorr

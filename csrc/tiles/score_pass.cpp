@@ -9,6 +9,7 @@
 
 #include "common/counters.h"
 #include "direct/correlate.h"
+#include "tiles/faint_windows.h"
 #include "tiles/pass.h"
 #include "tiles/score_rows.h"
 #include "tiles/steps.h"
@@ -49,7 +50,7 @@ class ScorePass {
     const Tensors moments{stats, norms, states, means};
     Sizes easy;
     for (size_t i = 0; i < tiles.size(); i += lanes_) {
-      if (most(doubtful, i) > rule_.budget) {
+      if (most(doubtful, i) > rule_.budget && !is_worth_a_look(tiles, moments, i)) {
         score_wide(tiles, moments, i, pair, 0, block_.templates());
       } else {
         easy.insert(easy.end(), tiles.begin() + i, tiles.begin() + i + lanes_);
@@ -61,9 +62,9 @@ class ScorePass {
     const int64_t at_once = lanes_ == 2 ? 1 : block_.templates();
     for (int64_t k = 0; k < block_.templates(); k += at_once) {
       const Numerators sums = numerators<T>(operand, pair, k, at_once);
-      const Tensor left = normalise(scratch, sums, moments, batch, k, rule_numbers_);
+      const Normalised done = normalise(scratch, sums, moments, batch, k, rule_numbers_);
       for (size_t i = 0; i < tiles.size(); i += lanes_) {
-        if (most(left, i) > 0) {
+        if (most(done.left, i) > 0 && !score_faint(tiles, moments, i, pair, k, done.limits[i / 2])) {
           score_wide(tiles, moments, i, pair, k, k + at_once);
         } else {
           count_way(sizeof(T) < sizeof(double) ? Way::kFloat32 : Way::kFloat64,
@@ -84,6 +85,52 @@ class ScorePass {
   double most(const Tensor& counts, size_t i) const {
     const int64_t* from = counts.const_data_ptr<int64_t>() + i;
     return static_cast<double>(*std::max_element(from, from + lanes_));
+  }
+
+  // Stats, norms, states and means of the tiles that are transformed together from the i-th on.
+  Tensors moments_of(const Tensors& all, size_t i) const {
+    Tensors some;
+    for (const Tensor& x : all) {
+      some.push_back(x.size(0) == all[0].size(0) ? part_of(x, 0, static_cast<int64_t>(i), 2) : x);
+    }
+    return some;
+  }
+
+  bool may_look_again() const {
+    return std::is_same_v<T, float> && lanes_ == 2 && rule_.zero_mean && !weights_ &&
+           !tiling_.is_divided() && product(tiling_.stride) == 1;
+  }
+
+  // Whether a second look at the windows that are doubtful by their norms alone leaves few of them.
+  bool is_worth_a_look(const Sizes& tiles, const Tensors& moments, size_t i) const {
+    if constexpr (std::is_same_v<T, float>) {
+      if (!may_look_again()) return false;
+      const Sizes batch = with_tiles(numbers_, Sizes{tiles[i], tiles[i + 1]});
+      const FaintTiles faint = cut_faint(input_, moments_of(moments, i), batch, rule_, HUGE_VAL);
+      return static_cast<double>(faint.hopeless) <= rule_.budget;
+    }
+    return false;
+  }
+
+  // Whether the k-th template's scores are right after a second look at faint windows.
+  bool score_faint(const Sizes& tiles, const Tensors& all, size_t i, int64_t pair, int64_t k,
+                   double limit) {
+    if constexpr (std::is_same_v<T, float>) {
+      if (!may_look_again()) return false;
+      Sizes batch = with_tiles(numbers_, Sizes{tiles[i], tiles[i + 1]});
+      const Tensors moments = moments_of(all, i);
+      FaintTiles faint = cut_faint(input_, moments, batch, rule_, limit);
+      if (static_cast<double>(faint.hopeless) > rule_.budget) return false;
+      const Operand operand = spectrum_of(std::move(faint.lines), tiling_, true);
+      const Numerators sums = numerators<float>(operand, pair, k, 1);
+      set_first_template(batch, block_.first_template + k);
+      const auto left = normalise_faint(sums.sums, faint, moments, input_, all_, batch, rule_, out_);
+      if (std::max(left[0], left[1]) > 0) return false;
+      count_way(Way::kFloat32, existing(tiles, i));
+      count_way(Way::kLookedAgain, existing(tiles, i));
+      return true;
+    }
+    return false;
   }
 
   // Templates `begin` to `end` in float64, of the tiles that are transformed together from the i-th
@@ -172,7 +219,7 @@ class ScorePass {
     return powers;
   }
 
-  Tensor normalise(Scratch& scratch, const Numerators& sums, const Tensors& moments, Sizes batch,
+  Normalised normalise(Scratch& scratch, const Numerators& sums, const Tensors& moments, Sizes batch,
                    int64_t k, const Numbers& rule) const {
     set_first_template(batch, block_.first_template + k);
     return normalise_tiles_into(scratch, sums, moments, input_, all_, batch, rule, out_);

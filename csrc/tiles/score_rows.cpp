@@ -121,6 +121,15 @@ TORCHCORR_NORMALISE(double, double)
 TORCHCORR_NORMALISE(float, double)
 #undef TORCHCORR_NORMALISE
 
+TORCHCORR_CLONES void rescore_row(int64_t n, const float* numerator, const float* norm,
+                                  const SecondLook& by, float* out) {
+  for (int64_t i = 0; i < n; ++i) {
+    const float score = numerator[2 * i] * (norm[i] * by.scale);
+    const float high = score > 1 ? 1.0f : score, clamped = high < -1 ? -1.0f : high;
+    out[i] = (by.marked[i] != 0) & (norm[i] <= by.limit) ? clamped : out[i];
+  }
+}
+
 #define TORCHCORR_CONTENT(T) \
   TORCHCORR_CLONES RowContent content_of(int64_t n, const T* x) { return content(n, x); }
 TORCHCORR_CONTENT(float)

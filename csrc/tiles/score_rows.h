@@ -48,6 +48,15 @@ void scale_row(int64_t n, const double* numerator, const double* norm, float* ou
 void scale_row(int64_t n, const double* numerator, const double* norm, double* out);
 void scale_row(int64_t n, const float* numerator, const float* norm, double* out);
 
+// Of every other numerator: the scores of windows that are marked, and whose norm is not above the
+// limit. Norms are times `scale`.
+struct SecondLook {
+  const uint8_t* marked;
+  float limit, scale;
+};
+void rescore_row(int64_t n, const float* numerator, const float* norm, const SecondLook& by,
+                 float* out);
+
 // The content of numerators without norms.
 RowContent content_of(int64_t n, const float* x);
 RowContent content_of(int64_t n, const double* x);

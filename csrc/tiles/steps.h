@@ -115,10 +115,17 @@ struct Numerators {
   Tensor sums;
   Numbers powers;
 };
+// How many doubtful windows of each tile are too many to be recomputed, and for each pair of tiles and
+// template the largest norm that its numerators determine; none for direct sums.
+struct Normalised {
+  Tensor left;
+  Numbers limits;
+};
 // The same of such numerators.
-Tensor normalise_tiles_into(Scratch& scratch, const Numerators& numerators, const Tensors& moments,
-                            const Tensor& input, const Tensor& coefficients, const Sizes& batch,
-                            const Numbers& rule, const Tensor& out);
+Normalised normalise_tiles_into(Scratch& scratch, const Numerators& numerators,
+                                const Tensors& moments, const Tensor& input,
+                                const Tensor& coefficients, const Sizes& batch,
+                                const Numbers& rule, const Tensor& out);
 
 // Mean and uncorrected variance of windows of (*lead, C, *size), in float64.
 std::tuple<Tensor, Tensor> window_moments(const Tensor& input, Sizes window, Sizes stride);

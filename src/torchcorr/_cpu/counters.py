@@ -23,6 +23,7 @@ class Ways:
     digits: int  # tiles whose templates were split, so that float32 transforms are exact
     exact_windows: int  # windows recomputed from their definition
     repeated: int = 0  # tiles with weights that were begun in float32 in vain
+    looked_again: int = 0  # tiles of which the faint windows took a second float32 transform
 
 
 def take() -> Ways:
