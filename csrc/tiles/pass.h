@@ -25,17 +25,20 @@ inline Sizes with_tiles(const Sizes& batch, const Sizes& tiles) {
 // products.
 struct Operand {
   Tensor tiles, product;
+  bool by_channel = false;  // each channel is transformed when it is multiplied
 };
 
 // The spectrum of lines of tiles, which may be overwritten by its only product (`once`); tiles whose
-// template is divided are transformed part by part later. Takes the lines, so that their memory is
-// free once they are transformed.
+// template is divided are transformed part by part later, and channels one by one if there is only one
+// product, so that a spectrum is still in cache. Takes the lines, so that their memory is free once
+// they are transformed.
 inline Operand spectrum_of(Tensor lines, const Tiling& tiling, bool once) {
-  if (!tiling.is_divided()) lines = transform(lines, true);
+  const bool by_channel = once && tiling.channels > 1 && !tiling.is_divided();
+  if (!tiling.is_divided() && !by_channel) lines = transform(lines, true);
   if (once && tiling.channels == 1 && !tiling.is_divided()) return {lines, lines};
   Sizes shape{lines.size(0) / tiling.channels};
   for (int64_t n : sizes_of(tiling.length, tiling.ndim)) shape.push_back(n);
-  return {lines, torch::stable::new_empty(lines, shape)};
+  return {lines, torch::stable::new_empty(lines, shape), by_channel};
 }
 
 // The same of tiles.
@@ -61,6 +64,13 @@ template <class R>
 Tensor product_spectra_of(const Operand& of, const Tiling& tiling, const R* spectrum) {
   const SpectraSizes sizes{of.product.size(0), tiling.channels, tiling.tile_size()};
   R* products = static_cast<R*>(of.product.mutable_data_ptr());
+  for (int64_t i = 0; of.by_channel && i < sizes.tiles * sizes.channels; ++i) {
+    const int64_t c = i % sizes.channels;
+    const Tensor line = transform(part_of(of.tiles, 0, i, 1), true);
+    multiply_spectra({1, 1, sizes.size}, c > 0, static_cast<const R*>(line.const_data_ptr()),
+                     spectrum + 2 * c * sizes.size, products + 2 * (i / sizes.channels) * sizes.size);
+  }
+  if (of.by_channel) return of.product;
   for (int64_t part = 0; part < product(tiling.parts); ++part) {
     const Tensor met = tiling.is_divided()
                            ? packed(transform(met_by(of.tiles, tiling, part), true))

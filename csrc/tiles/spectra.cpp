@@ -23,12 +23,19 @@ TORCHCORR_INLINE void multiply_row(int64_t n, const T* a, const T* b, T* out) {
   }
 }
 
+// In parts whose sums over channels stay in the first cache.
 template <class T>
 void multiply_tiles(const SpectraSizes& n, bool add, const T* spectrum, const T* other, T* out) {
-  for (int64_t i = 0; i < n.tiles * n.channels; ++i) {
-    const int64_t c = i % n.channels;
-    multiply_complex(n.size, add || c > 0, spectrum + 2 * i * n.size, other + 2 * c * n.size,
-                     out + 2 * (i / n.channels) * n.size);
+  constexpr int64_t kPart = 1024;
+  const int64_t part = n.channels > 1 ? kPart : n.size;
+  for (int64_t i = 0; i < n.tiles; ++i) {
+    for (int64_t from = 0; from < n.size; from += part) {
+      for (int64_t c = 0; c < n.channels; ++c) {
+        multiply_complex(std::min(part, n.size - from), add || c > 0,
+                         spectrum + 2 * ((i * n.channels + c) * n.size + from),
+                         other + 2 * (c * n.size + from), out + 2 * (i * n.size + from));
+      }
+    }
   }
 }
 
