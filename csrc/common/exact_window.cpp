@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <vector>
 
 #include "common/tiling.h"
 #include "common/vectors.h"
@@ -47,12 +48,12 @@ TORCHCORR_INLINE double row_products(int64_t n, const T* x, double scale, double
   });
 }
 
-// Sum of of_row(row, coefficients of the row) over the rows of a window.
+// Sum of of_row(row, coefficients of the row) over the rows of some channels of a window.
 template <class T, class F>
 TORCHCORR_INLINE double over_rows(const T* x, const double* coefficients, const ExactWindow& by,
-                                  const F& of_row) {
+                                  int64_t begin, int64_t end, const F& of_row) {
   double sum = 0;
-  for (int64_t c = 0; c < by.channels; ++c) {
+  for (int64_t c = begin; c < end; ++c) {
     for (int64_t z = 0; z < by.window[0]; ++z) {
       for (int64_t y = 0; y < by.window[1]; ++y) {
         const int64_t row = (c * by.window[0] + z) * by.window[1] + y;
@@ -64,60 +65,81 @@ TORCHCORR_INLINE double over_rows(const T* x, const double* coefficients, const 
   return sum;
 }
 
+// Calls f(group, first of its channels, last + 1) for the groups of channels that share a mean.
+template <class F>
+TORCHCORR_INLINE void for_groups(const ExactWindow& by, const F& f) {
+  const int64_t groups = by.groups(), each = by.channels / groups;
+  for (int64_t g = 0; g < groups; ++g) f(g, g * each, (g + 1) * each);
+}
+
 template <class T>
-TORCHCORR_INLINE WindowMoments moments(const T* x, const ExactWindow& by, double scale) {
+TORCHCORR_INLINE double squares(const T* x, const ExactWindow& by, double scale, double* levels) {
   const int64_t n = by.window[2];
-  const auto mean_from = [&](double level) TORCHCORR_FLAT {
-    return over_rows(x, nullptr, by,
-                     [&](const T* r, const double*)
-                         TORCHCORR_FLAT { return row_sum(n, r, scale, level); }) /
-           by.count;
-  };
-  double level = 0;
-  if (by.zero_mean) {
-    // Relative to the first element, so that a large offset costs no digits.
-    level = static_cast<double>(*x) * scale;
-    level += mean_from(level);
-    level += mean_from(level);
-  }
-  return {level, over_rows(x, nullptr, by, [&](const T* r, const double*) TORCHCORR_FLAT {
-            return row_squares(n, r, scale, level);
-          })};
+  const double count = by.count / static_cast<double>(by.groups());
+  double sum = 0;
+  write_levels(x, 0, by, levels);
+  for_groups(by, [&](int64_t g, int64_t begin, int64_t end) TORCHCORR_FLAT {
+    const auto mean_from = [&](double level) TORCHCORR_FLAT {
+      return over_rows(x, nullptr, by, begin, end,
+                       [&](const T* r, const double*)
+                           TORCHCORR_FLAT { return row_sum(n, r, scale, level); }) /
+             count;
+    };
+    double level = 0;
+    if (by.zero_mean) {
+      // Relative to the first element, so that a large offset costs no digits.
+      level = levels[g] * scale;
+      level += mean_from(level);
+      level += mean_from(level);
+    }
+    levels[g] = level;
+    sum += over_rows(x, nullptr, by, begin, end, [&](const T* r, const double*) TORCHCORR_FLAT {
+      return row_squares(n, r, scale, level);
+    });
+  });
+  return sum;
 }
 
 template <class T>
 TORCHCORR_INLINE double score(const T* x, const double* coefficients, const ExactWindow& by,
                               double scale) {
-  const auto [level, squares] = moments(x, by, scale);
-  if (squares == 0) return 0;
-  const double mean = level;
-  const double products =
-      over_rows(x, coefficients, by, [&](const T* r, const double* w) TORCHCORR_FLAT {
-        return row_products(by.window[2], r, scale, mean, w);
-      });
-  const double energy = squares / by.count + scaled_eps(by.eps, scale);
+  std::vector<double> levels(by.groups());
+  const double energies = squares(x, by, scale, levels.data());
+  if (energies == 0) return 0;
+  double products = 0;
+  for_groups(by, [&](int64_t g, int64_t begin, int64_t end) TORCHCORR_FLAT {
+    const double mean = levels[g];
+    products += over_rows(x, coefficients, by, begin, end,
+                          [&](const T* r, const double* w) TORCHCORR_FLAT {
+                            return row_products(by.window[2], r, scale, mean, w);
+                          });
+  });
+  const double energy = energies / by.count + scaled_eps(by.eps, scale);
   return products / (by.count * std::sqrt(energy));
 }
 
 // Four accumulators: an addition need not wait for the one before.
 template <class T>
 TORCHCORR_INLINE double numerator(const T* x, const double* coefficients, const ExactWindow& by,
-                                  double level) {
+                                  const double* levels) {
   constexpr int64_t kStep = 4 * kDoubles;
   Doubles acc[4] = {};
-  over_rows(x, coefficients, by, [&](const T* r, const double* w) TORCHCORR_FLAT {
-    const int64_t n = by.window[2];
-    int64_t i = 0;
-    for (; i + kStep <= n; i += kStep) {
-      for (int64_t k = 0; k < 4; ++k) {
-        const int64_t at = i + k * kDoubles;
-        acc[k] += (read(r + at) - level) * read(w + at);
+  for_groups(by, [&](int64_t g, int64_t begin, int64_t end) TORCHCORR_FLAT {
+    const double level = levels[g];
+    over_rows(x, coefficients, by, begin, end, [&](const T* r, const double* w) TORCHCORR_FLAT {
+      const int64_t n = by.window[2];
+      int64_t i = 0;
+      for (; i + kStep <= n; i += kStep) {
+        for (int64_t k = 0; k < 4; ++k) {
+          const int64_t at = i + k * kDoubles;
+          acc[k] += (read(r + at) - level) * read(w + at);
+        }
       }
-    }
-    for (; i + kDoubles <= n; i += kDoubles) acc[0] += (read(r + i) - level) * read(w + i);
-    // The coefficients past the row's end are zeros, so what is read there adds nothing.
-    if (i < n) acc[1] += (read_part(n - i, r + i) - level) * read_part(n - i, w + i);
-    return 0.0;
+      for (; i + kDoubles <= n; i += kDoubles) acc[0] += (read(r + i) - level) * read(w + i);
+      // The coefficients past the row's end are zeros, so what is read there adds nothing.
+      if (i < n) acc[1] += (read_part(n - i, r + i) - level) * read_part(n - i, w + i);
+      return 0.0;
+    });
   });
   return total_of((acc[0] + acc[1]) + (acc[2] + acc[3]));
 }
@@ -145,11 +167,14 @@ TORCHCORR_INLINE void add_row_of_neighbours(int64_t n, const T* x, double level,
 // One accumulator a position: neighbours read the same elements and the same coefficient.
 template <class T>
 TORCHCORR_INLINE void numerators(const T* x, const double* coefficients, const ExactWindow& by,
-                                 double level, double* out) {
+                                 const double* levels, double* out) {
   Doubles acc[kNeighbourVectors] = {};
-  over_rows(x, coefficients, by, [&](const T* r, const double* w) TORCHCORR_FLAT {
-    add_row_of_neighbours(by.window[2], r, level, w, acc);
-    return 0.0;
+  for_groups(by, [&](int64_t g, int64_t begin, int64_t end) TORCHCORR_FLAT {
+    const double level = levels[g];
+    over_rows(x, coefficients, by, begin, end, [&](const T* r, const double* w) TORCHCORR_FLAT {
+      add_row_of_neighbours(by.window[2], r, level, w, acc);
+      return 0.0;
+    });
   });
   for (int64_t k = 0; k < kNeighbourVectors; ++k) write(out + k * kDoubles, acc[k]);
 }
@@ -157,7 +182,7 @@ TORCHCORR_INLINE void numerators(const T* x, const double* coefficients, const E
 template <class T>
 TORCHCORR_INLINE double plain_sum(const T* x, const double* coefficients, const ExactWindow& by) {
   double sum = 0;
-  over_rows(x, coefficients, by, [&](const T* r, const double* w) TORCHCORR_FLAT {
+  over_rows(x, coefficients, by, 0, by.channels, [&](const T* r, const double* w) TORCHCORR_FLAT {
     // A NaN stays one: the rest need not be read.
     if (sum == sum) sum += row_products(by.window[2], r, 1.0, 0.0, w);
     return 0.0;
@@ -168,21 +193,22 @@ TORCHCORR_INLINE double plain_sum(const T* x, const double* coefficients, const 
 }  // namespace
 
 #define TORCHCORR_WINDOW(T)                                                                       \
-  TORCHCORR_CLONES WindowMoments moments_of_window(const T* x, const ExactWindow& by,             \
-                                                   double scale) {                                \
-    return moments(x, by, scale);                                                                 \
+  TORCHCORR_CLONES double squares_about_means(const T* x, const ExactWindow& by, double scale,      \
+                                            double* levels) {                                     \
+    return squares(x, by, scale, levels);                                                         \
   }                                                                                               \
   TORCHCORR_CLONES double score_of_window(const T* x, const double* coefficients,                 \
                                           const ExactWindow& by, double scale) {                  \
     return score(x, coefficients, by, scale);                                                     \
   }                                                                                               \
   TORCHCORR_CLONES double numerator_of_window(const T* x, const double* coefficients,             \
-                                              const ExactWindow& by, double level) {              \
-    return numerator(x, coefficients, by, level);                                                 \
+                                              const ExactWindow& by, const double* levels) {      \
+    return numerator(x, coefficients, by, levels);                                                \
   }                                                                                               \
   TORCHCORR_CLONES void numerators_of_windows(const T* x, const double* coefficients,             \
-                                              const ExactWindow& by, double level, double* out) { \
-    numerators(x, coefficients, by, level, out);                                                  \
+                                              const ExactWindow& by, const double* levels,        \
+                                              double* out) {                                      \
+    numerators(x, coefficients, by, levels, out);                                                 \
   }                                                                                               \
   TORCHCORR_CLONES double sum_of_window(const T* x, const double* coefficients,                   \
                                         const ExactWindow& by) {                                  \

@@ -21,37 +21,46 @@ struct ExactWindow {
   RowStrides strides;
   bool zero_mean;
   double eps;
+  bool own_means = false;  // each channel has its own
   double count = static_cast<double>(channels * product(window));
+
+  int64_t groups() const { return own_means ? channels : 1; }  // of channels that share a mean
 };
 
 // The place of the first element whose coefficient is not 0: others may be hidden.
 int64_t first_seen(const double* coefficients, const ExactWindow& by);
 
-// Of the elements times `scale`: their mean (0 where it is not subtracted) and the sum of the
-// squares about it.
-struct WindowMoments {
-  double level, squares;
-};
+// Levels of a window's groups: where means are subtracted, that of an element of each, which lies
+// as in the group of the element at `seen`; otherwise 0.
+template <class T>
+void write_levels(const T* x, int64_t seen, const ExactWindow& by, double* levels) {
+  const int64_t step = by.strides.channel, first = by.own_means ? seen % step : seen;
+  for (int64_t g = 0; g < by.groups(); ++g) {
+    levels[g] = by.zero_mean ? static_cast<double>(x[first + g * step]) : 0.0;
+  }
+}
 
-WindowMoments moments_of_window(const float* x, const ExactWindow& by, double scale);
-WindowMoments moments_of_window(const double* x, const ExactWindow& by, double scale);
+// Of the elements times `scale`: the sum of the squares about their means, which are written to
+// `levels`, one for each group (0 where they are not subtracted).
+double squares_about_means(const float* x, const ExactWindow& by, double scale, double* levels);
+double squares_about_means(const double* x, const ExactWindow& by, double scale, double* levels);
 
 double score_of_window(const float* x, const double* coefficients, const ExactWindow& by,
                        double scale);
 double score_of_window(const double* x, const double* coefficients, const ExactWindow& by,
                        double scale);
 
-// Sums of products of element - level with the coefficients: of one window, and of `kNeighbours`
-// side by side, the first of which begins at `x`.
+// Sums of products of element - level of its group with the coefficients: of one window, and of
+// `kNeighbours` side by side, the first of which begins at `x`.
 constexpr int64_t kNeighbours = 32;
 double numerator_of_window(const float* x, const double* coefficients, const ExactWindow& by,
-                           double level);
+                           const double* levels);
 double numerator_of_window(const double* x, const double* coefficients, const ExactWindow& by,
-                           double level);
+                           const double* levels);
 void numerators_of_windows(const float* x, const double* coefficients, const ExactWindow& by,
-                           double level, double* out);
+                           const double* levels, double* out);
 void numerators_of_windows(const double* x, const double* coefficients, const ExactWindow& by,
-                           double level, double* out);
+                           const double* levels, double* out);
 
 // The plain sum of products; an Inf or a NaN propagates as IEEE 754 says.
 double sum_of_window(const float* x, const double* coefficients, const ExactWindow& by);

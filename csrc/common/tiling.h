@@ -131,6 +131,16 @@ inline const TileStats* rows_of_stats(const Tensor& stats) {
   return reinterpret_cast<const TileStats*>(stats.const_data_ptr<double>());
 }
 
+// The same tiles of one channel, as if each channel were an item, and the number of a tile among them.
+inline Tiling one_channel(Tiling t) {
+  t.channels = 1;
+  return t;
+}
+inline int64_t channel_tile(int64_t channel, int64_t channels, int64_t tiles_of_item, int64_t tile) {
+  if (tile < 0) return tile;
+  return (tile / tiles_of_item * channels + channel) * tiles_of_item + tile % tiles_of_item;
+}
+
 // Where one tile lies: its item, its index and its first element along each axis.
 struct TilePlace {
   int64_t item = 0;

@@ -63,4 +63,12 @@ TORCHCORR_INLINE double total_of(const Doubles& v) {
 
 TORCHCORR_INLINE double total_of_lanes(const double* lanes) { return total_of(read(lanes)); }
 
+// Asks for n elements that will be read soon: rows of an image are too far apart for the CPU to foresee
+// the next one. They need not exist.
+template <class T>
+TORCHCORR_INLINE void prefetch(int64_t n, const T* x) {
+  constexpr int64_t kLine = 64 / static_cast<int64_t>(sizeof(T));
+  for (int64_t i = 0; i < n; i += kLine) __builtin_prefetch(x + i);
+}
+
 }  // namespace torchcorr

@@ -15,6 +15,7 @@ constexpr int64_t kChunkElements = 1 << 14;  // elements of a tile that one thre
 constexpr int64_t kSampled = 8;              // one row in so many is read to choose level and scale
 constexpr int64_t kRowsToSample = 64;        // a tile of fewer rows is read whole
 constexpr double kLargest = 16;              // mean square of a tile whose scale fits
+constexpr int64_t kAhead = 4;                // rows that are asked for before they are read
 
 // Of some elements: their sum, their squares about a level, and how many are finite.
 struct Survey {
@@ -25,6 +26,11 @@ struct Survey {
 struct Written {
   double power[kDoubles] = {};
   bool finite = true;
+};
+
+// What elements are made of: (x - level) * scale.
+struct Centring {
+  double level, scale;
 };
 
 // v - v is NaN for an Inf or a NaN, and zero otherwise.
@@ -55,11 +61,10 @@ TORCHCORR_CLONES void survey(int64_t n, const double* x, double level, double sc
 
 // out = (x - level) * scale where x is finite, 0 elsewhere.
 template <class T, class Out>
-TORCHCORR_INLINE void centre_row(int64_t n, const T* x, const TileStats& stats, Out* out,
-                                 Written& w) {
-  const double level = stats.level, scale = stats.scale;
+TORCHCORR_INLINE void centre_row(int64_t n, const T* x, const Centring& by, Out* out, Written& w) {
+  const auto [level, scale] = by;
   Doubles power = read(w.power), non_finite = {};
-  const auto take = [&](const Doubles& v) TORCHCORR_FLAT {
+  const auto take = [&, level = level, scale = scale](const Doubles& v) TORCHCORR_FLAT {
     const Doubles nothing = v - v;
     const Doubles d = nothing == 0.0 ? (v - level) * scale : Doubles{};
     non_finite += nothing;
@@ -78,12 +83,39 @@ TORCHCORR_INLINE void centre_row(int64_t n, const T* x, const TileStats& stats, 
   w.finite = w.finite && total_of(non_finite) == 0.0;
 }
 
-#define TORCHCORR_CENTRE(T, Out)                                                        \
-  TORCHCORR_CLONES void centre(int64_t n, const T* x, const TileStats& stats, Out* out, \
-                               Written& w) {                                            \
-    centre_row(n, x, stats, out, w);                                                    \
+// The same in float32, where a float32 level makes the difference the nearest float32 number too.
+// Returns false, and the row is to be written again, if the squares are not finite.
+TORCHCORR_INLINE bool centre_narrow(int64_t n, const float* x, const Centring& by, float* out,
+                                    Written& w) {
+  constexpr double kMost = 0x1p60;  // so that the scale is a float32 number
+  if (!(by.scale < kMost && by.scale * kMost > 1)) return false;
+  const float level = static_cast<float>(by.level), scale = static_cast<float>(by.scale);
+  Vector<float> power = {};
+  int64_t i = 0;
+  for (; i + lanes_of<float> <= n; i += lanes_of<float>) {
+    const Vector<float> d = (load(x + i) - level) * scale;
+    store<float>(out + i, d);
+    power += d * d;
   }
-TORCHCORR_CENTRE(float, float)
+  float sum = 0;
+  for (; i < n; ++i) {
+    out[i] = (x[i] - level) * scale;
+    sum += out[i] * out[i];
+  }
+  for (int64_t l = 0; l < lanes_of<float>; ++l) sum += power[l];
+  if (!(sum <= std::numeric_limits<float>::max())) return false;
+  w.power[0] += static_cast<double>(sum);
+  return true;
+}
+TORCHCORR_CLONES void centre(int64_t n, const float* x, const Centring& by, float* out,
+                             Written& w) {
+  if (!centre_narrow(n, x, by, out, w)) centre_row(n, x, by, out, w);
+}
+
+#define TORCHCORR_CENTRE(T, Out)                                                                 \
+  TORCHCORR_CLONES void centre(int64_t n, const T* x, const Centring& by, Out* out, Written& w) { \
+    centre_row(n, x, by, out, w);                                                                \
+  }
 TORCHCORR_CENTRE(float, double)
 TORCHCORR_CENTRE(double, double)
 TORCHCORR_CENTRE(double, float)
@@ -109,11 +141,13 @@ TORCHCORR_CLONES void zip(int64_t n, const double* a, const double* b, double* o
 template <class T, class Out>
 class CutTiles {
  public:
-  CutTiles(const TileBatch& batch, const T* input, bool centred, int64_t lanes, Out* out,
-           TileStats* stats)
-      : t_(batch.tiling), cut_(t_.cut_length()), tiles_(batch.tiles), input_(input), centred_(centred), lanes_(lanes),
-        out_(out), stats_(stats) {
-    rows_ = t_.channels * cut_[0] * cut_[1];
+  CutTiles(const TileBatch& batch, const T* input, Levels levels, int64_t lanes, Out* out,
+           double* stats)
+      : t_(batch.tiling), cut_(t_.cut_length()), tiles_(batch.tiles), input_(input),
+        levels_(levels), lanes_(lanes), out_(out), stats_(reinterpret_cast<TileStats*>(stats)),
+        own_(levels == Levels::kOwn ? stats + kStats * batch.count() : nullptr) {
+    of_channel_ = cut_[0] * cut_[1];
+    rows_ = t_.channels * of_channel_;
     chunk_ = std::max<int64_t>(1, kChunkElements / (cut_[2] * lanes));
     chunks_ = ceil_div(rows_, chunk_);
   }
@@ -123,7 +157,7 @@ class CutTiles {
     const int64_t elements = t_.channels * product(cut_);
     std::vector<Written> written(groups * chunks_ * lanes_);
     parallel_for(0, count, ceil_div(kChunkElements, elements), [&](int64_t begin, int64_t end) {
-      for (int64_t t = begin; t < end; ++t) choose_level_and_scale(t);
+      for (int64_t t = begin; t < end; ++t) choose_levels_and_scale(t);
     });
     const int64_t grain = 1 + kChunkElements / (chunk_ * cut_[2] * lanes_ + 1);
     parallel_for(0, groups * chunks_, grain, [&](int64_t begin, int64_t end) {
@@ -140,32 +174,42 @@ class CutTiles {
   }
 
  private:
-  // Level and scale of a tile, from one row in kSampled where there are many.
-  void choose_level_and_scale(int64_t tile) const {
+  Centring centring(int64_t tile, int64_t channel) const {
+    const TileStats& stats = stats_[tile];
+    return {own_ ? own_[tile * t_.channels + channel] : stats.level, stats.scale};
+  }
+
+  // Levels and scale of a tile, from one row in kSampled where there are many.
+  void choose_levels_and_scale(int64_t tile) const {
     const int64_t step = rows_ >= kRowsToSample ? kSampled : 1;
     const TilePlace place(t_, tiles_[tile]);
     TileStats& stats = stats_[tile];
     stats = {0, 1, 0, 0};
-    const auto survey_rows = [&] {
-      Survey sums;
-      for (int64_t r = 0; r < rows_; r += step) {
+    if (own_) std::fill_n(own_ + tile * t_.channels, t_.channels, 0.0);
+    // Of channels [begin, end).
+    const auto survey_rows = [&](int64_t begin, int64_t end, Survey& sums) {
+      for (int64_t r = begin * of_channel_; r < end * of_channel_; r += step) {
         const TileRow<T> row = row_of(place, r);
-        if (row.end > row.begin) {
-          survey(row.end - row.begin, row.data + row.begin, stats.level, stats.scale, sums);
-        }
+        if (row.end <= row.begin) continue;
+        const Centring by = centring(tile, r / of_channel_);
+        prefetch(row.end - row.begin, row.data + row.begin + step * t_.size[2]);
+        survey(row.end - row.begin, row.data + row.begin, by.level, by.scale, sums);
       }
-      return sums;
     };
-    Survey sums = survey_rows();
-    const double count = total_of_lanes(sums.count);
-    if (count == 0) return;
-    if (centred_) {
+    const int64_t together = own_ ? 1 : t_.channels;
+    for (int64_t c = 0; levels_ != Levels::kNone && c < t_.channels; c += together) {
+      Survey sums;
+      survey_rows(c, c + together, sums);
+      const double count = total_of_lanes(sums.count);
+      if (count == 0) continue;
       // Rounded to float32, so that subtracting it is exact for elements of a similar size.
       const float level = static_cast<float>(total_of_lanes(sums.sum) / count);
-      if (std::isfinite(level)) stats.level = static_cast<double>(level);
-      sums = survey_rows();
+      if (std::isfinite(level)) (own_ ? own_[tile * t_.channels + c] : stats.level) = level;
     }
-    stats.scale = scale_for(std::sqrt(total_of_lanes(sums.squares) / count));
+    Survey sums;
+    survey_rows(0, t_.channels, sums);
+    const double count = total_of_lanes(sums.count);
+    if (count > 0) stats.scale = scale_for(std::sqrt(total_of_lanes(sums.squares) / count));
   }
 
   // After the whole tile was read: for a scale that does not fit it, or squares that overflowed.
@@ -175,8 +219,9 @@ class CutTiles {
     double largest = 0;
     for (int64_t r = 0; r < rows_; ++r) {
       const TileRow<T> row = row_of(place, r);
+      const double level = centring(tile, r / of_channel_).level;
       for (int64_t x = row.begin; x < row.end; ++x) {
-        const double d = std::abs(static_cast<double>(row.data[x]) - stats.level);
+        const double d = std::abs(static_cast<double>(row.data[x]) - level);
         if (d <= std::numeric_limits<double>::max()) largest = std::max(largest, d);
       }
     }
@@ -204,9 +249,12 @@ class CutTiles {
   }
 
   TileRow<T> row_of(const TilePlace& place, int64_t r) const {
-    const int64_t y = r % cut_[1], z = r / cut_[1] % cut_[0];
-    if (y >= t_.extent[1] || z >= t_.extent[0]) return {};
-    return TileRow<T>(t_, place, input_, r / cut_[1] / cut_[0], z, y);
+    return row_of(place, unravel(r, {t_.channels, cut_[0], cut_[1]}));
+  }
+  // Of a channel, at z and y.
+  TileRow<T> row_of(const TilePlace& place, const Axes3& at) const {
+    if (at[2] >= t_.extent[1] || at[1] >= t_.extent[0]) return {};
+    return TileRow<T>(t_, place, input_, at[0], at[1], at[2]);
   }
 
   // How many rows from r on are whole and follow each other in the input.
@@ -215,6 +263,7 @@ class CutTiles {
       const TileRow<T> next = row_of(place, r + i);
       return next.begin == 0 && next.end == cut_[2] && next.data == row.data + i * cut_[2];
     };
+    if (own_) last = std::min(last, (r / of_channel_ + 1) * of_channel_);
     int64_t count = 0;
     while (r + count < last && follows(count)) ++count;
     return count;
@@ -230,22 +279,25 @@ class CutTiles {
     std::vector<Out> line(zipped ? 2 * width : 0);
     for (int64_t r = first; r < last; ++r) {
       Out* target = out_ + (group * rows_ + r) * width * lanes_;
+      const Axes3 at = unravel(r, {t_.channels, cut_[0], cut_[1]});
+      const int64_t channel = at[0];
       if (!zipped) {
-        const TileRow<T> row = row_of(places[0], r);
+        const TileRow<T> row = row_of(places[0], at);
         const int64_t joined = rows_in_one(row, places[0], r, last);
         if (joined > 1) {
-          centre(joined * width, row.data, stats_[group], target, written[unit]);
+          centre(joined * width, row.data, centring(group, channel), target, written[unit]);
           r += joined - 1;
           continue;
         }
       }
       for (int64_t lane = 0; lane < lanes_; ++lane) {
         Out* to = zipped ? line.data() + lane * width : target;
-        const TileStats& stats = stats_[group * lanes_ + lane];
-        const TileRow<T> row = row_of(places[lane], r);
+        const Centring by = centring(group * lanes_ + lane, channel);
+        const TileRow<T> row = row_of(places[lane], at);
         std::fill(to, to + row.begin, Out(0));
         if (row.end > row.begin) {
-          centre(row.end - row.begin, row.data + row.begin, stats, to + row.begin,
+          prefetch(row.end - row.begin, row.data + row.begin + kAhead * t_.size[2]);
+          centre(row.end - row.begin, row.data + row.begin, by, to + row.begin,
                  written[unit * lanes_ + lane]);
         }
         std::fill(to + row.end, to + width, Out(0));
@@ -258,33 +310,42 @@ class CutTiles {
   const Axes3 cut_;
   const Sizes& tiles_;
   const T* input_;
-  bool centred_;
+  Levels levels_;
   int64_t lanes_;
   Out* out_;
   TileStats* stats_;
-  int64_t rows_, chunk_, chunks_;
+  double* own_;  // levels of channels, or none
+  int64_t of_channel_, rows_, chunk_, chunks_;
 };
 
-void cut_tiles_to(const Tensor& out, const Tensor& stats, const TileBatch& batch,
-                  const Tensor& image, bool centred, bool wide, bool pairs) {
-  if (out.numel() == 0) return;
+// Tiles minus their levels, written to `out`.
+Tensor cut_tiles_to(const Tensor& out, const Tensor& stats, const TileBatch& batch,
+                    const Tensor& image, Levels levels, bool wide, bool pairs) {
+  if (out.numel() == 0) return out;
   with_real_type(image, "input", [&](auto zero) {
     using T = decltype(zero);
     const auto run = [&](auto out_zero) {
       using Out = decltype(out_zero);
-      TileStats* rows = reinterpret_cast<TileStats*>(stats.mutable_data_ptr<double>());
-      CutTiles<T, Out>(batch, image.const_data_ptr<T>(), centred, pairs ? 2 : 1,
-                       static_cast<Out*>(out.mutable_data_ptr()), rows)
+      CutTiles<T, Out>(batch, image.const_data_ptr<T>(), levels, pairs ? 2 : 1,
+                       static_cast<Out*>(out.mutable_data_ptr()),
+                       stats.mutable_data_ptr<double>())
           .run();
     };
     wide ? run(double{}) : run(T{});
   });
+  return out;
+}
+
+Sizes shape_of_stats(const TileBatch& batch, Levels levels) {
+  const int64_t count = batch.count();
+  if (levels != Levels::kOwn) return {count, kStats};
+  return {count * (kStats + batch.tiling.channels)};
 }
 
 }  // namespace
 
-std::tuple<Tensor, Tensor> cut_tiles(const Tensor& input, Sizes numbers, bool centred, bool wide,
-                                     bool pairs) {
+std::tuple<Tensor, Tensor> cut_tiles(const Tensor& input, const Sizes& numbers, Levels levels,
+                                     bool wide, bool pairs) {
   const TileBatch batch(numbers, input);
   const Tensor image = packed(input);
   const int64_t count = batch.count(), lanes = pairs ? 2 : 1;
@@ -293,13 +354,12 @@ std::tuple<Tensor, Tensor> cut_tiles(const Tensor& input, Sizes numbers, bool ce
   for (int64_t n : sizes_of(batch.tiling.cut_length(), batch.tiling.ndim)) shape.push_back(n);
   if (pairs) shape.push_back(2);
   const Tensor out = wide ? new_float64(image, shape) : torch::stable::new_empty(image, shape);
-  const Tensor stats = new_float64(image, {count, kStats});
-  cut_tiles_to(out, stats, batch, image, centred, wide, pairs);
-  return {out, stats};
+  const Tensor stats = new_float64(image, shape_of_stats(batch, levels));
+  return {cut_tiles_to(out, stats, batch, image, levels, wide, pairs), stats};
 }
 
 std::tuple<Tensor, Tensor> cut_operands(Scratch& scratch, const Tensor& input, const Sizes& numbers,
-                                        bool centred, bool wide, bool pairs) {
+                                        Levels levels, bool wide, bool pairs) {
   const TileBatch batch(numbers, input);
   const Tensor image = packed(input);
   const int64_t count = batch.count(), channels = batch.tiling.channels;
@@ -309,13 +369,21 @@ std::tuple<Tensor, Tensor> cut_operands(Scratch& scratch, const Tensor& input, c
   const ScalarType type = pairs ? (narrow ? ScalarType::ComplexFloat : ScalarType::ComplexDouble)
                                 : (narrow ? ScalarType::Float : ScalarType::Double);
   const Tensor out = torch::stable::new_empty(image, shape, type);
-  const Tensor stats = scratch.take(Scratch::kStats, image, {count, kStats}, ScalarType::Double);
-  cut_tiles_to(out, stats, batch, image, centred, wide, pairs);
-  return {out, stats};
+  const Tensor stats =
+      scratch.take(Scratch::kStats, image, shape_of_stats(batch, levels), ScalarType::Double);
+  return {cut_tiles_to(out, stats, batch, image, levels, wide, pairs), stats};
 }
 
+namespace {
+
+std::tuple<Tensor, Tensor> cut_shared(const Tensor& input, Sizes numbers, bool centred, bool wide,
+                                      bool pairs) {
+  return cut_tiles(input, numbers, centred ? Levels::kShared : Levels::kNone, wide, pairs);
+}
+
+}  // namespace
 }  // namespace torchcorr
 
 STABLE_TORCH_LIBRARY_IMPL(torchcorr_cpu, CPU, m) {
-  m.impl("cut_tiles", TORCH_BOX(&torchcorr::cut_tiles));
+  m.impl("cut_tiles", TORCH_BOX(&torchcorr::cut_shared));
 }

@@ -10,29 +10,29 @@
 namespace torchcorr {
 namespace {
 
-// A row of windows: alpha = g norm is written; b = g Z N norm^2, what goes to the window's square,
-// and c = b mean, what goes to its mean, are added up.
+// A row of windows: alpha = g norm, and b = g Z N norm^2, what goes to the window's square; b is
+// added up. Both are kept in float64 for what goes to means.
 template <class T>
 struct UpstreamRow {
-  const T *norm, *mean;
-  T *alpha, *b, *c;
+  const T* norm;
+  T* b;
+  double *alpha, *share;
 };
 
 template <class G, class T>
 TORCHCORR_INLINE void upstream_row(int64_t n, const G* grad, const T* score, double count,
                                    const UpstreamRow<T>& row, UpstreamSums& sums) {
-  const auto [norm, mean, alpha, b, c] = row;
-  double squares[kDoubles] = {}, offset[kDoubles] = {}, largest[kDoubles] = {};
-  const auto one = [&, norm = norm, mean = mean, alpha = alpha, b = b, c = c](
+  const auto [norm, b, alpha, shares] = row;
+  double squares[kDoubles] = {}, largest[kDoubles] = {};
+  const auto one = [&, norm = norm, b = b, alpha = alpha, shares = shares](
                        int64_t l, int64_t i) TORCHCORR_FLAT {
-    const double scale = static_cast<double>(norm[i]), m = static_cast<double>(mean[i]);
+    const double scale = static_cast<double>(norm[i]);
     const double a = scale == 0 ? 0.0 : static_cast<double>(grad[i]) * scale;
     const double share = a * static_cast<double>(score[i]) * count * scale;
-    alpha[i] = static_cast<T>(a);
+    alpha[i] = a;
+    shares[i] = share;
     b[i] += static_cast<T>(share);
-    c[i] += static_cast<T>(share * m);
     squares[l] += a * a;
-    offset[l] += a * m;
     const double size = a < 0 ? -a : a;
     largest[l] = size > largest[l] ? size : largest[l];
   };
@@ -42,26 +42,46 @@ TORCHCORR_INLINE void upstream_row(int64_t n, const G* grad, const T* score, dou
   }
   for (; i < n; ++i) one(i % kDoubles, i);
   sums.squares += total_of_lanes(squares);
-  sums.offset += total_of_lanes(offset);
   for (double size : largest) sums.largest = std::max(sums.largest, size);
 }
 
+// c += b mean, what goes to the means of the windows; returns the sum of alpha times the mean.
 template <class T>
-TORCHCORR_INLINE void scatter_row(int64_t n, int64_t step, T sign, const T* from, T* to) {
+TORCHCORR_INLINE double means_row(int64_t n, const UpstreamRow<T>& row, const T* mean, T* c) {
+  const double *alpha = row.alpha, *share = row.share;
+  double offset[kDoubles] = {};
+  const auto one = [&](int64_t l, int64_t i) TORCHCORR_FLAT {
+    const double m = static_cast<double>(mean[i]);
+    c[i] += static_cast<T>(share[i] * m);
+    offset[l] += alpha[i] * m;
+  };
+  int64_t i = 0;
+  for (; i + kDoubles <= n; i += kDoubles) {
+    for (int64_t l = 0; l < kDoubles; ++l) one(l, i + l);
+  }
+  for (; i < n; ++i) one(i % kDoubles, i);
+  return total_of_lanes(offset);
+}
+
+template <class T>
+TORCHCORR_INLINE void scatter_row(int64_t n, int64_t step, double sign, const double* from, T* to) {
   if (step == 2) {
-    for (int64_t i = 0; i < n; ++i) to[2 * i] = sign * from[i];
+    for (int64_t i = 0; i < n; ++i) to[2 * i] = static_cast<T>(sign * from[i]);
   } else {
-    for (int64_t i = 0; i < n; ++i) to[i * step] = sign * from[i];
+    for (int64_t i = 0; i < n; ++i) to[i * step] = static_cast<T>(sign * from[i]);
   }
 }
 
-TORCHCORR_CLONES void scatter(int64_t n, int64_t step, float sign, const float* from, float* to) {
-  scatter_row(n, step, sign, from, to);
-}
-TORCHCORR_CLONES void scatter(int64_t n, int64_t step, double sign, const double* from,
-                              double* to) {
-  scatter_row(n, step, sign, from, to);
-}
+#define TORCHCORR_ROWS(T)                                                                         \
+  TORCHCORR_CLONES void scatter(int64_t n, int64_t step, double sign, const double* from, T* to) { \
+    scatter_row(n, step, sign, from, to);                                                         \
+  }                                                                                               \
+  TORCHCORR_CLONES double means_of(int64_t n, const UpstreamRow<T>& row, const T* mean, T* c) {   \
+    return means_row(n, row, mean, c);                                                            \
+  }
+TORCHCORR_ROWS(float)
+TORCHCORR_ROWS(double)
+#undef TORCHCORR_ROWS
 
 #define TORCHCORR_UPSTREAM(G, T)                                                            \
   TORCHCORR_CLONES void upstream_of(int64_t n, const G* grad, const T* score, double count, \
@@ -83,9 +103,11 @@ class CutUpstream {
         score_(of.score.const_data_ptr<T>()), map_(last_sizes(of.grad, t_.ndim)),
         all_(of.grad.size(1)), of_tiles_(of.of_tiles) {}
 
-  // The windows' moments, and what is written.
+  // The windows' moments, and what is written: of `groups` of channels that have a mean each, means
+  // and c are maps one after the other.
   struct Target {
     double count;
+    int64_t groups;
     const T *norms, *means;
     T *b, *c, *alpha;
     UpstreamSums* sums;
@@ -93,18 +115,20 @@ class CutUpstream {
 
   void run(const Target& to) const {
     parallel_for(0, batch_.count(), 1, [&](int64_t begin, int64_t end) {
-      std::vector<T> line(t_.outputs[2]);
+      std::vector<double> line(2 * t_.outputs[2]);
       for (int64_t t = begin; t < end; ++t) tile(t, to, line.data());
     });
   }
 
  private:
-  void tile(int64_t t, const Target& to, T* line) const {
+  void tile(int64_t t, const Target& to, double* line) const {
     const TilePlace place(t_, batch_.tiles[t]);
     if (!place.exists) return;
     const int64_t rows = t_.outputs[0] * t_.outputs[1], width = t_.outputs[2];
     const int64_t x = place.first(t_, 2), n = std::min(width, map_[2] - x);
-    const T sign = t % 2 == 0 ? T(1) : T(-1);
+    const double sign = t % 2 == 0 ? 1.0 : -1.0;
+    const int64_t all = batch_.count() * rows * width;
+    to.sums[t].offsets.resize(to.groups);
     const int64_t which = place.item * all_ + batch_.first_template;
     const Axes3 size = t_.folded(), stride = t_.folded_stride();
     T* pair = to.alpha + t / 2 * t_.folded_size() * 2 + t % 2;
@@ -114,9 +138,13 @@ class CutUpstream {
       if (z >= map_[0] || y >= map_[1]) continue;
       const int64_t at = (t * rows + r) * width;
       const int64_t in_map = ((which * map_[0] + z) * map_[1] + y) * map_[2] + x;
-      upstream_of(n, grad_ + in_map, score_ + (of_tiles_ ? at : in_map), to.count,
-                  UpstreamRow<T>{to.norms + at, to.means + at, line, to.b + at, to.c + at},
+      const UpstreamRow<T> upstream{to.norms + at, to.b + at, line, line + width};
+      upstream_of(n, grad_ + in_map, score_ + (of_tiles_ ? at : in_map), to.count, upstream,
                   to.sums[t]);
+      for (int64_t g = 0; g < to.groups; ++g) {
+        const int64_t of_group = g * all + at;
+        to.sums[t].offsets[g] += means_of(n, upstream, to.means + of_group, to.c + of_group);
+      }
       const int64_t first = (i * stride[0] * size[1] + j * stride[1]) * size[2];
       scatter(n, 2 * stride[2], sign, line, pair + 2 * first);
     }
@@ -144,6 +172,7 @@ Tensor cut_upstream(const Upstream& of, const Tensors& tensors, const Sizes& num
   shape.push_back(2);
   const Tensor alpha = torch::stable::new_zeros(norms, shape);
   sums.assign(batch.count(), {});
+  const int64_t groups = window_grads.size(0) - 1;
   with_real_type(norms, "norms", [&](auto zero) {
     using T = decltype(zero);
     T* maps = window_grads.mutable_data_ptr<T>();
@@ -151,7 +180,7 @@ Tensor cut_upstream(const Upstream& of, const Tensors& tensors, const Sizes& num
       using G = decltype(grad_zero);
       STD_TORCH_CHECK(of.of_tiles || (std::is_same_v<T, G>), "scores of a map share grad's dtype");
       CutUpstream<G, T>(batch, of).run(
-          {of.count, norms.const_data_ptr<T>(), moments.means->const_data_ptr<T>(), maps,
+          {of.count, groups, norms.const_data_ptr<T>(), moments.means->const_data_ptr<T>(), maps,
            maps + norms.numel(), alpha.mutable_data_ptr<T>(), sums.data()});
     });
   });

@@ -8,21 +8,30 @@
 namespace torchcorr {
 namespace {
 
+// Channels that have a mean each are spread one by one, as if each were an item.
 template <class In, class T>
 void spread_tiles(const TileBatch& batch, const In* image, const TileStats* stats,
-                  const T* window_grads, T* products) {
-  const Tiling& t = batch.tiling;
+                  const double* levels, const T* window_grads, T* products) {
+  const Tiling& all = batch.tiling;
+  const int64_t groups = levels ? all.channels : 1;
+  const Tiling t = levels ? one_channel(all) : all;
   const int64_t strips = spread::strips_of(t).units(), each = t.positions();
-  const T* of_means = window_grads + batch.count() * each;
   parallel_for(0, batch.count() * strips, 1, [&](int64_t begin, int64_t end) {
     for (int64_t u = begin; u < end; ++u) {
       const int64_t i = u / strips;
       if (batch.tiles[i] < 0) continue;
-      T* pair = products + i / 2 * 2 * t.channels * t.tile_size();
-      spread::spread_unit(t, u % strips,
-                          spread::TileGrads<In, T>{batch.tiles[i], i % 2, stats[i], image,
-                                                   window_grads + i * each, of_means + i * each,
-                                                   pair});
+      T* pair = products + i / 2 * 2 * all.channels * all.tile_size();
+      for (int64_t g = 0; g < groups; ++g) {
+        const int64_t tile =
+            levels ? channel_tile(g, groups, t.tiles_per_item(), batch.tiles[i]) : batch.tiles[i];
+        TileStats of_tile = stats[i];
+        if (levels) of_tile.level = levels[i * groups + g];
+        const T* means = window_grads + ((1 + g) * batch.count() + i) * each;
+        spread::spread_unit(t, u % strips,
+                            spread::TileGrads<In, T>{tile, i % 2, of_tile, image,
+                                                     window_grads + i * each, means,
+                                                     pair + 2 * g * t.tile_size()});
+      }
     }
   });
 }
@@ -64,11 +73,13 @@ void with_types(const Tensor& products, const Tensor& input, const F& f) {
 }  // namespace
 
 void spread_window_grads(const Tensor& products, const Tensor& window_grads, const Tensor& stats,
-                         const Tensor& input, const Sizes& numbers) {
+                         const Tensor& input, const Sizes& numbers, const ScoreRule& rule) {
   const TileBatch batch(numbers, input);
+  const double* levels = levels_of_stats(stats, batch.count(), rule);
   with_types(products, input, [&](auto* values, const auto* image) {
     using T = std::remove_pointer_t<decltype(values)>;
-    spread_tiles(batch, image, rows_of_stats(stats), window_grads.const_data_ptr<T>(), values);
+    const T* grads = window_grads.const_data_ptr<T>();
+    spread_tiles(batch, image, rows_of_stats(stats), levels, grads, values);
   });
 }
 

@@ -13,36 +13,52 @@ std::tuple<Tensor, Tensor, Tensor> merged_moments(const Tensor& input, const Ten
   const TileBatch batch(numbers, input);
   const Tiling& tiling = batch.tiling;
   const ScoreRule rule(rule_numbers);
-  auto [raw, raw_stats] = cut_tiles(input, numbers, false, true, false);
+  auto [raw, raw_stats] = cut_tiles(input, numbers, Levels::kNone, true, false);
   for (int64_t i = 0; i < tiling.ndim; ++i) {
     raw = torch::stable::narrow(raw, 2 + i, 0, tiling.extent[3 - tiling.ndim + i]);
   }
+  const int64_t groups = rule.own_means ? tiling.channels : 1, count = batch.count();
+  if (groups > 1) {
+    raw = torch::stable::unsqueeze(torch::stable::flatten(packed(raw), 0, 1), 1);
+  }
+  // (tiles * groups, *positions)
   const auto [window_means, window_vars] = window_moments(
       raw, sizes_of(tiling.window, tiling.ndim), sizes_of(tiling.stride, tiling.ndim));
-  const Sizes shape = sizes_of(window_means);
+  Sizes shape = sizes_of(window_means);
+  const Tensor means = new_float64(stats, with_means ? shape : Sizes{0});
+  shape[0] = count;
   const Tensor norms = new_float64(stats, shape);
   const Tensor states = torch::stable::new_empty(stats, shape, ScalarType::Byte);
-  const Tensor means = new_float64(stats, with_means ? shape : Sizes{0});
   double *norm = norms.mutable_data_ptr<double>(), *centre = means.mutable_data_ptr<double>();
   uint8_t* state = states.mutable_data_ptr<uint8_t>();
   const double *mean = window_means.const_data_ptr<double>(),
                *var = window_vars.const_data_ptr<double>();
   const TileStats *of_tiles = rows_of_stats(stats), *of_raw = rows_of_stats(raw_stats);
+  const double* levels = levels_of_stats(stats, count, rule);
   const double elements = static_cast<double>(tiling.window_size());
   const int64_t each = tiling.positions();
-  for (int64_t t = 0; t < batch.count(); ++t) {
+  for (int64_t t = 0; t < count; ++t) {
     const TileStats& tile = of_tiles[t];
     const double unit = of_raw[t].scale, scale = tile.scale, ratio = scale / unit;
     // What is transformed together shares its rounding.
     const double mean_square = tile.mean_square + (pairs ? of_tiles[t ^ 1].mean_square : 0.0);
     const double least = rule.least_energy * mean_square;
-    for (int64_t at = t * each; at < (t + 1) * each; ++at) {
-      const double level = rule.zero_mean ? 0.0 : mean[at];
-      const double energy = (var[at] + level * level) * (ratio * ratio);
+    for (int64_t i = 0; i < each; ++i) {
+      const int64_t at = t * each + i;
+      double energy = 0;
+      for (int64_t g = 0; g < groups; ++g) {
+        const int64_t from = (t * groups + g) * each + i;
+        const double level = rule.zero_mean ? 0.0 : mean[from];
+        energy += var[from] + level * level;
+        if (!with_means) continue;
+        const double subtracted = levels ? levels[t * groups + g] : tile.level;
+        centre[g * count * each + at] =
+            rule.zero_mean ? (mean[from] / unit - subtracted) * scale : 0.0;
+      }
+      energy *= ratio * ratio / static_cast<double>(groups);
       const double softened = energy + scaled_eps(rule.eps, scale);
       norm[at] = energy == 0 ? 0.0 : 1 / (elements * std::sqrt(softened));
       state[at] = energy == 0 ? kFlat : softened < least ? kDoubtful : kGood;
-      if (with_means) centre[at] = rule.zero_mean ? (mean[at] / unit - tile.level) * scale : 0.0;
     }
   }
   return {norms, states, means};

@@ -7,7 +7,6 @@
 #include <type_traits>
 #include <vector>
 
-#include "common/exact_window.h"
 #include "common/parallel.h"
 #include "tiles/steps.h"
 #include "windows/flat.h"
@@ -44,53 +43,74 @@ TORCHCORR_CLONES void squares(int64_t n, const double* x, const TileStats& stats
   square_row(n, x, stats, sum, square);
 }
 
-// Rows of tiles as sums over channels of centred elements and of their squares.
+// Rows of tiles as sums over some channels of centred elements and of their squares. Channels that
+// have a mean each are read one by one.
 template <class T>
 struct TileSource {
   const TileBatch& batch;
   const T* input;
   const TileStats* stats;
+  const double* levels;  // of the channels of each tile, or none
+  int64_t begin, end;    // channels
 
   void load(const Stretch& s, int64_t n, Rows to) const {
     const Tiling& t = batch.tiling;
     const TilePlace place(t, batch.tiles[s.lead]);
     std::fill_n(to.plane(0), n, 0.0);
     std::fill_n(to.plane(1), n, 0.0);
-    for (int64_t c = 0; c < t.channels; ++c) {
+    TileStats of_tile = stats[s.lead];
+    for (int64_t c = begin; c < end; ++c) {
       const TileRow<T> row(t, place, input, c, s.z, s.y);
-      const int64_t begin = std::max(row.begin, s.x), end = std::min(row.end, s.x + s.valid);
-      if (end <= begin) continue;
-      squares(end - begin, row.data + begin, stats[s.lead], to.plane(0) + begin - s.x,
-              to.plane(1) + begin - s.x);
+      const int64_t first = std::max(row.begin, s.x), last = std::min(row.end, s.x + s.valid);
+      if (last <= first) continue;
+      if (levels) of_tile.level = levels[s.lead * t.channels + c];
+      squares(last - first, row.data + first, of_tile, to.plane(0) + first - s.x,
+              to.plane(1) + first - s.x);
     }
   }
 };
 
-// The sums of a row of windows of `count` elements.
+// The sums of a row of windows of `count` elements, and the energies of other channels.
 struct SumRow {
   const double *sum, *square;
   double count;
+  bool zero_mean;
+};
+struct EnergyRow {
+  double *total, *energy;
 };
 
+// Adds to energies what sums over some channels give, `share` being that of these channels among all;
+// writes means.
 template <class T>
-TORCHCORR_INLINE void norm_row(int64_t n, const SumRow& row, const MomentRule& by,
+TORCHCORR_INLINE void energy_row(int64_t n, const SumRow& row, double share, const EnergyRow& to,
+                                 T* means) {
+  const double each = 1 / row.count, of_mean = row.zero_mean ? each : 0.0;
+  for (int64_t i = 0; i < n; ++i) {
+    const double mean = row.sum[i] * of_mean, total = row.square[i] * each;
+    to.total[i] += total * share;
+    to.energy[i] += (total - mean * mean) * share;
+    if (means) means[i] = static_cast<T>(mean);
+  }
+}
+
+template <class T>
+TORCHCORR_INLINE void norm_row(int64_t n, const EnergyRow& row, double count, const MomentRule& by,
                                const MomentMaps<T>& to, WindowCounts& counts) {
   // Local copies: the compiler must assume that storing a byte may change any of the originals.
-  const auto [sum, square, count] = row;
-  const auto [norms, states, means] = to;
-  const double share = 1 / count, mean_share = by.zero_mean ? share : 0.0, eps = by.eps;
-  const double least_of_window = by.least_of_window, least_of_tile = by.least_of_tile;
-  const double least_variance = by.least_variance;
+  const auto [totals, energies] = row;
+  T* norms = to.norms;
+  uint8_t* states = to.states;
+  const double eps = by.eps, least_of_window = by.least_of_window;
+  const double least_of_tile = by.least_of_tile, least_variance = by.least_variance;
   int64_t doubtful = 0, unknown = 0;
   for (int64_t i = 0; i < n; ++i) {
-    const double mean = sum[i] * mean_share, total = square[i] * share;
-    const double energy = total - mean * mean, of_window = least_of_window * total;
+    const double total = totals[i], energy = energies[i], of_window = least_of_window * total;
     const double least = of_window > least_of_tile ? of_window : least_of_tile;
     const int lost = energy <= least_variance * total, low = lost | (energy + eps < least);
     const double norm = 1 / (count * std::sqrt(energy + eps));
     norms[i] = static_cast<T>(lost ? 0.0 : norm);
     states[i] = energy == energy ? state_of(low, lost) : static_cast<uint8_t>(kNonFinite);
-    if (means) means[i] = static_cast<T>(mean);
     doubtful += low;
     unknown += lost;
   }
@@ -98,10 +118,15 @@ TORCHCORR_INLINE void norm_row(int64_t n, const SumRow& row, const MomentRule& b
   counts.unknown += unknown;
 }
 
-#define TORCHCORR_NORMS(T)                                                           \
-  TORCHCORR_CLONES void norms_of(int64_t n, const SumRow& row, const MomentRule& by, \
-                                 const MomentMaps<T>& to, WindowCounts& counts) {    \
-    norm_row(n, row, by, to, counts);                                                \
+#define TORCHCORR_NORMS(T)                                                                      \
+  TORCHCORR_CLONES void add_energies(int64_t n, const SumRow& row, double share,                \
+                                     const EnergyRow& to, T* means) {                           \
+    energy_row(n, row, share, to, means);                                                       \
+  }                                                                                             \
+  TORCHCORR_CLONES void norms_of(int64_t n, const EnergyRow& row, double count,                 \
+                                 const MomentRule& by, const MomentMaps<T>& to,                 \
+                                 WindowCounts& counts) {                                        \
+    norm_row(n, row, count, by, to, counts);                                                    \
   }
 TORCHCORR_NORMS(float)
 TORCHCORR_NORMS(double)
@@ -117,6 +142,8 @@ struct SharedCounts {
   }
 };
 
+// Takes rows of sums. Energies of channels that have a mean each are added up in `energies`, which
+// become norms later; others become norms at once.
 template <class T>
 struct NormSink {
   static constexpr int first_plane = 0;
@@ -126,6 +153,8 @@ struct NormSink {
   const TileStats* stats;
   MomentRule rule;
   MomentMaps<T> maps;
+  EnergyRow energies;
+  int64_t channel;
   SharedCounts* counts;
 
   // Windows that leave the input are not needed, and do not count.
@@ -135,15 +164,30 @@ struct NormSink {
     const int64_t n = std::min(s.valid, valid_positions(t, place, 2) - s.x);
     if (n <= 0 || s.z >= valid_positions(t, place, 0) || s.y >= valid_positions(t, place, 1))
       return;
+    const int64_t at = map_offset(layout, s);
+    T* means = maps.means ? maps.means + channel * maps.pitch + at : nullptr;
+    const double share = rule.own_means ? 1 / static_cast<double>(t.channels) : 1.0;
+    const SumRow sums{r.plane(0), r.plane(1), static_cast<double>(t.window_size()) * share,
+                      rule.zero_mean};
+    if (rule.own_means) {
+      add_energies(n, sums, share, EnergyRow{energies.total + at, energies.energy + at}, means);
+      return;
+    }
+    std::vector<double> of_row(2 * n);
+    const EnergyRow row{of_row.data(), of_row.data() + n};
+    add_energies(n, sums, share, row, means);
+    write_norms(s.lead, n, row, at);
+  }
+
+  void write_norms(int64_t lead, int64_t n, const EnergyRow& row, int64_t at) const {
     // In the units of the scaled tile.
-    const TileStats& of_tile = stats[s.lead];
     MomentRule by = rule;
-    by.eps = scaled_eps(by.eps, of_tile.scale);
-    by.least_of_tile *= of_tile.mean_square;
+    by.eps = scaled_eps(by.eps, stats[lead].scale);
+    by.least_of_tile *= stats[lead].mean_square;
     WindowCounts counted;
-    norms_of(n, {r.plane(0), r.plane(1), static_cast<double>(t.window_size())}, by,
-             maps.at(map_offset(layout, s)), counted);
-    counts[s.lead].add(counted);
+    const double count = static_cast<double>(batch.tiling.window_size());
+    norms_of(n, row, count, by, maps.at(at), counted);
+    counts[lead].add(counted);
   }
 };
 
@@ -152,56 +196,90 @@ template <class T>
 class TileMomentsStep {
  public:
   TileMomentsStep(const TileBatch& batch, const Tensor& image, const TileStats* stats,
-                  const MomentRule& rule, const MomentMaps<T>& maps)
-      : batch_(batch), t_(batch.tiling), image_(image), stats_(stats), rule_(rule), maps_(maps),
-        counts_(new SharedCounts[batch.count()]) {}
+                  const double* levels, const MomentRule& rule, const MomentMaps<T>& maps)
+      : batch_(batch), t_(batch.tiling), image_(image), stats_(stats), levels_(levels),
+        rule_(rule), maps_(maps), counts_(new SharedCounts[batch.count()]) {}
 
   // Writes the maps, and how many windows of each tile are doubtful.
   void run(int64_t* doubtful) {
     bool finite = true;
     for (int64_t i = 0; i < batch_.count(); ++i) finite = finite && stats_[i].non_finite == 0;
-    if constexpr (std::is_same_v<T, float>) {
-      if (finite) run_sums();
-    }
-    if (!finite || !std::is_same_v<T, float>) march();
+    if (!finite || !run_sums()) march();
     parallel_for(0, batch_.count(), 1, [&](int64_t begin, int64_t end) {
-      std::unique_ptr<FlatWindows<T>> flat;
       for (int64_t i = begin; i < end; ++i) {
-        if (counts_[i].unknown > 0) {
-          if (!flat) flat.reset(new FlatWindows<T>(t_, rule_.zero_mean));
-          counts_[i].doubtful -= flat->mark(batch_.tiles[i], image_.const_data_ptr<T>(),
-                                            maps_.states + i * t_.positions());
-        }
+        if (counts_[i].unknown > 0) counts_[i].doubtful -= mark_flat(i);
         doubtful[i] = counts_[i].doubtful;
       }
     });
   }
 
  private:
-  void run_sums() {
-    const running::MomentsCall call(t_, image_.const_data_ptr<float>(), image_.numel(), rule_, 8);
-    const int64_t positions = t_.positions(), units = call.strips.units();
-    const int64_t grain = std::max<int64_t>(1, kUnitElements * units / positions);
-    parallel_for(0, batch_.count() * units, grain, [&](int64_t begin, int64_t end) {
-      for (int64_t u = begin; u < end; ++u) {
-        const int64_t i = u / units;
-        WindowCounts counted;
-        if constexpr (std::is_same_v<T, float>) {
+  int64_t mark_flat(int64_t i) const {
+    const T* image = image_.const_data_ptr<T>();
+    uint8_t* states = maps_.states + i * t_.positions();
+    if (rule_.own_means) {
+      return FlatChannels<T>(t_, rule_.zero_mean).mark(batch_.tiles[i], image, states);
+    }
+    return FlatWindows<T>(t_, rule_.zero_mean).mark(batch_.tiles[i], image, states);
+  }
+
+  // By running sums; returns false if there are none for these tiles.
+  bool run_sums() {
+    if constexpr (std::is_same_v<T, float>) {
+      const running::MomentsCall call(t_, image_.const_data_ptr<T>(), image_.numel(), rule_, 8);
+      if (!has_columns(call)) return false;
+      const int64_t positions = t_.positions(), units = call.strips.units();
+      const int64_t grain = std::max<int64_t>(1, kUnitElements * units / positions);
+      parallel_for(0, batch_.count() * units, grain, [&](int64_t begin, int64_t end) {
+        for (int64_t u = begin; u < end; ++u) {
+          const int64_t i = u / units;
+          WindowCounts counted;
           running::moments_of_unit(call, batch_.tiles[i], u % units, stats_[i],
+                                   levels_ ? levels_ + i * t_.channels : nullptr,
                                    maps_.at(i * positions), counted);
+          counts_[i].add(counted);
         }
-        counts_[i].add(counted);
-      }
-    });
+      });
+      return true;
+    }
+    return false;
   }
 
   void march() {
+    if (!rule_.own_means) return march(0, t_.channels, {nullptr, nullptr});
+    const int64_t all = batch_.count() * t_.positions(), n = t_.outputs[2];
+    std::vector<double> maps(2 * all);
+    const EnergyRow energies{maps.data(), maps.data() + all};
+    for (int64_t c = 0; c < t_.channels; ++c) march(c, c + 1, energies);
+    const WindowLayout none = layout_of(1);
+    const NormSink<T> sink = sink_of(none, 0, energies);
+    for (int64_t u = 0; u < all / n; ++u) {
+      const int64_t lead = u * n / t_.positions();
+      const TilePlace place(t_, batch_.tiles[lead]);
+      const Axes3 at = unravel(u * n % t_.positions(), t_.outputs);
+      const int64_t valid = valid_positions(t_, place, 2);
+      if (at[0] >= valid_positions(t_, place, 0) || at[1] >= valid_positions(t_, place, 1)) continue;
+      sink.write_norms(lead, valid, {energies.total + u * n, energies.energy + u * n}, u * n);
+    }
+  }
+
+  WindowLayout layout_of(int64_t channels) const {
     const int64_t ndim = t_.ndim;
-    const WindowLayout layout(batch_.count(), t_.channels, sizes_of(t_.extent, ndim),
-                              sizes_of(t_.window, ndim), sizes_of(t_.stride, ndim), 2);
-    const TileSource<T> source{batch_, image_.const_data_ptr<T>(), stats_};
-    const NormSink<T> sink{layout, batch_, stats_, rule_, maps_, counts_.get()};
-    if (ndim > 1) return run_windows<Sums<2>>(layout, source, sink);
+    return WindowLayout(batch_.count(), channels, sizes_of(t_.extent, ndim),
+                        sizes_of(t_.window, ndim), sizes_of(t_.stride, ndim), 2);
+  }
+
+  NormSink<T> sink_of(const WindowLayout& layout, int64_t channel,
+                      const EnergyRow& energies) const {
+    return {layout, batch_, stats_, rule_, maps_, energies, channel, counts_.get()};
+  }
+
+  // Channels [first, last).
+  void march(int64_t first, int64_t last, const EnergyRow& energies) const {
+    const WindowLayout layout = layout_of(last - first);
+    const TileSource<T> source{batch_, image_.const_data_ptr<T>(), stats_, levels_, first, last};
+    const NormSink<T> sink = sink_of(layout, first, energies);
+    if (t_.ndim > 1) return run_windows<Sums<2>>(layout, source, sink);
     const int64_t grain = std::max<int64_t>(1, kUnitElements / layout.line_size);
     parallel_for(0, batch_.count(), grain, [&](int64_t begin, int64_t end) {
       march_lines(layout, source, sink, begin, end);
@@ -227,6 +305,7 @@ class TileMomentsStep {
   const Tiling& t_;
   const Tensor& image_;
   const TileStats* stats_;
+  const double* levels_;
   MomentRule rule_;
   MomentMaps<T> maps_;
   std::unique_ptr<SharedCounts[]> counts_;
@@ -234,8 +313,10 @@ class TileMomentsStep {
 
 MomentRule rule_of_moments(const ScoreRule& rule) {
   const double least = rule.least_energy;
-  return {rule.zero_mean, rule.eps, rule.of_window ? least : 0.0, rule.of_window ? 0.0 : least,
-          rule.least_variance};
+  MomentRule by{rule.zero_mean, rule.eps, rule.of_window ? least : 0.0,
+                rule.of_window ? 0.0 : least, rule.least_variance};
+  by.own_means = rule.own_means;
+  return by;
 }
 
 }  // namespace
@@ -261,7 +342,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> tile_moments_into(Scratch& scratch, c
   Tensor norms = scratch.take(Scratch::kNorms, image, shape, image.scalar_type());
   Tensor states = scratch.take_zeros<uint8_t>(Scratch::kStates, image, shape, ScalarType::Byte);
   Tensor doubtful = scratch.take(Scratch::kDoubtful, image, {n}, ScalarType::Long);
-  if (!with_means) shape[0] = 0;
+  const int64_t groups = rule.own_means ? batch.tiling.channels : 1;
+  shape[0] = with_means ? n * groups : 0;
   Tensor means = scratch.take(Scratch::kMeans, image, shape, image.scalar_type());
   if (norms.numel() == 0) return {norms, states, means, doubtful};
   std::vector<TileStats> rows(rows_of_stats(stats), rows_of_stats(stats) + n);
@@ -272,92 +354,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> tile_moments_into(Scratch& scratch, c
   with_real_type(image, "input", [&](auto zero) {
     using T = decltype(zero);
     const MomentMaps<T> maps{norms.mutable_data_ptr<T>(), states.mutable_data_ptr<uint8_t>(),
-                             with_means ? means.mutable_data_ptr<T>() : nullptr};
-    TileMomentsStep<T>(batch, image, rows.data(), rule_of_moments(rule), maps)
+                             with_means ? means.mutable_data_ptr<T>() : nullptr, norms.numel()};
+    TileMomentsStep<T>(batch, image, rows.data(), levels_of_stats(stats, n, rule),
+                       rule_of_moments(rule), maps)
         .run(doubtful.mutable_data_ptr<int64_t>());
   });
   return {norms, states, means, doubtful};
-}
-
-namespace {
-
-// --- norms that sums do not determine ---
-
-// Computes the norms of unknown windows; no window stays doubtful.
-template <class In, class T>
-class RecomputeNorms {
- public:
-  RecomputeNorms(const TileBatch& batch, const In* image, const TileStats* stats,
-                 const ScoreRule& rule, const MomentMaps<T>& maps)
-      : batch_(batch), image_(image), stats_(stats), maps_(maps),
-        exact_{batch.tiling.channels, batch.tiling.window, RowStrides(batch.tiling.size),
-               rule.zero_mean, rule.eps} {}
-
-  void run() const {
-    const Axes3& outputs = batch_.tiling.outputs;
-    const int64_t rows = outputs[0] * outputs[1];
-    parallel_for(0, batch_.count() * rows, 16, [&](int64_t begin, int64_t end) {
-      for (int64_t u = begin; u < end; ++u) row(u / rows, u % rows / outputs[1], u % outputs[1]);
-    });
-  }
-
- private:
-  void row(int64_t tile, int64_t i, int64_t j) const {
-    const Tiling& t = batch_.tiling;
-    const TilePlace place(t, batch_.tiles[tile]);
-    if (i >= valid_positions(t, place, 0) || j >= valid_positions(t, place, 1)) return;
-    const int64_t n = valid_positions(t, place, 2);
-    const MomentMaps<T> to =
-        maps_.at(((tile * t.outputs[0] + i) * t.outputs[1] + j) * t.outputs[2]);
-    int any = 0;
-    for (int64_t v = 0; v < n; ++v) any |= is_doubtful(to.states[v]);
-    if (any == 0) return;
-    const TileStats& stats = stats_[tile];
-    const In* first = image_ + place.item * t.channels * t.item_size() +
-                      (place.start[0] + i * t.stride[0]) * exact_.strides.plane +
-                      (place.start[1] + j * t.stride[1]) * exact_.strides.row + place.start[2];
-    for (int64_t v = 0; v < n; ++v) {
-      if (!is_doubtful(to.states[v])) continue;
-      if (to.states[v] == kUnknown) {
-        const auto [level, squares] =
-            moments_of_window(first + v * t.stride[2], exact_, stats.scale);
-        const double energy = squares / exact_.count + scaled_eps(exact_.eps, stats.scale);
-        to.norms[v] = static_cast<T>(squares == 0 ? 0.0 : 1 / (exact_.count * std::sqrt(energy)));
-        to.means[v] = static_cast<T>(exact_.zero_mean ? level - stats.level * stats.scale : 0.0);
-        to.states[v] = squares == 0 ? kFlat : kGood;
-      } else {
-        to.states[v] = kGood;
-      }
-    }
-  }
-
-  const TileBatch& batch_;
-  const In* image_;
-  const TileStats* stats_;
-  MomentMaps<T> maps_;
-  ExactWindow exact_;
-};
-
-}  // namespace
-
-void recompute_norms(const Tensors& tensors, const Tensor& input, const Sizes& numbers,
-                     const Numbers& rule) {
-  const Tensor image = packed(input);
-  const TileBatch batch(numbers, image);
-  const TileMoments moments(tensors);
-  const Tensor& norms = moments.known_norms();
-  with_real_type(image, "input", [&](auto zero) {
-    using In = decltype(zero);
-    with_real_type(norms, "norms", [&](auto norm_zero) {
-      using T = decltype(norm_zero);
-      const MomentMaps<T> maps{norms.mutable_data_ptr<T>(),
-                               moments.states->mutable_data_ptr<uint8_t>(),
-                               moments.means->mutable_data_ptr<T>()};
-      RecomputeNorms<In, T>(batch, image.const_data_ptr<In>(), moments.rows(), ScoreRule(rule),
-                            maps)
-          .run();
-    });
-  });
 }
 
 }  // namespace torchcorr

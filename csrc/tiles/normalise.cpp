@@ -69,7 +69,8 @@ class Normalise {
             const Numbers& powers, const TileMoments& moments, const Tensor& image,
             const Tensor& coefficients, const Tensor& out)
       : batch_(batch), t_(batch.tiling), layout_(numerators, batch.tiling), rule_(rule),
-        exact_{t_.channels, t_.window, RowStrides(t_.size), rule.zero_mean, rule.eps},
+        exact_{t_.channels, t_.window, RowStrides(t_.size), rule.zero_mean, rule.eps,
+               rule.own_means},
         numerators_(static_cast<const In*>(numerators.const_data_ptr())), powers_(powers),
         norms_(moments.known_norms().const_data_ptr<In>()), states_(moments.states_or_null()),
         stats_(moments.rows()), coefficients_(coefficients.const_data_ptr<double>()),
@@ -285,26 +286,28 @@ class Normalise {
       };
       int64_t ready = 0, first = 0;  // `sums` are those of the windows from first to ready
       double sums[kNeighbours];
+      std::vector<double> levels(exact_.groups());
       for (int64_t v = 0; v < r.n; ++v) {
         if (!doubtful(r.offset + v, limit)) continue;
         const Out* window = start + v * t_.stride[2];
-        // Relative to an element of the window, so that a large offset costs no digits.
-        const double level = exact_.zero_mean ? static_cast<double>(window[first_seen_]) : 0.0;
         if (states_[r.offset + v] == kUnknown) {
           put(v, score_of_window(window, coefficients, exact_, scale));
           continue;
         }
+        // Relative to elements of the window, so that a large offset costs no digits.
+        write_levels(window, first_seen_, exact_, levels.data());
         if (std::is_same_v<Out, float> && v >= ready && t_.stride[2] == 1 && r.n >= kNeighbours) {
           const int64_t begin = std::min(v, r.n - kNeighbours);
           const int64_t many = count_beyond(begin + kNeighbours - v, states_ + r.offset + v,
                                             norms_ + r.offset + v, limit);
           if (many > kNeighbours / 8) {
             first = begin, ready = begin + kNeighbours;
-            numerators_of_windows(start + first, coefficients, exact_, level, sums);
+            numerators_of_windows(start + first, coefficients, exact_, levels.data(), sums);
           }
         }
-        const double sum =
-            v < ready ? sums[v - first] : numerator_of_window(window, coefficients, exact_, level);
+        const double sum = v < ready
+                               ? sums[v - first]
+                               : numerator_of_window(window, coefficients, exact_, levels.data());
         put(v, sum * scale * static_cast<double>(norms_[r.offset + v]));
       }
     });

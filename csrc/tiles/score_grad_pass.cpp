@@ -23,7 +23,8 @@ struct Operands {
 };
 
 // What is added to; a gradient that is not needed is empty. Spectra of the template's gradient are
-// those of the block, (pairs, templates, C, *length), apart for units in float64; so are offsets.
+// those of the block, (pairs, templates, C, *length), apart for units in float64; so are offsets,
+// (pairs, templates, means of a window).
 struct GradSums {
   Tensor input, spectra, wide_spectra, offsets;
 
@@ -69,6 +70,8 @@ class ScoreGradPass {
         order_(block.pairs() * (block.templates() + 1), torch::stable::get_num_threads()) {}
 
   const Units& units() const { return units_; }
+  // Of channels that share a mean.
+  int64_t groups() const { return rule_.own_means ? tiling_.channels : 1; }
 
   void run(const std::vector<uint8_t>& is_wide, UnitNoise* noise) {
     run_units(units_.count(), true, [&](int64_t u) {
@@ -98,7 +101,7 @@ class ScoreGradPass {
     int64_t unit, pair;
     Sizes batch;
     Tensors moments;
-    Tensor window_grads;              // (2, tiles, *positions)
+    Tensor window_grads;              // (1 + means of a window, tiles, *positions)
     std::optional<Tensor> spectrum;   // of the input, if it is needed
     std::optional<Tensor> products;   // with the templates' spectra, summed over the templates
     std::vector<UpstreamSums> total;  // over the templates
@@ -133,7 +136,7 @@ class ScoreGradPass {
     }
     const Tensors moments = moments_of<R>(batch, stats);
     Sizes shape = sizes_of(moments[1]);
-    shape.insert(shape.begin(), 2);
+    shape.insert(shape.begin(), 1 + groups());
     return Work<R>{unit % units_.of_pair, units_.pair(unit), batch, moments,
                    torch::stable::new_zeros(moments[1], shape), spectrum, std::nullopt,
                    std::vector<UpstreamSums>(tiles.size())};
@@ -144,7 +147,7 @@ class ScoreGradPass {
   template <class R>
   std::pair<std::optional<Tensor>, Tensor> seen(const Sizes& batch) const {
     constexpr bool kIsWide = sizeof(R) > sizeof(In);
-    const auto [cut, stats] = cut_tiles(of_.input, batch, rule_.zero_mean, kIsWide, true);
+    const auto [cut, stats] = cut_tiles(of_.input, batch, levels_of(rule_), kIsWide, true);
     if (!to_.need_template() && !kIsWide) return {std::nullopt, stats};
     return {transform(lines_of_tiles(cut), true), stats};
   }
@@ -180,14 +183,14 @@ class ScoreGradPass {
     const Upstream upstream{of_.grad, score, kIsWide, static_cast<double>(tiling_.window_size())};
     const Tensor cut = cut_upstream(upstream, work.moments, work.batch, work.window_grads, sums);
     const Tensor alpha = repeat_spectra(tiling_, transform(lines_of_tiles(cut), false));
-    double offset = 0;
+    std::vector<double> offsets(groups());
     for (size_t i = 0; i < sums.size(); ++i) {
-      offset += sums[i].offset;
+      for (size_t g = 0; g < sums[i].offsets.size(); ++g) offsets[g] += sums[i].offsets[g];
       work.total[i].squares += sums[i].squares;
       work.total[i].largest = std::max(work.total[i].largest, sums[i].largest);
     }
     R* given = static_cast<R*>(alpha.mutable_data_ptr());
-    if (to_.need_template()) add_template_grad(work, k, given, offset);
+    if (to_.need_template()) add_template_grad(work, k, given, offsets);
     if (!to_.need_input()) return;
     const bool is_first = !work.products;
     if (is_first && channels == 1) {
@@ -208,7 +211,8 @@ class ScoreGradPass {
 
   // Adds the products of a unit's upstream spectra `given` with those of its input.
   template <class R>
-  void add_template_grad(const Work<R>& work, int64_t k, const R* given, double offset) {
+  void add_template_grad(const Work<R>& work, int64_t k, const R* given,
+                         const std::vector<double>& offsets) {
     const int64_t channels = tiling_.channels, size = tiling_.tile_size();
     const int64_t lines = work.spectrum->size(0), line = work.pair * units_.block.templates() + k;
     // The last template may overwrite the only two tiles.
@@ -221,12 +225,13 @@ class ScoreGradPass {
                        to + 2 * (i % channels) * size);
     }
     const int64_t numbers = 2 * channels * size;
-    order_.put(line, work.unit, [this, sum, offset, line, numbers] {
+    order_.put(line, work.unit, [this, sum, offsets, line, numbers] {
       const Tensor& spectra = sizeof(R) > sizeof(In) ? to_.wide_spectra : to_.spectra;
       R* out = static_cast<R*>(spectra.mutable_data_ptr()) + line * numbers;
       const R* from = static_cast<const R*>(sum.const_data_ptr());
       for (int64_t i = 0; i < numbers; ++i) out[i] += from[i];
-      to_.offsets.template mutable_data_ptr<double>()[line] += offset;
+      double* to_line = to_.offsets.template mutable_data_ptr<double>() + line * groups();
+      for (int64_t g = 0; g < groups(); ++g) to_line[g] += offsets[g];
     });
   }
 
@@ -234,7 +239,8 @@ class ScoreGradPass {
   void add_input(Work<R>& work) {
     const Tensor tiles = tiles_of_lines(transform(*work.products, true));
     work.products.reset();
-    spread_window_grads(tiles, work.window_grads, work.moments[0], of_.input, work.batch);
+    spread_window_grads(tiles, work.window_grads, work.moments[0], of_.input, work.batch,
+                        rule_);
     const int64_t line = units_.block.pairs() * units_.block.templates() + work.pair;
     order_.put(line, work.unit, [this, tiles, batch = work.batch] {
       add_input_grads(tiles, batch, to_.input);

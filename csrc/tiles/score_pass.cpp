@@ -43,7 +43,7 @@ class ScorePass {
   // Writes the scores of tiles of one leading index.
   void score(const Sizes& tiles, int64_t pair, Scratch& scratch) {
     const Sizes batch = with_tiles(numbers_, tiles);
-    auto [cut, stats] = cut_operands(scratch, input_, batch, rule_.zero_mean, false, lanes_ == 2);
+    auto [cut, stats] = cut_operands(scratch, input_, batch, levels_of(rule_), false, lanes_ == 2);
     const auto [norms, states, means, doubtful] =
         weights_ ? weighted_moments(input_, stats, batch, rule_numbers_, *weights_)
                  : tile_moments_into(scratch, input_, stats, batch, rule_numbers_, false);
@@ -97,8 +97,8 @@ class ScorePass {
   }
 
   bool may_look_again() const {
-    return std::is_same_v<T, float> && lanes_ == 2 && rule_.zero_mean && !weights_ &&
-           !tiling_.is_divided() && product(tiling_.stride) == 1;
+    return std::is_same_v<T, float> && lanes_ == 2 && rule_.zero_mean &&
+           !rule_.own_means && !weights_ && !tiling_.is_divided() && product(tiling_.stride) == 1;
   }
 
   // Whether a second look at the windows that are doubtful by their norms alone leaves few of them.
@@ -126,7 +126,6 @@ class ScorePass {
       set_first_template(batch, block_.first_template + k);
       const auto left = normalise_faint(sums.sums, faint, moments, input_, all_, batch, rule_, out_);
       if (std::max(left[0], left[1]) > 0) return false;
-      count_way(Way::kFloat32, existing(tiles, i));
       count_way(Way::kLookedAgain, existing(tiles, i));
       return true;
     }
@@ -141,7 +140,7 @@ class ScorePass {
         with_tiles(numbers_, Sizes(tiles.begin() + i, tiles.begin() + i + lanes_));
     count_way(Way::kFloat64, (end - begin) * existing(tiles, i));
     Scratch scratch;  // that of the worker holds what the caller still needs
-    auto [cut, stats] = cut_operands(scratch, input_, batch, rule_.zero_mean, true, lanes_ == 2);
+    auto [cut, stats] = cut_operands(scratch, input_, batch, levels_of(rule_), true, lanes_ == 2);
     const Tensors moments = wide_moments(batch, stats, part_of(known[1], 0, i, lanes_),
                                          part_of(known[2], 0, i, lanes_));
     const Operand operand = operand_of(std::move(cut));

@@ -23,16 +23,29 @@ struct ScoreRule {
   double least_variance;  // that a difference of sums determines, relative to the mean square
   double noise;           // of a transform, relative to the error that is allowed
   double budget;          // doubtful windows of a tile and template that are recomputed
+  bool own_means;         // each channel has its own; templates sum to 0 in each channel
 
   explicit ScoreRule(const Numbers& n) {
-    STD_TORCH_CHECK(n.size() == 7, "a rule of scores has seven numbers");
+    STD_TORCH_CHECK(n.size() == 8, "a rule of scores has eight numbers");
     zero_mean = n[0] != 0, eps = n[1], least_energy = n[2], of_window = n[3] != 0;
-    least_variance = n[4], noise = n[5], budget = n[6];
+    least_variance = n[4], noise = n[5], budget = n[6], own_means = n[7] != 0;
   }
 };
 
+// What is subtracted from a tile: nothing, one level, or one of each channel.
+enum class Levels { kNone, kShared, kOwn };
+inline Levels levels_of(const ScoreRule& rule) {
+  return !rule.zero_mean ? Levels::kNone : rule.own_means ? Levels::kOwn : Levels::kShared;
+}
+
+// The levels of each tile's channels behind the stats of n tiles; none if channels share a level.
+inline const double* levels_of_stats(const Tensor& stats, int64_t n, const ScoreRule& rule) {
+  return levels_of(rule) == Levels::kOwn ? stats.const_data_ptr<double>() + kStats * n : nullptr;
+}
+
 // What is known of tiles, and after the step `moments` of their windows, (tiles, *positions) each:
-// norms 1 / (N deviation), 0 if flat or unknown; states; means, which may be empty.
+// norms 1 / (N deviation), 0 if flat or unknown; states; means, which may be empty, and are those of
+// each channel, (channels * tiles, *positions), if these have their own.
 struct TileMoments {
   Tensor stats;
   std::optional<Tensor> norms, states, means;
@@ -52,13 +65,14 @@ struct TileMoments {
   }
 };
 
-// Tiles minus a level each, times a power of two each, 0 where not finite; and their stats.
-std::tuple<Tensor, Tensor> cut_tiles(const Tensor& input, Sizes batch, bool centred, bool wide,
-                                     bool pairs);
+// Tiles minus their levels, times a power of two each, 0 where not finite; and their stats, behind
+// which are the levels of each tile's channels if these have their own.
+std::tuple<Tensor, Tensor> cut_tiles(const Tensor& input, const Sizes& batch, Levels levels,
+                                     bool wide, bool pairs);
 // What a worker correlates: tiles with an axis for templates, or twos of them as complex lines
 // (twos * channels, *length); and their stats.
 std::tuple<Tensor, Tensor> cut_operands(Scratch& scratch, const Tensor& input, const Sizes& batch,
-                                        bool centred, bool wide, bool pairs);
+                                        Levels levels, bool wide, bool pairs);
 
 // Norms, states and means of the windows of tiles, and how many of each tile are doubtful.
 std::tuple<Tensor, Tensor, Tensor, Tensor> tile_moments(const Tensor& input, const Tensor& stats,
@@ -86,22 +100,23 @@ struct Upstream {
   double count;
 };
 
-// What a tile contributes with one template: the sums of the squares of alpha and of alpha times
-// the mean, and the largest size of alpha.
+// What a tile contributes with one template: the sum of the squares of alpha and its largest size, and
+// the sums of alpha times the mean, one for each group of channels that share it.
 struct UpstreamSums {
-  double squares = 0, offset = 0, largest = 0;
+  double squares = 0, largest = 0;
+  std::vector<double> offsets;
 };
 
 // Upstream gradients of one template times norms, alpha, as pairs of tiles (first, minus second) in
 // zeros: every `folds`th element of the tiles. Adds what goes to squares and to means of windows to
-// `window_grads` (2, tiles, *positions).
+// `window_grads` (1 + means of a window, tiles, *positions).
 Tensor cut_upstream(const Upstream& of, const Tensors& moments, const Sizes& batch,
                     const Tensor& window_grads, std::vector<UpstreamSums>& sums);
 
 // Turns products of transforms, pairs of tiles (first, minus second), into the tiles' gradients:
 // adds what goes through squares and means of windows.
 void spread_window_grads(const Tensor& products, const Tensor& window_grads, const Tensor& stats,
-                         const Tensor& input, const Sizes& batch);
+                         const Tensor& input, const Sizes& batch, const ScoreRule& rule);
 
 // Adds the gradients of tiles to those of their items, in the order of the tiles.
 void add_input_grads(const Tensor& products, const Sizes& batch, const Tensor& out);

@@ -79,7 +79,7 @@ class SumPass {
       : input_(input), numbers_(batch), block_(block), rule_(rule),
         tiling_(TileBatch(batch, input).tiling),
         // Padding is zero, not level.
-        centred_(tiling_.pad == Axes3{0, 0, 0}),
+        levels_(tiling_.pad == Axes3{0, 0, 0} ? Levels::kShared : Levels::kNone),
         templ_(packed(part_of(part_of(templ, 0, block.first_pair, block.pairs()), 1,
                               block.first_template, block.templates()))),
         spectra_(tiling_, templ_, spectra), map_(tiling_, out) {
@@ -123,7 +123,7 @@ class SumPass {
   Cut cut(const Sizes& tiles, bool wide) const {
     Scratch scratch;
     const auto [lines, stats] =
-        cut_operands(scratch, input_, with_tiles(numbers_, tiles), centred_, wide, true);
+        cut_operands(scratch, input_, with_tiles(numbers_, tiles), levels_, wide, true);
     return {lines, stats};
   }
 
@@ -411,7 +411,7 @@ class SumPass {
   const Block& block_;
   const SumRule& rule_;
   const Tiling tiling_;
-  const bool centred_;
+  const Levels levels_;
   const Tensor templ_;  // the templates of the block
   TemplateSpectra spectra_;
   std::vector<TemplateFacts> facts_;

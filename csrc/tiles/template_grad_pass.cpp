@@ -10,7 +10,7 @@ namespace {
 
 // Spectra of tiles, two by two, in the units of what they were cut from.
 Tensor spectra_of_tiles(const Tensor& x, const Sizes& batch) {
-  auto [tiles, stats] = cut_tiles(x, batch, false, true, true);
+  auto [tiles, stats] = cut_tiles(x, batch, Levels::kNone, true, true);
   const TileStats* rows = rows_of_stats(stats);
   const int64_t twos = tiles.size(0), each = tiles.numel() / std::max<int64_t>(1, twos);
   double* values = tiles.template mutable_data_ptr<double>();

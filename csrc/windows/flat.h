@@ -161,4 +161,36 @@ class FlatWindows {
   std::vector<int32_t> rows_, planes_, runs_;
 };
 
+// The same where each channel of a window has a value of its own.
+template <class T>
+class FlatChannels {
+ public:
+  FlatChannels(const Tiling& tiling, bool any_value)
+      : channels_(tiling.channels), tiles_(tiling.tiles_per_item()), one_(one_channel(tiling)),
+        flat_(one_, any_value) {}
+
+  // Changes the state of unknown windows whose channels are all flat; returns how many there were.
+  int64_t mark(int64_t tile, const T* input, uint8_t* states) {
+    const int64_t n = one_.positions();
+    std::vector<uint8_t> left(states, states + n), of_channel;
+    for (int64_t c = 0; c < channels_; ++c) {
+      of_channel = left;
+      flat_.mark(channel_tile(c, channels_, tiles_, tile), input, of_channel.data());
+      for (int64_t at = 0; at < n; ++at) {
+        if (left[at] == kUnknown && of_channel[at] != kFlat) left[at] = kDoubtful;
+      }
+    }
+    int64_t marked = 0;
+    for (int64_t at = 0; at < n; ++at) {
+      if (left[at] == kUnknown) states[at] = kFlat, ++marked;
+    }
+    return marked;
+  }
+
+ private:
+  int64_t channels_, tiles_;
+  const Tiling one_;
+  FlatWindows<T> flat_;
+};
+
 }  // namespace torchcorr

@@ -94,7 +94,8 @@ double squares_of_window(const Surrounded& of, const float* item, const Axes3& a
   if (!of.border) {
     const ExactWindow exact{t.channels, t.window, RowStrides(t.size), true, 0.0};
     const float* first = item + at[0] * exact.strides.plane + at[1] * exact.strides.row + at[2];
-    return moments_of_window(first, exact, 1.0).squares;
+    double level = 0;
+    return squares_about_means(first, exact, 1.0, &level);
   }
   const ExactWindow exact{t.channels, t.window, RowStrides(t.window), true, 0.0};
   copy.resize(t.window_size());
@@ -105,7 +106,8 @@ double squares_of_window(const Surrounded& of, const float* item, const Axes3& a
                                        at[1] + row[2], at[2], t.window[2], to);
     if (from != to) std::copy_n(from, t.window[2], to);
   }
-  return moments_of_window(copy.data(), exact, 1.0).squares;
+  double level = 0;
+  return squares_about_means(copy.data(), exact, 1.0, &level);
 }
 
 // Returns false if the result must be computed another way: too many windows are unknown, or a
@@ -134,7 +136,7 @@ bool write_by_running_sums(const Surrounded& of, double correction, double eps, 
     for (int64_t u = begin; u < end && total <= most && finite; ++u) {
       running::WindowCounts counts;
       const int64_t t = u / units;
-      running::moments_of_unit(call, t, u % units, stats[t],
+      running::moments_of_unit(call, t, u % units, stats[t], nullptr,
                                {out + t * positions, nullptr, nullptr}, counts, &unknown[u]);
       if (counts.unknown > 0) total += counts.unknown;
       if (!counts.finite) finite = false;

@@ -13,23 +13,25 @@ constexpr double kGathered = 16.0 / (1LL << 53);
 // Windows of more energy, in units of the scaled tile, are unknown: float32 ends soon.
 constexpr float kLargest = 1e37f;
 
-TORCHCORR_INLINE void add_values(int64_t n, const float* x, const TileStats& stats,
-                                 const Columns& to) {
-  const double level = stats.level, scale = stats.scale;
+// Most numbers of columns that a unit keeps, so that they stay in the second cache.
+constexpr int64_t kMostColumns = 1 << 18;
+
+// Sums of elements about a level, and of their squares.
+TORCHCORR_INLINE void add_values(int64_t n, const float* x, double level, const Columns& to) {
   for (int64_t i = 0; i < n; i += kDoubles) {
-    const Doubles d = (read(x + i) - level) * scale;
+    const Doubles d = read(x + i) - level;
     write(to.first + i, read(to.first + i) + d);
     write(to.second + i, read(to.second + i) + d * d);
   }
 }
 
 TORCHCORR_INLINE void exchange_values(int64_t n, const float* enter, const float* leave,
-                                      const TileStats& stats, const Columns& to) {
-  const double level = stats.level, scale = stats.scale;
+                                      double level, const Columns& to) {
+  const double twice = 2 * level;
   for (int64_t i = 0; i < n; i += kDoubles) {
-    const Doubles d = (read(enter + i) - level) * scale, old = (read(leave + i) - level) * scale;
-    write(to.first + i, read(to.first + i) + d - old);
-    write(to.second + i, read(to.second + i) + d * d - old * old);
+    const Doubles x = read(enter + i), old = read(leave + i), step = x - old;
+    write(to.first + i, read(to.first + i) + step);
+    write(to.second + i, read(to.second + i) + step * (x + old - twice));
   }
 }
 
@@ -38,38 +40,73 @@ constexpr int64_t kBlock = 64;
 
 // A row of windows: the loops over it take a few quantities each, which compilers turn into vectors.
 struct WindowRow {
+  std::vector<double> squares;  // of sums of channels
   std::vector<float> totals, energies, softened, means, norms;
   std::vector<int32_t> lows, losts;  // 1 where doubtful, and where unknown
   std::vector<uint8_t> states;
 
   explicit WindowRow(int64_t n)
-      : totals(n), energies(n), softened(n), means(n), norms(n), lows(n), losts(n), states(n) {}
+      : squares(n), totals(n), energies(n), softened(n), means(n), norms(n), lows(n), losts(n),
+        states(n) {}
 };
 
-// Mean squares, energies and means of n windows from the totals of columns.
+// Calls f(window, first of its columns) for n windows, or for whole blocks of them.
+template <class F>
+TORCHCORR_INLINE void for_windows(int64_t n, int64_t step, const F& f) {
+  if (step == 1) {
+#pragma GCC ivdep
+    for (int64_t i = 0; i < ceil_div(n, kBlock) * kBlock; ++i) f(i, i);
+  } else {
+    for (int64_t i = 0; i < n; ++i) f(i, i * step);
+  }
+}
+
+// Adds the squares of the sums of one channel's windows, from totals of its columns; writes their
+// means times `scale` if asked.
+TORCHCORR_INLINE void add_squares(int64_t n, const Tiling& t, const double* totals, bool is_first,
+                                  double scale, float* means, WindowRow& row) {
+  const int64_t window = t.window[2];
+  const double keep = is_first ? 0.0 : 1.0;
+  double* squares = row.squares.data();
+  for_windows(n, t.stride[2], [=](int64_t i, int64_t at) TORCHCORR_FLAT {
+    const double sum = totals[at + window] - totals[at];
+    squares[i] = squares[i] * keep + sum * sum;
+  });
+  if (!means) return;
+  const double by = scale / static_cast<double>(product(t.window));
+  for (int64_t i = 0; i < n; ++i) {
+    const int64_t at = i * t.stride[2];
+    means[i] = static_cast<float>((totals[at + window] - totals[at]) * by);
+  }
+}
+
+// Mean squares, energies and means of n windows from the totals of columns, in units of elements
+// that are multiplied by `scale`. With `OWN`, from the squares of the sums of channels.
+template <bool OWN>
 TORCHCORR_INLINE void energies_of(int64_t n, const Tiling& t, const Columns& of,
-                                  const MomentRule& rule, WindowRow& row) {
-  const int64_t step = t.stride[2], window = t.window[2];
-  const double share = 1 / static_cast<double>(t.window_size()), by = rule.zero_mean ? share : 0.0;
+                                  const MomentRule& rule, double scale, WindowRow& row) {
+  const int64_t window = t.window[2];
+  const double each = 1 / static_cast<double>(t.window_size()), share = each * scale * scale;
+  const double by = rule.zero_mean ? each * scale : 0.0;
+  const double of_squares = share / static_cast<double>(product(t.window));
   const double factor = rule.deviation == 0 ? 1.0 : rule.deviation, eps = rule.eps;
-  const double *first = of.first, *second = of.second;
+  const double *first = of.first, *second = of.second, *squares = row.squares.data();
   float *totals = row.totals.data(), *energies = row.energies.data(), *means = row.means.data();
   float* softened = row.softened.data();
-  const auto one = [=](int64_t i, int64_t at) TORCHCORR_FLAT {
-    const double mean = (first[at + window] - first[at]) * by;
+  for_windows(n, t.stride[2], [=](int64_t i, int64_t at) TORCHCORR_FLAT {
     const double total = (second[at + window] - second[at]) * share;
-    const double energy = total - mean * mean;
+    double energy;
+    if constexpr (OWN) {
+      energy = total - squares[i] * of_squares;
+    } else {
+      const double mean = (first[at + window] - first[at]) * by;
+      energy = total - mean * mean;
+      means[i] = static_cast<float>(mean);
+    }
     totals[i] = static_cast<float>(total);
     energies[i] = static_cast<float>(energy);
     softened[i] = static_cast<float>(energy * factor + eps);
-    means[i] = static_cast<float>(mean);
-  };
-  if (step == 1) {
-#pragma GCC ivdep
-    for (int64_t i = 0; i < ceil_div(n, kBlock) * kBlock; ++i) one(i, i);
-  } else {
-    for (int64_t i = 0; i < n; ++i) one(i, i * step);
-  }
+  });
 }
 
 // 1 / sqrt(x) of a positive number by Newton's iteration, within two roundings, from half of the
@@ -117,13 +154,11 @@ TORCHCORR_INLINE void norms_of(int64_t n, const MomentRule& by, double count, do
   }
 }
 
-// The windows of a row: deviations, or norms, states and means.
+// The windows of a row whose energies are known: deviations, or norms, states and means.
 template <bool DEVIATIONS>
-TORCHCORR_INLINE void moments_of_row(int64_t n, const Tiling& t, const Columns& totals,
-                                     const MomentRule& by, double drift, double scale,
-                                     const MomentMaps<float>& to, WindowCounts& counts,
-                                     WindowRow& row) {
-  energies_of(n, t, totals, by, row);
+TORCHCORR_INLINE void moments_of_row(int64_t n, const Tiling& t, const MomentRule& by, double drift,
+                                     double scale, const MomentMaps<float>& to,
+                                     WindowCounts& counts, WindowRow& row) {
   norms_of<DEVIATIONS>(n, by, static_cast<double>(t.window_size()), drift, scale, row);
   const int32_t *lows = row.lows.data(), *losts = row.losts.data();
   std::copy_n(row.norms.data(), n, to.norms);
@@ -137,7 +172,7 @@ TORCHCORR_INLINE void moments_of_row(int64_t n, const Tiling& t, const Columns& 
       states[i] = state_of(lows[i], losts[i]);
     }
     std::copy_n(states, n, to.states);
-    if (to.means) std::copy_n(row.means.data(), n, to.means);
+    if (to.means && !by.own_means) std::copy_n(row.means.data(), n, to.means);
   }
   counts.doubtful += DEVIATIONS ? unknown : doubtful;
   counts.unknown += unknown;
@@ -159,9 +194,63 @@ const float* Border::row(const float* channel, int64_t z, int64_t y, int64_t x, 
   return copy;
 }
 
+namespace {
+
+// The sums of columns: squares over all channels, and elements of all or of each. Slabs have them for
+// each of `rows` rows.
+struct UnitColumns {
+  int64_t padded, rows;
+  std::vector<Columns> of_channel;  // share the second quantity
+
+  UnitColumns(ColumnsScratch& scratch, int64_t n, int64_t rows_of_unit, int64_t channels)
+      : padded(n), rows(rows_of_unit), of_channel{scratch.take(n * rows_of_unit)} {
+    for (int64_t c = 1; c < channels; ++c) {
+      of_channel.push_back({scratch.take(n * rows_of_unit).first, of_channel[0].second});
+    }
+  }
+
+  Columns at(int64_t channel, int64_t row) const {
+    return of_channel[channel].at(row * padded);
+  }
+  void clear() const {
+    for (const Columns& of : of_channel) std::fill_n(of.first, padded * rows, 0.0);
+    std::fill_n(of_channel[0].second, padded * rows, 0.0);
+  }
+};
+
+// Row `r` of a slab enters; the row `old` leaves.
+TORCHCORR_INLINE void add_slab(const UnitColumns& slab, int64_t r, const UnitColumns& to) {
+  add_columns(slab.padded, slab.at(0, r), to.at(0, 0));
+  for (size_t c = 1; c < slab.of_channel.size(); ++c) {
+    add_column(slab.padded, slab.at(c, r).first, to.at(c, 0).first);
+  }
+}
+TORCHCORR_INLINE void exchange_slab(const UnitColumns& slab, int64_t r, int64_t old,
+                                    const UnitColumns& to) {
+  exchange_columns(slab.padded, slab.at(0, r), slab.at(0, old), to.at(0, 0));
+  for (size_t c = 1; c < slab.of_channel.size(); ++c) {
+    exchange_column(slab.padded, slab.at(c, r).first, slab.at(c, old).first, to.at(c, 0).first);
+  }
+}
+
+// Rows that a unit's windows reach.
+int64_t tall_of(const Tiling& t, int64_t rows) {
+  return (rows - 1) * t.stride[1] + t.window[1];
+}
+
+}  // namespace
+
+bool has_columns(const MomentsCall& call) {
+  const Tiling& t = call.tiling;
+  const int64_t rows = t.window[0] > 1 ? tall_of(t, call.strips.size[1]) : 1;
+  const int64_t width = (call.strips.size[2] - 1) * t.stride[2] + t.window[2];
+  return !call.rule.own_means || (t.channels + 1) * rows * width <= kMostColumns;
+}
+
 TORCHCORR_CLONES void moments_of_unit(const MomentsCall& call, int64_t tile, int64_t unit,
-                                      const TileStats& stats, const MomentMaps<float>& to,
-                                      WindowCounts& counts, std::vector<int64_t>* unknown) {
+                                      const TileStats& stats, const double* levels,
+                                      const MomentMaps<float>& to, WindowCounts& counts,
+                                      std::vector<int64_t>* unknown) {
   const Tiling& t = call.tiling;
   const TilePlace place(t, tile);
   // In the units of the scaled tile.
@@ -175,13 +264,14 @@ TORCHCORR_CLONES void moments_of_unit(const MomentsCall& call, int64_t tile, int
   const int64_t z0 = from[0], z1 = end(0), y0 = from[1], y1 = end(1), n = end(2) - from[2];
   if (z0 >= z1 || y0 >= y1 || n <= 0) return;
   const int64_t left = from[2] * t.stride[2], last = (n - 1) * t.stride[2] + t.window[2];
-  const int64_t padded = whole(last);
-  const int64_t top = y0 * t.stride[1], tall = (y1 - 1 - y0) * t.stride[1] + t.window[1];
+  const int64_t padded = whole(last), groups = rule.own_means ? t.channels : 1;
+  const int64_t top = y0 * t.stride[1], tall = tall_of(t, y1 - y0);
   const bool deep = t.window[0] > 1;
   double gathered = 0;
   ColumnsScratch scratch;
-  const Columns slab = deep ? scratch.take(tall * padded) : Columns{};
-  const Columns columns = scratch.take(padded), totals = scratch.take(padded + 1 + kBlock, 1);
+  const UnitColumns slab(scratch, padded, deep ? tall : 0, groups);
+  const UnitColumns columns(scratch, padded, 1, groups);
+  const Columns totals = scratch.take(padded + 1 + kBlock, 1);
   WindowRow windows(ceil_div(n, kBlock) * kBlock);
   // Windows that leave the input do not count, so numbers that follow a row may be read past its
   // end, except at the end of the input's memory, where the row is copied.
@@ -198,64 +288,77 @@ TORCHCORR_CLONES void moments_of_unit(const MomentsCall& call, int64_t tile, int
     std::copy_n(first, call.input_end - first, copy.data());
     return static_cast<const float*>(copy.data());
   };
-  const auto add_row = [&](int64_t z, int64_t y, const Columns& to) TORCHCORR_FLAT {
+  const auto level_of = [&](int64_t c) TORCHCORR_FLAT { return levels ? levels[c] : stats.level; };
+  // To row `r` of columns.
+  const auto add_row = [&](int64_t z, int64_t y, const UnitColumns& sums, int64_t r) TORCHCORR_FLAT {
     for (int64_t c = 0; c < t.channels; ++c) {
-      add_values(padded, row_of(c, z, y, copies[0]), stats, to);
+      add_values(padded, row_of(c, z, y, copies[0]), level_of(c), sums.at(c % groups, r));
     }
   };
   const auto exchange_row = [&](int64_t z, int64_t y, int64_t old_z, int64_t old_y,
-                                const Columns& to) TORCHCORR_FLAT {
+                                const UnitColumns& sums, int64_t r) TORCHCORR_FLAT {
+    const int64_t next = t.stride[1] * t.size[2];
     for (int64_t c = 0; c < t.channels; ++c) {
-      exchange_values(padded, row_of(c, z, y, copies[0]), row_of(c, old_z, old_y, copies[1]), stats,
-                      to);
+      const float *enter = row_of(c, z, y, copies[0]), *leave = row_of(c, old_z, old_y, copies[1]);
+      prefetch(padded, enter + next);
+      prefetch(padded, leave + next);
+      exchange_values(padded, enter, leave, level_of(c), sums.at(c % groups, r));
     }
   };
   for (int64_t z = z0; z < z1; ++z) {
     const int64_t depth = z * t.stride[0];
     if (deep) {
       for (int64_t y = 0; y < tall; ++y) {
-        const Columns to = slab.at(y * padded);
         if (z == z0) {
-          for (int64_t k = 0; k < t.window[0]; ++k) add_row(depth + k, top + y, to);
+          for (int64_t k = 0; k < t.window[0]; ++k) add_row(depth + k, top + y, slab, y);
         } else {
           for (int64_t k = depth - t.stride[0]; k < depth; ++k) {
-            exchange_row(k + t.window[0], top + y, k, top + y, to);
+            exchange_row(k + t.window[0], top + y, k, top + y, slab, y);
           }
         }
       }
     }
-    std::fill_n(columns.first, padded, 0.0);
-    std::fill_n(columns.second, padded, 0.0);
+    columns.clear();
     for (int64_t y = y0; y < y1; ++y) {
       const int64_t high = y * t.stride[1];
       if (y == y0) {
         for (int64_t k = high; k < high + t.window[1]; ++k) {
           if (deep) {
-            add_columns(padded, slab.at((k - top) * padded), columns);
+            add_slab(slab, k - top, columns);
           } else {
-            add_row(depth, k, columns);
+            add_row(depth, k, columns, 0);
           }
         }
       } else {
         for (int64_t k = high - t.stride[1]; k < high; ++k) {
           if (deep) {
-            exchange_columns(padded, slab.at((k + t.window[1] - top) * padded),
-                             slab.at((k - top) * padded), columns);
+            exchange_slab(slab, k + t.window[1] - top, k - top, columns);
           } else {
-            exchange_row(depth, k + t.window[1], depth, k, columns);
+            exchange_row(depth, k + t.window[1], depth, k, columns, 0);
           }
         }
       }
-      accumulate(padded, columns, totals);
-      gathered = std::max(gathered, totals.second[last]);
-      const double drift = kGathered / rule.error * gathered / static_cast<double>(t.window_size());
       const int64_t offset = (z * t.outputs[1] + y) * t.outputs[2] + from[2], before = counts.unknown;
       const MomentMaps<float> row = to.at(offset);
+      if (rule.own_means) {
+        for (int64_t c = 0; c < groups; ++c) {
+          accumulate(padded, columns.at(c, 0).first, totals.first);
+          float* means = row.means ? row.means + c * row.pitch : nullptr;
+          add_squares(n, t, totals.first, c == 0, stats.scale, means, windows);
+        }
+        accumulate(padded, columns.at(0, 0).second, totals.second);
+        energies_of<true>(n, t, totals, rule, stats.scale, windows);
+      } else {
+        accumulate(padded, columns.at(0, 0), totals);
+        energies_of<false>(n, t, totals, rule, stats.scale, windows);
+      }
+      gathered = std::max(gathered, totals.second[last] * stats.scale * stats.scale);
+      const double drift = kGathered / rule.error * gathered / static_cast<double>(t.window_size());
       if (rule.deviation == 0) {
-        moments_of_row<false>(n, t, totals, rule, drift, 1, row, counts, windows);
+        moments_of_row<false>(n, t, rule, drift, 1, row, counts, windows);
         continue;
       }
-      moments_of_row<true>(n, t, totals, rule, drift, stats.scale, row, counts, windows);
+      moments_of_row<true>(n, t, rule, drift, stats.scale, row, counts, windows);
       if (!unknown || counts.unknown == before) continue;
       for (int64_t i = 0; i < n; ++i) {
         if (windows.losts[i]) unknown->push_back(offset + i);

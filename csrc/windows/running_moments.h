@@ -19,18 +19,22 @@ struct MomentRule {
   double least_of_window, least_of_tile, least_variance;
   double error = 1e-6;   // what running sums may add to an energy, relative to it
   double deviation = 0;  // if not 0: sqrt(deviation * energy + eps) instead of norms
+  bool own_means = false;  // energies are those of the channels, about a mean each
 };
 
 // Maps of the windows of one tile, or pointers to a row of them. A norm is 1 / (N deviation), 0 if
 // unknown. Means may be null; of deviations only the first map is written, and states may be null.
+// Channels with a mean each have a map of means each, `pitch` numbers apart.
 template <class T>
 struct MomentMaps {
   T* norms;
   uint8_t* states;
   T* means;
+  int64_t pitch = 0;
 
   MomentMaps at(int64_t offset) const {
-    return {norms + offset, states ? states + offset : nullptr, means ? means + offset : nullptr};
+    return {norms + offset, states ? states + offset : nullptr, means ? means + offset : nullptr,
+            pitch};
   }
 };
 
@@ -79,10 +83,13 @@ struct MomentsCall {
   }
 };
 
-// The windows of one unit of one tile. Where deviations are written, places of unknown windows are
-// appended to `unknown`, if given.
+// Whether the columns of a unit have room near a core: those of volumes with many channels have not.
+bool has_columns(const MomentsCall& call);
+
+// The windows of one unit of one tile, whose channels have the level of the tile or their own. Where
+// deviations are written, places of unknown windows are appended to `unknown`, if given.
 void moments_of_unit(const MomentsCall& call, int64_t tile, int64_t unit, const TileStats& stats,
-                     const MomentMaps<float>& to, WindowCounts& counts,
+                     const double* levels, const MomentMaps<float>& to, WindowCounts& counts,
                      std::vector<int64_t>* unknown = nullptr);
 
 }  // namespace torchcorr::running

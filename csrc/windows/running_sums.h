@@ -40,19 +40,24 @@ struct Columns {
   Columns at(int64_t offset) const { return {first + offset, second + offset}; }
 };
 
+TORCHCORR_INLINE void add_column(int64_t n, const double* x, double* to) {
+  for (int64_t i = 0; i < n; i += kDoubles) write(to + i, read(to + i) + read(x + i));
+}
 TORCHCORR_INLINE void add_columns(int64_t n, const Columns& x, const Columns& to) {
-  for (int64_t i = 0; i < n; i += kDoubles) {
-    write(to.first + i, read(to.first + i) + read(x.first + i));
-    write(to.second + i, read(to.second + i) + read(x.second + i));
-  }
+  add_column(n, x.first, to.first);
+  add_column(n, x.second, to.second);
 }
 
+TORCHCORR_INLINE void exchange_column(int64_t n, const double* enter, const double* leave,
+                                      double* to) {
+  for (int64_t i = 0; i < n; i += kDoubles) {
+    write(to + i, read(to + i) + read(enter + i) - read(leave + i));
+  }
+}
 TORCHCORR_INLINE void exchange_columns(int64_t n, const Columns& enter, const Columns& leave,
                                        const Columns& to) {
-  for (int64_t i = 0; i < n; i += kDoubles) {
-    write(to.first + i, read(to.first + i) + read(enter.first + i) - read(leave.first + i));
-    write(to.second + i, read(to.second + i) + read(enter.second + i) - read(leave.second + i));
-  }
+  exchange_column(n, enter.first, leave.first, to.first);
+  exchange_column(n, enter.second, leave.second, to.second);
 }
 
 // Running totals of vectors that follow each other.

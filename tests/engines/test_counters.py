@@ -29,6 +29,16 @@ def test_noise_takes_float32():
         assert ways == counters.Ways(ways.float32, 0, 0, 0, 0)
 
 
+def test_channels_far_apart_take_float32():
+    """Each is centred on a level of its own."""
+    x = normal(3, SIZE, SIZE, seed=1, dtype=torch.float32)
+    x += torch.tensor([0.0, 1e3, -1e4]).view(3, 1, 1)
+    for method in ("direct", "fft"):
+        ways = ways_of(x, x[:, 50:90, 60:100].clone(), method=method, channels="joint")
+        assert ways.float32 > 0
+        assert ways == counters.Ways(ways.float32, 0, 0, 0, 0)
+
+
 def test_plain_sums_of_noise_take_float32():
     for window in (24, 32, 48):
         for image, template in (

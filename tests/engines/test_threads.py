@@ -97,7 +97,7 @@ SINGLE = {
 
 @pytest.mark.parametrize("size", SINGLE)
 @pytest.mark.parametrize("dtype", (torch.float32, torch.float64))
-@pytest.mark.parametrize("name", ("correlate", "zncc", "masked", "local_var"))
+@pytest.mark.parametrize("name", ("correlate", "zncc", "joint", "masked", "local_var"))
 def test_single_transforms_have_the_same_bits_for_all_numbers_of_threads(
     name: str, dtype: torch.dtype, size: str
 ) -> None:
@@ -108,6 +108,9 @@ def test_single_transforms_have_the_same_bits_for_all_numbers_of_threads(
     calls = {
         "correlate": lambda: torchcorr.correlate(x, w, method="fft"),
         "zncc": lambda: torchcorr.zncc(x, w, method="fft"),
+        "joint": lambda: torchcorr.zncc(
+            torch.stack([x, 2 * x.flip(-1)]), torch.stack([w, w.flip(0)]), channels="joint"
+        ),
         "masked": lambda: torchcorr.zncc(
             x, w, method="fft", input_mask=mask, template_mask=weights
         ),
@@ -139,6 +142,21 @@ def test_gradients_of_scores_do_not_depend_on_which_worker_is_first(size: str, h
         again = torch.autograd.grad(score, tensors, delta, retain_graph=True)
         grads.append([*again])
     assert all(same(other, grads[0]) for other in grads[1:])
+
+
+@pytest.mark.parametrize("method", ("direct", "fft"))
+def test_joint_channels_have_the_same_bits_for_all_numbers_of_threads(method: str) -> None:
+    offset = torch.tensor([0.0, 1e3, -5.0]).view(3, 1, 1)
+    image = (draw((2, 1, 3, 400, 380), torch.float32) + offset).requires_grad_()
+    image.data[0, 0, 1, 200:, :100] *= 1e-4
+    template = draw((2, 3, 20, 20), torch.float32, 1).requires_grad_()
+    found = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        score = torchcorr.zncc(image, template, channels="joint", method=method)
+        delta = draw(tuple(score.shape), torch.float32, 2) - 0.5
+        found.append([score.detach(), *torch.autograd.grad(score, (image, template), delta)])
+    assert all(same(other, found[0]) for other in found[1:])
 
 
 @pytest.mark.parametrize(("name", "method"), CALLS)

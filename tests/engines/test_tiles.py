@@ -79,7 +79,8 @@ def test_cut(name: str, dtype: torch.dtype, pairs: bool, wide: bool) -> None:
         tiles = tiles.movedim(-1, 1).flatten(0, 1)
     same(tiles.double(), exact.to(tiles.dtype).double(), 2e-7 if tiles.dtype != exact.dtype else 0)
     power = exact.square().flatten(1).mean(1)
-    same(rows[:, 2], power, 1e-12)
+    # Squares of float32 tiles are added up in float32 along a row.
+    same(rows[:, 2], power, 1e-6 if tiles.dtype == torch.float32 else 1e-12)
     assert (power < 16).all()
 
 

@@ -37,17 +37,14 @@ class _Windows:
     inverse_energy: Tensor  # 1 / (N sigma^2); both are 0 where the window is flat
 
 
-def is_worth(of: ScoreGradCall, own_means: bool = False) -> bool:
-    """Whether the loop takes less time than transforms of tiles, which compute no means of single
-    channels: these take many correlations instead."""
+def is_worth(of: ScoreGradCall) -> bool:
+    """Whether the loop takes less time than transforms of tiles."""
     if of.method == "fft" or 0 in (of.input.numel(), of.template.numel(), of.grad.numel()):
         return False
     sizes, dtype = (of.input.shape, of.template.shape, of.stride), of.input.dtype
     loop = arrange(*sizes, "direct", normalised=False, dtype=dtype, device="cpu")
     if not is_dense(loop.problem) or loop.plan.method != "direct":
         return False
-    if own_means:
-        return True
     quick = arrange_gradients(*sizes, dtype=dtype, device="cpu")
     return loop.plan.cost < quick.plan.cost
 

@@ -23,6 +23,7 @@ class ScoreRule:
     least_variance: float  # that a difference of sums determines, relative to the mean square
     noise: float  # of a transform, relative to the error that is allowed; 0 without one
     budget: float  # doubtful windows of a tile and template that are recomputed
+    own_means: bool = False  # each channel has its own; templates sum to 0 in each channel
 
     @cached_property
     def numbers(self) -> list[float]:
@@ -34,6 +35,7 @@ class ScoreRule:
             self.least_variance,
             self.noise,
             self.budget,
+            self.own_means,
         ]
 
 

@@ -51,13 +51,13 @@ class UnitNoise:
 
 
 class _Gradients(TiledScores):
-    """The gradients of one call."""
+    """The gradients of one call; with `own_means` each channel of a window has a mean."""
 
-    def __init__(self, of: ScoreGradCall) -> None:
+    def __init__(self, of: ScoreGradCall, own_means: bool) -> None:
         input = of.input
         sizes = (input.shape, of.template.shape, of.stride)
         call = arrange_gradients(*sizes, dtype=input.dtype, device="cpu")
-        super().__init__(input, of.template, call, of.zero_mean, of.eps)
+        super().__init__(input, of.template, call, of.zero_mean, of.eps, own_means)
         leads, ndim = self.problem.leads, len(self.tiling.stride)
         grad, score = (leads.output(x, ndim).contiguous() for x in (of.grad, of.score))
         self.operands = [grad, self.input, self.coefficients, score]
@@ -109,7 +109,8 @@ class _Gradients(TiledScores):
             coefficients.new_zeros(shape if need else 0, dtype=kind.to_complex())
             for kind, need in zip(kinds, needed, strict=True)
         ]
-        offsets = coefficients.new_zeros(lead[:2] if needed[0] else 0)
+        means = self.problem.channels if self.rule.own_means else 1
+        offsets = coefficients.new_zeros((*lead[:2], means) if needed[0] else 0)
         rows = steps.score_grad_tiles(
             self.operands,
             spectra,
@@ -123,7 +124,7 @@ class _Gradients(TiledScores):
             total = self._window_of(sums[0])
             if needed[1]:
                 total += self._window_of(sums[1])
-            total -= offsets[(..., *(None,) * (total.dim() - 2))]
+            total -= offsets[(..., *(None,) * len(self.tiling.stride))]
             self.for_template[part] = total
         return rows
 
@@ -164,12 +165,14 @@ class _Gradients(TiledScores):
 
     def _too_noisy_for_template(self, squares: Tensor, unit: float) -> Tensor:
         """The noisiest units, as many as the template's gradient cannot bear."""
-        axes = tuple(range(-len(self.tiling.stride) - 1, 0))
+        ndim = len(self.tiling.stride)
+        axes = tuple(range(-ndim - 1, 0))
         gradient, weights = self.for_template, self.coefficients
         largest = float(gradient.abs().amax())
         # The promise is on the gradient behind the standardisation.
         if self.rule.zero_mean:
-            gradient = gradient - mean_over(gradient, axes)
+            of_mean = axes[1:] if self.rule.own_means else axes
+            gradient = gradient - mean_over(gradient, of_mean)
         gradient = gradient - weights * mean_over(gradient * weights, axes)
         allowed = rounding.ALLOWED_GRADIENT_ERROR * float(gradient.abs().amax())
         allowed /= rounding.TRANSFORM * unit
@@ -206,19 +209,28 @@ def ncc_grads(
     if grad.numel() == 0 or input.numel() == 0 or template.numel() == 0:
         return definition.ncc_grads(*args, "direct", *needs)
     scores = ScoreGradCall(*args, method, *needs)
-    if dense_grads.is_worth(scores):
-        found = dense_grads.score_grads(scores, False)
+    found = score_grads(scores, False)
+    return definition.composed_grads(_KERNELS, scores) if found is None else found
+
+
+def score_grads(of: ScoreGradCall, own_means: bool) -> tuple[Tensor, Tensor] | None:
+    """Both gradients, by loops or transforms; None if an element is not finite.
+
+    With `own_means` each channel of a window and of the template has a mean.
+    """
+    if dense_grads.is_worth(of):
+        found = dense_grads.score_grads(of, own_means)
         if found is not None:
             return found
-    call = _Gradients(scores)
+    call = _Gradients(of, own_means)
     if not call.run():
-        return definition.composed_grads(_KERNELS, scores)
-    leads, core = call.problem.leads, len(stride) + 1
-    for_input, for_template = call.for_input, call.for_template.to(template.dtype)
-    if need_input:
-        for_input = leads.input_restored(for_input, tuple(input.shape), core)
-    if need_template:
-        for_template = leads.template_restored(for_template, tuple(template.shape), core)
+        return None
+    leads, core = call.problem.leads, len(of.stride) + 1
+    for_input, for_template = call.for_input, call.for_template.to(of.template.dtype)
+    if of.need_input:
+        for_input = leads.input_restored(for_input, tuple(of.input.shape), core)
+    if of.need_template:
+        for_template = leads.template_restored(for_template, tuple(of.template.shape), core)
     return for_input, for_template
 
 

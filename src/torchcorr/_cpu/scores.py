@@ -44,6 +44,7 @@ class TiledScores:
         call: Arrangement,
         zero_mean: bool,
         eps: float,
+        own_means: bool = False,
     ) -> None:
         self.problem, self.plan, self.tiling = call.problem, call.plan, call.tiling
         self.blocks = call.blocks
@@ -53,20 +54,26 @@ class TiledScores:
         self.count = self.problem.channels * math.prod(self.tiling.window)
         self.is_direct = self.plan.method == "direct"
         budget = max(1, _RECOMPUTED * math.prod(self.tiling.length) // self.count)
-        self.rule, self.wide_rule = _rules(input.dtype, self.is_direct, zero_mean, eps, budget)
+        means = (zero_mean, own_means)
+        self.rule, self.wide_rule = _rules(input.dtype, self.is_direct, means, eps, budget)
 
 
 @lru_cache(maxsize=256)
 def _rules(
-    dtype: torch.dtype, is_direct: bool, zero_mean: bool, eps: float, budget: float
+    dtype: torch.dtype, is_direct: bool, means: tuple[bool, bool], eps: float, budget: float
 ) -> tuple[ScoreRule, ScoreRule]:
     """The rules of tiles in the dtype of the input, and of tiles in float64, whose doubtful windows
-    are all recomputed."""
+    are all recomputed.
+
+    `means` says whether these are subtracted, and whether each channel has its own.
+    """
+    zero_mean, own_means = means
 
     def rule(working: torch.dtype, budget: float) -> ScoreRule:
         noise = 0.0 if is_direct else rounding.transform_noise(dtype, working)
         least = _least_energy(dtype, working, is_direct)
-        return ScoreRule(zero_mean, eps, least, is_direct, _LEAST_VARIANCE[dtype], noise, budget)
+        least_variance = _LEAST_VARIANCE[dtype]
+        return ScoreRule(zero_mean, eps, least, is_direct, least_variance, noise, budget, own_means)
 
     return rule(dtype, budget), rule(torch.float64, math.inf)
 

@@ -1,8 +1,8 @@
 """Weighted scores in tiles: those of masks, and of channels with a mean each.
 
-Where transforms are quicker than loops, all sums of a window that has weights are transforms. The
-sums of a few runs of equal weights, and of channels with a mean each under at most one mask of the
-template, are differences of totals.
+Channels with a mean each but no weights take the pass of other scores. Where transforms are quicker
+than loops, all sums of a window that has weights are transforms. The sums of a few runs of equal
+weights, and of channels with a mean each under one mask of the template, are differences of totals.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ from .._plan import rounding
 from .._plan.choose import arrange, arrange_masked, blocks
 from .._plan.dtypes import widen
 from .._plan.tiling import TileBatch
-from . import dense_grads, steps
+from . import steps
 from .rules import MaskedRule
+from .score_grads import score_grads
 from .scores import Scores
 
 # Elements of windows that are computed from their definition; sums along runs of the template's
@@ -49,9 +50,11 @@ def weighted_ncc(
     channels, window = input.shape[-ndim - 1], template.shape[-ndim:]
     tensors = (input, template, input_weight, template_weight)
     own_means = zero_mean and not pooled and channels > 1
-    if 0 in (input.numel(), template.numel()) or not (
-        _is_finite(input, input_weight) and _is_finite(template, template_weight)
-    ):
+    empty = 0 in (input.numel(), template.numel())
+    unweighted = input_weight is None and template_weight is None
+    if own_means and unweighted and not empty and all_finite(template):
+        return _own_means(input, template, stride, eps, method)
+    if empty or not (_is_finite(input, input_weight) and _is_finite(template, template_weight)):
         how = (stride, zero_mean, pooled, eps, least, method)
         return definition.weighted_ncc(input, template, input_weight, template_weight, *how)
     call = arrange(
@@ -78,6 +81,17 @@ def weighted_ncc(
     weights = [factor, float(own_means)]
     mask = mask.to(torch.float64).reshape(window).contiguous()
     return Scores(input, coefficients, call, zero_mean, eps).run(None, mask, weights)
+
+
+def _own_means(
+    input: Tensor, template: Tensor, stride: Sequence[int], eps: float, method: str
+) -> Tensor:
+    """Scores of joint channels without weights, whose templates sum to 0 in each channel."""
+    ndim = len(stride)
+    standard, _ = _standard(template, ndim)
+    sizes = (input.shape, template.shape, stride, method)
+    call = arrange(*sizes, normalised=True, dtype=input.dtype, device="cpu")
+    return Scores(input, standard, call, True, eps, own_means=True).run()
 
 
 def _most_exact(weight: Tensor | None, positions: Sequence[int]) -> float:
@@ -217,11 +231,11 @@ def weighted_ncc_grads(
     method: str,
     needed: Sequence[bool],
 ) -> tuple[Tensor, ...]:
-    if input_weight is None and template_weight is None and zero_mean and not pooled:
+    alone = input_weight is None and template_weight is None and zero_mean and not pooled
+    if alone and 0 not in (grad.numel(), input.numel(), template.numel()):
         standard, size = _standard(template, len(stride))
         how = (stride, zero_mean, eps, method, needed[0], needed[1])
-        call = ScoreGradCall(grad, input, standard, score, *how)
-        found = dense_grads.score_grads(call, True) if dense_grads.is_worth(call, True) else None
+        found = score_grads(ScoreGradCall(grad, input, standard, score, *how), True)
         if found is not None:
             for_input, for_template = found
             if needed[1]:
@@ -243,9 +257,11 @@ def _standard(template: Tensor, ndim: int) -> tuple[Tensor, Tensor]:
     for _ in range(2):
         wide = wide - wide.mean(axes, keepdim=True)
     wide = torch.where(flat, 0.0, wide)
-    size = torch.linalg.vector_norm(wide, dim=(-ndim - 1, *axes), keepdim=True)
-    size = size / math.sqrt(math.prod(template.shape[-ndim - 1 :]))
-    return wide / torch.where(size > 0, size, 1.0), size
+    # Divided by the peak first, so that squares are in range.
+    peak = wide.abs().amax((-ndim - 1, *axes), keepdim=True)
+    wide = wide / torch.where(peak > 0, peak, 1.0)
+    size = wide.square().mean((-ndim - 1, *axes), keepdim=True).sqrt()
+    return wide / torch.where(size > 0, size, 1.0), size * peak
 
 
 def register() -> None:

@@ -208,8 +208,8 @@ def gradient_plan(problem: Problem, tiling: Tiling) -> Plan:
     spectra = 2 * _spectra_bytes(problem, tiling.length)
     templates = max(1, min(leads.templates, costs.spectra_bytes // spectra))
     # The input's spectrum, an upstream gradient and its transform, products, and of its windows
-    # norms, means and what goes through both.
-    tile = ((2 * channels + 2) * n + 4 * m) * width
+    # norms, means and what goes through both: of each channel, if these have a mean each.
+    tile = ((2 * channels + 2) * n + (2 + 2 * channels) * m) * width
     batch = min(max(2, unit // tile // 2 * 2), each + each % 2)
     # What a unit adds to each template's spectra and to the input's gradient, kept for its turn.
     kept = (2 + batch) * channels * n * width
