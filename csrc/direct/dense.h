@@ -12,10 +12,8 @@
 
 namespace torchcorr::direct {
 
-// Bytes of sums of a unit of work, of coefficients that stay near while positions pass, and of those
-// that are packed at once.
+// Bytes of sums of a unit of work, and of coefficients that are packed at once.
 constexpr int64_t kUnitBytes = 128 << 10;
-constexpr int64_t kNearBytes = 64 << 10;
 constexpr int64_t kPackedBytes = 16 << 20;
 // Units that work is divided into at least, whatever the number of threads.
 constexpr int64_t kUnits = 16;
@@ -126,7 +124,7 @@ class DenseCoefficients {
 
   int64_t lanes_, templates_;
   std::vector<int64_t> first_;
-  std::vector<T> values_;
+  LineVector<T> values_;
 };
 
 // Sums of some rows of positions, (rows, columns, width), for a block of templates.
@@ -162,7 +160,7 @@ void run_dense(const DenseSums<T>& sums, const DenseCoefficients<T>& packed, con
   const auto dense = kernels<T>().dense;
   parallel_for(0, units, std::max<int64_t>(1, kGrainTerms / (work + 1)),
                [&](int64_t begin, int64_t end) {
-    std::vector<double> totals(each * rows * row);
+    LineVector<double> totals(each * rows * row);
     DenseScratch<T> scratch;
     for (int64_t unit = begin; unit < end; ++unit) {
       const Axes3 at{unit / pieces / strips % sums.size[0], unit / pieces % strips * rows,

@@ -1,11 +1,32 @@
 // The inner loops of dense.h: a block of positions by a block of templates in registers.
 #pragma once
 
+#include <new>
 #include <utility>
 
 #include "direct/planes.h"
 
 namespace torchcorr::direct {
+
+// Memory that begins a cache line, so that no vector of it lies in two.
+template <class T>
+struct LineAllocator {
+  using value_type = T;
+  static constexpr std::align_val_t kAlignment{64};
+
+  LineAllocator() = default;
+  template <class U>
+  LineAllocator(const LineAllocator<U>&) {}
+  T* allocate(size_t n) { return static_cast<T*>(::operator new(n * sizeof(T), kAlignment)); }
+  void deallocate(T* p, size_t) { ::operator delete(p, kAlignment); }
+  bool operator==(const LineAllocator&) const { return true; }
+};
+
+template <class T>
+using LineVector = std::vector<T, LineAllocator<T>>;
+
+// Bytes of coefficients that stay near while positions pass.
+constexpr int64_t kNearBytes = 24 << 10;
 
 // Some planes of a sum over rows of positions, for a block of templates.
 template <class T>
@@ -24,82 +45,97 @@ struct DenseTerm {
   int64_t source, coefficient;
 };
 
-// The terms of a task, and copies of what lies at the edge of planes.
+// The terms of a task, and copies of the planes where they are not read in place.
 template <class T>
 struct DenseScratch {
   size_t first = 0, last = 0;  // the planes, lanes and place that the terms are those of
-  int64_t width = 0, columns = 0;
+  int64_t width = 0, rows = 0, columns = 0;
   Axes3 place{};
-  std::vector<DenseTerm> terms, copied;
-  std::vector<int64_t> rows, sizes;  // of the copied terms: their row of a plane, and its rows
-  std::vector<DenseTerm> live;       // copied terms that are not zero at some row of positions
-  int64_t live_row;
-  std::vector<T> copies;
-  int64_t pitch;                         // of copies
-  int64_t low[2], high[2];               // rows and columns whose windows lie within all planes
+  std::vector<DenseTerm> terms;
+  std::vector<int64_t> row_of, rows_of;  // of a term: its row of a plane, and the plane's rows
+  std::vector<DenseTerm> live;           // terms that are not zero at some row of positions
+  bool in_place = false;
+  int64_t low = 0, high = 0;  // between these rows of positions all terms are live
+  LineVector<T> copies;
+  int64_t pitch = 0;  // of copies
 };
 
-// For blocks of at most so many rows and columns. Tasks of one scratch differ in planes, lanes, place
-// and source only, and the terms do not depend on the source.
+// Planes are read in place if all that the positions meet lies within them.
 template <class T>
-void locate_terms(const DenseTask<T>& task, int64_t most_rows, int64_t most_columns,
-                  DenseScratch<T>& scratch) {
+bool lies_within(const DenseTask<T>& task) {
   const SumOfPlanes<T>& sum = task.sum;
-  if (scratch.first == task.first && scratch.last == task.last && scratch.width == task.width &&
-      scratch.place == task.at && scratch.columns == task.columns) {
-    return;
-  }
-  scratch.first = task.first, scratch.last = task.last;
-  scratch.width = task.width, scratch.place = task.at, scratch.columns = task.columns;
-  scratch.terms.clear();
-  scratch.copied.clear();
-  scratch.rows.clear();
-  scratch.sizes.clear();
-  scratch.live_row = -1;
-  const bool unit = sum.source_stride[2] == 1;
-  for (int a = 0; a < 2; ++a) scratch.low[a] = unit ? 0 : 1, scratch.high[a] = unit ? INT64_MAX : 0;
-  int64_t widest = 0, copies = 0;
-  for (size_t i = task.first; i < task.last; ++i) {
-    widest = std::max(widest, (*sum.planes)[i].columns);
-  }
-  scratch.pitch = most_columns + widest - 1;
+  if (sum.source_stride[2] != 1) return false;
   for (size_t i = task.first; i < task.last; ++i) {
     const Plane& p = (*sum.planes)[i];
-    const int64_t taps[2] = {p.rows, p.columns};
-    int64_t from = p.source;
-    for (int a = 0; a < 3; ++a) from += (task.at[a] + p.origin[a]) * sum.source_stride[a];
-    for (int a = 0; a < 2; ++a) {
-      const int64_t at = p.origin[a + 1] + task.at[a + 1];
-      scratch.low[a] = std::max(scratch.low[a], -at);
-      scratch.high[a] = std::min(scratch.high[a], p.size[a + 1] - at - taps[a] + 1);
+    const Axes3 extent{1, task.rows + p.rows - 1, task.columns + p.columns - 1};
+    for (int a = 0; a < 3; ++a) {
+      const int64_t from = task.at[a] + p.origin[a];
+      if (from < 0 || from + extent[a] > p.size[a]) return false;
     }
-    const int64_t z = task.at[0] + p.origin[0], y = task.at[1] + p.origin[1];
-    const bool exists = z >= 0 && z < p.size[0];
-    if (!exists) scratch.high[0] = 0;
-    for (int64_t r = 0; r < p.rows; ++r) {
-      for (int64_t k = 0; k < p.columns; ++k) {
-        const int64_t i = static_cast<int64_t>(scratch.terms.size()) * task.width;
-        scratch.terms.push_back({from + r * sum.source_stride[1] + k, i});
-        scratch.copied.push_back({copies + r * scratch.pitch + k, i});
-        scratch.rows.push_back(y + r);
-        scratch.sizes.push_back(exists ? p.size[1] : INT64_MIN);
-      }
-    }
-    copies += (most_rows + p.rows - 1) * scratch.pitch;
   }
-  if (static_cast<int64_t>(scratch.copies.size()) < copies) scratch.copies.resize(copies);
+  return true;
 }
 
+// Tasks of one scratch differ in planes, lanes, place and source only, and the terms do not depend
+// on the source.
 template <class T>
-void copy_planes(const DenseTask<T>& task, int64_t y, int64_t x, int64_t most_rows,
-                 DenseScratch<T>& scratch) {
+void locate_terms(const DenseTask<T>& task, DenseScratch<T>& scratch) {
+  const SumOfPlanes<T>& sum = task.sum;
+  if (scratch.first == task.first && scratch.last == task.last && scratch.width == task.width &&
+      scratch.place == task.at && scratch.rows == task.rows && scratch.columns == task.columns) {
+    return;
+  }
+  scratch.first = task.first, scratch.last = task.last, scratch.width = task.width;
+  scratch.place = task.at, scratch.rows = task.rows, scratch.columns = task.columns;
+  scratch.in_place = lies_within(task);
+  scratch.low = 0, scratch.high = task.rows;
+  int64_t widest = 0, copied = 0, count = 0;
+  for (size_t i = task.first; i < task.last; ++i) {
+    const Plane& p = (*sum.planes)[i];
+    widest = std::max(widest, p.columns);
+    count += p.rows * p.columns;
+  }
+  scratch.terms.resize(count);
+  scratch.row_of.resize(count);
+  scratch.rows_of.resize(count);
+  int64_t at = 0;
+  scratch.pitch = scratch.in_place ? sum.source_stride[1] : task.columns + widest - 1;
+  for (size_t i = task.first; i < task.last; ++i) {
+    const Plane& p = (*sum.planes)[i];
+    int64_t from = copied;
+    if (scratch.in_place) {
+      from = p.source;
+      for (int a = 0; a < 3; ++a) from += (task.at[a] + p.origin[a]) * sum.source_stride[a];
+    }
+    const int64_t z = task.at[0] + p.origin[0], y = task.at[1] + p.origin[1];
+    const int64_t size = z >= 0 && z < p.size[0] ? p.size[1] : 0;
+    scratch.low = std::max(scratch.low, -y);
+    scratch.high = std::min(scratch.high, size - y - p.rows + 1);
+    for (int64_t r = 0; r < p.rows; ++r, at += p.columns) {
+      const int64_t row = from + r * scratch.pitch, columns = p.columns;
+      DenseTerm* to = scratch.terms.data() + at;
+      for (int64_t k = 0; k < columns; ++k) to[k] = {row + k, (at + k) * task.width};
+      if (scratch.in_place) continue;
+      std::fill_n(scratch.row_of.data() + at, columns, y + r);
+      std::fill_n(scratch.rows_of.data() + at, columns, size);
+    }
+    copied += (task.rows + p.rows - 1) * scratch.pitch;
+  }
+  if (!scratch.in_place && static_cast<int64_t>(scratch.copies.size()) < copied) {
+    scratch.copies.resize(copied);
+  }
+}
+
+// Copies what the task meets, with zeros around the planes.
+template <class T>
+void copy_planes(const DenseTask<T>& task, DenseScratch<T>& scratch) {
   const SumOfPlanes<T>& sum = task.sum;
   T* to = scratch.copies.data();
   for (size_t i = task.first; i < task.last; ++i) {
     const Plane& p = (*sum.planes)[i];
-    Axes3 from{task.at[0] + p.origin[0], task.at[1] + y + p.origin[1],
-               task.at[2] + x + p.origin[2]};
-    const int64_t rows = most_rows + p.rows - 1;
+    Axes3 from = task.at;
+    for (int a = 0; a < 3; ++a) from[a] += p.origin[a];
+    const int64_t rows = task.rows + p.rows - 1;
     if (from[0] < 0 || from[0] >= p.size[0]) {
       std::fill(to, to + rows * scratch.pitch, T(0));
     } else {
@@ -129,106 +165,150 @@ TORCHCORR_INLINE void add_wide(double* total, const T* x) {
   }
 }
 
-// The copied terms that rows y to y + rows of positions meet.
+// Some terms, one after the other.
+struct DenseTerms {
+  const DenseTerm* data;
+  int64_t count;
+};
+
+// Those terms, of `count` from the first on, that rows y to y + rows of positions meet.
 template <class T>
-void find_live(int64_t y, int64_t rows, DenseScratch<T>& scratch) {
-  if (scratch.live_row == y) return;
-  scratch.live_row = y;
+DenseTerms live_terms(int64_t y, int64_t rows, int64_t first, int64_t count,
+                      DenseScratch<T>& scratch) {
+  if (y >= scratch.low && y + rows <= scratch.high) return {scratch.terms.data() + first, count};
   scratch.live.clear();
-  for (size_t i = 0; i < scratch.copied.size(); ++i) {
-    const int64_t row = scratch.rows[i] + y;
-    if (row + rows > 0 && row < scratch.sizes[i]) scratch.live.push_back(scratch.copied[i]);
+  for (int64_t i = first; i < first + count; ++i) {
+    const int64_t row = scratch.row_of[i] + y;
+    if (row + rows > 0 && row < scratch.rows_of[i]) scratch.live.push_back(scratch.terms[i]);
   }
+  return {scratch.live.data(), static_cast<int64_t>(scratch.live.size())};
 }
 
-// R rows by P columns of positions. A register adds few products before it is added to its total.
+// The same address, about which the compiler knows nothing: it would compute one for each position.
+template <class T>
+TORCHCORR_INLINE const T* settled(const T* p) {
+#if defined(__GNUC__)
+  __asm__("" : "+r"(p));
+#endif
+  return p;
+}
+
+// R rows by P columns of positions. A register adds few products before it is added to a second one,
+// and that to its total.
 template <class T, int BYTES, int V, int R, int P>
-TORCHCORR_INLINE void add_products(const T* source, int64_t pitch, const DenseTerm* terms,
-                                   int64_t count, const T* coefficients, double* totals,
-                                   int64_t totals_pitch) {
+TORCHCORR_INLINE void add_products(const T* source, int64_t pitch, const DenseTerms& terms,
+                                   const T* coefficients, double* totals, int64_t totals_pitch) {
   using Vec = Vector<T, BYTES>;
   constexpr int lanes = static_cast<int>(lanes_of<T, BYTES>);
-  Vec acc[R * P][V] = {};
-  for (int64_t i = 0; i < count; ++i) {
-    const T* at = source + terms[i].source;
-    const T* from = coefficients + terms[i].coefficient;
-    Vec w[V];
+  const int64_t parts = (terms.count + kTermsInLoop - 1) / kTermsInLoop;
+  Vec folded[R * P][V];
+  for (int64_t part = 0; part < parts; ++part) {
+    const DenseTerm* term = terms.data + terms.count * part / parts;
+    const DenseTerm* last = terms.data + terms.count * (part + 1) / parts;
+    Vec acc[R * P][V] = {};
+    for (; term < last; ++term) {
+      const T* at = settled(source + term->source);
+      const T* from = settled(coefficients + term->coefficient);
+      Vec w[V];
 #pragma GCC unroll 64
-    for (int v = 0; v < V; ++v) w[v] = load<BYTES>(from + v * lanes);
+      for (int v = 0; v < V; ++v) w[v] = load<BYTES>(from + v * lanes);
 #pragma GCC unroll 64
-    for (int j = 0; j < R * P; ++j) {
-      const T value = at[j / P * pitch + j % P];
+      for (int r = 0; r < R; ++r) {
+        const T* row = R > 1 ? settled(at + r * pitch) : at;
 #pragma GCC unroll 64
-      for (int v = 0; v < V; ++v) acc[j][v] += w[v] * value;
+        for (int j = 0; j < P; ++j) {
+#pragma GCC unroll 64
+          for (int v = 0; v < V; ++v) acc[r * P + j][v] += w[v] * row[j];
+        }
+      }
+    }
+    if (part == 0) {
+      std::memcpy(folded, acc, sizeof(acc));
+    } else {
+#pragma GCC unroll 64
+      for (int j = 0; j < R * P; ++j) {
+#pragma GCC unroll 64
+        for (int v = 0; v < V; ++v) folded[j][v] += acc[j][v];
+      }
     }
   }
-  T sums[R * P * V * lanes];
-  std::memcpy(sums, acc, sizeof(sums));
+  if (parts == 0) return;
+  const T* sums = settled(reinterpret_cast<const T*>(folded));
 #pragma GCC unroll 4
   for (int r = 0; r < R; ++r) {
     add_wide<T, BYTES, P * V * lanes>(totals + r * totals_pitch, sums + r * P * V * lanes);
   }
 }
 
+// Where a row of a task's positions lies, and what meets it.
+template <class T>
+struct DenseRow {
+  const T* source;
+  int64_t pitch;
+  DenseTerms terms;
+  const T* coefficients;
+  double* totals;
+  int64_t totals_pitch;
+};
+
 template <class T, int BYTES, int V, int R, int P>
-TORCHCORR_INLINE void dense_registers(const DenseTask<T>& task, int64_t y, int64_t x,
-                                      int64_t most_rows, DenseScratch<T>& scratch) {
+TORCHCORR_INLINE void dense_registers(const DenseRow<T>& row, int64_t x) {
   constexpr int64_t width = V * static_cast<int>(lanes_of<T, BYTES>);
-  const SumOfPlanes<T>& sum = task.sum;
-  const bool inside = y >= scratch.low[0] && y + R <= scratch.high[0] && x >= scratch.low[1] &&
-                      x + P <= scratch.high[1];
-  if (!inside) {
-    copy_planes(task, y, x, most_rows, scratch);
-    find_live(y, R, scratch);
-  }
-  const T* source = inside ? sum.source + y * sum.source_stride[1] + x : scratch.copies.data();
-  const int64_t pitch = inside ? sum.source_stride[1] : scratch.pitch;
-  const auto& terms = inside ? scratch.terms : scratch.live;
-  double* totals = task.totals + (y * task.columns + x) * width;
-  const int64_t count = static_cast<int64_t>(terms.size());
-  for (int64_t i = 0; i < count; i += kTermsInLoop) {
-    add_products<T, BYTES, V, R, P>(source, pitch, terms.data() + i,
-                                    std::min(kTermsInLoop, count - i), sum.coefficients, totals,
-                                    task.columns * width);
-  }
+  add_products<T, BYTES, V, R, P>(row.source + x, row.pitch, row.terms, row.coefficients,
+                                  row.totals + x * width, row.totals_pitch);
 }
 
 template <class T, int BYTES, int V, int P>
-TORCHCORR_INLINE void dense_positions(const DenseTask<T>& task, int64_t y, int64_t x, int64_t count,
-                                      int64_t most_rows, DenseScratch<T>& scratch) {
+TORCHCORR_INLINE void dense_positions(const DenseRow<T>& row, int64_t x, int64_t count) {
   if constexpr (P > 1) {
-    if (count < P) return dense_positions<T, BYTES, V, P - 1>(task, y, x, count, most_rows, scratch);
+    if (count < P) return dense_positions<T, BYTES, V, P - 1>(row, x, count);
   }
-  dense_registers<T, BYTES, V, 1, P>(task, y, x, most_rows, scratch);
+  dense_registers<T, BYTES, V, 1, P>(row, x);
 }
 
-// P positions at most.
+// P positions at most. Few terms at a time, whose coefficients stay near while positions pass.
 template <class T, int BYTES, int V, int P>
 TORCHCORR_INLINE void dense_rows(const DenseTask<T>& task, DenseScratch<T>& scratch) {
   constexpr int R = P < 9 ? 2 : 3;
+  constexpr int64_t width = V * static_cast<int>(lanes_of<T, BYTES>);
+  locate_terms(task, scratch);
+  if (!scratch.in_place) copy_planes(task, scratch);
+  const T* source = scratch.in_place ? task.sum.source : scratch.copies.data();
   const int64_t columns = task.columns, blocks = (columns + P - 1) / P;
-  const int64_t most_rows = columns <= 3 ? std::min<int64_t>(R, task.rows) : 1;
-  locate_terms(task, most_rows, std::min<int64_t>(columns, P), scratch);
-  int64_t y = 0;
-  if (columns <= 3) {
-    for (; y + R <= task.rows; y += R) {
-      if (columns == 1) dense_registers<T, BYTES, V, R, 1>(task, y, 0, R, scratch);
-      if (columns == 2) dense_registers<T, BYTES, V, R, 2>(task, y, 0, R, scratch);
-      if (columns == 3) dense_registers<T, BYTES, V, R, 3>(task, y, 0, R, scratch);
+  const int64_t count = static_cast<int64_t>(scratch.terms.size());
+  const int64_t near = kNearBytes / (width * static_cast<int64_t>(sizeof(T)));
+  const int64_t parts = (count + near - 1) / near;
+  for (int64_t part = 0; part < parts; ++part) {
+    const int64_t first = count * part / parts, some = count * (part + 1) / parts - first;
+    const auto row_at = [&](int64_t y, int64_t rows) TORCHCORR_FLAT {
+      return DenseRow<T>{source + y * scratch.pitch, scratch.pitch,
+                         live_terms(y, rows, first, some, scratch), task.sum.coefficients,
+                         task.totals + y * columns * width, columns * width};
+    };
+    int64_t y = 0;
+    if (columns <= 3) {
+      for (; y + R <= task.rows; y += R) {
+        const DenseRow<T> row = row_at(y, R);
+        if (columns == 1) dense_registers<T, BYTES, V, R, 1>(row, 0);
+        if (columns == 2) dense_registers<T, BYTES, V, R, 2>(row, 0);
+        if (columns == 3) dense_registers<T, BYTES, V, R, 3>(row, 0);
+      }
     }
-  }
-  for (; y < task.rows; ++y) {
-    for (int64_t i = 0; i < blocks; ++i) {
-      const int64_t x = columns * i / blocks, count = columns * (i + 1) / blocks - x;
-      dense_positions<T, BYTES, V, P>(task, y, x, count, most_rows, scratch);
+    for (; y < task.rows; ++y) {
+      const DenseRow<T> row = row_at(y, 1);
+      for (int64_t i = 0; i < blocks; ++i) {
+        const int64_t x = columns * i / blocks, number = columns * (i + 1) / blocks - x;
+        dense_positions<T, BYTES, V, P>(row, x, number);
+      }
     }
   }
 }
 
+// Up to 2 P vectors of sums.
 template <class T, int BYTES, int P>
 TORCHCORR_INLINE void dense_block(const DenseTask<T>& task, DenseScratch<T>& scratch) {
   if (task.width > lanes_of<T, BYTES>) return dense_rows<T, BYTES, 2, P>(task, scratch);
-  dense_rows<T, BYTES, 1, P>(task, scratch);
+  dense_rows<T, BYTES, 1, 2 * P>(task, scratch);
 }
 
 // Lanes of a vector and of the one `STEP` rows below, whose bit `STEP` of the lane is `HIGH`.
