@@ -63,7 +63,7 @@ void run_sums(const std::vector<SumOfPlanes<T>>& sums, int64_t terms) {
   std::vector<int64_t> first{0};
   int64_t outputs = 0;
   for (const SumOfPlanes<T>& sum : sums) {
-    first.push_back(first.back() + sum.size[0] * ((sum.size[1] + kRows - 1) / kRows));
+    first.push_back(first.back() + sum.size[0] * RowBlocks(sum.size[1]).count());
     outputs += sum.size[0] * sum.size[1] * sum.size[2];
   }
   if (outputs == 0) return;
@@ -74,8 +74,8 @@ void run_sums(const std::vector<SumOfPlanes<T>>& sums, int64_t terms) {
     size_t j = std::upper_bound(first.begin(), first.end(), begin) - first.begin() - 1;
     for (int64_t item = begin; item < end; ++item) {
       while (item >= first[j + 1]) ++j;
-      const int64_t blocks = (sums[j].size[1] + kRows - 1) / kRows, i = item - first[j];
-      correlate(sums[j], i / blocks, i % blocks * kRows, scratch);
+      const int64_t blocks = RowBlocks(sums[j].size[1]).count(), i = item - first[j];
+      correlate(sums[j], i / blocks, i % blocks, scratch);
     }
   });
 }

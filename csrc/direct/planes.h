@@ -12,9 +12,10 @@
 
 namespace torchcorr::direct {
 
-// Products that a register adds one after the other, since rounding grows with their number; that a
-// second register adds up before it is added to a sum in memory; and that one of the dense loop adds.
-constexpr int64_t kTermsInRow = 24, kFoldedTerms = 96, kTermsInLoop = 64;
+// Products that a register adds one after the other, since rounding grows with their number; those
+// and registers that one sum adds up before it is added to one of more digits; and products that one
+// of the dense loop adds.
+constexpr int64_t kTermsInRow = 24, kAdditions = 32, kTermsInLoop = 64;
 
 // output(i) += sum_v source(i + origin + v) coefficient(v); outside of it the source is zero.
 struct Plane {

@@ -58,13 +58,13 @@ inline std::vector<TemplateBlock> template_blocks(const Geometry& g) {
     for (int64_t i = 0; i < g.channels * p.count[0]; ++i) {
       const int64_t c = i / p.count[0], z = i % p.count[0] * g.step[0] + p.start[0];
       for (int64_t qy = 0; qy < p.count[1]; qy += kRows) {
-        for (int64_t qx = 0; qx < p.count[2]; qx += 3) {
+        for (int64_t qx = 0; qx < p.count[2]; qx += kColumns) {
           const int64_t y = qy * g.step[1] + p.start[1], x = qx * g.step[2] + p.start[2];
           blocks.push_back({c * g.image_channel + z * g.image_stride[0] + y * g.image_stride[1] +
                                 p.start[2] * phase_width + qx,
                             ((c * g.window[0] + z) * g.window[1] + y) * g.window[2] + x,
                             std::min(kRows, p.count[1] - qy),
-                            std::min<int64_t>(3, p.count[2] - qx)});
+                            std::min(kColumns, p.count[2] - qx)});
         }
       }
     }
@@ -137,7 +137,7 @@ void template_grad(Geometry g, const T* score, const T* image, T* grad) {
   const int64_t terms = g.terms(), block_count = static_cast<int64_t>(blocks.size());
   std::vector<double> partial(groups.size() * chunks * terms);
   const auto dots = kernels<T>().dots;
-  const int64_t work = units / chunks * kChunkRows * g.output[2] * kRows * 3;
+  const int64_t work = units / chunks * kChunkRows * g.output[2] * kRows * kColumns;
   const int64_t items = static_cast<int64_t>(groups.size()) * chunks * block_count;
   parallel_for(
       0, items, std::max<int64_t>(1, kGrainTerms / (work + 1)), [&](int64_t begin, int64_t end) {
@@ -156,12 +156,12 @@ void template_grad(Geometry g, const T* score, const T* image, T* grad) {
                  g.score_stride[1], pitch, std::min(kChunkRows, g.output[1] - y), g.output[2],
                  block.rows});
           }
-          double sums[kRows * 3];
-          dots(runs, block.columns, sums, 3);
+          double sums[kRows * kColumns];
+          dots(runs, block.columns, sums, kColumns);
           double* out = partial.data() + part * terms + block.out;
           for (int64_t j = 0; j < block.rows; ++j) {
             for (int64_t v = 0; v < block.columns; ++v) {
-              out[j * g.step[1] * g.window[2] + v * g.step[2]] = sums[j * 3 + v];
+              out[j * g.step[1] * g.window[2] + v * g.step[2]] = sums[j * kColumns + v];
             }
           }
         }
