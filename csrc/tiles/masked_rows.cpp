@@ -1,5 +1,6 @@
 #include "tiles/masked_rows.h"
 
+#include <algorithm>
 #include <cmath>
 
 namespace torchcorr {
@@ -43,8 +44,9 @@ struct MomentsOfSums {
   }
 };
 
-// Scores of n neighbouring windows; how many are doubtful. States are 1 where a window is.
-template <bool WHOLE, class Get, class T>
+// Scores of n neighbouring windows; how many are doubtful. States are 1 where a window is. R is the
+// type of the sums: moments are differences, which need float64, quotients of them do not.
+template <bool WHOLE, class R, class Get, class T>
 TORCHCORR_INLINE int64_t score_each(int64_t n, const Get& get, double n_count,
                                     const ScoreLimits& by, T* __restrict out,
                                     uint8_t* __restrict states) {
@@ -55,15 +57,18 @@ TORCHCORR_INLINE int64_t score_each(int64_t n, const Get& get, double n_count,
     const WindowMoments of = get(i);
     const double e = of.e, f = of.f;
     const bool live = (e > 0) & (f > 0);
-    const double root = std::sqrt(live ? (e + softening * of.weight) * f : 1.0);
-    const double ratio = of.p / root, low = ratio < -1 ? -1.0 : ratio, score = low > 1 ? 1.0 : low;
-    const double error = of.p_error * root + (of.e_error * f + of.f_error * e) / 2;
+    const R a = static_cast<R>(live ? e + softening * of.weight : 1.0);
+    const R b = static_cast<R>(live ? f : 1.0);
+    const R root = std::sqrt(a) * std::sqrt(b), ratio = static_cast<R>(of.p) / root;
+    const R low = ratio < -1 ? R(-1) : ratio, score = low > 1 ? R(1) : low;
+    const double error =
+        of.p_error * static_cast<double>(root) + (of.e_error * f + of.f_error * e) / 2;
     const bool known = live & (error <= allowed * e * f);
     const double excess = of.weight - least;
     const bool enough = WHOLE | (excess > 0);
     const bool unsure = !WHOLE & (excess <= n_count) & (-excess <= n_count);
     const bool bad = unsure | (enough & !known);
-    out[i] = static_cast<T>(enough & live ? score : 0.0);
+    out[i] = static_cast<T>(enough & live ? score : R(0));
     states[i] = bad;
     doubtful += bad;
   }
@@ -75,7 +80,7 @@ TORCHCORR_INLINE int64_t score_windows(int64_t n, const ScoreSums<R>& sums, cons
                                        T* out, uint8_t* states) {
   const MomentsOfSums<WHOLE, CENTRED, R> of(sums);
   const auto get = [&](int64_t i) TORCHCORR_FLAT { return of.at(i); };
-  return score_each<WHOLE>(n, get, of.n_count, by, out, states);
+  return score_each<WHOLE, R>(n, get, of.n_count, by, out, states);
 }
 
 template <bool WHOLE, class R>
@@ -98,7 +103,7 @@ TORCHCORR_INLINE int64_t score_added(int64_t n, const ChannelMoments& of, const 
     return WindowMoments{of.map[0][i], of.map[1][i], of.map[2][i], of.map[3][i],
                          of.map[4][i], of.map[5][i], of.map[6][i]};
   };
-  return score_each<WHOLE>(n, get, by.count_error, by, out, states);
+  return score_each<WHOLE, double>(n, get, by.count_error, by, out, states);
 }
 
 template <class T>
@@ -140,35 +145,47 @@ TORCHCORR_INLINE void add_row(int64_t n, const T* x, const T* weight, const doub
   write(to.count, count), write(to.first, first), write(to.square, square);
 }
 
-template <int WHICH, bool WEIGHTED, class T>
+// A is the type of the arithmetic.
+template <int WHICH, bool WEIGHTED, class T, class A>
 struct CutElement {
   const T* __restrict x;
   const T* __restrict weight;
-  const double level, scale;
+  const A level, scale;
 
   TORCHCORR_INLINE explicit CutElement(const CutRow<T>& row)
-      : x(row.x), weight(row.weight), level(row.of.level), scale(row.of.scale) {}
-  TORCHCORR_INLINE double at(int64_t i) const {
-    const double w = WEIGHTED ? static_cast<double>(weight[i]) : 1.0;
-    const double d = (static_cast<double>(x[i]) - level) * scale;
-    const double seen = !WEIGHTED || w > 0 ? d : 0.0;
+      : x(row.x), weight(row.weight), level(static_cast<A>(row.of.level)),
+        scale(static_cast<A>(row.of.scale)) {}
+  TORCHCORR_INLINE A at(int64_t i) const {
+    const A w = WEIGHTED ? static_cast<A>(weight[i]) : A(1);
+    const A d = (static_cast<A>(x[i]) - level) * scale;
+    const A seen = !WEIGHTED || w > 0 ? d : A(0);
     return WHICH == 2 ? w : WHICH == 1 ? w * seen * seen : w * seen;
   }
 };
 
-template <int WHICH, bool WEIGHTED, class T, class R>
+template <int WHICH, bool WEIGHTED, class A, class T, class R>
 TORCHCORR_INLINE void cut_rows(int64_t n, const CutRow<T>& first, const CutRow<T>& second,
                                R* __restrict out) {
-  const CutElement<WHICH, WEIGHTED, T> a(first), b(second);
+  const CutElement<WHICH, WEIGHTED, T, A> a(first), b(second);
 #pragma GCC ivdep
   for (int64_t i = 0; i < n; ++i) {
     out[2 * i] = static_cast<R>(a.at(i)), out[2 * i + 1] = static_cast<R>(b.at(i));
   }
 }
 
+// Levels are float32, so that they are subtracted with one rounding in either type, and scales are
+// powers of two, the largest of which float32 does not contain.
+inline bool fits_float(const TileLevel& of) { return of.scale > 0x1p-100 && of.scale < 0x1p100; }
+
+template <int WHICH, bool WEIGHTED, class T, class R>
+TORCHCORR_INLINE void cut_rows_of(int64_t n, const CutRow<T>& a, const CutRow<T>& b, R* out) {
+  if (fits_float(a.of) && fits_float(b.of)) return cut_rows<WHICH, WEIGHTED, R>(n, a, b, out);
+  cut_rows<WHICH, WEIGHTED, double>(n, a, b, out);
+}
+
 template <int WHICH, bool WEIGHTED, class T, class R>
 TORCHCORR_INLINE void cut_row(int64_t n, const CutRow<T>& row, R* __restrict out) {
-  const CutElement<WHICH, WEIGHTED, T> a(row);
+  const CutElement<WHICH, WEIGHTED, T, double> a(row);
   for (int64_t i = 0; i < n; ++i) out[2 * i] = static_cast<R>(a.at(i));
 }
 
@@ -226,10 +243,10 @@ TORCHCORR_CLONES void add_weighted(int64_t n, const double* x, const double* wei
   TORCHCORR_CLONES void cut_two(int64_t n, const CutRow<T>& a, const CutRow<T>& b, int which,    \
                                 R* out) {                                                        \
     const bool weighted = a.weight != nullptr;                                                   \
-    which == 0   ? weighted ? cut_rows<0, true>(n, a, b, out) : cut_rows<0, false>(n, a, b, out) \
-    : which == 1 ? weighted ? cut_rows<1, true>(n, a, b, out) : cut_rows<1, false>(n, a, b, out) \
-    : weighted   ? cut_rows<2, true>(n, a, b, out)                                               \
-                 : cut_rows<2, false>(n, a, b, out);                                             \
+    which == 0   ? weighted ? cut_rows_of<0, true>(n, a, b, out) : cut_rows_of<0, false>(n, a, b, out) \
+    : which == 1 ? weighted ? cut_rows_of<1, true>(n, a, b, out) : cut_rows_of<1, false>(n, a, b, out) \
+    : weighted   ? cut_rows_of<2, true>(n, a, b, out)                                               \
+                 : cut_rows_of<2, false>(n, a, b, out);                                             \
   }                                                                                              \
   TORCHCORR_CLONES void cut_one(int64_t n, const CutRow<T>& a, int which, R* out) {              \
     const bool weighted = a.weight != nullptr;                                                   \
@@ -242,6 +259,37 @@ TORCHCORR_CUT(float, float)
 TORCHCORR_CUT(float, double)
 TORCHCORR_CUT(double, double)
 #undef TORCHCORR_CUT
+
+// Squares are added up in float32 for some vectors only. Of elements that overflow it they are
+// infinite, and the rounding that they bound is unknown.
+template <class R>
+TORCHCORR_INLINE Contents contents(int64_t n, const R* x) {
+  constexpr int64_t kLanes = lanes_of<R>, kTogether = 32 * kLanes;
+  Vector<R> most = {};
+  Contents all;
+  int64_t i = 0;
+  while (i + kLanes <= n) {
+    Vector<R> squares = {};
+    const int64_t end = std::min(i + kTogether, n);
+    for (; i + kLanes <= end; i += kLanes) {
+      const Vector<R> v = load(x + i), size = v < 0 ? -v : v;
+      most = size > most ? size : most;
+      squares += v * v;
+    }
+    for (int64_t l = 0; l < kLanes; ++l) all.squares += static_cast<double>(squares[l]);
+  }
+  for (; i < n; ++i) {
+    all.squares += static_cast<double>(x[i]) * static_cast<double>(x[i]);
+    all.largest = std::max(all.largest, static_cast<double>(std::abs(x[i])));
+  }
+  for (int64_t l = 0; l < kLanes; ++l) {
+    all.largest = std::max(all.largest, static_cast<double>(most[l]));
+  }
+  return all;
+}
+
+TORCHCORR_CLONES Contents scaled_contents(int64_t n, const float* x) { return contents(n, x); }
+TORCHCORR_CLONES Contents scaled_contents(int64_t n, const double* x) { return contents(n, x); }
 
 #define TORCHCORR_TAKE(R)                                                                        \
   TORCHCORR_CLONES void take_row(int64_t n, int64_t step, const R* from, R* one, R* other) {     \

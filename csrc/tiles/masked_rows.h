@@ -2,6 +2,7 @@
 #pragma once
 
 #include "common/vectors.h"
+#include "tiles/emit_sums.h"
 
 namespace torchcorr {
 
@@ -98,6 +99,10 @@ void add_weighted(int64_t n, const float* x, const float* weight, const double* 
                   WeightedParts& to);
 void add_weighted(int64_t n, const double* x, const double* weight, const double* by, double level,
                   WeightedParts& to);
+
+// The same as `contents_of`, of numbers whose squares are neither very large nor very small.
+Contents scaled_contents(int64_t n, const float* x);
+Contents scaled_contents(int64_t n, const double* x);
 
 // Every step-th of the numbers of two lanes that alternate.
 void take_row(int64_t n, int64_t step, const float* from, float* one, float* other);

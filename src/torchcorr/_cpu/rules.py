@@ -1,6 +1,6 @@
 """Which scores and sums are recomputed exactly, and the form in which steps take these rules.
 
-csrc/tiles/{steps.h,masked_pass.cpp,moment_pass.cpp,sum_pass.cpp} and csrc/integer/moments.h define
+csrc/tiles/{steps.h,masked_input.h,moment_pass.cpp,sum_pass.cpp} and csrc/integer/moments.h define
 them a second time, in C++.
 """
 

@@ -147,10 +147,9 @@ def _masked(
         return scores
     of = weighted(*tensors, ndim, zero_mean, pooled)
     wide = widen(scores).contiguous()
-    left = definition.score_flat(of, wide, left > 0, stride)
     if int(left.sum()) * math.prod(template.shape[-core:]) > most:
         return None
-    _score_exactly(of, wide, left, stride, eps, least)
+    _score_exactly(of, wide, left > 0, stride, eps, least)
     return wide.to(input.dtype)
 
 

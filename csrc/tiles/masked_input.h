@@ -1,0 +1,164 @@
+// The tiles that scores with weights are computed of: their rows, levels, faint and flat windows.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <memory>
+#include <vector>
+
+#include "tiles/masked_factors.h"
+#include "tiles/masked_flat.h"
+#include "tiles/masked_rows.h"
+#include "tiles/steps.h"
+#include "tiles/tile_level.h"
+
+namespace torchcorr {
+
+constexpr int64_t kWindowsToSample = 8;  // along an axis, to find faint ones
+constexpr double kNoEnergy = 1e-12;  // energy of such a window, relative to its squares, if it is flat
+
+// How weighted scores are computed: `MaskedRule` of _cpu/rules.py.
+struct MaskedRule {
+  bool zero_mean, own_means;  // own: each channel has a mean of its own
+  double eps;      // added to a window's energy for each unit of weight, in squared input units
+  double least;    // share of the template's weight that a window must have
+  double allowed;  // error of a score
+
+  explicit MaskedRule(const Numbers& n) {
+    STD_TORCH_CHECK(n.size() == 5, "a rule of weighted scores has five numbers");
+    zero_mean = n[0] != 0, eps = n[1], least = n[2], allowed = n[3], own_means = n[4] != 0;
+  }
+};
+
+// T is the type of the input.
+template <class T>
+class MaskedInput {
+ protected:
+  MaskedInput(const Tensor& input, const std::optional<Tensor>& weight, const Tensors& factors,
+              const Sizes& batch, const Block& block, const Numbers& rule)
+      : like_(input), block_(block), rule_(rule), t_(TileBatch(batch, input).tiling),
+        image_(input.const_data_ptr<T>()), weight_(weight ? weight->const_data_ptr<T>() : nullptr),
+        groups_(rule_.own_means ? t_.channels : 1),
+        of_group_(with_channels(t_, t_.channels / groups_)) {
+    for (int64_t g = 0; g < groups_; ++g) {
+      const auto of_group = [&](int which) {
+        const Tensor& all = factors.at(which);
+        return groups_ == 1 ? all : packed(part_of(all, 2, g, 1));
+      };
+      factors_.emplace_back(new GroupFactors{{of_group_, of_group(0), block},
+                                             {of_group_, of_group(1), block},
+                                             {of_group_, of_group(2), block}});
+    }
+  }
+
+  // What windows are correlated with, of channels that share a mean.
+  struct GroupFactors {
+    Factors products, weights, energies;
+  };
+  using Levels = std::vector<TileLevel>;  // of each group of channels
+
+  TileRow<T> row_of(const TilePlace& place, const T* data, int64_t row) const {
+    const int64_t y = row % t_.length[1], z = row / t_.length[1] % t_.length[0];
+    if (!data || y >= t_.extent[1] || z >= t_.extent[0]) return {};
+    return TileRow<T>(t_, place, data, row / t_.length[1] / t_.length[0], z, y);
+  }
+
+  // Groups have levels of their own and one scale, since their moments are added.
+  Levels levels_of(const TilePlace& place) const {
+    Levels levels;
+    double scale = std::numeric_limits<double>::infinity();
+    for (int64_t g = 0; g < groups_; ++g) {
+      levels.push_back(level_of(place, g));
+      if (!levels.back().is_empty) scale = std::min(scale, levels.back().scale);
+    }
+    for (TileLevel& of : levels) of.scale = std::isfinite(scale) ? scale : 1.0;
+    return levels;
+  }
+
+  int64_t rows_of_group() const { return of_group_.channels * t_.length[0] * t_.length[1]; }
+
+  TileLevel level_of(const TilePlace& place, int64_t group) const {
+    const int64_t rows = rows_of_group(), from = group * rows;
+    return level_of_rows<T>(rows, rule_.zero_mean, weight_ != nullptr, [&](int64_t r) {
+      return WeightedRow<T>{row_of(place, image_, from + r), row_of(place, weight_, from + r)};
+    });
+  }
+
+  // Of some windows of a tile that have enough weight and are not flat, the least energy.
+  double least_energy(const TilePlace& place, const Levels& levels, int64_t pair, int64_t k) const {
+    double least = std::numeric_limits<double>::infinity();
+    const double enough = std::max(rule_.least * total_weight(pair, k), 0.0);
+    Axes3 at{}, end{}, step{};
+    for (int i = 0; i < 3; ++i) {
+      end[i] = std::min(t_.extent[i], t_.size[i] - place.start[i]) - t_.window[i] + 1;
+      step[i] = std::max(t_.window[i], ceil_div(end[i], kWindowsToSample));
+    }
+    for (at[0] = 0; at[0] < end[0]; at[0] += step[0]) {
+      for (at[1] = 0; at[1] < end[1]; at[1] += step[1]) {
+        for (at[2] = 0; at[2] < end[2]; at[2] += step[2]) {
+          double energy = 0, weight = 0, squares = 0;
+          for (int64_t g = 0; g < groups_; ++g) {
+            const WeightedParts parts = parts_of(place, levels[g].level, at, g, pair, k);
+            const double count = total_of_lanes(parts.count), sum = total_of_lanes(parts.first);
+            const bool centred = rule_.zero_mean && count > 0;
+            energy += total_of_lanes(parts.square) - (centred ? sum * sum / count : 0.0);
+            weight += count, squares += total_of_lanes(parts.square);
+          }
+          if (weight > enough && energy > kNoEnergy * squares) least = std::min(least, energy);
+        }
+      }
+    }
+    return least;
+  }
+
+  // Which windows of a tile are flat in all channels that have a mean of their own.
+  std::vector<uint8_t> flat_of(const TilePlace& place) const {
+    std::vector<uint8_t> flat;
+    for (int64_t g = 0; g < groups_; ++g) {
+      const auto row = [&](int64_t c, int64_t z, int64_t y) {
+        const int64_t r = ((g * of_group_.channels + c) * t_.length[0] + z) * t_.length[1] + y;
+        return WeightedRow<T>{row_of(place, image_, r), row_of(place, weight_, r)};
+      };
+      const std::vector<uint8_t> of_group = flat_windows<T>(of_group_, rule_.zero_mean, row);
+      if (flat.empty()) flat.assign(of_group.size(), 1);
+      for (size_t at = 0; at < flat.size(); ++at) flat[at] = flat[at] && of_group[at];
+    }
+    return flat;
+  }
+
+  WeightedParts parts_of(const TilePlace& place, double level, const Axes3& at, int64_t group,
+                         int64_t pair, int64_t k) const {
+    WeightedParts parts;
+    const double* by = factors_[group]->weights.values(pair, k);
+    for (int64_t c = 0; c < of_group_.channels; ++c) {
+      const int64_t channel = group * of_group_.channels + c;
+      for (int64_t z = at[0]; z < at[0] + t_.window[0]; ++z) {
+        for (int64_t y = at[1]; y < at[1] + t_.window[1]; ++y, by += t_.window[2]) {
+          const int64_t row = (channel * t_.length[0] + z) * t_.length[1] + y;
+          const TileRow<T> x = row_of(place, image_, row), w = row_of(place, weight_, row);
+          add_weighted(t_.window[2], x.data + at[2], w.data ? w.data + at[2] : nullptr, by, level,
+                       parts);
+        }
+      }
+    }
+    return parts;
+  }
+
+  double total_weight(int64_t pair, int64_t k) const {
+    double total = 0;
+    for (const auto& of : factors_) total += of->weights.sum(pair, k);
+    return total;
+  }
+
+  const Tensor& like_;
+  const Block& block_;
+  const MaskedRule rule_;
+  const Tiling t_;
+  const T *image_, *weight_;
+  const int64_t groups_;  // of channels that share a mean
+  const Tiling of_group_;
+  std::vector<std::unique_ptr<GroupFactors>> factors_;
+};
+
+}  // namespace torchcorr
