@@ -26,6 +26,7 @@ ENGINE_TESTS = {
         "test_byte_kernels.py",
         "test_counters.py",
         "test_dense_grads.py",
+        "test_dense_scores.py",
         "test_direct_kernel.py",
         "test_folds.py",
         "test_kernels.py",

@@ -61,6 +61,22 @@ TORCHCORR_INLINE double total_of(const Doubles& v) {
   return ((v[0] + v[1]) + (v[2] + v[3])) + ((v[4] + v[5]) + (v[6] + v[7]));
 }
 
+// The sum of n elements, one a lane at a time.
+template <class T>
+TORCHCORR_INLINE double sum_of_row(int64_t n, const T* x) {
+  Doubles total = {};
+  int64_t i = 0;
+  for (; i + kDoubles <= n; i += kDoubles) total += read(x + i);
+  return total_of(total + read_part(n - i, x + i));
+}
+
+TORCHCORR_INLINE double dot_of_rows(int64_t n, const double* x, const double* y) {
+  Doubles total = {};
+  int64_t i = 0;
+  for (; i + kDoubles <= n; i += kDoubles) total += read(x + i) * read(y + i);
+  return total_of(total + read_part(n - i, x + i) * read_part(n - i, y + i));
+}
+
 TORCHCORR_INLINE double total_of_lanes(const double* lanes) { return total_of(read(lanes)); }
 
 // Asks for n elements that will be read soon: rows of an image are too far apart for the CPU to foresee

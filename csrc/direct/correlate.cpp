@@ -82,23 +82,28 @@ void run_sums(const std::vector<SumOfPlanes<T>>& sums, int64_t terms) {
 
 // `first` is where the coefficients of each template begin.
 template <class T>
-void run_dense_sums(const DenseSums<T>& sums, const std::vector<const T*>& first, T* output) {
+void run_dense_sums(const DenseSums<T>& sums, const std::vector<const T*>& first, T* output,
+                    const T* norms = nullptr) {
   const auto row = [&](int64_t t, const Plane& p, int64_t r) {
     return first[t] + p.coefficients + r * p.columns;
   };
   const DenseCoefficients<T> packed(sums.planes, static_cast<int64_t>(first.size()), 1, row);
-  run_dense(sums, packed, dense_output(sums, output));
+  run_dense(sums, packed, dense_output(sums, output, norms));
 }
 
 // Whether the coefficients of a template lie in the order in which they would be packed.
 bool in_order(const Geometry& g) {
   const Axes3& n = g.window;
-  return g.step == Axes3{1, 1, 1} && g.templ_stride == Axes3{n[1] * n[2], n[2], 1} &&
-         g.templ_channel == product(n);
+  const Axes3 packed{n[1] * n[2], n[2], 1};
+  for (int a = 0; a < 3; ++a) {
+    if (n[a] > 1 && g.templ_stride[a] != packed[a]) return false;
+  }
+  return g.step == Axes3{1, 1, 1} && g.templ_channel == product(n);
 }
 
 template <class T>
-void correlate(const Geometry& g, const T* image, const T* templ, T* score) {
+void correlate(const Geometry& g, const T* image, const T* templ, T* score,
+               const T* norms = nullptr) {
   const std::vector<Phase> phases = split_phases(g);
   const auto leads = dense_leads(g);
   std::optional<PackedCoefficients<T>> packed;
@@ -132,8 +137,9 @@ void correlate(const Geometry& g, const T* image, const T* templ, T* score) {
       sums.outputs.push_back(lead.score - leads->templates[0].score);
       first.push_back(coefficients(lead));
     }
-    return run_dense_sums(sums, first, score);
+    return run_dense_sums(sums, first, score, norms);
   }
+  STD_TORCH_CHECK(norms == nullptr, "scores in one step need many templates for each image");
   std::vector<SumOfPlanes<T>> sums;
   for (const Lead& lead : g.leads) {
     sums.push_back({&planes, image + lead.image, coefficients(lead), score + lead.score, stride,
@@ -339,6 +345,22 @@ Tensor correlate_direct(const Tensor& input, const Tensor& templ, Sizes stride) 
 
 namespace {
 
+// Scores of images (items, 1, C, *size) with templates (K, C, *window): sums times norms
+// (items, *positions) within [-1, 1].
+Tensor correlate_direct_scores(const Tensor& input, const Tensor& templ, Sizes stride,
+                               const Tensor& norms) {
+  const int64_t ndim = static_cast<int64_t>(stride.size());
+  Sizes shape{input.size(0), templ.size(0)};
+  for (int64_t i = 0; i < ndim; ++i) {
+    shape.push_back((input.size(3 + i) - templ.size(2 + i)) / stride[i] + 1);
+  }
+  const Tensor score = new_map(input, shape), by = packed(norms);
+  correlate<float>(Geometry(score, input, templ, stride), input.const_data_ptr<float>(),
+                   templ.const_data_ptr<float>(), score.mutable_data_ptr<float>(),
+                   by.const_data_ptr<float>());
+  return score;
+}
+
 // Zeros for an empty batch, since nothing would write the gradient.
 Tensor new_gradient(const Tensor& like, const Sizes& shape) {
   return like.numel() == 0 ? torch::stable::new_zeros(like, shape) : new_map(like, shape);
@@ -364,6 +386,7 @@ Tensor correlate_direct_template_grad(const Tensor& grad, const Tensor& input, S
 
 STABLE_TORCH_LIBRARY_IMPL(torchcorr_cpu, CPU, m) {
   m.impl("correlate_direct", TORCH_BOX(&torchcorr::direct::correlate_direct));
+  m.impl("correlate_direct_scores", TORCH_BOX(&torchcorr::direct::correlate_direct_scores));
   m.impl("correlate_direct_input_grad", TORCH_BOX(&torchcorr::direct::correlate_direct_input_grad));
   m.impl("correlate_direct_template_grad",
          TORCH_BOX(&torchcorr::direct::correlate_direct_template_grad));

@@ -9,12 +9,13 @@
 #include "common/parallel.h"
 #include "direct/geometry.h"
 #include "direct/kernels.h"
+#include "tiles/score_rows.h"
 
 namespace torchcorr::direct {
 
 // Bytes of sums of a unit of work, and of coefficients that are packed at once.
 constexpr int64_t kUnitBytes = 128 << 10;
-constexpr int64_t kPackedBytes = 16 << 20;
+constexpr int64_t kPackedBytes = 1 << 20;
 // Units that work is divided into at least, whatever the number of threads.
 constexpr int64_t kUnits = 16;
 // Of a vector, on any CPU.
@@ -112,6 +113,9 @@ class DenseCoefficients {
     for (int64_t r = 0; r < p.rows; ++r) {
       for (int64_t first = 0; first < p.columns; first += kColumns) {
         const int64_t last = std::min(first + kColumns, p.columns);
+        for (int64_t k = first; k < last && some < width; ++k) {
+          std::fill_n(to + (r * p.columns + k) * width + some, width - some, T(0));
+        }
         for (int64_t t = 0; t < some; ++t) {
           const T* from = row(block * lanes + t, p, r);
           for (int64_t k = first; k < last; ++k) {
@@ -190,10 +194,10 @@ void run_dense(const DenseSums<T>& sums, const DenseCoefficients<T>& packed, con
   });
 }
 
-// The outputs in memory.
+// The outputs in memory; with norms (members, *size) scores, sums times norms within [-1, 1].
 template <class T>
-auto dense_output(const DenseSums<T>& sums, T* output) {
-  return [&sums, output](const DenseRows& of) {
+auto dense_output(const DenseSums<T>& sums, T* output, const T* norms = nullptr) {
+  return [&sums, output, norms](const DenseRows& of) {
     // Positions that are transposed at once.
     constexpr int64_t kPositions = 64;
     const int64_t columns = of.columns, step = sums.output_stride[2];
@@ -201,6 +205,8 @@ auto dense_output(const DenseSums<T>& sums, T* output) {
     const int64_t lines = whole ? 1 : of.rows, length = whole ? of.rows * columns : columns;
     const auto transpose = kernels<T>().transpose;
     T* to = output + sums.members[of.member].output + first_of(of, sums.output_stride);
+    const Axes3 pitches{sums.size[1] * sums.size[2], sums.size[2], 1};
+    const T* by = norms ? norms + of.member * product(sums.size) + first_of(of, pitches) : nullptr;
     T part[2 * kMostLanes * kPositions];
     for (int64_t r = 0; r < lines; ++r) {
       for (int64_t x = 0; x < length; x += kPositions) {
@@ -209,6 +215,10 @@ auto dense_output(const DenseSums<T>& sums, T* output) {
         for (int64_t t = 0; t < of.templates; ++t) {
           T* row = to + sums.outputs[of.first + t] + r * sums.output_stride[1] + x * step;
           const T* values = part + t * kPositions;
+          if (by) {
+            scale_row(count, values, by + r * pitches[1] + x, row);
+            continue;
+          }
           if (step == 1) std::copy_n(values, count, row);
           for (int64_t i = 0; step != 1 && i < count; ++i) row[i * step] = values[i];
         }

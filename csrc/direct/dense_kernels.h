@@ -18,6 +18,8 @@ struct LineAllocator {
   template <class U>
   LineAllocator(const LineAllocator<U>&) {}
   T* allocate(size_t n) { return static_cast<T*>(::operator new(n * sizeof(T), kAlignment)); }
+  template <class U>
+  void construct(U* p) { ::new (static_cast<void*>(p)) U; }  // not zero: all will be written
   void deallocate(T* p, size_t) { ::operator delete(p, kAlignment); }
   bool operator==(const LineAllocator&) const { return true; }
 };

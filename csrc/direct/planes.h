@@ -49,7 +49,8 @@ void stage(const SumOfPlanes<T>& sum, const Plane& p, const Axes3& at, int64_t r
     }
     const T* row = from + y * sum.source_stride[1] + at[2] * stride;
     std::fill(to, to + begin, T(0));
-    for (int64_t x = begin; x < end; ++x) to[x] = row[x * stride];
+    if (stride == 1) std::copy(row + begin, row + end, to + begin);
+    for (int64_t x = begin; stride != 1 && x < end; ++x) to[x] = row[x * stride];
     std::fill(to + end, to + columns, T(0));
   }
 }

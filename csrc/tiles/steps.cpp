@@ -12,6 +12,20 @@ STABLE_TORCH_LIBRARY(torchcorr_cpu, m) {
   m.def(
       "correlate_direct_template_grad(Tensor grad, Tensor input, int[] template_shape,"
       " int[] stride) -> Tensor");
+  m.def(
+      "correlate_direct_scores(Tensor input, Tensor template, int[] stride, Tensor norms) -> Tensor");
+  m.def(
+      "dense_norms(Tensor input, int[] window, int[] stride, bool zero_mean, bool own_means,"
+      " float eps) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+  m.def("dense_upstream(Tensor grad, Tensor score, Tensor norms) -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "dense_spread(Tensor input, Tensor levels, Tensor means, Tensor share, int[] window,"
+      " int[] stride, Tensor(a!) out) -> Tensor");
+  m.def("standardise_channels(Tensor template) -> (Tensor, Tensor)");
+  m.def("dense_weights(Tensor template) -> (Tensor, Tensor)");
+  m.def(
+      "dense_project(Tensor grad, Tensor? common, Tensor sums, Tensor template, bool zero_mean,"
+      " bool own_means) -> (Tensor, Tensor)");
   m.def("take_counts(Tensor(a!) counts) -> ()");
   m.def("take_large_pages(Tensor(a!) x) -> ()");
   m.def(

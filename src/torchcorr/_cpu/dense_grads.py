@@ -7,6 +7,7 @@ rounding, relative to the largest element of the gradient, is below what is prom
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -21,11 +22,14 @@ from .._plan.dtypes import widen
 from .._plan.leads import Leads
 from .._plan.predict import is_dense
 from . import steps
+from .dense_scores import Norms
 
 # Roundings of a sum of the direct loop and of its factors, relative to the sum of absolute products
 # (DESIGN: promise 8), and share of the allowed error that they may take.
 _ROUNDINGS = 10.0
 _SHARE = 0.5
+# Energy of windows, relative to their mean square, that is known well enough from sums.
+_LEAST_VARIANCE = 1e-8
 
 
 @dataclass(frozen=True)
@@ -55,34 +59,85 @@ def score_grads(of: ScoreGradCall, own_means: bool) -> tuple[Tensor, Tensor] | N
     None if an element is not finite. With `own_means` each channel of a window and of the template
     has a mean.
     """
-    if not all_finite(of.input, of.template, of.grad):
-        return None
     ndim = len(of.stride)
     leads = Leads.of(tuple(of.input.shape[: -ndim - 1]), tuple(of.template.shape[: -ndim - 1]))
     x = leads.input(of.input, ndim + 1).contiguous()
     weights = leads.template(of.template, ndim + 1)[0]
+    narrow, sizes = steps.dense_weights(weights.flatten(2))
+    if not all_finite(sizes):
+        return None
     grad, score = (leads.output(y, ndim) for y in (of.grad, of.score))
-    windows = _windows(of, x, own_means)
-    into = grad * windows.norm.to(grad.dtype)
+    parts = _in_one_pass(of, x, grad, score, own_means) if x.dtype == torch.float32 else None
+    if parts is None:
+        if not all_finite(of.input, of.grad):
+            return None
+        parts = _by_operators(of, x, grad, score, own_means)
+    if not bool(parts.stats.isfinite().all()):
+        return None
     for_input, for_template = x.new_empty(0), weights.new_empty(0)
     if of.need_input:
-        through = _onto_input(of, into, weights, x)
+        narrow = narrow.view(weights.shape)
+        total = _onto_input(of, parts, (narrow, weights), float(sizes.max()), x)
+        for_input = leads.input_restored(total.to(x.dtype), tuple(of.input.shape), ndim + 1)
+    if of.need_template:
+        total = _onto_template(of, parts, weights, x, own_means)
+        for_template = leads.template_restored(total[None], tuple(of.template.shape), ndim + 1)
+    return for_input, for_template
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """An upstream gradient times norms, and what goes through these."""
+
+    into: Tensor  # (items, K, *positions)
+    stats: Tensor  # of each template the sum of that, of its squares, the largest size, (K, 3)
+    centred: Tensor  # the images minus a level for each mean
+    squares: Tensor  # of those the sums of squares, (items, C)
+    add_through: Callable[[Tensor], float]  # adds to a gradient what goes through norms; its size
+
+
+def _in_one_pass(
+    of: ScoreGradCall, x: Tensor, grad: Tensor, score: Tensor, own_means: bool
+) -> _Parts | None:
+    """None where windows are so flat that sums of squares do not determine their energy."""
+    window, stride = tuple(of.template.shape[-len(of.stride) :]), tuple(of.stride)
+    norms = Norms.of(x, (window, stride), of.zero_mean, own_means, of.eps)
+    if not norms.are_clear(_LEAST_VARIANCE, 0.0):
+        return None
+    into, share, stats = steps.dense_upstream(grad, score, norms.norm)
+    share *= norms.norm.square_().mul_(math.prod(of.template.shape[-len(of.stride) - 1 :]))
+
+    def add_through(to: Tensor) -> float:
+        of_norms = (norms.level, norms.mean, share)
+        return float(steps.dense_spread(x, *of_norms, window, stride, to).max())
+
+    return _Parts(into, stats, norms.centred, norms.squares, add_through)
+
+
+def _by_operators(
+    of: ScoreGradCall, x: Tensor, grad: Tensor, score: Tensor, own_means: bool
+) -> _Parts:
+    windows = _windows(of, x, own_means)
+    into = grad * windows.norm.to(grad.dtype)
+    axes = tuple(range(-len(of.stride), 0))
+    centred = _centred(of, x, own_means)
+    wide, over = widen(into), (0, *axes)
+    stats = torch.stack((wide.sum(over), wide.square().sum(over), wide.abs().amax(over)), -1)
+
+    def add_through(to: Tensor) -> float:
         share = (grad * score).sum(1, keepdim=True) * windows.inverse_energy
         seen, like = (x.unsqueeze(2), 2) if own_means else (x, 1)
         first = share * windows.mean if of.zero_mean else torch.zeros_like(share)
         second = (share / -2).expand_as(first)
         if not own_means:
             first, second = first.squeeze(1), second.squeeze(1)
-        window = of.template.shape[-ndim:]
+        window = of.template.shape[-len(of.stride) :]
         rest = _contract.window_combine.kernel(first, second.contiguous(), seen, window, of.stride)
-        through += rest.squeeze(like) if own_means else rest
-        for_input = leads.input_restored(
-            through.to(of.input.dtype), tuple(of.input.shape), ndim + 1
-        )
-    if of.need_template:
-        total = _onto_template(of, into, x, weights, windows, own_means)
-        for_template = leads.template_restored(total[None], tuple(of.template.shape), ndim + 1)
-    return for_input, for_template
+        to += rest.squeeze(like) if own_means else rest
+        return _largest(to)
+
+    squares = widen(centred).square().sum(axes)
+    return _Parts(into, stats, centred, squares, add_through)
 
 
 def _windows(of: ScoreGradCall, x: Tensor, own_means: bool) -> _Windows:
@@ -102,64 +157,71 @@ def _windows(of: ScoreGradCall, x: Tensor, own_means: bool) -> _Windows:
     return _Windows(mean, norm, torch.where(live, 1 / (count * soft), 0.0))
 
 
-def _is_exact(result: Tensor, largest_sum: float) -> bool:
-    """Whether a sum whose absolute products have at most this sum keeps the promise."""
-    if result.dtype == torch.float64:
-        return True
-    noise = _ROUNDINGS * rounding.unit(result.dtype) * largest_sum
-    return noise <= _SHARE * rounding.ALLOWED_GRADIENT_ERROR * _largest(result)
+def _is_exact(largest_sum: float, largest: float) -> bool:
+    """Whether a sum in float32 whose absolute products have at most this sum keeps the promise,
+    relative to the largest element of a gradient."""
+    noise = _ROUNDINGS * rounding.unit(torch.float32) * largest_sum
+    return noise <= _SHARE * rounding.ALLOWED_GRADIENT_ERROR * largest
 
 
 def _largest(x: Tensor) -> float:
     return max(abs(float(y)) for y in torch.aminmax(x))
 
 
-def _onto_input(of: ScoreGradCall, into: Tensor, weights: Tensor, x: Tensor) -> Tensor:
-    shape = (x.shape[0], 1, *x.shape[1:])
-    narrow = steps.correlate_direct_input_grad(into, weights.to(into.dtype), shape, of.stride)
-    ndim = len(of.stride)
-    sums = weights.abs().sum((0, *range(-ndim, 0)))
-    if not _is_exact(narrow, _largest(into) * float(sums.max())):
-        wide = (widen(into), widen(weights))
-        narrow = steps.correlate_direct_input_grad(*wide, shape, of.stride)
-    return narrow.squeeze(1)
-
-
-def _onto_template(
-    of: ScoreGradCall, into: Tensor, x: Tensor, weights: Tensor, windows: _Windows, own_means: bool
+def _onto_input(
+    of: ScoreGradCall, parts: _Parts, weights: tuple[Tensor, Tensor], sizes: float, x: Tensor
 ) -> Tensor:
-    """The gradient for a standardised template; that of each mean is orthogonal to it."""
-    ndim = len(of.stride)
-    axes = tuple(range(-ndim, 0))
-    centred = x
-    if of.zero_mean:
-        centred = x - x.mean((0, *axes) if own_means else (0, 1, *axes), keepdim=True)
-    centred, shape = centred.unsqueeze(1), tuple(weights.shape)
-    # What all positions of a template have in common multiplies sums of the input alone.
-    common = into.mean((0, *axes), keepdim=True)
-    rest = into - common if _is_mostly(common, into) else into
-    narrow = steps.correlate_direct_template_grad(rest, centred, shape, of.stride)
-    total = widen(narrow)
-    if rest is not into:
-        total += widen(common[0].unsqueeze(1)) * _sums_of_positions(centred[:, 0], of, into)
-    # By Cauchy and Schwarz, over all items and positions.
-    norms = [torch.linalg.vector_norm(y, dim=(0, *axes)).max() for y in (rest, centred[:, 0])]
-    if of.zero_mean:
-        # What is left behind the standardisation.
-        total = total - total.mean(axes if own_means else (-ndim - 1, *axes), keepdim=True)
-    along = (total * weights).mean((-ndim - 1, *axes), keepdim=True)
-    left = (total - weights * along).to(narrow.dtype)
-    if not _is_exact(left, float(norms[0] * norms[1])):
-        return _onto_template_wide(of, into, x, weights, windows, own_means)
+    """From the templates in float32 and in float64; `sizes` is the largest sum of theirs."""
+    narrow, wide = weights
+    into, shape = parts.into, (x.shape[0], 1, *x.shape[1:])
+    loop = steps.correlate_direct_input_grad
+    if x.dtype == torch.float32:
+        total = loop(into, narrow, shape, of.stride).squeeze(1)
+        largest = parts.add_through(total)
+        if _is_exact(float(parts.stats[:, 2].max()) * sizes, largest):
+            return total
+    total = loop(widen(into), wide, shape, of.stride).squeeze(1).to(x.dtype)
+    parts.add_through(total)
     return total
 
 
-def _is_mostly(common: Tensor, into: Tensor) -> bool:
-    """Whether one value for all positions is most of an upstream gradient, as behind a sum."""
-    if into.dtype == torch.float64:
-        return False  # whose sums are exact enough
-    of_common, of_all = (float(torch.linalg.vector_norm(y)) for y in (common, into))
-    return of_common**2 * into[:, 0].numel() > 0.5 * of_all**2
+def _onto_template(
+    of: ScoreGradCall, parts: _Parts, weights: Tensor, x: Tensor, own_means: bool
+) -> Tensor:
+    """The gradient for a standardised template, without what goes along that or along means."""
+    rest, common, none = parts.into, None, parts.stats.new_empty(0)
+    squares = parts.stats[:, 1]
+    if rest.dtype == torch.float32:  # sums in float64 are exact enough
+        count = rest[:, 0].numel()
+        mean = (parts.stats[:, 0] / count).float()
+        of_common = mean.double().square() * count
+        # One value for all positions is most of an upstream gradient, as behind a sum: it
+        # multiplies sums of the input alone.
+        if float(of_common.sum()) > 0.5 * float(squares.sum()):
+            common, squares = mean.double(), (squares - of_common).clamp_min(0.0)
+            rest = rest.sub_(mean[(..., *(None,) * len(of.stride))])
+
+    def left_of(rest: Tensor, centred: Tensor) -> tuple[Tensor, float]:
+        shape = tuple(weights.shape)
+        total = steps.correlate_direct_template_grad(rest, centred.unsqueeze(1), shape, of.stride)
+        sums = none if common is None else _sums_of_positions(centred, of, rest).flatten(1)
+        args = (total.flatten(2), common, sums, weights.flatten(2), of.zero_mean, own_means)
+        left, largest = steps.dense_project(*args)
+        return left.view(shape), float(largest.max())
+
+    left, largest = left_of(rest, parts.centred)
+    # By Cauchy and Schwarz, over all items and positions.
+    most = math.sqrt(float(squares.max()) * float(parts.squares.sum(0).max()))
+    if x.dtype == torch.float32 and not _is_exact(most, largest):
+        left, _ = left_of(widen(rest), _centred(of, widen(x), own_means))
+    return left
+
+
+def _centred(of: ScoreGradCall, x: Tensor, own_means: bool) -> Tensor:
+    if not of.zero_mean:
+        return x
+    axes = tuple(range(-len(of.stride), 0))
+    return x - x.mean((0, *axes) if own_means else (0, 1, *axes), keepdim=True)
 
 
 def _sums_of_positions(x: Tensor, of: ScoreGradCall, into: Tensor) -> Tensor:
@@ -172,10 +234,3 @@ def _sums_of_positions(x: Tensor, of: ScoreGradCall, into: Tensor) -> Tensor:
         seen = seen.unfold(axis, (n - 1) * step + 1, 1)[..., ::step].sum(-1)
         seen = seen.narrow(axis, 0, k)
     return seen
-
-
-def _onto_template_wide(
-    of: ScoreGradCall, into: Tensor, x: Tensor, weights: Tensor, windows: _Windows, own_means: bool
-) -> Tensor:
-    wide = ScoreGradCall(**{**of.__dict__, "input": widen(of.input)})
-    return _onto_template(wide, widen(into), widen(x), weights, windows, own_means)

@@ -20,7 +20,7 @@ from .._plan import rounding
 from .._plan.choose import Arrangement, arrange
 from .._plan.dtypes import HALVES, widen
 from .._plan.tiling import Block
-from . import bytes, steps
+from . import bytes, dense_scores, steps
 from .rules import ScoreRule
 
 # What the numerators of a transform usually contain, relative to the deviation of their tile.
@@ -89,6 +89,13 @@ def _least_energy(dtype: torch.dtype, working: torch.dtype, is_direct: bool) -> 
     return (_USUAL_CONTENT * rounding.transform_noise(dtype, working)) ** 2
 
 
+# Of the energy of float32 windows about their mean and with eps, for the direct loop.
+LIMITS_OF_LOOP = (
+    _LEAST_VARIANCE[torch.float32],
+    _least_energy(torch.float32, torch.float32, is_direct=True),
+)
+
+
 class Scores(TiledScores):
     """The scores of one call."""
 
@@ -152,6 +159,10 @@ def ncc(
         dtype=input.dtype,
         device="cpu",
     )
+    how = (zero_mean, False, eps)
+    found = dense_scores.scores(input, lambda: template, call, how, LIMITS_OF_LOOP)
+    if found is not None:
+        return found
     return Scores(input, template, call, zero_mean, eps).run(spectra)
 
 

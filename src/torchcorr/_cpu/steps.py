@@ -17,6 +17,13 @@ from .._plan.tiling import Tiling
 correlate_direct = torch.ops.torchcorr_cpu.correlate_direct.default
 correlate_direct_input_grad = torch.ops.torchcorr_cpu.correlate_direct_input_grad.default
 correlate_direct_template_grad = torch.ops.torchcorr_cpu.correlate_direct_template_grad.default
+correlate_direct_scores = torch.ops.torchcorr_cpu.correlate_direct_scores.default
+dense_norms = torch.ops.torchcorr_cpu.dense_norms.default
+dense_upstream = torch.ops.torchcorr_cpu.dense_upstream.default
+dense_spread = torch.ops.torchcorr_cpu.dense_spread.default
+standardise_channels = torch.ops.torchcorr_cpu.standardise_channels.default
+dense_weights = torch.ops.torchcorr_cpu.dense_weights.default
+dense_project = torch.ops.torchcorr_cpu.dense_project.default
 cut_tiles = torch.ops.torchcorr_cpu.cut_tiles.default
 tile_moments = torch.ops.torchcorr_cpu.tile_moments.default
 merged_moments = torch.ops.torchcorr_cpu.merged_moments.default

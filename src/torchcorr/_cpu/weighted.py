@@ -23,10 +23,10 @@ from .._plan import rounding
 from .._plan.choose import arrange, arrange_masked, blocks
 from .._plan.dtypes import widen
 from .._plan.tiling import TileBatch
-from . import steps
+from . import dense_scores, steps
 from .rules import MaskedRule
 from .score_grads import score_grads
-from .scores import Scores
+from .scores import LIMITS_OF_LOOP, Scores
 
 # Elements of windows that are computed from their definition; sums along runs of the template's
 # weights take less time than more of them. And how many take as long as the sums of a run.
@@ -51,12 +51,13 @@ def weighted_ncc(
     tensors = (input, template, input_weight, template_weight)
     own_means = zero_mean and not pooled and channels > 1
     empty = 0 in (input.numel(), template.numel())
-    unweighted = input_weight is None and template_weight is None
-    if own_means and unweighted and not empty and all_finite(template):
+    by_definition = (*tensors, stride, zero_mean, pooled, eps, least, method)
+    if empty or not _is_finite(template, template_weight):
+        return definition.weighted_ncc(*by_definition)
+    if own_means and input_weight is None and template_weight is None:
         return _own_means(input, template, stride, eps, method)
-    if empty or not (_is_finite(input, input_weight) and _is_finite(template, template_weight)):
-        how = (stride, zero_mean, pooled, eps, least, method)
-        return definition.weighted_ncc(input, template, input_weight, template_weight, *how)
+    if not _is_finite(input, input_weight):
+        return definition.weighted_ncc(*by_definition)
     call = arrange(
         input.shape,
         template.shape,
@@ -66,6 +67,14 @@ def weighted_ncc(
         dtype=input.dtype,
         device="cpu",
     )
+    if own_means and input_weight is None and template_weight is None:
+        found = dense_scores.scores(
+            input, lambda: _standard(template, ndim)[0], call, (True, True, eps), LIMITS_OF_LOOP
+        )
+        if found is not None:
+            return found
+    if not _is_finite(input, input_weight):
+        return definition.weighted_ncc(*by_definition)
     one_mask = template_weight is None or template_weight.numel() == math.prod(window)
     alone = input_weight is None and one_mask
     if method != "direct" and not (alone and (own_means or call.plan.method == "direct")):
@@ -74,8 +83,7 @@ def weighted_ncc(
         if scores is not None:
             return scores
     if not alone:
-        how = (stride, zero_mean, pooled, eps, least, method)
-        return definition.weighted_ncc(input, template, input_weight, template_weight, *how)
+        return definition.weighted_ncc(*by_definition)
     coefficients, factor = _coefficients(template, template_weight, ndim, zero_mean, pooled)
     mask = template.new_ones(window) if template_weight is None else template_weight
     weights = [factor, float(own_means)]
@@ -91,6 +99,9 @@ def _own_means(
     standard, _ = _standard(template, ndim)
     sizes = (input.shape, template.shape, stride, method)
     call = arrange(*sizes, normalised=True, dtype=input.dtype, device="cpu")
+    found = dense_scores.scores(input, lambda: standard, call, (True, True, eps), LIMITS_OF_LOOP)
+    if found is not None:
+        return found
     return Scores(input, standard, call, True, eps, own_means=True).run()
 
 
@@ -238,10 +249,8 @@ def weighted_ncc_grads(
         if found is not None:
             for_input, for_template = found
             if needed[1]:
-                axes = tuple(range(-len(stride) - 1, 0))
-                along = (for_template * standard).mean(axes, keepdim=True)
-                through = (for_template - standard * along) / torch.where(size > 0, size, 1.0)
-                for_template = torch.where(size > 0, through, 0.0).to(template.dtype)
+                through = for_template / torch.where(size > 0, size, math.inf)
+                for_template = through.to(template.dtype)
             return for_input, for_template, grad.new_empty(0), grad.new_empty(0)
     args = (grad, score, input, template, input_weight, template_weight)
     return grads_by_kernels(*args, stride, zero_mean, pooled, eps, least, method, needed)
@@ -250,17 +259,9 @@ def weighted_ncc_grads(
 def _standard(template: Tensor, ndim: int) -> tuple[Tensor, Tensor]:
     """A template whose channels have a mean of 0 each, scaled to a mean square of 1; 0 if flat. And
     the deviation that it was divided by, (*lead, 1, 1, ..., 1)."""
-    wide, axes = widen(template), tuple(range(-ndim, 0))
-    flat = wide.amax(axes, keepdim=True) == wide.amin(axes, keepdim=True)
-    # Twice: the first mean is rounded in units of the offset, the second of the contrast.
-    for _ in range(2):
-        wide = wide - wide.mean(axes, keepdim=True)
-    wide = torch.where(flat, 0.0, wide)
-    # Divided by the peak first, so that squares are in range.
-    peak = wide.abs().amax((-ndim - 1, *axes), keepdim=True)
-    wide = wide / torch.where(peak > 0, peak, 1.0)
-    size = wide.square().mean((-ndim - 1, *axes), keepdim=True).sqrt()
-    return wide / torch.where(size > 0, size, 1.0), size * peak
+    lead, core = template.shape[: -ndim - 1], template.shape[-ndim - 1 :]
+    standard, size = steps.standardise_channels(template.reshape(-1, core[0], math.prod(core[1:])))
+    return standard.reshape(template.shape), size.reshape(*lead, *(1,) * (ndim + 1))
 
 
 def register() -> None:

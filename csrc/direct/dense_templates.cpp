@@ -1,0 +1,186 @@
+// Templates of dense layers, (K, C, *window): standardised with a mean for each channel, and the
+// last steps of their gradients.
+
+#include <algorithm>
+#include <cmath>
+#include <optional>
+
+#include "common/parallel.h"
+#include "common/vectors.h"
+
+namespace torchcorr {
+namespace {
+
+constexpr int64_t kGrain = 1 << 14;  // elements that are worth another thread
+
+TORCHCORR_INLINE void subtract(int64_t n, double value, double* x) {
+  for (int64_t i = 0; i < n; ++i) x[i] -= value;
+}
+
+// One template; the deviation that it was divided by. Centred twice: the first mean is rounded in
+// units of the offset, the second of the contrast. Dividing by the peak keeps squares in range.
+template <class T>
+TORCHCORR_INLINE double standardise_one(int64_t channels, int64_t n, const T* x, double* out) {
+  const int64_t all = channels * n;
+  const double share = 1 / static_cast<double>(n);
+  double peak = 0;
+  for (int64_t c = 0; c < channels; ++c) {
+    const T* from = x + c * n;
+    double* to = out + c * n;
+    int different = 0;
+    for (int64_t i = 0; i < n; ++i) different |= from[i] != from[0];
+    if (different == 0) {
+      std::fill_n(to, n, 0.0);
+      continue;
+    }
+    for (int64_t i = 0; i < n; ++i) to[i] = static_cast<double>(from[i]);
+    for (int pass = 0; pass < 2; ++pass) subtract(n, sum_of_row(n, to) * share, to);
+  }
+  for (int64_t i = 0; i < all; ++i) peak = std::abs(out[i]) > peak ? std::abs(out[i]) : peak;
+  if (peak == 0) {
+    std::fill_n(out, all, sum_of_row(all, out));  // a NaN, if there is one
+    return 0;
+  }
+  for (int64_t i = 0; i < all; ++i) out[i] /= peak;
+  const double size = std::sqrt(dot_of_rows(all, out, out) / static_cast<double>(all)), by = 1 / size;
+  for (int64_t i = 0; i < all; ++i) out[i] *= by;
+  return size * peak;
+}
+
+TORCHCORR_CLONES double standardise_any(int64_t channels, int64_t n, const float* x, double* out) {
+  return standardise_one(channels, n, x, out);
+}
+TORCHCORR_CLONES double standardise_any(int64_t channels, int64_t n, const double* x, double* out) {
+  return standardise_one(channels, n, x, out);
+}
+
+// Shapes (K, C, n); `size` is (K).
+std::tuple<Tensor, Tensor> standardise_channels(const Tensor& given) {
+  const Tensor x = packed(given);
+  const int64_t templates = x.size(0), channels = x.size(1), n = x.size(2), all = channels * n;
+  const Tensor out = new_float64(x, {templates, channels, n}), sizes = new_float64(x, {templates});
+  double *to = out.mutable_data_ptr<double>(), *size = sizes.mutable_data_ptr<double>();
+  with_real_type(x, "template", [&](auto zero) {
+    const auto* from = x.const_data_ptr<decltype(zero)>();
+    parallel_for(0, templates, std::max<int64_t>(1, kGrain / all), [&](int64_t begin, int64_t end) {
+      for (int64_t k = begin; k < end; ++k) {
+        size[k] = standardise_any(channels, n, from + k * all, to + k * all);
+      }
+    });
+  });
+  return {out, sizes};
+}
+
+TORCHCORR_CLONES double narrow_row(int64_t n, const double* x, float* out) {
+  Doubles total = {};
+  int64_t i = 0;
+  for (; i + kDoubles <= n; i += kDoubles) {
+    const Doubles v = read(x + i);
+    write(out + i, v);
+    total += v < 0 ? -v : v;
+  }
+  double rest = 0;
+  for (; i < n; ++i) {
+    out[i] = static_cast<float>(x[i]);
+    rest += std::abs(x[i]);
+  }
+  return total_of(total) + rest;
+}
+
+// Standardised templates (K, C, n) in float32, and of each channel the sum of all sizes.
+std::tuple<Tensor, Tensor> dense_weights(const Tensor& given) {
+  const Tensor x = packed(given);
+  const int64_t templates = x.size(0), channels = x.size(1), n = x.size(2);
+  const Tensor out = torch::stable::new_empty(x, {templates, channels, n}, ScalarType::Float);
+  const Tensor sums = new_float64(x, {channels});
+  const double* from = x.const_data_ptr<double>();
+  float* to = out.mutable_data_ptr<float>();
+  double* sum = sums.mutable_data_ptr<double>();
+  parallel_for(0, channels, std::max<int64_t>(1, kGrain / (templates * n)),
+               [&](int64_t begin, int64_t end) {
+    for (int64_t c = begin; c < end; ++c) {
+      sum[c] = 0;
+      for (int64_t k = 0; k < templates; ++k) {
+        const int64_t at = (k * channels + c) * n;
+        sum[c] += narrow_row(n, from + at, to + at);
+      }
+    }
+  });
+  return {out, sums};
+}
+
+// What a template's gradient is besides its own sums.
+struct Common {
+  double each;         // of a template
+  const double* sums;  // of the images (C, n), or none
+  bool zero_mean, own_means;
+};
+
+// One gradient without what goes along means and, if these are the channels', along the
+// standardised template; the largest size of what is left behind the standardisation.
+template <class T>
+TORCHCORR_INLINE double project_one(int64_t channels, int64_t n, const T* x, const double* weights,
+                                    const Common& common, double* out) {
+  const int64_t all = channels * n;
+  const double* sums = common.sums;
+  for (int64_t i = 0; i < all; ++i) out[i] = static_cast<double>(x[i]);
+  if (sums) {
+    for (int64_t i = 0; i < all; ++i) out[i] += common.each * sums[i];
+  }
+  if (common.zero_mean) {
+    const int64_t groups = common.own_means ? channels : 1, each = all / groups;
+    for (int64_t g = 0; g < groups; ++g) {
+      double* of = out + g * each;
+      subtract(each, sum_of_row(each, of) / static_cast<double>(each), of);
+    }
+  }
+  const double along = dot_of_rows(all, out, weights) / static_cast<double>(all);
+  double largest = 0;
+  for (int64_t i = 0; i < all; ++i) {
+    const double left = out[i] - weights[i] * along, size = std::abs(left);
+    if (common.own_means) out[i] = left;
+    largest = size > largest ? size : largest;
+  }
+  return largest;
+}
+
+TORCHCORR_CLONES double project_any(int64_t channels, int64_t n, const float* x,
+                                    const double* weights, const Common& common, double* out) {
+  return project_one(channels, n, x, weights, common, out);
+}
+TORCHCORR_CLONES double project_any(int64_t channels, int64_t n, const double* x,
+                                    const double* weights, const Common& common, double* out) {
+  return project_one(channels, n, x, weights, common, out);
+}
+
+// Gradients (K, C, n) plus `common` (K) times `sums` (C, n), if given, through `project_one`.
+std::tuple<Tensor, Tensor> dense_project(const Tensor& given, std::optional<Tensor> common,
+                                         const Tensor& sums, const Tensor& weights, bool zero_mean,
+                                         bool own_means) {
+  const Tensor x = packed(given), standard = packed(weights), of_images = packed(sums);
+  const int64_t templates = x.size(0), channels = x.size(1), n = x.size(2), all = channels * n;
+  const Tensor out = new_float64(x, {templates, channels, n}), sizes = new_float64(x, {templates});
+  const double *by = standard.const_data_ptr<double>(),
+               *each = common ? common->const_data_ptr<double>() : nullptr;
+  double *to = out.mutable_data_ptr<double>(), *largest = sizes.mutable_data_ptr<double>();
+  with_real_type(x, "gradient", [&](auto zero) {
+    const auto* from = x.const_data_ptr<decltype(zero)>();
+    parallel_for(0, templates, std::max<int64_t>(1, kGrain / all), [&](int64_t begin, int64_t end) {
+      for (int64_t k = begin; k < end; ++k) {
+        const Common of{each ? each[k] : 0.0, each ? of_images.const_data_ptr<double>() : nullptr,
+                        zero_mean, own_means};
+        largest[k] = project_any(channels, n, from + k * all, by + k * all, of, to + k * all);
+      }
+    });
+  });
+  return {out, sizes};
+}
+
+}  // namespace
+}  // namespace torchcorr
+
+STABLE_TORCH_LIBRARY_IMPL(torchcorr_cpu, CPU, m) {
+  m.impl("standardise_channels", TORCH_BOX(&torchcorr::standardise_channels));
+  m.impl("dense_weights", TORCH_BOX(&torchcorr::dense_weights));
+  m.impl("dense_project", TORCH_BOX(&torchcorr::dense_project));
+}
