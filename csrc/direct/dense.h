@@ -159,36 +159,44 @@ void run_dense(const DenseSums<T>& sums, const DenseCoefficients<T>& packed, con
   const int64_t places = sums.size[0] * strips * pieces;
   const int64_t each = std::clamp<int64_t>(members * blocks * places / kUnits, 1,
                                            std::max<int64_t>(1, fitting / rows));
-  const int64_t groups = ceil_div(members, each), units = blocks * groups * places;
-  const int64_t work = packed.terms() * each * rows * row;
+  const int64_t groups = ceil_div(members, each);
+  // Blocks share the copies of planes that a unit makes, unless they must share the work.
+  const int64_t together = groups * places >= kUnits ? blocks : 1;
+  const int64_t parts = ceil_div(blocks, together), units = parts * groups * places;
+  const int64_t work = packed.terms() * each * rows * row * together;
   const auto dense = kernels<T>().dense;
   parallel_for(0, units, std::max<int64_t>(1, kGrainTerms / (work + 1)),
                [&](int64_t begin, int64_t end) {
-    LineVector<double> totals(each * rows * row);
+    LineVector<double> totals(together * each * rows * row);
     DenseScratch<T> scratch;
     for (int64_t unit = begin; unit < end; ++unit) {
       const Axes3 at{unit / pieces / strips % sums.size[0], unit / pieces % strips * rows,
                      unit % pieces * columns};
-      const int64_t group = unit / places % groups, block = unit / places / groups;
-      const int64_t width = packed.width_of(block);
+      const int64_t group = unit / places % groups, block = unit / places / groups * together;
       const int64_t first = group * each, last = std::min(first + each, members);
       const int64_t high = std::min(rows, sums.size[1] - at[1]);
       const int64_t wide = std::min(columns, sums.size[2] - at[2]);
+      const auto totals_of = [&](int64_t m, int64_t b) {
+        return totals.data() + ((m - first) * together + b - block) * rows * row;
+      };
       std::fill(totals.begin(), totals.end(), 0.0);
       for (size_t plane = 0; plane < planes.size();) {
         const size_t behind = packed.near(block, plane);
         for (int64_t m = first; m < last; ++m) {
-          const SumOfPlanes<T> sum{&planes, sums.source + sums.members[m].source,
-                                   packed.at(block, plane), nullptr, sums.source_stride, {}, {}};
-          dense({sum, plane, behind, at, high, wide, width,
-                 totals.data() + (m - first) * rows * row},
-                scratch);
+          for (int64_t b = block; b < block + together; ++b) {
+            const SumOfPlanes<T> sum{&planes, sums.source + sums.members[m].source,
+                                     packed.at(b, plane), nullptr, sums.source_stride, {}, {}};
+            dense({sum, plane, behind, at, high, wide, packed.width_of(b), totals_of(m, b)},
+                  scratch);
+          }
         }
         plane = behind;
       }
       for (int64_t m = first; m < last; ++m) {
-        emit(DenseRows{m, block * lanes, packed.of_block(block), at, high, wide, width,
-                       totals.data() + (m - first) * rows * row});
+        for (int64_t b = block; b < block + together; ++b) {
+          emit(DenseRows{m, b * lanes, packed.of_block(b), at, high, wide, packed.width_of(b),
+                         totals_of(m, b)});
+        }
       }
     }
   });

@@ -59,6 +59,7 @@ struct DenseScratch {
   bool in_place = false;
   int64_t low = 0, high = 0;  // between these rows of positions all terms are live
   LineVector<T> copies;
+  const T* copied = nullptr;  // the source that they are of
   int64_t pitch = 0;  // of copies
 };
 
@@ -83,10 +84,11 @@ bool lies_within(const DenseTask<T>& task) {
 template <class T>
 void locate_terms(const DenseTask<T>& task, DenseScratch<T>& scratch) {
   const SumOfPlanes<T>& sum = task.sum;
-  if (scratch.first == task.first && scratch.last == task.last && scratch.width == task.width &&
-      scratch.place == task.at && scratch.rows == task.rows && scratch.columns == task.columns) {
-    return;
-  }
+  const bool same = scratch.first == task.first && scratch.last == task.last &&
+                    scratch.place == task.at && scratch.rows == task.rows &&
+                    scratch.columns == task.columns;
+  if (same && scratch.width == task.width) return;
+  if (!same) scratch.copied = nullptr;
   scratch.first = task.first, scratch.last = task.last, scratch.width = task.width;
   scratch.place = task.at, scratch.rows = task.rows, scratch.columns = task.columns;
   scratch.in_place = lies_within(task);
@@ -132,6 +134,8 @@ void locate_terms(const DenseTask<T>& task, DenseScratch<T>& scratch) {
 template <class T>
 void copy_planes(const DenseTask<T>& task, DenseScratch<T>& scratch) {
   const SumOfPlanes<T>& sum = task.sum;
+  if (scratch.copied == sum.source) return;
+  scratch.copied = sum.source;
   T* to = scratch.copies.data();
   for (size_t i = task.first; i < task.last; ++i) {
     const Plane& p = (*sum.planes)[i];

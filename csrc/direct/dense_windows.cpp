@@ -289,8 +289,9 @@ TORCHCORR_CLONES double add_through(int64_t n, const double* added, const float*
 class Spread {
  public:
   explicit Spread(const Windows& w)
-      : w_(w), line_(new_row(w.size[2] + w.window[2])), sums_(new_row(w.size[2])) {}
+      : w_(w), line_(new_row(w.size[2] + w.window[2])) {}
 
+  // The output has room for a vector behind its end.
   void run(const double* map, double* out) {
     const int64_t wide = w_.size[2];
     for (int64_t z = 0; z < w_.size[0]; ++z) {
@@ -301,8 +302,7 @@ class Spread {
         for (int64_t a = front; a < behind; ++a) {
           for (int64_t b = top; b < bottom; ++b) add(map + (a * w_.count[1] + b) * w_.count[2]);
         }
-        sum_neighbours(wide, w_.window[2], line_.data(), sums_.data());
-        std::copy_n(sums_.data(), wide, out);
+        sum_neighbours(wide, w_.window[2], line_.data(), out);
       }
     }
   }
@@ -320,7 +320,7 @@ class Spread {
   }
 
   const Windows& w_;
-  std::vector<double> line_, sums_;
+  std::vector<double> line_;
 };
 
 // Adds what goes through the norms to a gradient (items, C, *size): of `share` (items, *positions) the
@@ -340,8 +340,9 @@ Tensor dense_spread(const Tensor& x, const Tensor& levels, const Tensor& means, 
   const int64_t work = kChannels * n * (w.window[1] + w.window[2]);
   parallel_for(0, w.items * parts, std::max<int64_t>(1, kGrain / work),
                [&](int64_t begin, int64_t end) {
-    std::vector<double> by(n), added(n), map(m), columns = new_row(w.size[2]),
+    std::vector<double> by = new_row(n), added = new_row(n), map(m), columns = new_row(w.size[2]),
         box = new_row(w.size[2]);
+    const double each = 1 / w.of_channel();
     Spread spread(w);
     for (int64_t unit = begin; unit < end; ++unit) {
       const int64_t item = unit / parts, first = unit % parts * kChannels;
@@ -358,7 +359,7 @@ Tensor dense_spread(const Tensor& x, const Tensor& levels, const Tensor& means, 
           sum_channel(w, from + i * n, level[i], row, columns.data(), box.data());
           for (int64_t u = 0; u < w.count[2]; ++u) {
             const int64_t at = row * w.count[2] + u;
-            map[at] = of_item[at] * box[u] / w.of_channel();
+            map[at] = of_item[at] * box[u] * each;
           }
         }
         if (own_means) spread.run(map.data(), added.data());
@@ -371,10 +372,52 @@ Tensor dense_spread(const Tensor& x, const Tensor& levels, const Tensor& means, 
   return largest;
 }
 
+// For each element of a template the sum of what all windows see there, (C, *window).
+Tensor dense_position_sums(const Tensor& x, Sizes window, Sizes stride) {
+  const Windows w(x, window, stride);
+  Sizes shape{w.channels};
+  shape.insert(shape.end(), window.begin(), window.end());
+  const Tensor out = new_float64(x, shape);
+  const float* from = x.const_data_ptr<float>();
+  double* to = out.mutable_data_ptr<double>();
+  const int64_t n = w.elements(), each = product(w.window);
+  parallel_for(0, w.channels, std::max<int64_t>(1, kGrain / (w.items * n)),
+               [&](int64_t begin, int64_t end) {
+    std::vector<double> plane(n), rows(w.size[0] * w.size[1] * w.window[2]);
+    for (int64_t c = begin; c < end; ++c) {
+      std::fill(plane.begin(), plane.end(), 0.0);
+      for (int64_t item = 0; item < w.items; ++item) {
+        add_deviations(n, from + (item * w.channels + c) * n, 0.0, plane.data());
+      }
+      // Along the rows first.
+      double* sums = rows.data();
+      for (int64_t row = 0; row < w.size[0] * w.size[1]; ++row) {
+        for (int64_t v = 0; v < w.window[2]; ++v, ++sums) {
+          *sums = 0;
+          const double* seen = plane.data() + row * w.size[2] + v;
+          for (int64_t u = 0; u < w.count[2]; ++u) *sums += seen[u * w.step[2]];
+        }
+      }
+      for (int64_t v = 0; v < each; ++v) {
+        const Axes3 at = unravel(v, w.window);
+        double total = 0;
+        for (int64_t row = 0; row < w.rows(); ++row) {
+          const int64_t z = row / w.count[1] * w.step[0] + at[0];
+          const int64_t y = row % w.count[1] * w.step[1] + at[1];
+          total += rows[(z * w.size[1] + y) * w.window[2] + at[2]];
+        }
+        to[c * each + v] = total;
+      }
+    }
+  });
+  return out;
+}
+
 }  // namespace
 }  // namespace torchcorr
 
 STABLE_TORCH_LIBRARY_IMPL(torchcorr_cpu, CPU, m) {
   m.impl("dense_norms", TORCH_BOX(&torchcorr::dense_norms));
+  m.impl("dense_position_sums", TORCH_BOX(&torchcorr::dense_position_sums));
   m.impl("dense_spread", TORCH_BOX(&torchcorr::dense_spread));
 }

@@ -21,6 +21,7 @@ STABLE_TORCH_LIBRARY(torchcorr_cpu, m) {
   m.def(
       "dense_spread(Tensor input, Tensor levels, Tensor means, Tensor share, int[] window,"
       " int[] stride, Tensor(a!) out) -> Tensor");
+  m.def("dense_position_sums(Tensor input, int[] window, int[] stride) -> Tensor");
   m.def("standardise_channels(Tensor template) -> (Tensor, Tensor)");
   m.def("dense_weights(Tensor template) -> (Tensor, Tensor)");
   m.def(

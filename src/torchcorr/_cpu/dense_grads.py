@@ -204,7 +204,9 @@ def _onto_template(
     def left_of(rest: Tensor, centred: Tensor) -> tuple[Tensor, float]:
         shape = tuple(weights.shape)
         total = steps.correlate_direct_template_grad(rest, centred.unsqueeze(1), shape, of.stride)
-        sums = none if common is None else _sums_of_positions(centred, of, rest).flatten(1)
+        sums = none
+        if common is not None:
+            sums = steps.dense_position_sums(x, shape[2:], of.stride).flatten(1)
         args = (total.flatten(2), common, sums, weights.flatten(2), of.zero_mean, own_means)
         left, largest = steps.dense_project(*args)
         return left.view(shape), float(largest.max())
@@ -222,15 +224,3 @@ def _centred(of: ScoreGradCall, x: Tensor, own_means: bool) -> Tensor:
         return x
     axes = tuple(range(-len(of.stride), 0))
     return x - x.mean((0, *axes) if own_means else (0, 1, *axes), keepdim=True)
-
-
-def _sums_of_positions(x: Tensor, of: ScoreGradCall, into: Tensor) -> Tensor:
-    """For each element of a template the sum of what all positions see there: (C, *window)."""
-    ndim = len(of.stride)
-    seen = x.sum(0, dtype=torch.float64)
-    for axis, (step, k, n) in enumerate(
-        zip(of.stride, of.template.shape[-ndim:], into.shape[-ndim:], strict=True), -ndim
-    ):
-        seen = seen.unfold(axis, (n - 1) * step + 1, 1)[..., ::step].sum(-1)
-        seen = seen.narrow(axis, 0, k)
-    return seen
