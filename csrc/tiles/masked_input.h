@@ -16,6 +16,7 @@
 namespace torchcorr {
 
 constexpr int64_t kWindowsToSample = 8;  // along an axis, to find faint ones
+constexpr int64_t kRowsToSampleOfWindow = 16;  // along each of two axes
 constexpr double kNoEnergy = 1e-12;  // energy of such a window, relative to its squares, if it is flat
 
 // How weighted scores are computed: `MaskedRule` of _cpu/rules.py.
@@ -90,6 +91,11 @@ class MaskedInput {
     double least = std::numeric_limits<double>::infinity();
     const double enough = std::max(rule_.least * total_weight(pair, k), 0.0);
     Axes3 at{}, end{}, step{};
+    double share = 1;  // of a window's rows, those that are sampled stand for so many
+    for (int i = 0; i < 2; ++i) {
+      const int64_t rows = t_.window[i], sampled = ceil_div(rows, rows_to_sample()[i]);
+      share *= static_cast<double>(rows) / static_cast<double>(sampled);
+    }
     for (int i = 0; i < 3; ++i) {
       end[i] = std::min(t_.extent[i], t_.size[i] - place.start[i]) - t_.window[i] + 1;
       step[i] = std::max(t_.window[i], ceil_div(end[i], kWindowsToSample));
@@ -105,7 +111,9 @@ class MaskedInput {
             energy += total_of_lanes(parts.square) - (centred ? sum * sum / count : 0.0);
             weight += count, squares += total_of_lanes(parts.square);
           }
-          if (weight > enough && energy > kNoEnergy * squares) least = std::min(least, energy);
+          if (weight * share > enough && energy > kNoEnergy * squares) {
+            least = std::min(least, energy * share);
+          }
         }
       }
     }
@@ -127,18 +135,25 @@ class MaskedInput {
     return flat;
   }
 
+  // Every so many planes and rows of a window are sampled.
+  Axes3 rows_to_sample() const {
+    return {ceil_div(t_.window[0], kRowsToSampleOfWindow),
+            ceil_div(t_.window[1], kRowsToSampleOfWindow), 1};
+  }
+
   WeightedParts parts_of(const TilePlace& place, double level, const Axes3& at, int64_t group,
                          int64_t pair, int64_t k) const {
     WeightedParts parts;
     const double* by = factors_[group]->weights.values(pair, k);
-    for (int64_t c = 0; c < of_group_.channels; ++c) {
+    const Axes3 step = rows_to_sample();
+    for (int64_t c = 0; c < of_group_.channels; ++c, by += product(t_.window)) {
       const int64_t channel = group * of_group_.channels + c;
-      for (int64_t z = at[0]; z < at[0] + t_.window[0]; ++z) {
-        for (int64_t y = at[1]; y < at[1] + t_.window[1]; ++y, by += t_.window[2]) {
-          const int64_t row = (channel * t_.length[0] + z) * t_.length[1] + y;
+      for (int64_t z = 0; z < t_.window[0]; z += step[0]) {
+        for (int64_t y = 0; y < t_.window[1]; y += step[1]) {
+          const int64_t row = (channel * t_.length[0] + at[0] + z) * t_.length[1] + at[1] + y;
           const TileRow<T> x = row_of(place, image_, row), w = row_of(place, weight_, row);
-          add_weighted(t_.window[2], x.data + at[2], w.data ? w.data + at[2] : nullptr, by, level,
-                       parts);
+          add_weighted(t_.window[2], x.data + at[2], w.data ? w.data + at[2] : nullptr,
+                       by + (z * t_.window[1] + y) * t_.window[2], level, parts);
         }
       }
     }

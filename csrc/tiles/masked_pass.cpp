@@ -87,7 +87,7 @@ class MaskedPass : MaskedInput<T> {
       for (int64_t g = 0; g < pass_.groups_; ++g) {
         for (int which : {kFirst, kSquare, kWeight}) release(g, which);
       }
-      for (std::vector<R>& map : maps_) map = {};
+      for (std::unique_ptr<R[]>& map : maps_) map.reset();
       typename MaskedPass::template Pair<double>(pass_, places_, levels_, pair_, flat_).score(left);
     }
 
@@ -164,7 +164,7 @@ class MaskedPass : MaskedInput<T> {
     // Windows' sums of products with one of the factors: those of one tile after those of the other.
     // The `last` ones of a spectrum may overwrite it.
     WindowSum<R> sum(int64_t group, int which, Factors& by, int64_t k, bool last,
-                     std::vector<R>& map) {
+                     std::unique_ptr<R[]>& map) {
       const Spectrum& of = spectrum(group, which);
       Sizes shape{1};
       for (int64_t n : sizes_of(t_.length, t_.ndim)) shape.push_back(n);
@@ -173,11 +173,11 @@ class MaskedPass : MaskedInput<T> {
                             in_place ? *of.lines : torch::stable::new_empty(*of.lines, shape)};
       const Tensor sums = products_of(operand, pass_.of_group_, by.template spectrum<R>(pair_, k));
       const R* from = sums.template const_data_ptr<R>();
-      map.resize(2 * t_.positions());
+      if (!map) map.reset(new R[2 * t_.positions()]);
       for (int64_t row = 0; row < t_.outputs[0] * t_.outputs[1]; ++row) {
         const int64_t z = row / t_.outputs[1] * t_.stride[0];
         const int64_t y = row % t_.outputs[1] * t_.stride[1];
-        R* to = map.data() + row * t_.outputs[2];
+        R* to = map.get() + row * t_.outputs[2];
         take_row(t_.outputs[2], 2 * t_.stride[2], from + 2 * (z * t_.length[1] + y) * t_.length[2],
                  to, to + t_.positions());
       }
@@ -186,7 +186,8 @@ class MaskedPass : MaskedInput<T> {
       const double unit = static_cast<double>(std::numeric_limits<R>::epsilon()) / 2;
       const double power = (of.squares * by.squares(pair_, k) + in.squares) / static_cast<double>(n);
       if (last) release(group, which);
-      return {map.data(), 0.0, kTransform * unit * (std::sqrt(power) + in.largest / 2)};
+      const double error = kTransform * unit * (std::sqrt(power) + in.largest / 2);
+      return {map.get(), 0.0, error, in.largest};
     }
 
     // All sums of a template, or those that depend on its elements. One spectrum after the other, so
@@ -311,7 +312,7 @@ class MaskedPass : MaskedInput<T> {
     bool keeps_spectra_ = false;
     std::vector<std::array<Spectrum, 3>> spectra_;  // of each group
     ScoreSums<R> sums_;
-    std::vector<R> maps_[6];
+    std::unique_ptr<R[]> maps_[6];
     std::vector<double> added_;  // moments of channels
     double count_error_ = 0;
     std::vector<uint8_t> states_;  // of the windows of a tile

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 namespace torchcorr {
 namespace {
@@ -81,6 +82,56 @@ TORCHCORR_INLINE int64_t score_windows(int64_t n, const ScoreSums<R>& sums, cons
   const MomentsOfSums<WHOLE, CENTRED, R> of(sums);
   const auto get = [&](int64_t i) TORCHCORR_FLAT { return of.at(i); };
   return score_each<WHOLE, R>(n, get, of.n_count, by, out, states);
+}
+
+// The least energy of windows that are not doubtful, if all elements have weight 1: errors are at most
+// those of the largest mean, and p * sqrt(e * f) + (e_error * f + f_error * e) / 2 is at most what is
+// allowed from a root of e on. Infinite if there is none.
+template <class R>
+TORCHCORR_INLINE double least_known(const ScoreSums<R>& sums, double f, double allowed) {
+  const double share = 1 / sums.count.constant, a = sums.first.largest * share;
+  const double b = std::abs(sums.other.constant) * share;
+  const double p_error = sums.product.error + b * sums.first.error;
+  const double e_error = sums.square.error + 2 * a * sums.first.error;
+  const double linear = p_error * std::sqrt(f), slope = allowed * f;
+  if (!(f > 0 && slope > 0)) return std::numeric_limits<double>::infinity();
+  const double root = (linear + std::sqrt(linear * linear + 2 * slope * e_error * f)) / (2 * slope);
+  return std::max<double>(root * root, std::numeric_limits<R>::min());
+}
+
+// Scores of n windows whose elements all have weight 1; how many of them have less than an energy.
+template <bool CENTRED, class R, class T>
+TORCHCORR_INLINE int64_t score_whole(int64_t n, const ScoreSums<R>& sums, double f, double least,
+                                     T* __restrict out) {
+  const R *first = sums.first.map, *square = sums.square.map, *product = sums.product.map;
+  const double share = 1 / sums.count.constant, of_template = sums.other.constant * share;
+  const R size = std::sqrt(static_cast<R>(f));
+  int64_t few = 0;
+#pragma GCC ivdep
+  for (int64_t i = 0; i < n; ++i) {
+    const double s = CENTRED ? static_cast<double>(first[i]) : 0.0;
+    const double e = static_cast<double>(square[i]) - s * s * share;
+    const double p = static_cast<double>(product[i]) - s * of_template;
+    const R ratio = static_cast<R>(p) / (std::sqrt(static_cast<R>(e)) * size);
+    const R low = ratio < -1 ? R(-1) : ratio;
+    out[i] = static_cast<T>(low > 1 ? R(1) : low);
+    few += !(e >= least);
+  }
+  return few;
+}
+
+template <bool CENTRED, class R, class T>
+TORCHCORR_INLINE int64_t score_all(int64_t n, const ScoreSums<R>& sums, const ScoreLimits& by,
+                                   T* out, uint8_t* states) {
+  const double of_all = sums.other.constant;
+  const double f = sums.energy.constant - of_all * of_all / sums.count.constant;
+  const double least = least_known(sums, f, by.allowed);
+  if (by.softening == 0 && least <= std::numeric_limits<R>::max() &&
+      score_whole<CENTRED>(n, sums, f, least, out) == 0) {
+    std::fill(states, states + n, uint8_t{0});
+    return 0;
+  }
+  return score_windows<true, CENTRED>(n, sums, by, out, states);
 }
 
 template <bool WHOLE, class R>
@@ -202,10 +253,10 @@ TORCHCORR_INLINE void take(int64_t n, int64_t step, const R* from, R* one, R* ot
   TORCHCORR_CLONES int64_t score_row(bool whole, int64_t n, const ScoreSums<R>& sums,          \
                                      const ScoreLimits& by, T* out, uint8_t* states) {         \
     if (!sums.first.map) {                                                                     \
-      return whole ? score_windows<true, false>(n, sums, by, out, states)                      \
+      return whole ? score_all<false>(n, sums, by, out, states)                                \
                    : score_windows<false, false>(n, sums, by, out, states);                    \
     }                                                                                          \
-    return whole ? score_windows<true, true>(n, sums, by, out, states)                         \
+    return whole ? score_all<true>(n, sums, by, out, states)                                   \
                  : score_windows<false, true>(n, sums, by, out, states);                       \
   }
 TORCHCORR_SCORE(float, float)

@@ -6,11 +6,11 @@
 
 namespace torchcorr {
 
-// A sum of each window, or the same for all windows; and a bound of its rounding.
+// A sum of each window, or the same for all windows; a bound of its rounding, and of its size.
 template <class R>
 struct WindowSum {
   const R* map = nullptr;
-  double constant = 0, error = 0;
+  double constant = 0, error = 0, largest = 0;
 };
 
 // The sums of a template and tile.

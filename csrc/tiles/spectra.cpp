@@ -59,6 +59,19 @@ TORCHCORR_CLONES void fold(int64_t n, int64_t folds, bool add, const double* fro
   fold_row(n, folds, add, from, to);
 }
 
+TORCHCORR_CLONES void narrow_row(int64_t n, const double* from, float* to) {
+  for (int64_t i = 0; i < n; ++i) to[i] = static_cast<float>(from[i]);
+}
+
+// Complex numbers in float32.
+Tensor narrowed(const Tensor& wide) {
+  const Tensor narrow =
+      torch::stable::new_empty(wide, sizes_of(wide), ScalarType::ComplexFloat);
+  narrow_row(2 * wide.numel(), static_cast<const double*>(wide.const_data_ptr()),
+             static_cast<float*>(narrow.mutable_data_ptr()));
+  return narrow;
+}
+
 Sizes lines_of(int64_t count, const Axes3& size, int64_t ndim) {
   Sizes shape{count};
   for (int64_t n : sizes_of(size, ndim)) shape.push_back(n);
@@ -215,7 +228,7 @@ const void* TemplateSpectra::numbers(int64_t line, bool wide) {
     return wide_[line].const_data_ptr();
   }
   std::call_once(narrow_ready_[line], [&] {
-    narrow_[line] = torch::stable::to(made(), ScalarType::ComplexFloat);
+    narrow_[line] = narrowed(made());
   });
   return narrow_[line].const_data_ptr();
 }

@@ -54,6 +54,7 @@ TORCHCORR_CLONES void add_sums(const WeightedWindow<double>& of, int64_t begin, 
     if (!(count > 0)) return;
     mean = total_of(level.sum) / count, other_mean = total_of(other.sum) / count;
     flat = level.is_flat(), other_flat = other.is_flat();
+    if (flat && end - begin == of.seen.channels) return;  // the score is 0, whatever the rest is
   }
   Doubles weights = {}, first = {}, second = {}, energy = {}, other = {}, products = {};
   for_elements(of, begin, end,
