@@ -94,11 +94,10 @@ class _Sums:
         return maps.sum_to_size((*lead, *maps.shape[-self.of.ndim :]))
 
 
-def composed_moments(sums: _Sums) -> Moments:
-    """Moments that can be differentiated: differences of plain sums."""
+def composed_moments(sums: _Sums, x: Tensor, t: Tensor) -> Moments:
+    """Moments that can be differentiated: differences of plain sums of both inputs."""
     of = sums.of
-    x, t, m = of.centred(), of.template, of.template_weights()
-    g = of.input_weight
+    m, g = of.template_weights(), of.input_weight
     if g is None:
         g = x.new_ones((1, *x.shape[-of.ndim :]))
     count = sums.correlate(g, m)
@@ -128,10 +127,16 @@ def weighted_gradients(
     of = call.prepared()
     sums, ndim = _Sums(of, call, operators), of.ndim
     axis = -ndim - 1
+    x, t, m, g = of.centred(), of.template, of.template_weights(), of.input_weight
+    # An element without weight has none in the score, but one in the gradients of weights.
+    raw = torch.nan_to_num(widen(call.input), 0, 0, 0) * of.scale - of.level
+    raw_t = torch.nan_to_num(widen(call.template), 0, 0, 0) * of.template_scale - of.template_level
     if composed:
-        found = composed_moments(sums)
+        x, t = x if g is None else torch.where(g > 0, x, raw), torch.where(m > 0, t, raw_t)
+        found = composed_moments(sums, x, t)
     else:
-        allowed = rounding.ALLOWED_GRADIENT_ERROR / 8
+        # Scores near 1 leave small differences, in which rounding of float32 would show.
+        allowed = rounding.ALLOWED_GRADIENT_ERROR / 1024
         if call.input.dtype == torch.float64:
             allowed = rounding.ALLOWED_SCORE_ERROR[torch.float64]
         found = operators.statistics(of, call.stride, call.method, allowed)
@@ -147,7 +152,9 @@ def weighted_gradients(
     live = live & definition.is_covered(of, found.count, call.least).unsqueeze(axis)
     soft, other = torch.where(live, soft, 1.0), torch.where(live, other, 1.0)
     none = torch.zeros_like(soft)
-    a = torch.where(live, grad / (soft.sqrt() * other.sqrt()), none)
+    size = soft.sqrt() * other.sqrt()
+    score = found.product.sum(axis, keepdim=True) / size
+    a = torch.where(live, grad / size, none)
     b = torch.where(live, grad * score / soft, none)
     c = torch.where(live, grad * score / other, none)
     mean, other_mean = found.mean, found.template_mean
@@ -162,7 +169,6 @@ def weighted_gradients(
     rest = a * mean * other_mean - (b * mean.square() + c * other_mean.square()) / 2
     rest = full(rest - b * call.eps * of.scale.square() / 2)
     a, b, c = full(a), full(b), full(c)
-    x, t, m, g = of.centred(), of.template, of.template_weights(), of.input_weight
     seen = x if g is None else g * x
     shape = torch.broadcast_shapes(x.shape, x.shape if g is None else g.shape)
     of_template = torch.broadcast_shapes(t.shape, m.shape)
@@ -177,8 +183,6 @@ def weighted_gradients(
         if call.needed[2] and call.input_weight is not None:
             third = sums.onto_input(v, m * t, shape) + sums.onto_input(rest, m, shape)
             third = third - sums.onto_input(c, m * t * t, shape) / 2
-            # An element without weight has none in the score, but one in this.
-            raw = torch.nan_to_num(widen(call.input), 0, 0, 0) * of.scale - of.level
             total = raw * first - raw.square() * second / 2 + third
             grads[2] = total.sum_to_size(call.input_weight.shape).to(call.input_weight.dtype)
     if call.needed[1] or call.needed[3]:
@@ -191,9 +195,7 @@ def weighted_gradients(
             third = sums.onto_template(u, seen, of_template)
             third = third - sums.onto_template(b, seen * x, of_template) / 2
             third = third + sums.onto_template(rest, g, of_template)
-            raw = torch.nan_to_num(widen(call.template), 0, 0, 0) * of.template_scale
-            raw = raw - of.template_level
-            total = raw * first - raw.square() * second / 2 + third
+            total = raw_t * first - raw_t.square() * second / 2 + third
             grads[3] = total.sum_to_size(call.template_weight.shape).to(call.template_weight.dtype)
     return tuple(grads)
 
