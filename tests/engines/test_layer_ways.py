@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 
 import pytest
@@ -67,23 +68,32 @@ def test_the_named_way_is_taken(method, monkeypatch):
     assert calls == list(forms)
 
 
-@pytest.mark.parametrize("at_once", [1, 3, 1 << 20])
+@pytest.mark.parametrize(("at_once", "piece"), [(1, 1), (3, 4000), (1 << 20, 1 << 20), (9, 1)])
 @pytest.mark.parametrize("block", [1, 3, 100])
+@pytest.mark.parametrize("least", [1, 1 << 20])
 @pytest.mark.parametrize("window", [(5, 4), (3,), (2, 3, 2)])
-def test_any_tiles_and_blocks(at_once, block, window, monkeypatch):
-    """Few tiles at once, rows of tiles, blocks of outputs and lengths that are too long."""
+def test_any_tiles_and_blocks(at_once, piece, block, least, window, monkeypatch):
+    """Few tiles and channels at once, rows of tiles, blocks of outputs, lengths that are too long,
+    and tiles that are transformed by products with a matrix or not."""
+    monkeypatch.setattr(spectra, "MATRIX_CHANNELS", least)
     ndim = len(window)
-    monkeypatch.setattr(plan, "TILE_BYTES", at_once)
-    monkeypatch.setattr(plan.Tiles, "at_once", lambda *_: at_once)
+    monkeypatch.setattr(plan, "_PIECE", piece)
     x, w = draw((2, 3, *(23, 19, 8)[:ndim])) - 0.5, draw((4, 3, *window), seed=1) - 0.5
     how = ([1] * ndim, [1] * ndim, [1] * ndim, 1)
     layer = plan.Layer.of(tuple(x.shape), tuple(w.shape), *how, x.dtype)
     exact = definition.conv(x, w, *how)
     grad = draw(tuple(exact.shape), seed=2) - 0.5
     for wanted in (6, 11, 64):
-        tiles = dataclasses.replace(plan._tiles(layer.dense, wanted), block=block)
+        tiles = plan._tiles(layer.dense, wanted)
+        together = min(max(at_once, math.prod(tiles.grid[1:])), 2 * math.prod(tiles.grid))
+        tiles = dataclasses.replace(tiles, block=block, together=together)
+        of_input = plan._tiles(layer.transposed, wanted)
         got = spectra.convolve(x, w, [1] * ndim, tiles)
         torch.testing.assert_close(got, exact, rtol=0, atol=1e-13)
+        back = [k - 2 for k in window]
+        got = spectra.convolve(grad, w.transpose(0, 1), back, of_input, True)
+        expected = definition.conv_input_grad(grad, w, x.shape, *how)
+        torch.testing.assert_close(got, expected, rtol=0, atol=1e-13)
         got = spectra.weight_grad(grad, x, [1] * ndim, tiles)
         exact_grad = definition.conv_weight_grad(grad, x, w.shape, *how)
         torch.testing.assert_close(got, exact_grad, rtol=0, atol=1e-11)
@@ -105,14 +115,51 @@ def test_short_and_long_transforms(length):
 @pytest.mark.parametrize("size", [64, 256, 1024, 4096])
 @pytest.mark.parametrize("channels", [4, 64, 512])
 @pytest.mark.parametrize("kernel", [7, 31, 63])
-def test_scratch_does_not_grow_with_the_image(size, channels, kernel):
+def test_scratch_does_not_grow_with_the_image_beyond_a_row_of_tiles(size, channels, kernel):
     layer, _ = layer_of((4, channels, size, size), (channels, channels, kernel, kernel))
-    tiles, _ = plan.tiles_of(layer.dense)
-    spectrum = 8 * math.prod(tiles.frequencies)
-    assert tiles.block == 1 or spectrum * channels * tiles.block <= plan.WEIGHT_BYTES
-    planes = 2 * (channels + tiles.block)
-    together = tiles.at_once(planes, 4)
-    assert together == 1 or together * spectrum * planes <= plan.TILE_BYTES
+    for form in ("output", "input"):
+        dense = layer.dense_of(form)
+        tiles, _ = plan.tiles_of(dense)
+        spectrum = 8 * math.prod(tiles.frequencies)
+        count = dense.items * math.prod(tiles.grid)
+        of_block = spectrum * channels * tiles.block
+        assert tiles.block == 1 or of_block <= plan.WEIGHT_BYTES
+        # Neither spectra are made twice, unless all tiles and all weights have no room.
+        if tiles.block < channels and tiles.together < count:
+            assert spectrum * channels * min(channels, count) > plan.WEIGHT_BYTES
+        row = spectrum * tiles.grid[-1] * (channels + 2 * tiles.block)
+        assert tiles.scratch(dense) <= 2 * (plan.WEIGHT_BYTES + of_block) + row
+
+
+def peak_of(call):
+    """Bytes that PyTorch has allocated at once during a call, less those of its result."""
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as profile:
+        result = call()
+    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
+    events.sort(key=lambda e: e.start_ns())
+    return max(itertools.accumulate(e.nbytes() for e in events)) - result.nbytes
+
+
+@pytest.mark.parametrize(
+    ("input", "weight"),
+    [((1, 64, 160, 160), (64, 64, 31, 31)), ((8, 3, 256, 256), (16, 3, 31, 31))],
+)
+def test_scratch_is_bounded_where_many_channels_meet(input, weight):
+    """As the row C13M of the benchmarks measures it, in resident memory."""
+    layer, how = layer_of(input, weight)
+    x, w = draw(input, torch.float32), draw(weight, torch.float32, 1)
+    grad = draw((input[0], weight[0], *layer.lattices.positions), torch.float32, 2)
+    calls = {
+        "output": lambda: engine.conv(x, w, *how, "spectra"),
+        "input": lambda: engine.conv_input_grad(grad, w, x.shape, *how, "spectra"),
+        "weight": lambda: engine.conv_weight_grad(grad, x, w.shape, *how, "spectra"),
+    }
+    for form, call in calls.items():
+        dense = layer.dense_of(form)
+        assert plan.tiles_of(dense)[0].scratch(dense) <= plan.SCRATCH
+        assert peak_of(call) <= plan.SCRATCH, form
 
 
 def test_the_backward_pass_keeps_input_and_weight_alone():

@@ -155,7 +155,8 @@ def _by_spectra(
     tiles, groups = tiles_of(layer.dense_of(form))[0], layer.dense.groups
     prepared = (None,) * groups if spectra is None else spectra.unbind(0)
     parts = zip(x.chunk(groups, 1), dense_weights(w, layer, form), prepared, strict=True)
-    return _joined([tiled.convolve(v, u, padding, tiles, s) for v, u, s in parts])
+    turned = form == "input"
+    return _joined([tiled.convolve(v, u, padding, tiles, turned, s) for v, u, s in parts])
 
 
 def _way(layer: Layer, form: str, method: str) -> str:

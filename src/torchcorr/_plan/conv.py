@@ -14,9 +14,20 @@ from .lattice import Lattices
 from .shapes import Ints
 from .tiling import tile_length
 
-# Bytes of the spectra of tiles, and of those of weights, that are held at once.
-TILE_BYTES = 64 << 20
+# Bytes of the spectra of weights that a module keeps.
 WEIGHT_BYTES = 96 << 20
+# Bytes of scratch that are asked for. Of these may take: spectra of all tiles or of all weights,
+# which are held while blocks of the others are made; a block of weights that is made anew; a batch
+# of tiles with weights that are held; and tiles that are transformed at a time.
+SCRATCH = 64 << 20
+_HELD = 40 << 20
+_BLOCK = 9 << 20
+_BATCH = 24 << 20
+_PIECE = 4 << 20
+# How much longer a layer may take for scratch within the limit.
+_WORTH_SCRATCH = 1.1
+# Channels from which on short tiles are transformed by products with a matrix.
+MATRIX_CHANNELS = 8
 # Taps along an axis up to which a transform of them is a product with a matrix.
 SHORT = 96
 # Lengths of tiles that are tried.
@@ -47,31 +58,39 @@ class Tiles:
     grid: Ints
     length: Ints  # of the transforms
     block: int  # outputs of the layer whose weights are transformed at once
+    together: int  # tiles that are multiplied with them, of all items
 
     @property
     def frequencies(self) -> Ints:
         """Of real numbers: half of the last axis."""
         return (*self.length[:-1], self.length[-1] // 2 + 1)
 
-    def at_once(self, planes: int, itemsize: int) -> int:
-        """Tiles whose spectra have room."""
-        return max(1, TILE_BYTES // (2 * itemsize * math.prod(self.frequencies) * planes))
+    def at_once(self, channels: int, each: int, itemsize: int) -> tuple[int, int]:
+        """Tiles that are transformed at once, rows of `each` or fewer, and channels of a row."""
+        fitting = _PIECE // (2 * itemsize * math.prod(self.frequencies))
+        tiles = max(1, fitting // channels)
+        return tiles, channels if tiles >= each else max(1, min(channels, fitting // each))
 
     def can_be_kept(self, problem: Dense) -> bool:
         """Whether the spectra of all weights have room at once."""
         numbers = problem.groups * problem.channels * problem.outputs * math.prod(self.frequencies)
         return 2 * problem.itemsize * numbers <= WEIGHT_BYTES
 
+    def scratch(self, problem: Dense) -> int:
+        """Bytes of spectra, products and their inverse."""
+        channels, made = problem.channels, 1 + self.window[0] / self.length[0]
+        numbers = self.together * channels + max(
+            made * channels * self.block,
+            self.block * (channels + 2 * self.together),
+        )
+        return int(2 * problem.itemsize * math.prod(self.frequencies) * numbers) + _PIECE
+
     def plan(self, problem: Dense, cost: float) -> Plan:
         """These tiles as the record that users read."""
-        spectrum = 2 * problem.itemsize * math.prod(self.frequencies)
-        planes = 2 * (problem.channels + self.block)
-        count = math.prod(self.grid)
-        batch = min(self.at_once(planes, problem.itemsize), problem.items * count)
-        scratch = spectrum * (problem.channels * self.block + batch * planes)
-        ones = (1,) * len(self.length)
+        ones, count = (1,) * len(self.length), math.prod(self.grid)
         sizes = (self.outputs, self.length, ones, ones)
-        return Plan("fft", *sizes, count, batch, self.block, scratch, cost)
+        scratch = self.scratch(problem)
+        return Plan("fft", *sizes, count, self.together, self.block, scratch, cost)
 
 
 def _tiles(problem: Dense, wanted: int) -> Tiles:
@@ -83,11 +102,27 @@ def _tiles(problem: Dense, wanted: int) -> Tiles:
         outputs.append(each)
         grid.append(-(-n // each))
         length.append(tile_length(each + k - 1, len(problem.positions)))
-    frequencies = math.prod(length[:-1]) * (length[-1] // 2 + 1)
-    spectrum = 2 * problem.itemsize * frequencies * problem.channels
-    block = max(1, min(problem.outputs, WEIGHT_BYTES // spectrum))
-    sizes = (tuple(outputs), tuple(grid), tuple(length))
-    return Tiles(problem.window, problem.positions, *sizes, block)
+    sizes = (problem.window, problem.positions, tuple(outputs), tuple(grid), tuple(length))
+    spectrum = 2 * problem.itemsize * math.prod(length[:-1]) * (length[-1] // 2 + 1)
+    return Tiles(*sizes, *_loops(problem, spectrum, tuple(grid)))
+
+
+def _loops(problem: Dense, spectrum: int, grid: Ints) -> tuple[int, int]:
+    """Outputs in a block and tiles in a batch: all weights, or all tiles, are held if they fit."""
+    channels, outputs, each = problem.channels, problem.outputs, math.prod(grid[1:])
+    count = problem.items * math.prod(grid)
+    of_weights = spectrum * channels * outputs
+    of_tiles = spectrum * channels * count
+    most = max(_HELD, min(of_weights, of_tiles, WEIGHT_BYTES))
+    if of_tiles <= most and of_tiles <= of_weights:
+        block = min(outputs, _BLOCK // (spectrum * max(channels, count)))
+        # Products of matrices take longer for other numbers of columns.
+        return max(1, block // 8 * 8 or block), count
+    block = max(1, min(outputs, max(most, WEIGHT_BYTES) // (spectrum * channels)))
+    left = max(_BLOCK, _BATCH - spectrum * channels * block)
+    together = left // (spectrum * (channels + 2 * block))
+    # A row of tiles at least.
+    return block, min(count, max(each, together))
 
 
 @dataclass(frozen=True)
@@ -113,8 +148,9 @@ def _tiles_cost(problem: Dense, tiles: Tiles) -> float:
     """Nanoseconds of one group by spectra of tiles."""
     elements, frequencies = math.prod(tiles.length), math.prod(tiles.frequencies)
     count = problem.items * math.prod(tiles.grid)
-    blocks = -(-problem.outputs // tiles.block)
-    time = blocks * count * problem.channels * elements * _RATES.transform
+    blocks, rounds = -(-problem.outputs // tiles.block), -(-count // tiles.together)
+    again = blocks if rounds > 1 else 1
+    time = again * count * problem.channels * elements * _RATES.transform
     weights, results = problem.channels * problem.outputs, count * problem.outputs
     time += frequencies * _RATES.product * count * weights
     # Weights have few taps, and of results few are kept: along later axes there are fewer lines.
@@ -123,7 +159,6 @@ def _tiles_cost(problem: Dense, tiles: Tiles) -> float:
         for line, taps in reversed(list(zip(tiles.length, kept, strict=True))):
             time += planes * frequencies * share * _axis_cost(line, taps)
             share *= taps / line
-    rounds = -(-count // tiles.at_once(2 * (problem.channels + tiles.block), problem.itemsize))
     return (time + blocks * rounds * _RATES.call) * problem.itemsize / 4
 
 
@@ -145,8 +180,13 @@ def _candidates(problem: Dense) -> Iterator[Tiles]:
 @lru_cache(maxsize=256)
 def tiles_of(problem: Dense) -> tuple[Tiles, float]:
     """The quickest tiles, and nanoseconds of all groups."""
-    best = min(_candidates(problem), key=lambda tiles: _tiles_cost(problem, tiles))
-    return best, _tiles_cost(problem, best) * problem.groups
+    costs = {tiles: _tiles_cost(problem, tiles) for tiles in _candidates(problem)}
+    best = min(costs, key=costs.__getitem__)
+    small = [tiles for tiles in costs if tiles.scratch(problem) <= SCRATCH]
+    if small:
+        other = min(small, key=costs.__getitem__)
+        best = other if costs[other] <= _WORTH_SCRATCH * costs[best] else best
+    return best, costs[best] * problem.groups
 
 
 @dataclass(frozen=True)
