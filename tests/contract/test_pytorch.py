@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from inputs import draw, normal
+from torch.utils._pytree import tree_map_only
 from torch.utils.checkpoint import checkpoint
 
 import torchcorr
@@ -179,6 +180,53 @@ def strided(call, args):
     close(call(*others), call(*args))
 
 
+class Named(torch.Tensor):
+    """A subclass whose `__torch_function__` is that of every tensor, as of torchvision's images."""
+
+
+class Wrapped(torch.Tensor):
+    """A tensor around another, which it computes with in `__torch_dispatch__`."""
+
+    @staticmethod
+    def __new__(cls, inner):
+        how = {"dtype": inner.dtype, "device": inner.device, "strides": inner.stride()}
+        return torch.Tensor._make_wrapper_subclass(cls, inner.shape, **how)
+
+    def __init__(self, inner):
+        # What is read of it is read without the bits that stand for a conjugate or a sign.
+        self.inner = inner.resolve_conj().resolve_neg()
+
+    @classmethod
+    def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
+        args, kwargs = tree_map_only(Wrapped, lambda x: x.inner, (args, kwargs or {}))
+        return tree_map_only(torch.Tensor, Wrapped, function(*args, **kwargs))
+
+
+def plain(x):
+    return x.inner if isinstance(x, Wrapped) else x.as_subclass(torch.Tensor)
+
+
+def of_a_class(call, args, made):
+    others = [made(x.clone()) for x in args]
+    got, expected = call(*others), call(*args)
+    assert type(got) is type(others[0])
+    close(plain(got.detach()), expected)
+    leaves = [x.clone().requires_grad_() for x in args]
+    expected = call(*leaves)
+    if expected.requires_grad:
+        others = [made(x.clone()).requires_grad_() for x in args]
+        got = torch.autograd.grad(call(*others).square().sum(), others)
+        for one, other in zip(
+            got, torch.autograd.grad(expected.square().sum(), leaves), strict=True
+        ):
+            close(plain(one), other)
+
+
+def subclassed(call, args):
+    of_a_class(call, args, Wrapped)
+    of_a_class(call, args, lambda x: x.as_subclass(Named))
+
+
 CHECKS = {
     "compile": lambda call, args: compiled(call, args, dynamic=False),
     "dynamic": lambda call, args: compiled(call, args, dynamic=True),
@@ -191,6 +239,7 @@ CHECKS = {
     "checkpoint": checkpointed,
     "deterministic": deterministic,
     "strides": strided,
+    "subclass": subclassed,
 }
 DERIVATIVES = ("backward", "jacrev", "jvp", "checkpoint")
 
@@ -223,3 +272,24 @@ def test_cells(name, column, cell):
     else:
         assert cell == "–" and column in DERIVATIVES
         assert not call(*(x.clone().requires_grad_() for x in args)).requires_grad
+
+
+SEARCHES = ("match_filter", "estimate_shift", "estimate_pose", "register_stack")
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+def test_searches_take_named_tensors(name):
+    call, args = CALLS[name][0], tensors(name)
+    got = call(*(x.as_subclass(Named) for x in args))
+    close(got.as_subclass(torch.Tensor), call(*args))
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+def test_searches_are_not_mapped_over_nothing_or_derivatives(name):
+    call, args = CALLS[name][0], tensors(name)
+    search = of("estimate_shift", field="shift") if name == "estimate_shift" else call
+    with pytest.raises(ValueError, match="vmap needs at least one item.*: got 0"):
+        torch.func.vmap(search)(*(x.new_empty((0, *x.shape)) for x in args))
+    gradient = torch.func.grad(lambda *xs: call(*xs).sum())
+    with pytest.raises(RuntimeError):
+        torch.func.vmap(gradient)(*(torch.stack((x, x.flip(-1))) for x in args))

@@ -131,6 +131,8 @@ def _each(
     operator: Callable[..., Fields], info: Any, dims: Sequence[Any], args: Sequence[Any]
 ) -> tuple[Fields, tuple[int, ...]]:
     """One item after another; each must have as many results."""
+    if info.batch_size == 0:
+        raise ValueError("vmap needs at least one item, which says what a search finds: got 0")
     found = [
         operator(
             *(
