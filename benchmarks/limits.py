@@ -112,6 +112,15 @@ def memory_rows(settings: Settings) -> Iterator[Row]:
         value = memory.measured(size, window, which)
         case = f"zncc {size}²/{window}², {which}, beyond input and result"
         yield Row("memory", case, "", "MiB", value, at_most(limit))
+    size, window = (512, 16) if settings.quick else (4096, 64)
+    image_mib = size * size * 4 / (1 << 20)
+    for which in memory.MASKED_PASSES:
+        value = memory.measured(size, window, which)
+        masks, _, direction = which.rpartition("-")
+        name = {"template-mask": "a template mask", "input-mask": "an input mask"}
+        case = f"zncc {size}²/{window}² with {name.get(masks, 'both masks')}, {direction}"
+        limit = 64 + (image_mib if direction == "backward" else 0)
+        yield Row("memory", case + ", beyond input and result", "", "MiB", value, at_most(limit))
     size, window = (48, 5) if settings.quick else (160, 9)
     for which, gradients in zip(memory.LNCC_PASSES, _LNCC_GRADIENTS, strict=True):
         value = memory.measured(size, window, which) / (size**3 * 4 / (1 << 20))

@@ -1,10 +1,11 @@
 """Peak memory of one call in a separate process: `python -m benchmarks.memory SIZE WINDOW PASS`.
 
-PASS is `forward` or `backward` of a zncc; `lncc`, the loss of two volumes and both gradients;
-`lncc-zeros`, the same with zeros around; `lncc-masks`, with a mask of either volume, whose
-gradients are results too, and zeros around; `align`, the shift of a short recording in a long
-one; or `conv2d`, the backward pass of a convolution layer, and `F.conv2d`, that of PyTorch's,
-followed by items, channels, outputs and groups.
+PASS is `forward` or `backward` of a zncc, or either of a weighted one behind `template-mask-`,
+`input-mask-` or `masks-`, whose gradients are also those of its masks; `lncc`, the loss of two
+volumes and both gradients; `lncc-zeros`, the same with zeros around; `lncc-masks`, with a mask of
+either volume, whose gradients are results too, and zeros around; `align`, the shift of a short
+recording in a long one; or `conv2d`, the backward pass of a convolution layer, and `F.conv2d`, that
+of PyTorch's, followed by items, channels, outputs and groups.
 
 MiB beyond input and result are printed: the peak of resident memory during the call, less what was
 resident when it started, less what it returns. Inputs are resident at the start, and so is the
@@ -32,6 +33,12 @@ import torchcorr
 from . import ROOT
 
 PASSES = ("forward", "backward")
+MASKS = {
+    "template-mask": ("template_mask",),
+    "input-mask": ("input_mask",),
+    "masks": ("input_mask", "template_mask"),
+}
+MASKED_PASSES = tuple(f"{masks}-{which}" for masks in MASKS for which in PASSES)
 LNCC_PASSES = ("lncc", "lncc-zeros", "lncc-masks")
 LAYERS = {"conv2d": torchcorr.conv2d, "F.conv2d": F.conv2d}
 _STATUS = Path("/proc/self/status")
@@ -71,15 +78,21 @@ def beyond(size: int, window: int, which: str) -> float:
         torch.autograd.grad(score, tiny, torch.rand_like(score))
     image = torch.rand(size, size)
     template = image[size // 3 :, size // 4 :][:window, :window].clone()
-    leaves = (image, template)
-    if which == "backward":
+    patch = tiny[:8, :8].detach()
+    masks, small = {}, {}
+    for name in MASKS.get(which.rpartition("-")[0], ()):
+        masks[name] = torch.rand_like(image if name == "input_mask" else template)
+        small[name] = torch.rand_like(tiny if name == "input_mask" else patch)
+    torchcorr.zncc(tiny, patch, method="fft", **small).sum().backward()
+    leaves = (image, template, *masks.values())
+    if which.endswith("backward"):
         upstream = torch.rand(size - window + 1, size - window + 1)
         for leaf in leaves:
             leaf.requires_grad_()
 
     def call() -> list[torch.Tensor]:
-        score = torchcorr.zncc(image, template)
-        if which == "backward":
+        score = torchcorr.zncc(image, template, **masks)
+        if which.endswith("backward"):
             return [score, *torch.autograd.grad(score, leaves, upstream)]
         return [score]
 
@@ -144,6 +157,6 @@ def measured(size: int, window: int, which: str, *shape: int) -> float:
 
 if __name__ == "__main__":
     side, box = int(sys.argv[1]), int(sys.argv[2])
-    calls = dict.fromkeys(PASSES, beyond) | dict.fromkeys(LNCC_PASSES, beyond_lncc)
+    calls = dict.fromkeys(PASSES + MASKED_PASSES, beyond) | dict.fromkeys(LNCC_PASSES, beyond_lncc)
     calls |= {"align": beyond_align} | dict.fromkeys(LAYERS, beyond_layer)
     print(calls[sys.argv[3]](side, box, sys.argv[3], *map(int, sys.argv[4:])))

@@ -10,6 +10,7 @@ from tolerances import SCORE
 
 import torchcorr
 from torchcorr._cpu import counters
+from torchcorr._cpu import weighted as engine
 from torchcorr._cpu.scores import Scores
 from torchcorr._cpu.weighted import _score_exactly
 from torchcorr._definition import weighted as definition
@@ -299,3 +300,26 @@ def test_many_doubtful_windows_take_sums_along_runs(kind, monkeypatch):
     assert called
     for got in (windows, runs):
         assert float((got - exact).abs().max()) <= SCORE[torch.float32]
+
+
+@pytest.mark.parametrize("ndim", (1, 2, 3))
+def test_gradients_in_parts_are_those_of_the_whole(ndim, monkeypatch):
+    size, window, stride = ((90,), (41, 38), (13, 12, 20))[ndim - 1], (7, 6, 4)[:ndim], (2, 1, 3)
+    tensors = [normal(2, *size, seed=0), normal(3, 1, *window, seed=1)]
+    tensors += [soft((1, *size), torch.float64), soft(window, torch.float64)]
+    names = ("input_mask", "template_mask")
+
+    def gradients():
+        leaves = [x.clone().requires_grad_() for x in tensors]
+        masks = dict(zip(names, leaves[2:], strict=True))
+        score = torchcorr.zncc(*leaves[:2], ndim=ndim, stride=stride[:ndim], **masks)
+        return torch.autograd.grad((score * normal(*score.shape, seed=2)).sum(), leaves)
+
+    whole = gradients()
+    calls = []
+    kernels = engine.grads_by_kernels
+    monkeypatch.setattr(engine, "_AT_ONCE", 1)
+    monkeypatch.setattr(engine, "grads_by_kernels", lambda *a: calls.append(a) or kernels(*a))
+    for want, got in zip(whole, gradients(), strict=True):
+        torch.testing.assert_close(got, want, rtol=0, atol=1e-11 * float(want.abs().max()))
+    assert len(calls) > 2

@@ -22,7 +22,7 @@ from .._definition.weights import Weighted, kept, weighted
 from .._plan import rounding
 from .._plan.choose import arrange, arrange_masked, blocks
 from .._plan.dtypes import widen
-from .._plan.tiling import TileBatch
+from .._plan.tiling import TileBatch, Tiling
 from . import dense_scores, steps
 from .rules import MaskedRule
 from .score_grads import score_grads
@@ -32,6 +32,8 @@ from .scores import LIMITS_OF_LOOP, Scores
 # weights take less time than more of them. And how many take as long as the sums of a run.
 _EXACT = 1 << 27
 _EXACT_OF_RUN = 0.3
+# Elements whose gradients are computed at once: some 250 bytes are kept of each.
+_AT_ONCE = 1 << 17
 
 
 def weighted_ncc(
@@ -249,11 +251,55 @@ def weighted_ncc_grads(
         if found is not None:
             for_input, for_template = found
             if needed[1]:
-                through = for_template / torch.where(size > 0, size, math.inf)
-                for_template = through.to(template.dtype)
+                axes = tuple(range(-len(stride) - 1, 0))
+                along = (for_template * standard).mean(axes, keepdim=True)
+                through = (for_template - standard * along) / torch.where(size > 0, size, 1.0)
+                for_template = torch.where(size > 0, through, 0.0).to(template.dtype)
             return for_input, for_template, grad.new_empty(0), grad.new_empty(0)
     args = (grad, score, input, template, input_weight, template_weight)
-    return grads_by_kernels(*args, stride, zero_mean, pooled, eps, least, method, needed)
+    options = (stride, zero_mean, pooled, eps, least, method, needed)
+    return _grads_in_parts(args, options)
+
+
+def _grads_in_parts(
+    tensors: tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor | None],
+    how: tuple[Sequence[int], bool, bool, float, float, str, Sequence[bool]],
+) -> tuple[Tensor, ...]:
+    """Gradients are sums over windows: those of some windows after the other, so that what is kept
+    of all sums in float64 has a bound."""
+    grad, score, input, template, input_weight, template_weight = tensors
+    stride, needed = how[0], how[-1]
+    ndim = len(stride)
+    size, window = input.shape[-ndim:], template.shape[-ndim:]
+    lead = math.prod(grad.shape[: grad.dim() - ndim]) * input.shape[-ndim - 1]
+    side = int((_AT_ONCE / max(1, lead)) ** (1 / ndim))
+    grid = [
+        math.ceil(n / max(1, (max(side, 2 * k) - k) // s + 1))
+        for n, k, s in zip(grad.shape[-ndim:], window, stride, strict=True)
+    ]
+    if math.prod(grid) == 1 or grad.numel() == 0:
+        return grads_by_kernels(*tensors, *how)
+    tiling = Tiling.cut(size, window, stride, grid, fast=False)
+    found = [
+        grad.new_zeros(x.shape if x is not None and wanted else (0,), dtype=dtype)
+        for x, wanted, dtype in (
+            (input, needed[0], input.dtype),
+            (template, needed[1], torch.float64),
+            (input_weight, needed[2], input.dtype),
+            (template_weight, needed[3], torch.float64),
+        )
+    ]
+    for tile in range(tiling.tiles):
+        seen, to = ((..., *slices) for slices in tiling.slices(tile))
+        there = None if input_weight is None else input_weight[seen].contiguous()
+        part = (grad[to].contiguous(), score[to].contiguous(), input[seen].contiguous())
+        grads = grads_by_kernels(*part, template, there, template_weight, *how)
+        for i, (whole, of_part) in enumerate(zip(found, grads, strict=True)):
+            if needed[i] and whole.numel() > 0:
+                target = whole[seen] if i in (0, 2) else whole
+                target += of_part
+    dtypes = (input, template, input_weight, template_weight)
+    return tuple(y if x is None else y.to(x.dtype) for x, y in zip(dtypes, found, strict=True))
 
 
 def _standard(template: Tensor, ndim: int) -> tuple[Tensor, Tensor]:
