@@ -150,6 +150,28 @@ TORCHCORR_INLINE double inverse_root(double x) {
   return y + y * (0.5 - half * y * y);
 }
 
+// Keeps the sums of a channel and adds its energy, times its elements, to that of others. Unsigned
+// numbers wrap around.
+template <class U>
+TORCHCORR_INLINE void add_energy_row(int64_t positions, uint64_t count, const U* sums,
+                                     const U* squares, uint32_t* out_sums, uint64_t* energies) {
+  const int64_t n = ceil_div(positions, kBlock) * kBlock;
+  for (int64_t i = 0; i < n; ++i) out_sums[i] = static_cast<uint32_t>(sums[i]);
+  for (int64_t i = 0; i < n; ++i) {
+    const uint64_t sum = sums[i], square = squares[i];
+    energies[i] += count * square - sum * sum;
+  }
+}
+
+TORCHCORR_CLONES void norms_of_energies(int64_t n, const uint64_t* energies, double softening,
+                                        double* norms) {
+  for (int64_t i = 0; i < n; ++i) {
+    const double energy = static_cast<double>(static_cast<int64_t>(energies[i]));
+    const double norm = inverse_root(energy + softening);
+    norms[i] = energy > 0 ? norm : 0.0;
+  }
+}
+
 template <class U>
 TORCHCORR_INLINE void norm_row(int64_t positions, const Norms& by, const U* sums, const U* squares,
                                uint32_t* out_sums, double* norms) {
@@ -205,32 +227,28 @@ TORCHCORR_INLINE void norm_row(int64_t positions, const Norms& by, const U* sums
   TORCHCORR_CLONES void norms_of(int64_t n, const Norms& by, const U* sums, const U* squares,    \
                                  uint32_t* out_sums, double* norms) {                            \
     norm_row(n, by, sums, squares, out_sums, norms);                                             \
+  }                                                                                              \
+  TORCHCORR_CLONES void add_energies(int64_t n, uint64_t count, const U* sums, const U* squares, \
+                                     uint32_t* out_sums, uint64_t* energies) {                   \
+    add_energy_row(n, count, sums, squares, out_sums, energies);                                 \
   }
 TORCHCORR_BYTE_SUMS(uint32_t)
 TORCHCORR_BYTE_SUMS(uint64_t)
 #undef TORCHCORR_BYTE_SUMS
 TORCHCORR_CLONES Range range_of_norms(int64_t n, const double* norms) { return range_of(n, norms); }
 
-// Sums over channels and the planes of a window slide along z, sums of columns along y.
+// Sums over the planes of a window, and over some channels, slide along z, sums of columns along y.
 template <class U>
 class SlidingMoments {
  public:
-  SlidingMoments(const Tiling& tiling, const ByteTile& tile, const ByteRule& rule)
-      : t_(tiling), tile_(tile), width_(t_.extent[2]), one_plane_(t_.channels * t_.window[0] == 1),
-        slab_(one_plane_ ? 0 : t_.extent[1] * width_), columns_(width_), totals_(width_ + 1),
-        windows_(t_.outputs[2]) {
-    const int64_t count = t_.window_size();
-    const double n = static_cast<double>(count);
-    norms_ = {n,
-              static_cast<double>(rule.zero_of_input),
-              std::min(1e299, rule.eps * (rule.zero_mean ? n * n : n)),
-              rule.zero_mean,
-              count <= kInFloat64,
-              count,
-              rule.zero_of_input};
-  }
+  SlidingMoments(const Tiling& tiling, const ByteTile& tile, int64_t first, int64_t channels)
+      : t_(tiling), tile_(tile), first_(first), channels_(channels), width_(t_.extent[2]),
+        one_plane_(channels * t_.window[0] == 1), slab_(one_plane_ ? 0 : t_.extent[1] * width_),
+        columns_(width_), totals_(width_ + 1), windows_(t_.outputs[2]) {}
 
-  void run(ByteMoments& to) {
+  // Calls f(place of the first, sums, sums of squares) for each row of positions.
+  template <class F>
+  void run(const F& f) {
     const Axes3 &outputs = t_.outputs, &stride = t_.stride, &window = t_.window;
     for (int64_t z = 0; z < outputs[0]; ++z) {
       if (!one_plane_) move_slab(z);
@@ -247,9 +265,7 @@ class SlidingMoments {
         const int64_t n = outputs[2], k = window[2], s = stride[2];
         slide_row(n, k, s, totals_.first.data(), windows_.first.data());
         slide_row(n, k, s, totals_.second.data(), windows_.second.data());
-        const int64_t at = (z * outputs[1] + y) * outputs[2];
-        norms_of(n, norms_, windows_.first.data(), windows_.second.data(), &to.sums[at],
-                 &to.norms[at]);
+        f((z * outputs[1] + y) * outputs[2], windows_.first.data(), windows_.second.data());
       }
     }
   }
@@ -263,7 +279,7 @@ class SlidingMoments {
   }
 
   void add_plane(int64_t z, U sign) {
-    for (int64_t c = 0; c < t_.channels; ++c) {
+    for (int64_t c = first_; c < first_ + channels_; ++c) {
       for (int64_t y = 0; y < t_.extent[1]; ++y) {
         add_bytes(width_, tile_.row(c, z, y), sign, &slab_.first[y * width_],
                   &slab_.second[y * width_]);
@@ -273,35 +289,64 @@ class SlidingMoments {
 
   void add_row(int64_t z, int64_t y, U sign) {
     U *first = columns_.first.data(), *second = columns_.second.data();
-    if (one_plane_) return add_bytes(width_, tile_.row(0, z * t_.stride[0], y), sign, first, second);
+    if (one_plane_) {
+      return add_bytes(width_, tile_.row(first_, z * t_.stride[0], y), sign, first, second);
+    }
     add_sums(width_, &slab_.first[y * width_], &slab_.second[y * width_], sign, first, second);
   }
 
   void exchange_row(int64_t z, int64_t enter, int64_t leave) {
     const int64_t depth = z * t_.stride[0];
-    exchange_bytes(width_, tile_.row(0, depth, enter), tile_.row(0, depth, leave),
+    exchange_bytes(width_, tile_.row(first_, depth, enter), tile_.row(first_, depth, leave),
                    columns_.first.data(), columns_.second.data());
   }
 
   const Tiling& t_;
   const ByteTile& tile_;
-  const int64_t width_;
+  const int64_t first_, channels_, width_;
   const bool one_plane_;
   Sums<U> slab_, columns_, totals_, windows_;
   int64_t begin_ = 0, end_ = 0;  // planes in the slab
-  Norms norms_;
 };
+
+template <class U>
+void add_moments(const Tiling& t, const ByteTile& tile, const ByteRule& rule, ByteMoments& to) {
+  const int64_t count = rule.count(t), positions = t.outputs[2];
+  const double n = static_cast<double>(count), all = static_cast<double>(t.window_size());
+  const double softening = std::min(1e299, rule.eps * (rule.zero_mean ? n * all : n));
+  if (!rule.own_means) {
+    const Norms by{n, static_cast<double>(rule.zero_of_input), softening, rule.zero_mean,
+                   count <= kInFloat64, count, rule.zero_of_input};
+    SlidingMoments<U>(t, tile, 0, t.channels).run([&](int64_t at, const U* sums, const U* squares) {
+      norms_of(positions, by, sums, squares, &to.sums[at], &to.norms[at]);
+    });
+    return;
+  }
+  std::vector<uint64_t> energies(to.pitch);
+  for (int64_t c = 0; c < t.channels; ++c) {
+    // A row writes behind its end, where the next one begins, which must not be added up.
+    std::vector<uint64_t> row(positions + kBlock);
+    SlidingMoments<U>(t, tile, c, 1).run([&](int64_t at, const U* sums, const U* squares) {
+      std::copy_n(&energies[at], positions, row.data());
+      add_energies(positions, static_cast<uint64_t>(count), sums, squares,
+                   &to.sums[c * to.pitch + at], row.data());
+      std::copy_n(row.data(), positions, &energies[at]);
+    });
+  }
+  norms_of_energies(t.positions(), energies.data(), softening, to.norms.get());
+}
 
 }  // namespace
 
 ByteMoments moments_of(const Tiling& tiling, const ByteTile& tile, const ByteRule& rule) {
   ByteMoments moments;
-  moments.sums.reset(new uint32_t[tiling.positions() + kBlock]);
-  moments.norms.reset(new double[tiling.positions() + kBlock]);
-  if (tiling.window_size() <= kIn32Bits) {
-    SlidingMoments<uint32_t>(tiling, tile, rule).run(moments);
+  moments.pitch = tiling.positions() + kBlock;
+  moments.sums.reset(new uint32_t[rule.means(tiling) * moments.pitch]);
+  moments.norms.reset(new double[moments.pitch]);
+  if (rule.count(tiling) <= kIn32Bits) {
+    add_moments<uint32_t>(tiling, tile, rule, moments);
   } else {
-    SlidingMoments<uint64_t>(tiling, tile, rule).run(moments);
+    add_moments<uint64_t>(tiling, tile, rule, moments);
   }
   return moments;
 }

@@ -21,12 +21,20 @@ struct ByteRule {
   double noise;    // of a float32 transform, relative to what it contains
   double allowed;  // error of a score
   int64_t kernel;  // of the direct loop
+  bool own_means;  // each channel has a mean of its own
+
+  // Elements that share a mean.
+  int64_t count(const Tiling& tiling) const {
+    return own_means ? product(tiling.window) : tiling.window_size();
+  }
+  int64_t means(const Tiling& tiling) const { return own_means ? tiling.channels : 1; }
 
   explicit ByteRule(const std::vector<double>& n) {
-    STD_TORCH_CHECK(n.size() == 8, "a rule of bytes has eight numbers");
+    STD_TORCH_CHECK(n.size() == 9, "a rule of bytes has nine numbers");
     zero_mean = n[0] != 0, eps = n[1];
     zero_of_input = static_cast<int64_t>(n[2]), zero_of_template = static_cast<int64_t>(n[3]);
     exact = n[4] != 0, noise = n[5], allowed = n[6], kernel = static_cast<int64_t>(n[7]);
+    own_means = n[8] != 0;
   }
 };
 
@@ -39,8 +47,10 @@ inline int64_t energy_of(int64_t count, uint64_t sum, uint64_t squares, bool zer
                                         : squares - 2 * z * sum + n * z * z);
 }
 
-// Of each position of a tile: the sum of its window and 1 / sqrt(energy), 0 if that is 0.
+// Of each position of a tile: the sum of its window, or the sums of its channels, each of which takes
+// `pitch` numbers, and 1 / sqrt(energy), 0 if that is 0.
 struct ByteMoments {
+  int64_t pitch = 0;
   std::unique_ptr<uint32_t[]> sums;
   std::unique_ptr<double[]> norms;
   double largest_norm = 0.0, smallest_norm = 0.0;  // of those that are not 0; see find_range

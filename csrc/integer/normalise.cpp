@@ -11,7 +11,7 @@ namespace {
 template <class In>
 TORCHCORR_INLINE void score_in_float64(const NumeratorRow<In>& row, const Constants& by,
                                        float* out) {
-  const double scale = static_cast<double>(by.scale), slope = static_cast<double>(by.slope);
+  const double scale = static_cast<double>(by.scale), slope = static_cast<double>(by.slopes[0]);
   const double offset = static_cast<double>(by.offset), norm = by.norm;
   const int64_t step = row.step;
   const In* first = row.first;
@@ -24,14 +24,42 @@ TORCHCORR_INLINE void score_in_float64(const NumeratorRow<In>& row, const Consta
   }
 }
 
+// The same with several means.
+template <class In>
+TORCHCORR_INLINE void score_in_parts(const NumeratorRow<In>& row, const Constants& by, float* out) {
+  constexpr int64_t kPart = 64;
+  const double scale = static_cast<double>(by.scale), offset = static_cast<double>(by.offset);
+  const double norm = by.norm;
+  const int64_t step = row.step;
+  for (int64_t begin = 0; begin < row.n; begin += kPart) {
+    const int64_t n = std::min(kPart, row.n - begin);
+    double rest[kPart];
+    for (int64_t i = 0; i < n; ++i) rest[i] = offset;
+    for (size_t c = 0; c < by.slopes.size(); ++c) {
+      const double slope = static_cast<double>(by.slopes[c]);
+      const uint32_t* sums = row.sums + c * row.pitch + begin;
+      for (int64_t i = 0; i < n; ++i) rest[i] += slope * static_cast<double>(sums[i]);
+    }
+    const In* first = row.first + begin * step;
+    for (int64_t i = 0; i < n; ++i) {
+      const double numerator = std::nearbyint(static_cast<double>(first[i * step]));
+      const double score = (scale * numerator - rest[i]) * row.norms[begin + i] * norm;
+      const double low = score < -1.0 ? -1.0 : score;
+      out[begin + i] = static_cast<float>(low > 1.0 ? 1.0 : low);
+    }
+  }
+}
+
 template <class In>
 void score_in_integers(const NumeratorRow<In>& row, const Constants& by, float* out) {
   for (int64_t i = 0; i < row.n; ++i) {
     const auto numerator = static_cast<int64_t>(
         std::nearbyint(static_cast<double>(row.first[i * row.step])));
-    const uint64_t sum = static_cast<uint64_t>(by.scale) * static_cast<uint64_t>(numerator) -
-                         static_cast<uint64_t>(by.slope) * row.sums[i] -
-                         static_cast<uint64_t>(by.offset);
+    uint64_t sum = static_cast<uint64_t>(by.scale) * static_cast<uint64_t>(numerator) -
+                   static_cast<uint64_t>(by.offset);
+    for (size_t c = 0; c < by.slopes.size(); ++c) {
+      sum -= static_cast<uint64_t>(by.slopes[c]) * row.sums[i + c * row.pitch];
+    }
     const double score =
         static_cast<double>(static_cast<int64_t>(sum)) * row.norms[i] * by.norm;
     out[i] = static_cast<float>(std::clamp(score, -1.0, 1.0));
@@ -40,7 +68,7 @@ void score_in_integers(const NumeratorRow<In>& row, const Constants& by, float* 
 
 #define TORCHCORR_SCORE(In)                                                      \
   TORCHCORR_CLONES void in_float64(const NumeratorRow<In>& row, const Constants& by, float* out) { \
-    score_in_float64(row, by, out);                                             \
+    by.slopes.size() == 1 ? score_in_float64(row, by, out) : score_in_parts(row, by, out);        \
   }
 TORCHCORR_SCORE(float)
 TORCHCORR_SCORE(double)

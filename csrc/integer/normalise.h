@@ -2,23 +2,26 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 #include "common/tensors.h"
 
 namespace torchcorr::integer {
 
-// score = (scale * numerator - slope * sum of the window - offset) * norms.
+// score = (scale * numerator - the sum of slope * sum over means of the window - offset) * norms.
 struct Constants {
-  int64_t scale, slope, offset;
+  int64_t scale, offset;
   double norm;
+  std::vector<int64_t> slopes;
 };
 
-// A row of numerators, `step` apart, and of the windows they belong to.
+// A row of numerators, `step` apart, and of the windows they belong to, whose sums are `pitch` apart.
 template <class In>
 struct NumeratorRow {
   int64_t n, step;
   const In* first;
   const uint32_t* sums;
+  int64_t pitch;
   const double* norms;
 };
 

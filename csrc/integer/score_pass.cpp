@@ -26,7 +26,8 @@ constexpr double kLikely = 0.5;
 
 // Sums of one template and what they make of it: the constants of its scores.
 struct ByteTemplate {
-  int64_t sum = 0, centre = 0;  // numerators are of elements minus `centre`
+  std::vector<int64_t> sums;    // of the elements that share a mean
+  int64_t centre = 0;           // numerators are of elements minus `centre`
   double norm = 0.0;            // 1 / sqrt(energy)
   double energy = 0.0;          // of elements minus `centre`
 };
@@ -134,18 +135,23 @@ class BytePass {
  private:
   ByteTemplate template_of(const uint8_t* elements, const double* centred) const {
     ByteTemplate one;
-    const int64_t count = tiling_.window_size();
-    int64_t squares = 0;
-    for (int64_t i = 0; i < count; ++i) {
-      one.sum += elements[i];
-      squares += static_cast<int64_t>(elements[i]) * elements[i];
+    const int64_t count = rule_.count(tiling_);
+    int64_t energy = 0, sum = 0, squares = 0;
+    for (int64_t mean = 0; mean < rule_.means(tiling_); ++mean) {
+      int64_t of_mean = 0, squares_of_mean = 0;
+      for (int64_t i = mean * count; i < (mean + 1) * count; ++i) {
+        of_mean += elements[i];
+        squares_of_mean += static_cast<int64_t>(elements[i]) * elements[i];
+      }
+      energy += energy_of(count, static_cast<uint64_t>(of_mean),
+                          static_cast<uint64_t>(squares_of_mean), rule_.zero_mean,
+                          rule_.zero_of_template);
+      one.sums.push_back(of_mean);
+      sum += of_mean, squares += squares_of_mean;
     }
     one.centre = centred ? elements[0] - static_cast<int64_t>(centred[0]) : 128;
-    const int64_t energy = energy_of(count, static_cast<uint64_t>(one.sum),
-                                     static_cast<uint64_t>(squares), rule_.zero_mean,
-                                     rule_.zero_of_template);
     one.norm = energy > 0 ? 1 / std::sqrt(static_cast<double>(energy)) : 0.0;
-    one.energy = energy_about(one.centre, count, one.sum, squares);
+    one.energy = energy_about(one.centre, tiling_.window_size(), sum, squares);
     return one;
   }
 
@@ -266,7 +272,7 @@ class BytePass {
 
   // What a numerator counts for in a score (`Constants`).
   double scale() const {
-    return rule_.zero_mean ? static_cast<double>(tiling_.window_size()) : 1.0;
+    return rule_.zero_mean ? static_cast<double>(rule_.count(tiling_)) : 1.0;
   }
 
   static double norm_of(const Tile& tile) {
@@ -285,15 +291,19 @@ class BytePass {
   }
 
   Constants constants_of(const ByteTemplate& one, int64_t level) const {
-    const int64_t count = tiling_.window_size();
+    const int64_t count = rule_.count(tiling_);
     if (rule_.zero_mean) {
-      const int64_t slope = one.sum - count * one.centre;
-      return {count, slope, -slope * count * level, one.norm};
+      Constants by{count, 0, one.norm, {}};
+      for (const int64_t sum : one.sums) {
+        by.slopes.push_back(sum - count * one.centre);
+        by.offset -= by.slopes.back() * count * level;
+      }
+      return by;
     }
     const int64_t to_centre = one.centre - rule_.zero_of_template;
     const int64_t to_level = level - rule_.zero_of_input;
-    const int64_t fixed = to_level * (one.sum - count * rule_.zero_of_template);
-    return {1, -to_centre, to_centre * count * level - fixed, one.norm};
+    const int64_t fixed = to_level * (one.sums[0] - count * rule_.zero_of_template);
+    return {1, to_centre * count * level - fixed, one.norm, {-to_centre}};
   }
 
   // Scores of two tiles from their numerators, one behind the other.
@@ -322,7 +332,7 @@ class BytePass {
         const int64_t at = (z * tiling_.outputs[1] + y) * tiling_.outputs[2];
         const auto* first = row_of(z, y);
         using In = std::remove_const_t<std::remove_pointer_t<decltype(first)>>;
-        const NumeratorRow<In> row{n, step, first, &tile.moments.sums[at],
+        const NumeratorRow<In> row{n, step, first, &tile.moments.sums[at], tile.moments.pitch,
                                    &tile.moments.norms[at]};
         float* to = out + ((place.first(tiling_, 0) + z) * total[1] + place.first(tiling_, 1) + y) *
                               total[2] + place.first(tiling_, 2);

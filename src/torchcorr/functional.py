@@ -433,17 +433,12 @@ def _weighted_scores(
     x, w, result = normal_pair(input, template, arguments, name="template", complex_allowed=False)
     if x.dtype in HALVES:
         x, w = x.float(), w.float()
+    if zero_mean and input.dtype == template.dtype == torch.int8:
+        # From 0 on, as bytes are scored exactly: a level of either changes no coefficient.
+        x, w = x + 128, w + 128
     window = tuple(w.shape[-arguments.ndim :])
-    out: Tensor = _contract.weighted_ncc(
-        x,
-        w,
-        weights.of_input(input, arguments, window, x.dtype),
-        weights.of_template(template, arguments, x.dtype),
-        arguments.stride,
-        zero_mean,
-        arguments.pooled,
-        float(eps),
-        float(weights.min_overlap),
-        arguments.method,
-    )
+    of_input = weights.of_input(input, arguments, window, x.dtype)
+    of_template = weights.of_template(template, arguments, x.dtype)
+    how = (zero_mean, arguments.pooled, float(eps), float(weights.min_overlap), arguments.method)
+    out: Tensor = _contract.weighted_ncc(x, w, of_input, of_template, arguments.stride, *how)
     return out.to(result)

@@ -114,6 +114,56 @@ def test_methods_threads_and_tiles_give_the_same_bits(side, dtype, zero_mean):
         torch.set_num_threads(threads)
 
 
+def exact_of_channels(windows: np.ndarray, template: np.ndarray, eps: float = 0.0) -> float:
+    """A score in float64 whose channels have a mean each, from integers."""
+    n = template[0].size
+    product = of_x = of_w = 0
+    for x, w in zip(windows, template, strict=True):
+        x, w = ([int(v) for v in a.ravel()] for a in (x, w))
+        product += n * sum(a * b for a, b in zip(x, w, strict=True)) - sum(x) * sum(w)
+        of_x += n * sum(a * a for a in x) - sum(x) ** 2
+        of_w += n * sum(a * a for a in w) - sum(w) ** 2
+    if of_x == 0 or of_w == 0:
+        return 0.0
+    return product * (1 / math.sqrt(of_x + eps * template.size * n)) * (1 / math.sqrt(of_w))
+
+
+@pytest.mark.cpu_only(reason="bits are promised on the CPU")
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("dtype", (*BYTES, torch.float32), ids=str)
+@pytest.mark.parametrize(
+    ("size", "window", "stride", "eps"),
+    [
+        ((3, 90), (3, 7), (1,), 0.0),
+        ((2, 37, 41), (2, 5, 6), (1, 1), 0.0),
+        ((3, 40, 33), (3, 9, 16), (2, 3), 0.5),
+        ((4, 9, 12, 13), (4, 3, 4, 5), (1, 1, 1), 0.0),
+    ],
+)
+def test_channels_with_a_mean_each_are_exact(size, window, stride, eps, dtype, method):
+    kind = torch.uint8 if dtype.is_floating_point else dtype
+    x, w = draw_bytes(size, kind), draw_bytes(window, kind, 1)
+    x[0], x[1:, ..., : size[-1] // 2] = 7, x[1, ..., :1]  # one flat channel, and flat windows
+    w[0, ..., 0] = 255 if kind == torch.uint8 else 127
+    image, template = array(x), array(w)
+    how = {"ndim": len(stride), "stride": stride, "method": method, "eps": eps}
+    got = array(torchcorr.zncc(x.to(dtype), w.to(dtype), channels="joint", **how))
+    for u in np.ndindex(got.shape):
+        places = zip(u, stride, window[1:], strict=True)
+        inside = (slice(None), *(slice(i * s, i * s + k) for i, s, k in places))
+        assert got[u] == np.float32(np.clip(exact_of_channels(image[inside], template, eps), -1, 1))
+
+
+@pytest.mark.cpu_only(reason="bits are promised on the CPU")
+def test_a_coloured_copy_scores_1_whatever_computes_it():
+    x = torch.stack([saturated(), saturated().flip(0), saturated().mT])
+    for side in (16, 64, 130):
+        w = x[:, 60 : 60 + side, 50 : 50 + side].clone()
+        found = [torchcorr.zncc(x, w, channels="joint", method=m) for m in METHODS]
+        assert found[0][60, 50] == 1
+        assert all(torch.equal(found[0], other) for other in found[1:])
+
+
 @pytest.mark.cpu_only(reason="bits are promised on the CPU")
 def test_large_templates():
     """Sums that exceed 32 bits, and products that exceed what float64 holds exactly."""

@@ -35,11 +35,12 @@ def ncc(
     eps: float,
     method: str,
     kernel: int = 0,
+    own_means: bool = False,
 ) -> Tensor | None:
     """Scores in float32, or None if the elements are not whole numbers of a byte.
 
     `whole` is the template as it was before it was standardised. float32 scores are within what is
-    promised, those of integers exact but for one rounding.
+    promised, those of integers, and those with a mean for each channel, exact but for one rounding.
     """
     ndim = len(stride)
     count = math.prod(whole.shape[-ndim - 1 :])
@@ -61,10 +62,11 @@ def ncc(
         eps * scale**2,
         zero_of_input,
         zero_of_template,
-        not input.is_floating_point(),
+        own_means or not input.is_floating_point(),
         rounding.TRANSFORM * rounding.unit(torch.float32),
         allowed,
         kernel,
+        own_means,
     )
     leads = call.problem.leads
     items = leads.input(large, ndim + 1).contiguous()

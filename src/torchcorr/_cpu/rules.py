@@ -79,6 +79,7 @@ class ByteRule:
     noise: float  # of a float32 transform, relative to what it contains
     allowed: float  # error of a score
     kernel: int  # of the direct loop: 0 is the best that the CPU can run
+    own_means: bool  # each channel has a mean of its own
 
     @cached_property
     def numbers(self) -> list[float]:
@@ -91,6 +92,7 @@ class ByteRule:
             self.noise,
             self.allowed,
             self.kernel,
+            self.own_means,
         ]
 
 

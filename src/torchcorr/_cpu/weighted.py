@@ -23,7 +23,7 @@ from .._plan import rounding
 from .._plan.choose import arrange, arrange_masked, blocks
 from .._plan.dtypes import widen
 from .._plan.tiling import TileBatch, Tiling
-from . import dense_scores, steps
+from . import bytes, dense_scores, steps
 from .rules import MaskedRule
 from .score_grads import score_grads
 from .scores import LIMITS_OF_LOOP, Scores
@@ -98,6 +98,10 @@ def _own_means(
 ) -> Tensor:
     """Scores of joint channels without weights, whose templates sum to 0 in each channel."""
     ndim = len(stride)
+    if input.dtype == torch.float32:
+        exact = bytes.ncc(input, template, stride, True, eps, method, own_means=True)
+        if exact is not None:
+            return exact
     standard, _ = _standard(template, ndim)
     sizes = (input.shape, template.shape, stride, method)
     call = arrange(*sizes, normalised=True, dtype=input.dtype, device="cpu")
