@@ -67,9 +67,13 @@ class ScoreGradPass {
                  packed(part_of(part_of(of.coefficients, 0, block.first_pair, block.pairs()), 1,
                                 block.first_template, block.templates())),
                  spectra),
-        order_(block.pairs() * (block.templates() + 1), torch::stable::get_num_threads()) {}
+        order_(block.pairs() * (block.templates() + 1), most_kept()) {}
 
   const Units& units() const { return units_; }
+  // What waits for its turn takes room that all workers share.
+  static int64_t most_kept() {
+    return std::max<int64_t>(1, torch::stable::get_num_threads() - 1);
+  }
   // Of channels that share a mean.
   int64_t groups() const { return rule_.own_means ? tiling_.channels : 1; }
 

@@ -22,7 +22,7 @@ from ._plan.conv import (
     way_of,
 )
 from ._plan.costs import family
-from ._plan.strided import on_lattices
+from ._plan.strided import arrange_sums, on_lattices
 from .convolution import Sizes, hashable, is_supported, parse
 
 
@@ -99,7 +99,10 @@ def plan(
     )
     kind = device if device is not None else family(input.device)
     sizes = (x.shape, w.shape, arguments.stride)
-    call = arrange(*sizes, method, normalised=normalised, dtype=x.dtype, device=kind)
+    if normalised:
+        call = arrange(*sizes, method, normalised=True, dtype=x.dtype, device=kind)
+    else:
+        call = arrange_sums(*sizes, method, dtype=x.dtype, device=kind)
     if not normalised and call.plan.method == "fft" and call.problem.costs.pairs:
         call = on_lattices(*sizes, dtype=x.dtype, device=kind) or call
     return call.plan

@@ -103,6 +103,16 @@ def test_the_cheapest_plan_wins():
         assert plans[0] == min(plans[1:], key=lambda p: p.cost)
 
 
+@pytest.mark.parametrize("window", (16, 64, 100, 256))
+@pytest.mark.parametrize("step", (2, 3, 4, 8, (1, 4), (4, 1)))
+def test_a_stride_takes_the_quicker_of_loop_transforms_and_sub_lattices(window, step):
+    image, template = (torch.empty(n, n, device="meta") for n in (1024, window))
+    how = {"stride": step, "normalised": False, "device": "cpu"}
+    plans = {m: torchcorr.plan(image, template, method=m, **how) for m in ("direct", "fft")}
+    chosen = torchcorr.plan(image, template, **how)
+    assert chosen.cost == min(plan.cost for plan in plans.values())
+
+
 @pytest.mark.parametrize("method", ("direct", "fft"))
 @pytest.mark.parametrize("leads", (((), ()), ((5,), ()), ((), (7,)), ((4,), (4,)), ((3, 1), (2,))))
 def test_blocks_contain_each_pair_and_template_once(method, leads):

@@ -44,8 +44,12 @@ def divided(request, monkeypatch):
         )
         return Arrangement(call.problem, plan, tiling)
 
-    for module in (byte_scores, correlate, scores):
+    def sums_in_parts(*args, **options):
+        return in_parts(*args, normalised=False, **options)
+
+    for module in (byte_scores, scores):
         monkeypatch.setattr(module, "arrange", in_parts)
+    monkeypatch.setattr(correlate, "arrange_sums", sums_in_parts)
     return request.param
 
 

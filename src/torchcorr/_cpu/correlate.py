@@ -15,12 +15,12 @@ from .._definition import transforms
 from .._definition.spectra import inverse_fft
 from .._definition.transposes import Transpose
 from .._plan import rounding
-from .._plan.choose import Arrangement, Plan, arrange, blocks, scratch_allowed
+from .._plan.choose import Arrangement, Plan, blocks, scratch_allowed
 from .._plan.dtypes import HALVES, widen
 from .._plan.lags import AxisLags, Lags
 from .._plan.predict import Problem, transform_cost
 from .._plan.shapes import Ints, fast_length
-from .._plan.strided import on_lattices
+from .._plan.strided import arrange_sums, on_lattices
 from .._plan.tiling import Tiling
 from . import steps, strided
 from .overlap import is_long, is_quick
@@ -172,7 +172,7 @@ def correlate_template_grad(
 def _arranged(
     input: Ints, template: Ints, stride: Sequence[int], method: str, dtype: torch.dtype
 ) -> Arrangement:
-    return arrange(input, template, stride, method, normalised=False, dtype=dtype, device="cpu")
+    return arrange_sums(input, template, stride, method, dtype=dtype, device="cpu")
 
 
 def _on_lattices(

@@ -30,6 +30,9 @@ class Costs:
     digits: float  # factor of transforms of 8-bit integers, often once for each of two digits
     scored: float  # its factor where moments are summed in the same loop
     shape: tuple[float, float, float]  # its factor for lines, planes and volumes
+    # Of direct sums with a stride along rows: its factor, and an element of the input, whose rows
+    # are divided by it first.
+    strided: tuple[float, float]
     batch: float  # a batch of tiles, whatever its size
     # A unit of tiles that one worker carries through all steps, whatever its size: of direct
     # scores, and by transforms.
@@ -53,8 +56,8 @@ class Costs:
 # By kind of device. A family of GPUs that was measured has a row named after its compute capability
 # ("cuda 9.0"); the others use that of their type.
 _COSTS = {
-    # Two cores with AVX-512, fitted by benchmarks/fit.py. Strain and its limits, sums of float32,
-    # digits and the unit of transforms were set by hand, from times of tiles of each length.
+    # Two cores with AVX-512, fitted by benchmarks/fit.py. Strain and its limits, strides, sums of
+    # float32, digits and the unit of transforms were set by hand, from times of each length.
     "cpu": Costs(
         transform=(0.023, 0.027, 0.027),
         sums=(1.2, 0.83),
@@ -71,6 +74,7 @@ _COSTS = {
         digits=4.0,
         scored=1.0,
         shape=(1.0, 1.0, 1.4),
+        strided=(1.5, 0.6),
         batch=1.2e5,
         unit=(5.6e4, 9e4),
         strain=(16.0, 0.2, 0.02),
@@ -130,6 +134,7 @@ _COSTS = {
         digits=1.0,
         scored=2.5,
         shape=(1.0, 1.0, 1.0),
+        strided=(1.0, 0.0),
         batch=5e4,
         unit=(5e4, 5e4),
         strain=(0.0, 0.0, 0.0),

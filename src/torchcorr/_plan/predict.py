@@ -97,6 +97,8 @@ def _products(problem: Problem) -> float:
         line = _byte_line(problem)
     else:
         product *= costs.shape[len(problem.window) - 1]
+        if problem.stride[-1] > 1:
+            product *= costs.strided[0]
     if is_dense(problem):
         lanes = -(-problem.leads.templates // _DENSE_LANES) * _DENSE_LANES
         product = costs.dense_product * lanes / problem.leads.templates
@@ -144,6 +146,8 @@ def cost(problem: Problem, tiling: Tiling, method: str, batch: int, templates: i
         scores = tiles * leads.templates * math.prod(tiling.outputs)
         position = costs.scored_position if problem.normalised else costs.position
         loop = scores * (position + _products(problem)) * width
+        if problem.stride[-1] > 1 and not problem.of_bytes:
+            loop += tiles * problem.channels * math.prod(tiling.extent) * costs.strided[1] * width
         if problem.of_bytes and costs.byte_line > 1:
             rows = leads.paired * leads.templates * problem.channels
             rows *= math.prod(problem.window[:-1])

@@ -16,6 +16,26 @@ from .shapes import Ints
 _COPIED = 1e-6
 
 
+def arrange_sums(
+    input: Sequence[int],
+    template: Sequence[int],
+    stride: Sequence[int],
+    method: str,
+    *,
+    dtype: torch.dtype,
+    device: str,
+) -> Arrangement:
+    """`arrange` for plain sums: by transforms also where only those of sub-lattices take less time
+    than the direct loop."""
+    sizes = (input, template, stride)
+    call = arrange(*sizes, method, normalised=False, dtype=dtype, device=device)
+    if method == "auto" and call.plan.method == "direct" and call.problem.costs.pairs:
+        dense = on_lattices(*sizes, dtype=dtype, device=device)
+        if dense is not None and dense.plan.cost + _COPIED * math.prod(input) < call.plan.cost:
+            return arrange(*sizes, "fft", normalised=False, dtype=dtype, device=device)
+    return call
+
+
 def on_lattices(
     input: Sequence[int],
     template: Sequence[int],
