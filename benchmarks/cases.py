@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from inputs import draw
+from tolerances import SCORE
 from torch import Tensor
 
 import torchcorr
@@ -119,6 +120,29 @@ def c5(settings: Settings) -> Iterator[Row]:
     peer = ("OpenCV with mask", peers.opencv(image, template, mask))
     case = f"zncc {size}²/{window}², a disk as mask"
     yield score_row(settings, "C5", case, image, template, peer, at_least(6), template_mask=mask)
+    valid = draw(image.shape, torch.float32, seed=2) < 0.9
+    for name, bound, masks in (
+        ("a disk as mask", at_most(2), {"template_mask": mask}),
+        ("a tenth missing", None, {"input_mask": valid}),
+        ("both", at_most(3.5), {"template_mask": mask, "input_mask": valid}),
+    ):
+        timings = alternate(
+            {
+                "plain": lambda i=image, t=template: torchcorr.zncc(i, t),
+                "ours": partial(torchcorr.zncc, image, template, **masks),
+            },
+            settings.rounds,
+        )
+        ours, plain = timings["ours"], timings["plain"]
+        scores = torch.as_tensor(ours.result).double()
+        error = accuracy.largest(
+            scores - torchcorr.zncc(image.double(), template.double(), **masks)
+        )
+        yield Row(
+            "C5", f"zncc {size}²/{window}², {name}", "without masks", "ours / peer",
+            ours.ms / plain.ms, bound, Accuracy(error, SCORE[torch.float32]),
+            ours=ours, theirs=plain,
+        )  # fmt: skip
     size, window = settings.small(128, 32)
     volume = draw((size,) * 3, torch.float32)
     template = volume[(slice(size // 3, size // 3 + window),) * 3].clone()
