@@ -6,6 +6,7 @@ import pytest
 import torch
 from inputs import draw
 
+import torchcorr
 from torchcorr._cpu import bytes as scores
 from torchcorr._cpu import steps
 from torchcorr._plan import costs
@@ -66,3 +67,18 @@ def test_what_is_no_byte_is_refused():
         x[0, 150, 150] = value
         assert scores.ncc(x, w, [1, 1], True, 0.0, "auto") is None
     assert scores.ncc(x, w + 0.5, [1, 1], True, 0.0, "auto") is None
+
+
+def test_a_coloured_copy_scores_1_whatever_computes_it():
+    x = (draw((3, 200, 200)) * 2).floor().mul(255).to(torch.uint8)
+    x[:, :70] = 200
+    x[1, 100:] //= 3
+    x[:, 140:, :100] = (128 + 2 * draw((3, 60, 100), seed=1)).to(torch.uint8)
+    for side in (16, 64, 130):
+        w = x[:, 60 : 60 + side, 50 : 50 + side].clone()
+        found = [
+            torchcorr.zncc(x, w, channels="joint", method=method)
+            for method in ("direct", "fft", "auto")
+        ]
+        assert found[0][60, 50] == 1
+        assert all(torch.equal(found[0], other) for other in found[1:])
