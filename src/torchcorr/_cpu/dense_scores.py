@@ -6,7 +6,6 @@ windows that float32 cannot score are left to the tiles of `scores`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -59,7 +58,7 @@ class Norms:
 
 def scores(
     input: Tensor,
-    coefficients: Callable[[], Tensor],
+    coefficients: Tensor,
     call: Arrangement,
     how: tuple[bool, bool, float],
     limits: tuple[float, float],
@@ -78,7 +77,7 @@ def scores(
     some = _CENTRED // (4 * max(1, images[:1].numel()))
     if some == 0:
         return None
-    templates = leads.template(coefficients(), ndim + 1)[0].float().contiguous()
+    templates = leads.template(coefficients, ndim + 1)[0].float().contiguous()
     sizes, parts = (tiling.window, tiling.stride), []
     for part in images.split(some):
         norms = Norms.of(part, sizes, *how)

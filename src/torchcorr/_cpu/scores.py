@@ -160,7 +160,7 @@ def ncc(
         device="cpu",
     )
     how = (zero_mean, False, eps)
-    found = dense_scores.scores(input, lambda: template, call, how, LIMITS_OF_LOOP)
+    found = dense_scores.scores(input, template, call, how, LIMITS_OF_LOOP)
     if found is not None:
         return found
     return Scores(input, template, call, zero_mean, eps).run(spectra)

@@ -69,14 +69,6 @@ def weighted_ncc(
         dtype=input.dtype,
         device="cpu",
     )
-    if own_means and input_weight is None and template_weight is None:
-        found = dense_scores.scores(
-            input, lambda: _standard(template, ndim)[0], call, (True, True, eps), LIMITS_OF_LOOP
-        )
-        if found is not None:
-            return found
-    if not _is_finite(input, input_weight):
-        return definition.weighted_ncc(*by_definition)
     one_mask = template_weight is None or template_weight.numel() == math.prod(window)
     alone = input_weight is None and one_mask
     if method != "direct" and not (alone and (own_means or call.plan.method == "direct")):
@@ -105,7 +97,7 @@ def _own_means(
     standard, _ = _standard(template, ndim)
     sizes = (input.shape, template.shape, stride, method)
     call = arrange(*sizes, normalised=True, dtype=input.dtype, device="cpu")
-    found = dense_scores.scores(input, lambda: standard, call, (True, True, eps), LIMITS_OF_LOOP)
+    found = dense_scores.scores(input, standard, call, (True, True, eps), LIMITS_OF_LOOP)
     if found is not None:
         return found
     return Scores(input, standard, call, True, eps, own_means=True).run()
