@@ -28,7 +28,7 @@ const float* DigitSpectra::of(int64_t line, bool high) {
 
 void DigitSpectra::make(int64_t line) {
   const int64_t size = tiling_.window_size();
-  Sizes shape{1, 1, tiling_.channels};
+  Sizes shape{1, tiling_.channels};
   for (int64_t k : sizes_of(tiling_.window, tiling_.ndim)) shape.push_back(k);
   const Tensor high = new_float64(coefficients_, shape), low = new_float64(coefficients_, shape);
   const double* from = coefficients_.const_data_ptr<double>() + line * size;
@@ -39,7 +39,7 @@ void DigitSpectra::make(int64_t line) {
   }
   for (const bool of_high : {false, true}) {
     digits_[2 * line + of_high] = torch::stable::to(
-        template_spectrum(tiling_, of_high ? high : low), ScalarType::ComplexFloat);
+        template_spectra(tiling_, of_high ? high : low, true, true), ScalarType::ComplexFloat);
   }
 }
 

@@ -178,29 +178,6 @@ void multiply_spectra(const SpectraSizes& sizes, bool add, const double* spectru
   multiply_tiles(sizes, add, spectrum, other, out);
 }
 
-Tensor template_spectrum(const Tiling& tiling, const Tensor& coefficients) {
-  const Axes3 &length = tiling.length, &window = tiling.window, part = tiling.part();
-  const int64_t channels = tiling.channels;
-  Sizes shape{product(tiling.parts) * channels};
-  for (int64_t n : sizes_of(length, tiling.ndim)) shape.push_back(n);
-  const Tensor padded = torch::stable::new_zeros(coefficients, shape, ScalarType::ComplexDouble);
-  double* to = static_cast<double*>(padded.mutable_data_ptr());
-  const double* from = coefficients.const_data_ptr<double>();
-  const double share = 1 / static_cast<double>(tiling.tile_size());
-  for (int64_t row = 0; row < channels * window[0] * window[1]; ++row) {
-    const Axes3 place = unravel(row, {channels, window[0], window[1]});
-    const int64_t z = place[1], y = place[2];
-    for (int64_t x = 0; x < window[2]; ++x) {
-      const int64_t which = ((z / part[0]) * tiling.parts[1] + y / part[1]) * tiling.parts[2] +
-                            x / part[2];
-      const int64_t plane = (which * channels + place[0]) * length[0] + z % part[0];
-      const int64_t at = (plane * length[1] + y % part[1]) * length[2] + x % part[2];
-      to[2 * at] = *from++ * share;
-    }
-  }
-  return transform(padded, false);
-}
-
 TemplateSpectra::TemplateSpectra(const Tiling& tiling, const Tensor& coefficients,
                                  const std::optional<Tensor>& given)
     : tiling_(tiling), coefficients_(coefficients), given_(given) {
@@ -219,9 +196,8 @@ const void* TemplateSpectra::numbers(int64_t line, bool wide) {
   }
   STD_TORCH_CHECK(wide || !given_, "float64 spectra are not rounded to float32");
   const auto made = [&] {
-    Tensor all = coefficients_;
-    return template_spectrum(
-        tiling_, torch::stable::select(torch::stable::flatten(all, 0, 1), 0, line));
+    Tensor all = torch::stable::flatten(coefficients_, 0, 1);
+    return template_spectra(tiling_, torch::stable::narrow(all, 0, line, 1), true, true);
   };
   if (wide) {
     std::call_once(wide_ready_[line], [&] { wide_[line] = made(); });

@@ -395,14 +395,14 @@ class SumPass {
         if (std::isfinite(x) || !finite) to[2 * at + lane] = element(x);
       });
     }
-    shape = {tiling_.channels};
+    shape = {1, tiling_.channels};
     for (int64_t n : sizes_of(tiling_.window, tiling_.ndim)) shape.push_back(n);
     const Tensor weights = new_float64(templ_, shape);
     const double* from = template_of(of.pair, of.k);
     double* part = weights.mutable_data_ptr<double>();
     for (int64_t i = 0; i < weights.numel(); ++i) part[i] = weight(from[i]);
     const Operand operand = transformed(std::move(tiles), tiling_, true);
-    const Tensor spectrum = template_spectrum(tiling_, weights);
+    const Tensor spectrum = template_spectra(tiling_, weights, true, true);
     return products_of(operand, tiling_, static_cast<const double*>(spectrum.const_data_ptr()));
   }
 

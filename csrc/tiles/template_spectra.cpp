@@ -1,5 +1,5 @@
-// The spectra of templates that every unit of tiles is multiplied by, before the units are shared
-// out. For small images this is a large part of the time that a second thread does not shorten.
+// The spectra of templates that units of tiles are multiplied by. Most are made before the units are
+// shared out, which for small images is a large part of the time that a second thread does not shorten.
 
 #include <algorithm>
 
@@ -8,8 +8,8 @@
 namespace torchcorr {
 namespace {
 
-// PyTorch's transforms divide one line among threads from this length on, and its rounding depends
-// on how many there are.
+// PyTorch's transforms divide one line among threads from this length on, outside of workers, and its
+// rounding depends on how many there are.
 constexpr int64_t kLongLine = 4096;
 
 // Templates (lines, C, *window) over the elements of a tile as complex numbers: the parts of their
@@ -48,7 +48,7 @@ void lengthen(int64_t rows, int64_t n, int64_t m, const T* from, T* to) {
 }
 
 template <class T>
-Tensor spectra_of(const Tiling& t, const Tensor& templates, ScalarType type) {
+Tensor spectra_of(const Tiling& t, const Tensor& templates, ScalarType type, bool in_worker) {
   const int64_t first = 3 - t.ndim, lines = templates.size(0) * product(t.parts) * t.channels;
   const auto shape_of = [&](int64_t count, const Axes3& size) {
     Sizes shape{count};
@@ -58,7 +58,7 @@ Tensor spectra_of(const Tiling& t, const Tensor& templates, ScalarType type) {
   // Axis by axis, so that lines of zeros are not transformed.
   Axes3 size = t.part();
   size[first] = t.length[first];
-  const bool twice = t.ndim == 1 && lines == 1 && size[first] >= kLongLine;
+  const bool twice = !in_worker && t.ndim == 1 && lines == 1 && size[first] >= kLongLine;
   Tensor x = torch::stable::new_empty(templates, shape_of(lines * (twice ? 2 : 1), size), type);
   T* to = static_cast<T*>(x.mutable_data_ptr());
   write_parts(t, templates, size, to);
@@ -81,7 +81,7 @@ Tensor spectra_of(const Tiling& t, const Tensor& templates, ScalarType type) {
   return torch::stable::view(twice ? torch::stable::narrow(x, 0, 0, 1) : x, shape);
 }
 
-Tensor template_spectra(const Tensor& given, const Sizes& batch, bool wide) {
+Tensor template_spectra_of_batch(const Tensor& given, const Sizes& batch, bool wide) {
   const Tensor templates = packed(given);
   Tiling tiling = TileBatch(batch).tiling;
   STD_TORCH_CHECK(templates.dim() == tiling.ndim + 2 &&
@@ -90,13 +90,18 @@ Tensor template_spectra(const Tensor& given, const Sizes& batch, bool wide) {
                   "templates must be float64 numbers (line, channel, *window)");
   STD_TORCH_CHECK(templates.numel() > 0, "templates must not be empty");
   tiling.channels = templates.size(1);
-  return wide ? spectra_of<double>(tiling, templates, ScalarType::ComplexDouble)
-              : spectra_of<float>(tiling, templates, ScalarType::ComplexFloat);
+  return template_spectra(tiling, templates, wide, false);
 }
 
 }  // namespace
+
+Tensor template_spectra(const Tiling& tiling, const Tensor& templates, bool wide, bool in_worker) {
+  return wide ? spectra_of<double>(tiling, templates, ScalarType::ComplexDouble, in_worker)
+              : spectra_of<float>(tiling, templates, ScalarType::ComplexFloat, in_worker);
+}
+
 }  // namespace torchcorr
 
 STABLE_TORCH_LIBRARY_IMPL(torchcorr_cpu, CPU, m) {
-  m.impl("template_spectra", TORCH_BOX(&torchcorr::template_spectra));
+  m.impl("template_spectra", TORCH_BOX(&torchcorr::template_spectra_of_batch));
 }
