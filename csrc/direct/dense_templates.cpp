@@ -1,5 +1,4 @@
-// Templates of dense layers, (K, C, *window): standardised with a mean for each channel, and the
-// last steps of their gradients.
+// Templates of dense layers, (K, C, *window), in float32, and the last steps of their gradients.
 
 #include <algorithm>
 #include <cmath>
@@ -15,60 +14,6 @@ constexpr int64_t kGrain = 1 << 14;  // elements that are worth another thread
 
 TORCHCORR_INLINE void subtract(int64_t n, double value, double* x) {
   for (int64_t i = 0; i < n; ++i) x[i] -= value;
-}
-
-// One template; the deviation that it was divided by. Centred twice: the first mean is rounded in
-// units of the offset, the second of the contrast. Dividing by the peak keeps squares in range.
-template <class T>
-TORCHCORR_INLINE double standardise_one(int64_t channels, int64_t n, const T* x, double* out) {
-  const int64_t all = channels * n;
-  const double share = 1 / static_cast<double>(n);
-  double peak = 0;
-  for (int64_t c = 0; c < channels; ++c) {
-    const T* from = x + c * n;
-    double* to = out + c * n;
-    int different = 0;
-    for (int64_t i = 0; i < n; ++i) different |= from[i] != from[0];
-    if (different == 0) {
-      std::fill_n(to, n, 0.0);
-      continue;
-    }
-    for (int64_t i = 0; i < n; ++i) to[i] = static_cast<double>(from[i]);
-    for (int pass = 0; pass < 2; ++pass) subtract(n, sum_of_row(n, to) * share, to);
-  }
-  for (int64_t i = 0; i < all; ++i) peak = std::abs(out[i]) > peak ? std::abs(out[i]) : peak;
-  if (peak == 0) {
-    std::fill_n(out, all, sum_of_row(all, out));  // a NaN, if there is one
-    return 0;
-  }
-  for (int64_t i = 0; i < all; ++i) out[i] /= peak;
-  const double size = std::sqrt(dot_of_rows(all, out, out) / static_cast<double>(all)), by = 1 / size;
-  for (int64_t i = 0; i < all; ++i) out[i] *= by;
-  return size * peak;
-}
-
-TORCHCORR_CLONES double standardise_any(int64_t channels, int64_t n, const float* x, double* out) {
-  return standardise_one(channels, n, x, out);
-}
-TORCHCORR_CLONES double standardise_any(int64_t channels, int64_t n, const double* x, double* out) {
-  return standardise_one(channels, n, x, out);
-}
-
-// Shapes (K, C, n); `size` is (K).
-std::tuple<Tensor, Tensor> standardise_channels(const Tensor& given) {
-  const Tensor x = packed(given);
-  const int64_t templates = x.size(0), channels = x.size(1), n = x.size(2), all = channels * n;
-  const Tensor out = new_float64(x, {templates, channels, n}), sizes = new_float64(x, {templates});
-  double *to = out.mutable_data_ptr<double>(), *size = sizes.mutable_data_ptr<double>();
-  with_real_type(x, "template", [&](auto zero) {
-    const auto* from = x.const_data_ptr<decltype(zero)>();
-    parallel_for(0, templates, std::max<int64_t>(1, kGrain / all), [&](int64_t begin, int64_t end) {
-      for (int64_t k = begin; k < end; ++k) {
-        size[k] = standardise_any(channels, n, from + k * all, to + k * all);
-      }
-    });
-  });
-  return {out, sizes};
 }
 
 TORCHCORR_CLONES double narrow_row(int64_t n, const double* x, float* out) {
@@ -180,7 +125,6 @@ std::tuple<Tensor, Tensor> dense_project(const Tensor& given, std::optional<Tens
 }  // namespace torchcorr
 
 STABLE_TORCH_LIBRARY_IMPL(torchcorr_cpu, CPU, m) {
-  m.impl("standardise_channels", TORCH_BOX(&torchcorr::standardise_channels));
   m.impl("dense_weights", TORCH_BOX(&torchcorr::dense_weights));
   m.impl("dense_project", TORCH_BOX(&torchcorr::dense_project));
 }

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <tuple>
 
 #include "common/parallel.h"
 #include "common/vectors.h"
@@ -9,38 +10,70 @@
 namespace torchcorr {
 namespace {
 
-// Centred twice: the first mean is rounded in units of the offset, the second of the contrast.
-// Dividing by the peak before squaring keeps the range.
-template <class T>
-TORCHCORR_INLINE void standardise_one(int64_t n, const T* x, bool zero_mean, double* out) {
-  int different = 0;
-  for (int64_t i = 0; i < n; ++i) different |= x[i] != x[0];
-  for (int64_t i = 0; i < n; ++i) out[i] = static_cast<double>(x[i]);
-  for (int pass = 0; zero_mean && pass < 2; ++pass) {
-    const double mean = sum_of_row(n, out) / static_cast<double>(n);
-    for (int64_t i = 0; i < n; ++i) out[i] -= mean;
-  }
-  double peak = 0;
-  const double total = sum_of_row(n, out);
-  if (total - total != 0) {
-    std::fill_n(out, n, std::nan(""));
-    return;
-  }
-  for (int64_t i = 0; i < n; ++i) peak = std::abs(out[i]) > peak ? std::abs(out[i]) : peak;
-  if (peak == 0 || (zero_mean && different == 0)) {
-    std::fill_n(out, n, 0.0);
-    return;
-  }
-  for (int64_t i = 0; i < n; ++i) out[i] /= peak;
-  const double scale = 1 / std::sqrt(dot_of_rows(n, out, out) / static_cast<double>(n));
-  for (int64_t i = 0; i < n; ++i) out[i] *= scale;
+constexpr int64_t kGrain = 1 << 14;  // elements that are worth another thread
+
+TORCHCORR_INLINE void subtract(int64_t n, double value, double* x) {
+  for (int64_t i = 0; i < n; ++i) x[i] -= value;
 }
 
-TORCHCORR_CLONES void standardise_any(int64_t n, const float* x, bool zero_mean, double* out) {
-  standardise_one(n, x, zero_mean, out);
+// One template of `groups` times n elements, each group of which has a mean; the deviation that it was
+// divided by. Centred twice: the first mean is rounded in units of the offset, the second of the
+// contrast. Dividing by the peak before squaring keeps the range.
+template <class T>
+TORCHCORR_INLINE double standardise_one(int64_t groups, int64_t n, const T* x, bool zero_mean,
+                                        double* out) {
+  const int64_t all = groups * n;
+  for (int64_t g = 0; g < groups; ++g) {
+    const T* from = x + g * n;
+    double* to = out + g * n;
+    for (int64_t i = 0; i < n; ++i) to[i] = static_cast<double>(from[i]);
+    if (!zero_mean) continue;
+    int different = 0;
+    for (int64_t i = 0; i < n; ++i) different |= from[i] != from[0];
+    if (different == 0) {
+      std::fill_n(to, n, to[0] - to[0]);  // zeros, or NaN
+      continue;
+    }
+    for (int pass = 0; pass < 2; ++pass) {
+      subtract(n, sum_of_row(n, to) / static_cast<double>(n), to);
+    }
+  }
+  double peak = 0;
+  for (int64_t i = 0; i < all; ++i) peak = std::abs(out[i]) > peak ? std::abs(out[i]) : peak;
+  if (peak == 0) {
+    std::fill_n(out, all, sum_of_row(all, out));  // a NaN, if there is one
+    return 0;
+  }
+  for (int64_t i = 0; i < all; ++i) out[i] /= peak;
+  const double size = std::sqrt(dot_of_rows(all, out, out) / static_cast<double>(all)), by = 1 / size;
+  for (int64_t i = 0; i < all; ++i) out[i] *= by;
+  return size * peak;
 }
-TORCHCORR_CLONES void standardise_any(int64_t n, const double* x, bool zero_mean, double* out) {
-  standardise_one(n, x, zero_mean, out);
+
+TORCHCORR_CLONES double standardise_any(int64_t groups, int64_t n, const float* x, bool zero_mean,
+                                        double* out) {
+  return standardise_one(groups, n, x, zero_mean, out);
+}
+TORCHCORR_CLONES double standardise_any(int64_t groups, int64_t n, const double* x, bool zero_mean,
+                                        double* out) {
+  return standardise_one(groups, n, x, zero_mean, out);
+}
+
+// All templates of x, and their deviations where there is a place for them.
+void standardise_all(const Tensor& x, int64_t groups, int64_t n, bool zero_mean, double* to,
+                     double* sizes) {
+  const int64_t all = groups * n;
+  with_real_type(x, "template", [&](auto zero) {
+    const auto* from = x.const_data_ptr<decltype(zero)>();
+    parallel_for(0, x.numel() / all, std::max<int64_t>(1, kGrain / all),
+                 [&](int64_t begin, int64_t end) {
+                   for (int64_t k = begin; k < end; ++k) {
+                     const double size =
+                         standardise_any(groups, n, from + k * all, zero_mean, to + k * all);
+                     if (sizes) sizes[k] = size;
+                   }
+                 });
+  });
 }
 
 Tensor standardise(const Tensor& given, int64_t ndim, bool zero_mean) {
@@ -49,17 +82,18 @@ Tensor standardise(const Tensor& given, int64_t ndim, bool zero_mean) {
   if (x.numel() == 0) return out;
   int64_t n = 1;
   for (int64_t i = x.dim() - ndim - 1; i < x.dim(); ++i) n *= x.size(i);
-  double* to = out.mutable_data_ptr<double>();
-  with_real_type(x, "template", [&](auto zero) {
-    const auto* from = x.const_data_ptr<decltype(zero)>();
-    parallel_for(0, x.numel() / n, std::max<int64_t>(1, (1 << 15) / n),
-                 [&](int64_t begin, int64_t end) {
-                   for (int64_t i = begin; i < end; ++i) {
-                     standardise_any(n, from + i * n, zero_mean, to + i * n);
-                   }
-                 });
-  });
+  standardise_all(x, 1, n, zero_mean, out.mutable_data_ptr<double>(), nullptr);
   return out;
+}
+
+// Templates (K, C, n) with a mean for each channel, and their deviations (K).
+std::tuple<Tensor, Tensor> standardise_channels(const Tensor& given) {
+  const Tensor x = packed(given);
+  const Tensor out = new_float64(x, {x.size(0), x.size(1), x.size(2)});
+  const Tensor sizes = new_float64(x, {x.size(0)});
+  standardise_all(x, x.size(1), x.size(2), true, out.mutable_data_ptr<double>(),
+                  sizes.mutable_data_ptr<double>());
+  return {out, sizes};
 }
 
 }  // namespace
@@ -67,4 +101,8 @@ Tensor standardise(const Tensor& given, int64_t ndim, bool zero_mean) {
 
 STABLE_TORCH_LIBRARY_IMPL(torchcorr, CPU, m) {
   m.impl("standardise", TORCH_BOX(&torchcorr::standardise));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(torchcorr_cpu, CPU, m) {
+  m.impl("standardise_channels", TORCH_BOX(&torchcorr::standardise_channels));
 }
