@@ -6,7 +6,9 @@
 namespace torchcorr {
 
 // In the order of `Ways` of _cpu/counters.py.
-enum class Way { kFloat32, kFloat64, kIntegers, kDigits, kExactWindows, kRepeated, kLookedAgain, kCount };
+enum class Way {
+  kFloat32, kFloat64, kIntegers, kDigits, kExactWindows, kRepeated, kLookedAgain, kCount
+};
 
 void count_way(Way way, int64_t many);
 

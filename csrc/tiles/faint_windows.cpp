@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 #include "common/vectors.h"
 #include "tiles/score_rows.h"
@@ -127,10 +128,10 @@ class SeenTile {
       : t_(t), place_(t, tile), input_(input), seen_(std::move(seen)), out_(t.length[2]),
         spare_(t.length[2]) {}
 
-  // The level and the scale, relative to a level and scale that are known.
+  // Chooses the level, from one that is known.
   void centre(const TileStats& known) {
     int64_t count = 0;
-    level_ = static_cast<float>(known.level), scale_ = 1;
+    level_ = static_cast<float>(known.level);
     double sum = 0;
     for_rows([&](int64_t, const TileRow<float>& row, const uint8_t* seen) {
       const int64_t n = row.end - row.begin;
@@ -172,7 +173,7 @@ class SeenTile {
   const float* input_;
   const Flags seen_;
   std::vector<float> out_, spare_;
-  float level_ = 0, scale_ = 1;
+  float level_ = 0;
 };
 
 }  // namespace
@@ -196,7 +197,7 @@ FaintTiles cut_faint(const Tensor& input, const Tensors& tensors, const Sizes& n
   for (int64_t lane = 0; lane < 2; ++lane) {
     const TileStats& stats = moments.rows()[lane];
     if (!(stats.scale > kLeastScale && stats.scale < 1 / kLeastScale)) {
-      faint.hopeless = each;
+      faint.hopeless = std::numeric_limits<int64_t>::max();
       return faint;
     }
     mark_tile(t, batch.tiles[lane], moments.states_or_null() + lane * each, norms + lane * each,

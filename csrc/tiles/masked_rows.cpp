@@ -4,6 +4,8 @@
 #include <cmath>
 #include <limits>
 
+#include "tiles/score_rows.h"
+
 namespace torchcorr {
 namespace {
 
@@ -314,33 +316,19 @@ TORCHCORR_CUT(double, double)
 // Squares are added up in float32 for some vectors only. Of elements that overflow it they are
 // infinite, and the rounding that they bound is unknown.
 template <class R>
-TORCHCORR_INLINE Contents contents(int64_t n, const R* x) {
-  constexpr int64_t kLanes = lanes_of<R>, kTogether = 32 * kLanes;
-  Vector<R> most = {};
+Contents contents(int64_t n, const R* x) {
+  constexpr int64_t kTogether = 32 * lanes_of<R>;
   Contents all;
-  int64_t i = 0;
-  while (i + kLanes <= n) {
-    Vector<R> squares = {};
-    const int64_t end = std::min(i + kTogether, n);
-    for (; i + kLanes <= end; i += kLanes) {
-      const Vector<R> v = load(x + i), size = v < 0 ? -v : v;
-      most = size > most ? size : most;
-      squares += v * v;
-    }
-    for (int64_t l = 0; l < kLanes; ++l) all.squares += static_cast<double>(squares[l]);
-  }
-  for (; i < n; ++i) {
-    all.squares += static_cast<double>(x[i]) * static_cast<double>(x[i]);
-    all.largest = std::max(all.largest, static_cast<double>(std::abs(x[i])));
-  }
-  for (int64_t l = 0; l < kLanes; ++l) {
-    all.largest = std::max(all.largest, static_cast<double>(most[l]));
+  for (int64_t i = 0; i < n; i += kTogether) {
+    const RowContent some = content_of(std::min(kTogether, n - i), x + i);
+    all.squares += some.square;
+    all.largest = std::max(all.largest, some.peak);
   }
   return all;
 }
 
-TORCHCORR_CLONES Contents scaled_contents(int64_t n, const float* x) { return contents(n, x); }
-TORCHCORR_CLONES Contents scaled_contents(int64_t n, const double* x) { return contents(n, x); }
+Contents scaled_contents(int64_t n, const float* x) { return contents(n, x); }
+Contents scaled_contents(int64_t n, const double* x) { return contents(n, x); }
 
 #define TORCHCORR_TAKE(R)                                                                        \
   TORCHCORR_CLONES void take_row(int64_t n, int64_t step, const R* from, R* one, R* other) {     \

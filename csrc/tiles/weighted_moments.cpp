@@ -353,22 +353,8 @@ class WeightedMomentsStep {
   void mark_flat(int64_t tile, uint8_t* states) const {
     if (groups_ == 1) {
       FlatWindows<T>(t_, rule_.zero_mean).mark(tile, image_, states);
-      return;
-    }
-    Tiling one = t_;
-    one.channels = 1;
-    const int64_t each = t_.tiles_per_item();
-    std::vector<uint8_t> left(states, states + t_.positions());
-    for (int64_t c = 0; c < groups_; ++c) {
-      std::vector<uint8_t> of_channel(left);
-      const int64_t number = (tile / each * groups_ + c) * each + tile % each;
-      FlatWindows<T>(one, rule_.zero_mean).mark(number, image_, of_channel.data());
-      for (size_t at = 0; at < left.size(); ++at) {
-        if (left[at] == kUnknown && of_channel[at] != kFlat) left[at] = kDoubtful;
-      }
-    }
-    for (size_t at = 0; at < left.size(); ++at) {
-      if (left[at] == kUnknown) states[at] = kFlat;
+    } else {
+      FlatChannels<T>(t_, rule_.zero_mean).mark(tile, image_, states);
     }
   }
 
