@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from . import RESULTS, ROOT
+from .photographs import GROUPS
 
 PAGE = ROOT / "docs" / "benchmarks.md"
 PLOTS = ROOT / "docs" / "_static" / "benchmarks"
@@ -114,7 +115,7 @@ def _rows(records: Sequence[Record]) -> str:
 
 def _is_photograph(record: Record) -> bool:
     """Whether a row is one photograph with one template; means and the worst have a target."""
-    return record["row"] in ("P1", "P2", "P3", "P4") and not record["bound"]
+    return record["row"] in GROUPS and not record["bound"]
 
 
 def table_section(name: str = "cpu.csv") -> str:

@@ -8,6 +8,7 @@ from functools import lru_cache
 import numpy as np
 import oracle
 import pytest
+import skimage.data
 import torch
 from inputs import METHODS, array, draw, normal, tensor
 from tolerances import GRADIENT_OF_FLOAT32, SCORE
@@ -152,8 +153,9 @@ def test_gradients_are_those_of_the_windows(device, name, method):
 
 
 def test_a_photograph_in_colour():
-    data = pytest.importorskip("skimage.data")
-    picture = tensor(np.asarray(data.astronaut()).astype(np.float32).transpose(2, 0, 1).copy())
+    picture = tensor(
+        np.asarray(skimage.data.astronaut()).astype(np.float32).transpose(2, 0, 1).copy()
+    )
     picture[0] += 1000  # an offset of one channel alone
     for window in (16, 48):
         template = picture[:, 60 : 60 + window, 200 : 200 + window]

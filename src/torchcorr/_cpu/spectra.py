@@ -7,7 +7,7 @@ memory. Transforms of few elements, or of which few elements are kept, are produ
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -101,6 +101,20 @@ def _spectra_at(
     return spectra.flatten(0, ndim - 1).flatten(1, ndim + 1)
 
 
+def _spectra_by_batch(
+    x: Tensor, padding: Sequence[int], tiles: Tiles, batches: Sequence[Batch]
+) -> Callable[[Batch], Tensor]:
+    """The spectra of a batch of tiles: those of a single batch are made once, others when asked."""
+
+    def made(batch: Batch) -> Tensor:
+        return _spectra_at(x, padding, tiles, batch, tiles.length, -1)
+
+    if len(batches) != 1:
+        return made
+    held = made(batches[0])
+    return lambda batch: held
+
+
 def _from(whole: slice, part: slice) -> slice:
     return slice(part.start - whole.start, part.stop - whole.start)
 
@@ -122,9 +136,7 @@ def convolve(
     covered = tuple(g * m for g, m in zip(tiles.grid, tiles.outputs, strict=True))
     out = x.new_empty((items, outputs, *covered))
     batches = _all_batches(items, tiles)
-    whole = None
-    if len(batches) == 1:
-        whole = _spectra_at(x, padding, tiles, batches[0], tiles.length, -1)
+    seen_by = _spectra_by_batch(x, padding, tiles, batches)
     room = None if prepared is not None else _room(x, tiles, channels * min(tiles.block, outputs))
     of_products = _room(x, tiles, tiles.together * min(tiles.block, outputs))
     for block in range(0, outputs, tiles.block):
@@ -134,9 +146,7 @@ def convolve(
         else:
             weights = prepared[..., part]
         for batch in batches:
-            seen = whole
-            if seen is None:
-                seen = _spectra_at(x, padding, tiles, batch, tiles.length, -1)
+            seen = seen_by(batch)
             products = taken(of_products, *seen.shape[:2], weights.shape[2])
             torch.bmm(seen, weights, out=products)
             sums = _inverse(products.flatten(1), tiles, tiles.outputs)
@@ -168,17 +178,13 @@ def weight_grad(grad: Tensor, x: Tensor, padding: Sequence[int], tiles: Tiles) -
     items, channels, outputs, ndim = x.shape[0], x.shape[1], grad.shape[1], len(tiles.window)
     out = x.new_empty((outputs, channels, *tiles.window))
     batches = _all_batches(items, tiles)
-    whole = None
-    if len(batches) == 1:
-        whole = _spectra_at(x, padding, tiles, batches[0], tiles.length, -1)
+    seen_by = _spectra_by_batch(x, padding, tiles, batches)
     room = _room(x, tiles, channels * min(tiles.block, outputs))
     for block in range(0, outputs, tiles.block):
         part = slice(block, min(block + tiles.block, outputs))
         total: Tensor | None = None
         for batch in batches:
-            seen = whole
-            if seen is None:
-                seen = _spectra_at(x, padding, tiles, batch, tiles.length, -1)
+            seen = seen_by(batch)
             upstream = _spectra_at(grad[:, part], (0,) * ndim, tiles, batch, tiles.outputs, 1)
             if total is None:
                 total = taken(room, seen.shape[0], upstream.shape[2], channels)

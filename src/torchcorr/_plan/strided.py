@@ -31,7 +31,7 @@ def arrange_sums(
     call = arrange(*sizes, method, normalised=False, dtype=dtype, device=device)
     if method == "auto" and call.plan.method == "direct" and call.problem.costs.pairs:
         dense = on_lattices(*sizes, dtype=dtype, device=device)
-        if dense is not None and dense.plan.cost + _COPIED * math.prod(input) < call.plan.cost:
+        if dense is not None and _time(dense, input) < call.plan.cost:
             return arrange(*sizes, "fft", normalised=False, dtype=dtype, device=device)
     return call
 
@@ -65,8 +65,12 @@ def _on_lattices(
     ones = (1,) * ndim
     dense = arrange(*shapes, ones, "fft", normalised=False, dtype=dtype, device=device)
     whole = arrange(input, template, stride, "fft", normalised=False, dtype=dtype, device=device)
-    copied = _COPIED * math.prod(input)
-    return dense if dense.plan.cost + copied < whole.plan.cost else None
+    return dense if _time(dense, input) < whole.plan.cost else None
+
+
+def _time(dense: Arrangement, input: Sequence[int]) -> float:
+    """The cost of sums on sub-lattices, with that of laying them out."""
+    return dense.plan.cost + _COPIED * math.prod(input)
 
 
 def lattices_of(input: Ints, template: Ints, stride: Sequence[int]) -> Lattices:
