@@ -58,6 +58,13 @@ def test_flat_and_not_finite(dtype: torch.dtype) -> None:
         assert _contract.standardise(x, 1, True).isnan().all()
 
 
+def test_finite_elements_whose_sum_is_not() -> None:
+    x = (draw((1, 1, 50), seed=1) + 1) * 0.8e308
+    got = array(_contract.standardise(x, 1, False)).ravel()
+    wanted = standard(array(x).ravel(), False)
+    assert np.abs(got - wanted).max() <= ROUNDINGS * np.abs(wanted).max()
+
+
 @pytest.mark.parametrize("wide", (False, True))
 @pytest.mark.parametrize(
     ("window", "length", "parts"),
