@@ -6,45 +6,47 @@
 #include <cmath>
 #include <vector>
 
+#include "common/targets.h"
 #include "common/tiling.h"
-#include "common/vectors.h"
 
 namespace torchcorr {
 namespace {
 
-// Sum of f(lane vector of elements, index) over n elements, in eight lanes.
-template <class T, class F>
+// Sum of f(lane vector of elements, index) over n elements, in lanes.
+template <int BYTES, class T, class F>
 TORCHCORR_INLINE double lane_sum(int64_t n, const T* x, const F& f) {
-  Doubles acc = {};
+  constexpr int64_t kLanes = lanes_of<double, BYTES>;
+  Wide<BYTES> acc = {};
   int64_t i = 0;
-  for (; i + kDoubles <= n; i += kDoubles) acc += f(read(x + i), i, kDoubles);
+  for (; i + kLanes <= n; i += kLanes) acc += f(widened<BYTES>(x + i), i, kLanes);
   if (i < n) {
-    Doubles last = f(read_part(n - i, x + i), i, n - i);
-    for (int64_t l = n - i; l < kDoubles; ++l) last[l] = 0;
+    Wide<BYTES> last = f(widened_part<BYTES>(n - i, x + i), i, n - i);
+    for (int64_t l = n - i; l < kLanes; ++l) last[l] = 0;
     acc += last;
   }
-  return total_of(acc);
+  return sum_of_lanes(acc);
 }
 
-template <class T>
+template <int BYTES, class T>
 TORCHCORR_INLINE double row_sum(int64_t n, const T* x, double scale, double level) {
-  return lane_sum(
-      n, x, [&](const Doubles& v, int64_t, int64_t) TORCHCORR_FLAT { return v * scale - level; });
+  return lane_sum<BYTES>(
+      n, x, [&](const Wide<BYTES>& v, int64_t, int64_t) TORCHCORR_FLAT { return v * scale - level; });
 }
 
-template <class T>
+template <int BYTES, class T>
 TORCHCORR_INLINE double row_squares(int64_t n, const T* x, double scale, double level) {
-  return lane_sum(n, x, [&](const Doubles& v, int64_t, int64_t) TORCHCORR_FLAT {
-    const Doubles d = v * scale - level;
+  return lane_sum<BYTES>(n, x, [&](const Wide<BYTES>& v, int64_t, int64_t) TORCHCORR_FLAT {
+    const Wide<BYTES> d = v * scale - level;
     return d * d;
   });
 }
 
-template <class T>
+template <int BYTES, class T>
 TORCHCORR_INLINE double row_products(int64_t n, const T* x, double scale, double level,
                                      const double* w) {
-  return lane_sum(n, x, [&](const Doubles& v, int64_t i, int64_t part) TORCHCORR_FLAT {
-    return (v * scale - level) * (part == kDoubles ? read(w + i) : read_part(part, w + i));
+  return lane_sum<BYTES>(n, x, [&](const Wide<BYTES>& v, int64_t i, int64_t part) TORCHCORR_FLAT {
+    const bool whole = part == lanes_of<double, BYTES>;
+    return (v * scale - level) * (whole ? widened<BYTES>(w + i) : widened_part<BYTES>(part, w + i));
   });
 }
 
@@ -72,8 +74,9 @@ TORCHCORR_INLINE void for_groups(const ExactWindow& by, const F& f) {
   for (int64_t g = 0; g < groups; ++g) f(g, g * each, (g + 1) * each);
 }
 
-template <class T>
-TORCHCORR_INLINE double squares(const T* x, const ExactWindow& by, double scale, double* levels) {
+template <int BYTES, class T>
+TORCHCORR_INLINE double squares_about_means(const T* x, const ExactWindow& by, double scale,
+                                            double* levels) {
   const int64_t n = by.window[2];
   const double count = by.count / static_cast<double>(by.groups());
   double sum = 0;
@@ -82,7 +85,7 @@ TORCHCORR_INLINE double squares(const T* x, const ExactWindow& by, double scale,
     const auto mean_from = [&](double level) TORCHCORR_FLAT {
       return over_rows(x, nullptr, by, begin, end,
                        [&](const T* r, const double*)
-                           TORCHCORR_FLAT { return row_sum(n, r, scale, level); }) /
+                           TORCHCORR_FLAT { return row_sum<BYTES>(n, r, scale, level); }) /
              count;
     };
     double level = 0;
@@ -94,24 +97,24 @@ TORCHCORR_INLINE double squares(const T* x, const ExactWindow& by, double scale,
     }
     levels[g] = level;
     sum += over_rows(x, nullptr, by, begin, end, [&](const T* r, const double*) TORCHCORR_FLAT {
-      return row_squares(n, r, scale, level);
+      return row_squares<BYTES>(n, r, scale, level);
     });
   });
   return sum;
 }
 
-template <class T>
-TORCHCORR_INLINE double score(const T* x, const double* coefficients, const ExactWindow& by,
-                              double scale) {
+template <int BYTES, class T>
+TORCHCORR_INLINE double score_of_window(const T* x, const double* coefficients,
+                                        const ExactWindow& by, double scale) {
   std::vector<double> levels(by.groups());
-  const double energies = squares(x, by, scale, levels.data());
+  const double energies = squares_about_means<BYTES>(x, by, scale, levels.data());
   if (energies == 0) return 0;
   double products = 0;
   for_groups(by, [&](int64_t g, int64_t begin, int64_t end) TORCHCORR_FLAT {
     const double mean = levels[g];
     products += over_rows(x, coefficients, by, begin, end,
                           [&](const T* r, const double* w) TORCHCORR_FLAT {
-                            return row_products(by.window[2], r, scale, mean, w);
+                            return row_products<BYTES>(by.window[2], r, scale, mean, w);
                           });
   });
   const double energy = energies / by.count + scaled_eps(by.eps, scale);
@@ -119,11 +122,11 @@ TORCHCORR_INLINE double score(const T* x, const double* coefficients, const Exac
 }
 
 // Four accumulators: an addition need not wait for the one before.
-template <class T>
-TORCHCORR_INLINE double numerator(const T* x, const double* coefficients, const ExactWindow& by,
-                                  const double* levels) {
-  constexpr int64_t kStep = 4 * kDoubles;
-  Doubles acc[4] = {};
+template <int BYTES, class T>
+TORCHCORR_INLINE double numerator_of_window(const T* x, const double* coefficients,
+                                            const ExactWindow& by, const double* levels) {
+  constexpr int64_t kLanes = lanes_of<double, BYTES>, kStep = 4 * kLanes;
+  Wide<BYTES> acc[4] = {};
   for_groups(by, [&](int64_t g, int64_t begin, int64_t end) TORCHCORR_FLAT {
     const double level = levels[g];
     over_rows(x, coefficients, by, begin, end, [&](const T* r, const double* w) TORCHCORR_FLAT {
@@ -131,60 +134,71 @@ TORCHCORR_INLINE double numerator(const T* x, const double* coefficients, const 
       int64_t i = 0;
       for (; i + kStep <= n; i += kStep) {
         for (int64_t k = 0; k < 4; ++k) {
-          const int64_t at = i + k * kDoubles;
-          acc[k] += (read(r + at) - level) * read(w + at);
+          const int64_t at = i + k * kLanes;
+          acc[k] += (widened<BYTES>(r + at) - level) * widened<BYTES>(w + at);
         }
       }
-      for (; i + kDoubles <= n; i += kDoubles) acc[0] += (read(r + i) - level) * read(w + i);
+      for (; i + kLanes <= n; i += kLanes) {
+        acc[0] += (widened<BYTES>(r + i) - level) * widened<BYTES>(w + i);
+      }
       // The coefficients past the row's end are zeros, so what is read there adds nothing.
-      if (i < n) acc[1] += (read_part(n - i, r + i) - level) * read_part(n - i, w + i);
+      if (i < n) {
+        acc[1] += (widened_part<BYTES>(n - i, r + i) - level) * widened_part<BYTES>(n - i, w + i);
+      }
       return 0.0;
     });
   });
-  return total_of((acc[0] + acc[1]) + (acc[2] + acc[3]));
+  return sum_of_lanes((acc[0] + acc[1]) + (acc[2] + acc[3]));
 }
 
-constexpr int64_t kNeighbourVectors = kNeighbours / kDoubles;
+template <int BYTES>
+constexpr int64_t neighbour_vectors = kNeighbours / lanes_of<double, BYTES>;
 
 // Adds the products of a row to the sums of neighbours. It is converted once, not for each of the
 // windows that an element belongs to.
-template <class T>
+template <int BYTES, class T>
 TORCHCORR_INLINE void add_row_of_neighbours(int64_t n, const T* x, double level, const double* w,
-                                            Doubles* acc) {
-  constexpr int64_t kPart = 256;
+                                            Wide<BYTES>* acc) {
+  constexpr int64_t kPart = 256, kLanes = lanes_of<double, BYTES>;
   double row[kPart + kNeighbours];
   for (int64_t begin = 0; begin < n; begin += kPart, x += kPart, w += kPart) {
     const int64_t part = std::min(kPart, n - begin), all = part + kNeighbours - 1;
     int64_t i = 0;
-    for (; i + kDoubles <= all; i += kDoubles) write(row + i, read(x + i) - level);
+    for (; i + kLanes <= all; i += kLanes) put(widened<BYTES>(x + i) - level, row + i);
     for (; i < all; ++i) row[i] = static_cast<double>(x[i]) - level;
     for (i = 0; i < part; ++i) {
-      for (int64_t k = 0; k < kNeighbourVectors; ++k) acc[k] += read(row + i + k * kDoubles) * w[i];
+      for (int64_t k = 0; k < neighbour_vectors<BYTES>; ++k) {
+        acc[k] += widened<BYTES>(row + i + k * kLanes) * w[i];
+      }
     }
   }
 }
 
 // One accumulator a position: neighbours read the same elements and the same coefficient.
-template <class T>
-TORCHCORR_INLINE void numerators(const T* x, const double* coefficients, const ExactWindow& by,
-                                 const double* levels, double* out) {
-  Doubles acc[kNeighbourVectors] = {};
+template <int BYTES, class T>
+TORCHCORR_INLINE void numerators_of_windows(const T* x, const double* coefficients,
+                                            const ExactWindow& by, const double* levels,
+                                            double* out) {
+  Wide<BYTES> acc[neighbour_vectors<BYTES>] = {};
   for_groups(by, [&](int64_t g, int64_t begin, int64_t end) TORCHCORR_FLAT {
     const double level = levels[g];
     over_rows(x, coefficients, by, begin, end, [&](const T* r, const double* w) TORCHCORR_FLAT {
-      add_row_of_neighbours(by.window[2], r, level, w, acc);
+      add_row_of_neighbours<BYTES>(by.window[2], r, level, w, acc);
       return 0.0;
     });
   });
-  for (int64_t k = 0; k < kNeighbourVectors; ++k) write(out + k * kDoubles, acc[k]);
+  for (int64_t k = 0; k < neighbour_vectors<BYTES>; ++k) {
+    put(acc[k], out + k * lanes_of<double, BYTES>);
+  }
 }
 
-template <class T>
-TORCHCORR_INLINE double plain_sum(const T* x, const double* coefficients, const ExactWindow& by) {
+template <int BYTES, class T>
+TORCHCORR_INLINE double sum_of_window(const T* x, const double* coefficients,
+                                      const ExactWindow& by) {
   double sum = 0;
   over_rows(x, coefficients, by, 0, by.channels, [&](const T* r, const double* w) TORCHCORR_FLAT {
     // A NaN stays one: the rest need not be read.
-    if (sum == sum) sum += row_products(by.window[2], r, 1.0, 0.0, w);
+    if (sum == sum) sum += row_products<BYTES>(by.window[2], r, 1.0, 0.0, w);
     return 0.0;
   });
   return sum;
@@ -192,28 +206,24 @@ TORCHCORR_INLINE double plain_sum(const T* x, const double* coefficients, const 
 
 }  // namespace
 
-#define TORCHCORR_WINDOW(T)                                                                       \
-  TORCHCORR_CLONES double squares_about_means(const T* x, const ExactWindow& by, double scale,      \
-                                            double* levels) {                                     \
-    return squares(x, by, scale, levels);                                                         \
-  }                                                                                               \
-  TORCHCORR_CLONES double score_of_window(const T* x, const double* coefficients,                 \
-                                          const ExactWindow& by, double scale) {                  \
-    return score(x, coefficients, by, scale);                                                     \
-  }                                                                                               \
-  TORCHCORR_CLONES double numerator_of_window(const T* x, const double* coefficients,             \
-                                              const ExactWindow& by, const double* levels) {      \
-    return numerator(x, coefficients, by, levels);                                                \
-  }                                                                                               \
-  TORCHCORR_CLONES void numerators_of_windows(const T* x, const double* coefficients,             \
-                                              const ExactWindow& by, const double* levels,        \
-                                              double* out) {                                      \
-    numerators(x, coefficients, by, levels, out);                                                 \
-  }                                                                                               \
-  TORCHCORR_CLONES double sum_of_window(const T* x, const double* coefficients,                   \
-                                        const ExactWindow& by) {                                  \
-    return plain_sum(x, coefficients, by);                                                        \
-  }
+#define TORCHCORR_WINDOW(T)                                                                        \
+  TORCHCORR_FOR_CPUS(double, squares_about_means,                                                  \
+                     (const T* x, const ExactWindow& by, double scale, double* levels),            \
+                     (x, by, scale, levels))                                                       \
+  TORCHCORR_FOR_CPUS(double, score_of_window,                                                      \
+                     (const T* x, const double* coefficients, const ExactWindow& by, double scale), \
+                     (x, coefficients, by, scale))                                                 \
+  TORCHCORR_FOR_CPUS(double, numerator_of_window,                                                  \
+                     (const T* x, const double* coefficients, const ExactWindow& by,               \
+                      const double* levels),                                                       \
+                     (x, coefficients, by, levels))                                                \
+  TORCHCORR_FOR_CPUS(void, numerators_of_windows,                                                  \
+                     (const T* x, const double* coefficients, const ExactWindow& by,               \
+                      const double* levels, double* out),                                          \
+                     (x, coefficients, by, levels, out))                                           \
+  TORCHCORR_FOR_CPUS(double, sum_of_window,                                                        \
+                     (const T* x, const double* coefficients, const ExactWindow& by),              \
+                     (x, coefficients, by))
 TORCHCORR_WINDOW(float)
 TORCHCORR_WINDOW(double)
 #undef TORCHCORR_WINDOW

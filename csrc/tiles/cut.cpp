@@ -1,11 +1,13 @@
 // Cuts tiles out of an input: some rows determine level and scale, then one pass writes the tile.
 
 #include <algorithm>
+#include <cmath>
 #include <limits>
+#include <type_traits>
 
 #include "common/parallel.h"
+#include "common/targets.h"
 #include "common/tiling.h"
-#include "common/vectors.h"
 #include "tiles/steps.h"
 
 namespace torchcorr {
@@ -19,12 +21,12 @@ constexpr int64_t kAhead = 4;                // rows that are asked for before t
 
 // Of some elements: their sum, their squares about a level, and how many are finite.
 struct Survey {
-  double sum[kDoubles] = {}, squares[kDoubles] = {}, count[kDoubles] = {};
+  double sum = 0, squares = 0, count = 0;
 };
 
 // Of elements that were written: the sum of squares, and whether all were finite.
 struct Written {
-  double power[kDoubles] = {};
+  double power = 0;
   bool finite = true;
 };
 
@@ -34,88 +36,109 @@ struct Centring {
 };
 
 // v - v is NaN for an Inf or a NaN, and zero otherwise.
-template <class T>
-TORCHCORR_INLINE void survey_row(int64_t n, const T* x, double level, double scale, Survey& sums) {
-  Doubles sum = read(sums.sum), squares = read(sums.squares), count = read(sums.count);
-  const auto add = [&](const Doubles& v) TORCHCORR_FLAT {
+template <int BYTES, class T>
+TORCHCORR_INLINE void survey(int64_t n, const T* x, double level, double scale, Survey& sums) {
+  constexpr int64_t kLanes = lanes_of<double, BYTES>;
+  Wide<BYTES> sum = {}, squares = {}, count = {};
+  const auto add = [&](const Wide<BYTES>& v) TORCHCORR_FLAT {
     const auto finite = v - v == 0.0;
-    const Doubles d = (finite ? v - level : Doubles{}) * scale;
+    const Wide<BYTES> d = (finite ? v - level : Wide<BYTES>{}) * scale;
     sum += d;
     squares += d * d;
-    count += finite ? Doubles{} + 1.0 : Doubles{};
+    count += finite ? Wide<BYTES>{} + 1.0 : Wide<BYTES>{};
   };
   int64_t i = 0;
-  for (; i + kDoubles <= n; i += kDoubles) add(read(x + i));
-  for (; i < n; ++i) add(Doubles{} + static_cast<double>(x[i]));
-  write(sums.sum, sum);
-  write(sums.squares, squares);
-  write(sums.count, count);
+  for (; i + kLanes <= n; i += kLanes) add(widened<BYTES>(x + i));
+  sums.sum += sum_of_lanes(sum);
+  sums.squares += sum_of_lanes(squares);
+  sums.count += sum_of_lanes(count);
+  for (; i < n; ++i) {
+    if (!std::isfinite(x[i])) continue;
+    const double d = (static_cast<double>(x[i]) - level) * scale;
+    sums.sum += d, sums.squares += d * d, sums.count += 1;
+  }
 }
 
-TORCHCORR_CLONES void survey(int64_t n, const float* x, double level, double scale, Survey& sums) {
-  survey_row(n, x, level, scale, sums);
-}
-TORCHCORR_CLONES void survey(int64_t n, const double* x, double level, double scale, Survey& sums) {
-  survey_row(n, x, level, scale, sums);
-}
+#define TORCHCORR_SURVEY(T)                                                                     \
+  TORCHCORR_FOR_CPUS(void, survey,                                                              \
+                     (int64_t n, const T* x, double level, double scale, Survey& sums),         \
+                     (n, x, level, scale, sums))
+TORCHCORR_SURVEY(float)
+TORCHCORR_SURVEY(double)
+#undef TORCHCORR_SURVEY
 
 // out = (x - level) * scale where x is finite, 0 elsewhere.
-template <class T, class Out>
+template <int BYTES, class T, class Out>
 TORCHCORR_INLINE void centre_row(int64_t n, const T* x, const Centring& by, Out* out, Written& w) {
+  constexpr int64_t kLanes = lanes_of<double, BYTES>;
   const auto [level, scale] = by;
-  Doubles power = read(w.power), non_finite = {};
-  const auto take = [&, level = level, scale = scale](const Doubles& v) TORCHCORR_FLAT {
-    const Doubles nothing = v - v;
-    const Doubles d = nothing == 0.0 ? (v - level) * scale : Doubles{};
+  Wide<BYTES> power = {}, non_finite = {};
+  const auto take = [&, level = level, scale = scale](const Wide<BYTES>& v) TORCHCORR_FLAT {
+    const Wide<BYTES> nothing = v - v;
+    const Wide<BYTES> d = nothing == 0.0 ? (v - level) * scale : Wide<BYTES>{};
     non_finite += nothing;
     power += d * d;
     return d;
   };
   int64_t i = 0;
-  for (; i + kDoubles <= n; i += kDoubles) write(out + i, take(read(x + i)));
+  for (; i + kLanes <= n; i += kLanes) put(take(widened<BYTES>(x + i)), out + i);
   if (i < n) {
     // Lanes past the end get the level, which is centred to zero.
-    Doubles v = Doubles{} + level;
+    Wide<BYTES> v = Wide<BYTES>{} + level;
     for (int64_t l = 0; l < n - i; ++l) v[l] = static_cast<double>(x[i + l]);
-    write_part(n - i, out + i, take(v));
+    const Wide<BYTES> last = take(v);
+    for (int64_t l = 0; l < n - i; ++l) out[i + l] = static_cast<Out>(last[l]);
   }
-  write(w.power, power);
-  w.finite = w.finite && total_of(non_finite) == 0.0;
+  w.power += sum_of_lanes(power);
+  w.finite = w.finite && sum_of_lanes(non_finite) == 0.0;
 }
 
 // The same in float32, where a float32 level makes the difference the nearest float32 number too.
 // Returns false, and the row is to be written again, if the squares are not finite.
+template <int BYTES>
 TORCHCORR_INLINE bool centre_narrow(int64_t n, const float* x, const Centring& by, float* out,
                                     Written& w) {
   constexpr double kMost = 0x1p60;  // so that the scale is a float32 number
   if (!(by.scale < kMost && by.scale * kMost > 1)) return false;
   const float level = static_cast<float>(by.level), scale = static_cast<float>(by.scale);
-  Vector<float> power = {};
-  int64_t i = 0;
-  for (; i + lanes_of<float> <= n; i += lanes_of<float>) {
-    const Vector<float> d = (load(x + i) - level) * scale;
-    store<float>(out + i, d);
-    power += d * d;
+  constexpr int64_t kLanes = lanes_of<float, BYTES>;
+  constexpr int64_t kPart = 64 * kLanes;  // squares of so many elements are added up in float32
+  double all = 0;
+  for (int64_t begin = 0; begin < n; begin += kPart) {
+    const int64_t end = std::min(begin + kPart, n);
+    Vector<float, BYTES> power = {};
+    int64_t i = begin;
+    for (; i + kLanes <= end; i += kLanes) {
+      const Vector<float, BYTES> d = (load<BYTES>(x + i) - level) * scale;
+      put(d, out + i);
+      power += d * d;
+    }
+    float sum = 0;
+    for (; i < end; ++i) {
+      out[i] = (x[i] - level) * scale;
+      sum += out[i] * out[i];
+    }
+    for (int64_t l = 0; l < kLanes; ++l) sum += power[l];
+    if (!(sum <= std::numeric_limits<float>::max())) return false;
+    all += static_cast<double>(sum);
   }
-  float sum = 0;
-  for (; i < n; ++i) {
-    out[i] = (x[i] - level) * scale;
-    sum += out[i] * out[i];
-  }
-  for (int64_t l = 0; l < lanes_of<float>; ++l) sum += power[l];
-  if (!(sum <= std::numeric_limits<float>::max())) return false;
-  w.power[0] += static_cast<double>(sum);
+  w.power += all;
   return true;
 }
-TORCHCORR_CLONES void centre(int64_t n, const float* x, const Centring& by, float* out,
-                             Written& w) {
-  if (!centre_narrow(n, x, by, out, w)) centre_row(n, x, by, out, w);
+
+template <int BYTES, class T, class Out>
+TORCHCORR_INLINE void centre(int64_t n, const T* x, const Centring& by, Out* out, Written& w) {
+  if constexpr (std::is_same_v<T, float> && std::is_same_v<Out, float>) {
+    if (centre_narrow<BYTES>(n, x, by, out, w)) return;
+  }
+  centre_row<BYTES>(n, x, by, out, w);
 }
 
-#define TORCHCORR_CENTRE(T, Out)                                                                 \
-  TORCHCORR_CLONES void centre(int64_t n, const T* x, const Centring& by, Out* out, Written& w) { \
-    centre_row(n, x, by, out, w);                                                                \
-  }
+#define TORCHCORR_CENTRE(T, Out)                                                             \
+  TORCHCORR_FOR_CPUS(void, centre,                                                           \
+                     (int64_t n, const T* x, const Centring& by, Out* out, Written& w),      \
+                     (n, x, by, out, w))
+TORCHCORR_CENTRE(float, float)
 TORCHCORR_CENTRE(float, double)
 TORCHCORR_CENTRE(double, double)
 TORCHCORR_CENTRE(double, float)
@@ -200,16 +223,16 @@ class CutTiles {
     for (int64_t c = 0; levels_ != Levels::kNone && c < t_.channels; c += together) {
       Survey sums;
       survey_rows(c, c + together, sums);
-      const double count = total_of_lanes(sums.count);
+      const double count = sums.count;
       if (count == 0) continue;
       // Rounded to float32, so that subtracting it is exact for elements of a similar size.
-      const float level = static_cast<float>(total_of_lanes(sums.sum) / count);
+      const float level = static_cast<float>(sums.sum / count);
       if (std::isfinite(level)) (own_ ? own_[tile * t_.channels + c] : stats.level) = level;
     }
     Survey sums;
     survey_rows(0, t_.channels, sums);
-    const double count = total_of_lanes(sums.count);
-    if (count > 0) stats.scale = scale_for(std::sqrt(total_of_lanes(sums.squares) / count));
+    const double count = sums.count;
+    if (count > 0) stats.scale = scale_for(std::sqrt(sums.squares / count));
   }
 
   // After the whole tile was read: for a scale that does not fit it, or squares that overflowed.
@@ -236,7 +259,7 @@ class CutTiles {
     bool finite = true;
     for (int64_t c = 0; c < chunks_; ++c) {
       const Written& w = written[(group * chunks_ + c) * lanes_ + lane];
-      power += total_of_lanes(w.power);
+      power += w.power;
       finite = finite && w.finite;
     }
     TileStats& stats = stats_[group * lanes_ + lane];

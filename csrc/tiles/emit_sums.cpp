@@ -5,7 +5,7 @@
 #include <cmath>
 #include <limits>
 
-#include "common/vectors.h"
+#include "common/targets.h"
 
 namespace torchcorr {
 namespace {
@@ -36,21 +36,21 @@ TORCHCORR_INLINE int64_t unknown_row(int64_t n, const Out* values, double least,
   return count;
 }
 
-template <class T>
-TORCHCORR_INLINE Contents contents(int64_t n, const T* x) {
-  constexpr int64_t kLanes = lanes_of<T>;
-  Vector<T> most = {};
-  Doubles squares = {};
+template <int BYTES, class T>
+TORCHCORR_INLINE Contents contents_of(int64_t n, const T* x) {
+  constexpr int64_t kLanes = lanes_of<T, BYTES>;
+  Vector<T, BYTES> most = {};
+  Wide<BYTES> squares = {};
   int64_t i = 0;
   for (; i + kLanes <= n; i += kLanes) {
-    const Vector<T> v = load(x + i), size = v < 0 ? -v : v;
+    const Vector<T, BYTES> v = load<BYTES>(x + i), size = v < 0 ? -v : v;
     most = size > most ? size : most;
-    for (int64_t l = 0; l < kLanes; l += kDoubles) {
-      const Doubles wide = read(x + i + l);
+    for (int64_t l = 0; l < kLanes; l += lanes_of<double, BYTES>) {
+      const Wide<BYTES> wide = widened<BYTES>(x + i + l);
       squares += wide * wide;
     }
   }
-  Contents all{total_of(squares), 0};
+  Contents all{sum_of_lanes(squares), 0};
   for (; i < n; ++i) {
     const double wide = static_cast<double>(x[i]);
     all.squares += wide * wide;
@@ -83,8 +83,8 @@ TORCHCORR_UNKNOWN(double)
 
 }  // namespace
 
-TORCHCORR_CLONES Contents contents_of(int64_t n, const float* x) { return contents(n, x); }
-TORCHCORR_CLONES Contents contents_of(int64_t n, const double* x) { return contents(n, x); }
+TORCHCORR_FOR_CPUS(Contents, contents_of, (int64_t n, const float* x), (n, x))
+TORCHCORR_FOR_CPUS(Contents, contents_of, (int64_t n, const double* x), (n, x))
 
 // Calls f(offset in the tile's positions, place (z, y, x) in the map, positions) for each row of
 // positions that belongs to the map.

@@ -2,7 +2,7 @@
 
 #include "tiles/score_rows.h"
 
-#include "common/vectors.h"
+#include "common/targets.h"
 
 namespace torchcorr {
 namespace {
@@ -14,19 +14,31 @@ TORCHCORR_INLINE Vector<float> even(const Vector<float>& a, const Vector<float>&
 TORCHCORR_INLINE Vector<double> even(const Vector<double>& a, const Vector<double>& b) {
   return __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14);
 }
+TORCHCORR_INLINE Vector<float, 32> even(const Vector<float, 32>& a, const Vector<float, 32>& b) {
+  return __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14);
+}
+TORCHCORR_INLINE Vector<double, 32> even(const Vector<double, 32>& a, const Vector<double, 32>& b) {
+  return __builtin_shufflevector(a, b, 0, 2, 4, 6);
+}
+TORCHCORR_INLINE Vector<float, 16> even(const Vector<float, 16>& a, const Vector<float, 16>& b) {
+  return __builtin_shufflevector(a, b, 0, 2, 4, 6);
+}
+TORCHCORR_INLINE Vector<double, 16> even(const Vector<double, 16>& a, const Vector<double, 16>& b) {
+  return __builtin_shufflevector(a, b, 0, 2);
+}
 
 // Sums of squares and largest sizes, one a lane.
-template <class T>
+template <class T, int BYTES>
 struct LaneContent {
-  Vector<T> square = {}, peak = {};
+  Vector<T, BYTES> square = {}, peak = {};
 
-  TORCHCORR_INLINE void add(const Vector<T>& v) {
-    const Vector<T> size = v < 0 ? -v : v;
+  TORCHCORR_INLINE void add(const Vector<T, BYTES>& v) {
+    const Vector<T, BYTES> size = v < 0 ? -v : v;
     square += v * v;
     peak = size > peak ? size : peak;
   }
   TORCHCORR_INLINE void add_to(RowContent& content) const {
-    for (int64_t l = 0; l < lanes_of<T>; ++l) {
+    for (int64_t l = 0; l < lanes_of<T, BYTES>; ++l) {
       content.square += static_cast<double>(square[l]);
       content.peak = std::max(content.peak, static_cast<double>(peak[l]));
     }
@@ -34,26 +46,27 @@ struct LaneContent {
 };
 
 // out = numerator * norm within [-1, 1], 0 where the norm is. STEP is 2 or, for all others, 0.
-template <int STEP, class In, class Out>
+template <int BYTES, int STEP, class In, class Out>
 TORCHCORR_INLINE RowContent normalise(const NumeratorRow<In>& row, const In* norm, Out* out) {
-  constexpr int64_t kLanes = lanes_of<In>;
+  using Vec = Vector<In, BYTES>;
+  constexpr int64_t kLanes = lanes_of<In, BYTES>;
   const int64_t n = row.n, by = STEP > 0 ? STEP : row.step, all = n + row.tail;
   const In* numerator = row.first;
-  LaneContent<In> lanes;
-  Vector<In> largest = {};
+  LaneContent<In, BYTES> lanes;
+  Vec largest = {};
   int64_t i = 0;
   const auto block = [&]() TORCHCORR_FLAT {
-    return even(load(numerator + 2 * i), load(numerator + 2 * i + kLanes));
+    return even(load<BYTES>(numerator + 2 * i), load<BYTES>(numerator + 2 * i + kLanes));
   };
   if constexpr (STEP == 2) {
     // A vector of every second number reads one number further, which may lie past the end of the
     // memory: the last numbers are taken one by one.
-    const Vector<In> one = Vector<In>{} + 1, none = {};
+    const Vec one = Vec{} + 1, none = {};
     for (; i + kLanes <= n && i + kLanes < all; i += kLanes) {
-      const Vector<In> value = block(), by_norm = load(norm + i);
-      const Vector<In> score = value * by_norm;
-      const Vector<In> high = score > one ? one : score, clamped = high < -one ? -one : high;
-      store<In>(out + i, by_norm == 0 ? none : clamped);
+      const Vec value = block(), by_norm = load<BYTES>(norm + i);
+      const Vec score = value * by_norm;
+      const Vec high = score > one ? one : score, clamped = high < -one ? -one : high;
+      put(by_norm == 0 ? none : clamped, out + i);
       largest = by_norm > largest ? by_norm : largest;
       lanes.add(value);
     }
@@ -77,6 +90,11 @@ TORCHCORR_INLINE RowContent normalise(const NumeratorRow<In>& row, const In* nor
   return content;
 }
 
+template <int BYTES, class In, class Out>
+TORCHCORR_INLINE RowContent normalise_row(const NumeratorRow<In>& row, const In* norm, Out* out) {
+  return row.step == 2 ? normalise<BYTES, 2>(row, norm, out) : normalise<BYTES, 0>(row, norm, out);
+}
+
 template <class In, class Out>
 TORCHCORR_INLINE void scale(int64_t n, const In* numerator, const In* norm, Out* out) {
   for (int64_t i = 0; i < n; ++i) {
@@ -86,11 +104,12 @@ TORCHCORR_INLINE void scale(int64_t n, const In* numerator, const In* norm, Out*
   }
 }
 
-template <class T>
-TORCHCORR_INLINE RowContent content(int64_t n, const T* x) {
-  LaneContent<T> lanes;
+template <int BYTES, class T>
+TORCHCORR_INLINE RowContent content_of(int64_t n, const T* x) {
+  LaneContent<T, BYTES> lanes;
+  constexpr int64_t kLanes = lanes_of<T, BYTES>;
   int64_t i = 0;
-  for (; i + lanes_of<T> <= n; i += lanes_of<T>) lanes.add(load(x + i));
+  for (; i + kLanes <= n; i += kLanes) lanes.add(load<BYTES>(x + i));
   RowContent content;
   for (; i < n; ++i) content.add_numerator(static_cast<double>(x[i]));
   lanes.add_to(content);
@@ -108,10 +127,8 @@ TORCHCORR_INLINE int64_t doubtful_beyond(int64_t n, const uint8_t* states, const
 }  // namespace
 
 #define TORCHCORR_NORMALISE(In, Out)                                                          \
-  TORCHCORR_CLONES RowContent normalise_row(const NumeratorRow<In>& row, const In* norm,      \
-                                            Out* out) {                                       \
-    return row.step == 2 ? normalise<2>(row, norm, out) : normalise<0>(row, norm, out);       \
-  }                                                                                           \
+  TORCHCORR_FOR_CPUS(RowContent, normalise_row,                                               \
+                     (const NumeratorRow<In>& row, const In* norm, Out* out), (row, norm, out)) \
   TORCHCORR_CLONES void scale_row(int64_t n, const In* numerator, const In* norm, Out* out) { \
     scale(n, numerator, norm, out);                                                           \
   }
@@ -130,11 +147,8 @@ TORCHCORR_CLONES void rescore_row(int64_t n, const float* numerator, const float
   }
 }
 
-#define TORCHCORR_CONTENT(T) \
-  TORCHCORR_CLONES RowContent content_of(int64_t n, const T* x) { return content(n, x); }
-TORCHCORR_CONTENT(float)
-TORCHCORR_CONTENT(double)
-#undef TORCHCORR_CONTENT
+TORCHCORR_FOR_CPUS(RowContent, content_of, (int64_t n, const float* x), (n, x))
+TORCHCORR_FOR_CPUS(RowContent, content_of, (int64_t n, const double* x), (n, x))
 
 // Counts in bytes as long as a byte suffices.
 TORCHCORR_CLONES int64_t count_doubtful(int64_t n, const uint8_t* states) {

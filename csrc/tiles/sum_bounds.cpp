@@ -7,13 +7,10 @@
 #include <cmath>
 #include <limits>
 
-#include "common/vectors.h"
+#include "common/targets.h"
 
 namespace torchcorr {
 namespace {
-
-constexpr int64_t kFloats = lanes_of<float>;
-using Floats = Vector<float>;
 
 // Between layers, in units of the mean size of a tile. More layers are no better for noise, and these
 // suit photographs too.
@@ -24,24 +21,28 @@ constexpr int64_t kRowsOfMean = 16;
 // Elements of sub-boxes of a template that are worth counting.
 constexpr int64_t kCounted = 1 << 15;
 
-// Sums of layers of rows, a column each: kLayers arrays of `width`. `largest` has kFloats elements.
-TORCHCORR_CLONES void add_layers(const std::vector<const float*>& rows, int64_t n,
-                                 const Levels& levels, int64_t width, float* columns,
-                                 float* largest) {
+// Sums of layers of rows, a column each: kLayers arrays of `width`. Returns the largest size, or
+// `largest` if that is larger.
+template <int BYTES>
+TORCHCORR_INLINE float add_layers(const std::vector<const float*>& rows, int64_t n,
+                                  const Levels& levels, int64_t width, float* columns,
+                                  float largest) {
   static_assert(kLayers == 4);
+  using Floats = Vector<float, BYTES>;
+  constexpr int64_t kFloats = lanes_of<float, BYTES>;
   const Floats low = Floats{} + levels[0], middle = Floats{} + levels[1], high = Floats{} + levels[2];
-  Floats most = load(largest);
+  Floats most = Floats{} + largest;
   int64_t i = 0;
   for (; i + kFloats <= n; i += kFloats) {
     Floats sums[kLayers] = {};
     for (const float* row : rows) {
-      const Floats v = load(row + i), size = v < 0 ? -v : v;
+      const Floats v = load<BYTES>(row + i), size = v < 0 ? -v : v;
       const Floats a = size < low ? size : low, b = size < middle ? size : middle;
       const Floats c = size < high ? size : high;
       sums[0] += a, sums[1] += b - a, sums[2] += c - b, sums[3] += size - c;
       most = size > most ? size : most;
     }
-    for (size_t l = 0; l < kLayers; ++l) store<float>(columns + l * width + i, sums[l]);
+    for (size_t l = 0; l < kLayers; ++l) put(sums[l], columns + l * width + i);
   }
   for (; i < n; ++i) {
     float sums[kLayers] = {};
@@ -50,18 +51,26 @@ TORCHCORR_CLONES void add_layers(const std::vector<const float*>& rows, int64_t 
       const float a = std::min(size, levels[0]), b = std::min(size, levels[1]);
       const float c = std::min(size, levels[2]);
       sums[0] += a, sums[1] += b - a, sums[2] += c - b, sums[3] += size - c;
-      most[0] = size > most[0] ? size : most[0];
+      largest = size > largest ? size : largest;
     }
     for (size_t l = 0; l < kLayers; ++l) columns[l * width + i] = sums[l];
   }
-  store<float>(largest, most);
+  for (int64_t l = 0; l < kFloats; ++l) largest = most[l] > largest ? most[l] : largest;
+  return largest;
 }
+TORCHCORR_FOR_CPUS(float, add_layers,
+                   (const std::vector<const float*>& rows, int64_t n, const Levels& levels,
+                    int64_t width, float* columns, float largest),
+                   (rows, n, levels, width, columns, largest))
 
-TORCHCORR_CLONES float sum_of_sizes(int64_t n, const float* x) {
+template <int BYTES>
+TORCHCORR_INLINE float sum_of_sizes(int64_t n, const float* x) {
+  using Floats = Vector<float, BYTES>;
+  constexpr int64_t kFloats = lanes_of<float, BYTES>;
   Floats sums = {};
   int64_t i = 0;
   for (; i + kFloats <= n; i += kFloats) {
-    const Floats v = load(x + i);
+    const Floats v = load<BYTES>(x + i);
     sums += v < 0 ? -v : v;
   }
   float sum = 0;
@@ -69,6 +78,7 @@ TORCHCORR_CLONES float sum_of_sizes(int64_t n, const float* x) {
   for (; i < n; ++i) sum += std::abs(x[i]);
   return sum;
 }
+TORCHCORR_FOR_CPUS(float, sum_of_sizes, (int64_t n, const float* x), (n, x))
 
 // From rows of columns, kLayers arrays of `width`, the sums of blocks of `size` columns, a power of
 // two: in `before`, of all blocks before each, layers side by side.
@@ -130,7 +140,7 @@ class Masses {
  public:
   Masses(const Tiling& tiling, const TilePlace& place, const float* input, int64_t fineness)
       : t_(tiling), place_(place), input_(input), z_(t_.window[0], fineness),
-        y_(t_.window[1], fineness), x_(t_.window[2], fineness), largest_(kFloats, 0.0f) {
+        y_(t_.window[1], fineness), x_(t_.window[2], fineness) {
     for (int axis = 0; axis < 3; ++axis) {
       const Blocks& blocks = axis == 0 ? z_ : axis == 1 ? y_ : x_;
       starts_[axis] = starts_of(blocks, valid_positions(t_, place_, axis), t_.stride[axis]);
@@ -153,7 +163,7 @@ class Masses {
       }
     }
     TileMass mass;
-    for (float size : largest_) mass.largest = std::max(mass.largest, static_cast<double>(size));
+    mass.largest = static_cast<double>(largest_);
     if (!empty && finite_) complete(mass);
     return mass;
   }
@@ -198,7 +208,7 @@ class Masses {
       std::fill(row, row + begin, 0.0f);
       std::fill(row + end, row + width_, 0.0f);
     }
-    add_layers(rows_, end - begin, levels_, width_, columns_.data() + begin, largest_.data());
+    largest_ = add_layers(rows_, end - begin, levels_, width_, columns_.data() + begin, largest_);
   }
 
   // Sums of the blocks of a row that windows contain along it.
@@ -251,7 +261,8 @@ class Masses {
   int64_t width_ = 0;  // of a row, in whole blocks
   Levels levels_{};
   std::vector<const float*> rows_;
-  std::vector<float> largest_, columns_;
+  float largest_ = 0;
+  std::vector<float> columns_;
   std::vector<double> before_;  // sums of all blocks of a row before each
   std::vector<double> sums_;    // of windows, layers side by side
   double total_ = 0;

@@ -67,6 +67,7 @@ struct WindowRow {
 };
 
 // Totals of a row dilated by the stride, as far before and behind it as a window reaches.
+template <int BYTES>
 TORCHCORR_INLINE void totals_of(const WindowRow& row, const double* column, double* dilated,
                                 double* to) {
   const auto [count, stride, window] = row;
@@ -77,13 +78,13 @@ TORCHCORR_INLINE void totals_of(const WindowRow& row, const double* column, doub
     values = dilated;
   }
   std::fill_n(to, window - 1, 0.0);
-  running::accumulate(wide, values, to + window - 1);
+  running::accumulate<BYTES>(wide, values, to + window - 1);
   const double last = to[window - 1 + wide];
   std::fill_n(to + window + wide, window, last);
 }
 
-template <class In, class T>
-TORCHCORR_INLINE void spread(const Tiling& t, int64_t unit, const TileGrads<In, T>& grads) {
+template <int BYTES, class In, class T>
+TORCHCORR_INLINE void spread_unit(const Tiling& t, int64_t unit, const TileGrads<In, T>& grads) {
   const TilePlace place(t, grads.tile);
   const running::Strips strips = strips_of(t);
   const int64_t plane = t.outputs[1] * t.outputs[2], n = t.outputs[2];
@@ -132,8 +133,8 @@ TORCHCORR_INLINE void spread(const Tiling& t, int64_t unit, const TileGrads<In, 
       } else {
         move_to(y - 1, y, t.window[1], t.stride[1], t.outputs[1], move_row);
       }
-      totals_of(row, columns.first, dilated.first, totals.first);
-      totals_of(row, columns.second, dilated.second, totals.second);
+      totals_of<BYTES>(row, columns.first, dilated.first, totals.first);
+      totals_of<BYTES>(row, columns.second, dilated.second, totals.second);
       for (int64_t channel = 0; channel < t.channels; ++channel) {
         const TileRow<In> elements(t, place, grads.image, channel, z, y);
         T* to = grads.products + channel * t.tile_size() * 2 +
@@ -151,11 +152,10 @@ TORCHCORR_INLINE void add(int64_t n, const T* from, In* to) {
 
 }  // namespace
 
-#define TORCHCORR_SPREAD(In, T)                                         \
-  TORCHCORR_CLONES void spread_unit(const Tiling& tiling, int64_t unit, \
-                                    const TileGrads<In, T>& grads) {    \
-    spread(tiling, unit, grads);                                        \
-  }                                                                     \
+#define TORCHCORR_SPREAD(In, T)                                                               \
+  TORCHCORR_FOR_CPUS(void, spread_unit,                                                         \
+                     (const Tiling& tiling, int64_t unit, const TileGrads<In, T>& grads),       \
+                     (tiling, unit, grads))                                                     \
   TORCHCORR_CLONES void add_row(int64_t n, const T* from, In* to) { add(n, from, to); }
 TORCHCORR_SPREAD(float, float)
 TORCHCORR_SPREAD(float, double)

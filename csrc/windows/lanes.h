@@ -3,16 +3,19 @@
 
 #include <vector>
 
-#include "common/vectors.h"
+#include "common/targets.h"
 #include "windows/march.h"
 
 namespace torchcorr {
 
-constexpr int64_t kVectors = kLanes / kDoubles;
+// Vectors that hold the lanes of a column.
+template <int BYTES>
+constexpr int64_t lane_vectors = kLanes / lanes_of<double, BYTES>;
 
 // Vector v of the lanes of column x.
+template <int BYTES>
 TORCHCORR_INLINE double* lane_vector(double* plane, int64_t x, int64_t v) {
-  return plane + x * kLanes + v * kDoubles;
+  return plane + x * kLanes + v * lanes_of<double, BYTES>;
 }
 
 // The rounding error of the sum of two numbers (Knuth's two-sum).

@@ -10,13 +10,8 @@ namespace {
 // Running totals begin with a zero and are stored in whole vectors.
 int64_t totals_of(int64_t n) { return running::whole(n) + kDoubles; }
 
-}  // namespace
-
-int64_t line_scratch(const WindowAxis& axis) {
-  return running::whole(axis.block) + totals_of(axis.block) + totals_of(axis.window);
-}
-
-TORCHCORR_CLONES void line_sums(const WindowAxis& axis, const double* x, double* scratch,
+template <int BYTES>
+TORCHCORR_INLINE void line_sums(const WindowAxis& axis, const double* x, double* scratch,
                                 double* sums) {
   double* const reversed = scratch;
   double* const ends = reversed + running::whole(axis.block);  // of the last elements of a block
@@ -27,8 +22,8 @@ TORCHCORR_CLONES void line_sums(const WindowAxis& axis, const double* x, double*
     const int64_t n = std::min(axis.block, span - first);
     const double* const block = x + first;
     for (int64_t i = 0; i < n; ++i) reversed[i] = block[n - 1 - i];
-    running::accumulate(n, reversed, ends);
-    running::accumulate(axis.window - 1, block + n, begins);
+    running::accumulate<BYTES>(n, reversed, ends);
+    running::accumulate<BYTES>(axis.window - 1, block + n, begins);
     // From element `at` of the block on.
     const int64_t at = done * axis.step - first, count = ceil_div(n - at, axis.step);
     if (count <= 0) continue;  // a stride passed over the block
@@ -42,5 +37,15 @@ TORCHCORR_CLONES void line_sums(const WindowAxis& axis, const double* x, double*
     done += count;
   }
 }
+
+}  // namespace
+
+int64_t line_scratch(const WindowAxis& axis) {
+  return running::whole(axis.block) + totals_of(axis.block) + totals_of(axis.window);
+}
+
+TORCHCORR_FOR_CPUS(void, line_sums,
+                   (const WindowAxis& axis, const double* x, double* scratch, double* sums),
+                   (axis, x, scratch, sums))
 
 }  // namespace torchcorr

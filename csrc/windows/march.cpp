@@ -7,39 +7,58 @@
 namespace torchcorr {
 namespace {
 
-// Swaps the off-diagonal halves, then quarters, then eighths of an 8 by 8 block.
-TORCHCORR_INLINE void transpose(Doubles (&t)[kDoubles]) {
+// Swaps the off-diagonal halves, then quarters, then eighths of a square block.
+TORCHCORR_INLINE void transpose(Wide<64> (&t)[8]) {
   for (int i = 0; i < 4; ++i) {
-    const Doubles a = t[i], b = t[i + 4];
+    const Wide<64> a = t[i], b = t[i + 4];
     t[i] = __builtin_shufflevector(a, b, 0, 1, 2, 3, 8, 9, 10, 11);
     t[i + 4] = __builtin_shufflevector(a, b, 4, 5, 6, 7, 12, 13, 14, 15);
   }
   for (int i : {0, 1, 4, 5}) {
-    const Doubles a = t[i], b = t[i + 2];
+    const Wide<64> a = t[i], b = t[i + 2];
     t[i] = __builtin_shufflevector(a, b, 0, 1, 8, 9, 4, 5, 12, 13);
     t[i + 2] = __builtin_shufflevector(a, b, 2, 3, 10, 11, 6, 7, 14, 15);
   }
   for (int i : {0, 2, 4, 6}) {
-    const Doubles a = t[i], b = t[i + 1];
+    const Wide<64> a = t[i], b = t[i + 1];
     t[i] = __builtin_shufflevector(a, b, 0, 8, 2, 10, 4, 12, 6, 14);
     t[i + 1] = __builtin_shufflevector(a, b, 1, 9, 3, 11, 5, 13, 7, 15);
   }
 }
+TORCHCORR_INLINE void transpose(Wide<32> (&t)[4]) {
+  for (int i = 0; i < 2; ++i) {
+    const Wide<32> a = t[i], b = t[i + 2];
+    t[i] = __builtin_shufflevector(a, b, 0, 1, 4, 5);
+    t[i + 2] = __builtin_shufflevector(a, b, 2, 3, 6, 7);
+  }
+  for (int i : {0, 2}) {
+    const Wide<32> a = t[i], b = t[i + 1];
+    t[i] = __builtin_shufflevector(a, b, 0, 4, 2, 6);
+    t[i + 1] = __builtin_shufflevector(a, b, 1, 5, 3, 7);
+  }
+}
+TORCHCORR_INLINE void transpose(Wide<16> (&t)[2]) {
+  const Wide<16> a = t[0], b = t[1];
+  t[0] = __builtin_shufflevector(a, b, 0, 2);
+  t[1] = __builtin_shufflevector(a, b, 1, 3);
+}
 
 // Pébay (2008), equation 2.1 for two sets: every term of M2 is positive, so nothing cancels.
+template <int BYTES>
 struct MomentState {
-  Doubles mean[kVectors], m2[kVectors];
+  static constexpr int64_t kVectors = lane_vectors<BYTES>;
+  Wide<BYTES> mean[kVectors], m2[kVectors];
 
   TORCHCORR_INLINE void load(const Rows& r, int64_t x) {
     for (int v = 0; v < kVectors; ++v) {
-      mean[v] = read(lane_vector(r.plane(0), x, v));
-      m2[v] = read(lane_vector(r.plane(1), x, v));
+      mean[v] = widened<BYTES>(lane_vector<BYTES>(r.plane(0), x, v));
+      m2[v] = widened<BYTES>(lane_vector<BYTES>(r.plane(1), x, v));
     }
   }
   TORCHCORR_INLINE void store(const Rows& r, int64_t x) const {
     for (int v = 0; v < kVectors; ++v) {
-      write(lane_vector(r.plane(0), x, v), mean[v]);
-      write(lane_vector(r.plane(1), x, v), m2[v]);
+      put(mean[v], lane_vector<BYTES>(r.plane(0), x, v));
+      put(m2[v], lane_vector<BYTES>(r.plane(1), x, v));
     }
   }
   // mean - mean is NaN where an element was infinite, and 0 elsewhere.
@@ -48,7 +67,7 @@ struct MomentState {
   }
   TORCHCORR_INLINE void add(const MomentState& b, double share, double factor) {
     for (int v = 0; v < kVectors; ++v) {
-      const Doubles d = b.mean[v] - mean[v];
+      const Wide<BYTES> d = b.mean[v] - mean[v];
       mean[v] += d * share;
       m2[v] += b.m2[v] + d * d * factor;
     }
@@ -56,34 +75,35 @@ struct MomentState {
 };
 
 // The same of two images at once; the error of the products' sum is bounded by the squares'.
-template <bool Fine>
+template <int BYTES, bool Fine>
 struct CoMomentState {
-  Doubles mean[2][kVectors], m2[2][kVectors], product[kVectors], rest[Fine ? 2 : 1][kVectors];
+  static constexpr int64_t kVectors = lane_vectors<BYTES>;
+  Wide<BYTES> mean[2][kVectors], m2[2][kVectors], product[kVectors], rest[Fine ? 2 : 1][kVectors];
 
   TORCHCORR_INLINE void load(const Rows& r, int64_t x) {
     for (int v = 0; v < kVectors; ++v) {
       for (int i = 0; i < 2; ++i) {
-        mean[i][v] = read(lane_vector(r.plane(i), x, v));
-        m2[i][v] = read(lane_vector(r.plane(2 + i), x, v));
-        if constexpr (Fine) rest[i][v] = read(lane_vector(r.plane(5 + i), x, v));
+        mean[i][v] = widened<BYTES>(lane_vector<BYTES>(r.plane(i), x, v));
+        m2[i][v] = widened<BYTES>(lane_vector<BYTES>(r.plane(2 + i), x, v));
+        if constexpr (Fine) rest[i][v] = widened<BYTES>(lane_vector<BYTES>(r.plane(5 + i), x, v));
       }
-      product[v] = read(lane_vector(r.plane(4), x, v));
+      product[v] = widened<BYTES>(lane_vector<BYTES>(r.plane(4), x, v));
     }
   }
   TORCHCORR_INLINE void store(const Rows& r, int64_t x) const {
     for (int v = 0; v < kVectors; ++v) {
       for (int i = 0; i < 2; ++i) {
-        write(lane_vector(r.plane(i), x, v), mean[i][v]);
-        write(lane_vector(r.plane(2 + i), x, v), m2[i][v]);
-        if constexpr (Fine) write(lane_vector(r.plane(5 + i), x, v), rest[i][v]);
+        put(mean[i][v], lane_vector<BYTES>(r.plane(i), x, v));
+        put(m2[i][v], lane_vector<BYTES>(r.plane(2 + i), x, v));
+        if constexpr (Fine) put(rest[i][v], lane_vector<BYTES>(r.plane(5 + i), x, v));
       }
-      write(lane_vector(r.plane(4), x, v), product[v]);
+      put(product[v], lane_vector<BYTES>(r.plane(4), x, v));
     }
   }
   TORCHCORR_INLINE void mark_non_finite() {
     for (int v = 0; v < kVectors; ++v) {
       for (int i = 0; i < 2; ++i) {
-        const Doubles non_finite = mean[i][v] - mean[i][v];
+        const Wide<BYTES> non_finite = mean[i][v] - mean[i][v];
         m2[i][v] += non_finite;
         product[v] += non_finite;
       }
@@ -91,11 +111,11 @@ struct CoMomentState {
   }
   TORCHCORR_INLINE void add(const CoMomentState& b, double share, double factor) {
     for (int v = 0; v < kVectors; ++v) {
-      Doubles d[2];
+      Wide<BYTES> d[2];
       for (int i = 0; i < 2; ++i) {
         d[i] = b.mean[i][v] - mean[i][v];
         if constexpr (Fine) d[i] += b.rest[i][v] - rest[i][v];
-        const Doubles before = mean[i][v], step = d[i] * share;
+        const Wide<BYTES> before = mean[i][v], step = d[i] * share;
         mean[i][v] += step;
         if constexpr (Fine) rest[i][v] += rounded_off(before, step, mean[i][v]);
         m2[i][v] += b.m2[i][v] + d[i] * d[i] * factor;
@@ -105,18 +125,21 @@ struct CoMomentState {
   }
 };
 
-template <int N>
+template <int BYTES, int N>
 struct SumState {
-  Doubles sum[N][kVectors];
+  static constexpr int64_t kVectors = lane_vectors<BYTES>;
+  Wide<BYTES> sum[N][kVectors];
 
   TORCHCORR_INLINE void load(const Rows& r, int64_t x) {
     for (int p = 0; p < N; ++p) {
-      for (int v = 0; v < kVectors; ++v) sum[p][v] = read(lane_vector(r.plane(p), x, v));
+      for (int v = 0; v < kVectors; ++v) {
+        sum[p][v] = widened<BYTES>(lane_vector<BYTES>(r.plane(p), x, v));
+      }
     }
   }
   TORCHCORR_INLINE void store(const Rows& r, int64_t x) const {
     for (int p = 0; p < N; ++p) {
-      for (int v = 0; v < kVectors; ++v) write(lane_vector(r.plane(p), x, v), sum[p][v]);
+      for (int v = 0; v < kVectors; ++v) put(sum[p][v], lane_vector<BYTES>(r.plane(p), x, v));
     }
   }
   TORCHCORR_INLINE void mark_non_finite() {}
@@ -127,27 +150,42 @@ struct SumState {
   }
 };
 
-TORCHCORR_CLONES void moment_windows(const WindowAxis& axis, int64_t count, double weight,
+template <int BYTES>
+TORCHCORR_INLINE void moment_windows(const WindowAxis& axis, int64_t count, double weight,
                                      const Rows& in, const Rows& suffix, const Rows& out,
                                      const double* inverse) {
-  lane_windows<MomentState>(axis, count, weight, in, suffix, out, inverse);
+  lane_windows<MomentState<BYTES>>(axis, count, weight, in, suffix, out, inverse);
 }
+TORCHCORR_FOR_CPUS(void, moment_windows,
+                   (const WindowAxis& axis, int64_t count, double weight, const Rows& in,
+                    const Rows& suffix, const Rows& out, const double* inverse),
+                   (axis, count, weight, in, suffix, out, inverse))
 
 #define TORCHCORR_COMOMENT_WINDOWS(name, FINE)                                                     \
-  TORCHCORR_CLONES void name(const WindowAxis& axis, int64_t count, double weight, const Rows& in, \
+  template <int BYTES>                                                                             \
+  TORCHCORR_INLINE void name(const WindowAxis& axis, int64_t count, double weight, const Rows& in, \
                              const Rows& suffix, const Rows& out, const double* inverse) {         \
-    lane_windows<CoMomentState<FINE>>(axis, count, weight, in, suffix, out, inverse);              \
-  }
+    lane_windows<CoMomentState<BYTES, FINE>>(axis, count, weight, in, suffix, out, inverse);       \
+  }                                                                                                \
+  TORCHCORR_FOR_CPUS(void, name,                                                                   \
+                     (const WindowAxis& axis, int64_t count, double weight, const Rows& in,        \
+                      const Rows& suffix, const Rows& out, const double* inverse),                 \
+                     (axis, count, weight, in, suffix, out, inverse))
 TORCHCORR_COMOMENT_WINDOWS(comoment_windows, false)
 TORCHCORR_COMOMENT_WINDOWS(fine_comoment_windows, true)
 #undef TORCHCORR_COMOMENT_WINDOWS
 
 #define TORCHCORR_SUM_WINDOWS(N)                                                               \
-  TORCHCORR_CLONES void sum_windows_##N(const WindowAxis& axis, int64_t count, const Rows& in, \
+  template <int BYTES>                                                                         \
+  TORCHCORR_INLINE void sum_windows_##N(const WindowAxis& axis, int64_t count, const Rows& in, \
                                         const Rows& suffix, const Rows& out,                   \
                                         const double* inverse) {                               \
-    lane_windows<SumState<N>>(axis, count, 1.0, in, suffix, out, inverse);                     \
-  }
+    lane_windows<SumState<BYTES, N>>(axis, count, 1.0, in, suffix, out, inverse);              \
+  }                                                                                            \
+  TORCHCORR_FOR_CPUS(void, sum_windows_##N,                                                    \
+                     (const WindowAxis& axis, int64_t count, const Rows& in,                   \
+                      const Rows& suffix, const Rows& out, const double* inverse),             \
+                     (axis, count, in, suffix, out, inverse))
 TORCHCORR_SUM_WINDOWS(1)
 TORCHCORR_SUM_WINDOWS(2)
 TORCHCORR_SUM_WINDOWS(3)
@@ -205,6 +243,40 @@ TORCHCORR_CLONES void merge_comoments(int64_t n, const Rows& out, const Rows& a,
 TORCHCORR_CLONES void merge_fine_comoments(int64_t n, const Rows& out, const Rows& a, const Rows& b,
                                            double share, double factor) {
   merge_pairs<true>(n, out, a, b, share, factor);
+}
+
+template <int BYTES>
+TORCHCORR_INLINE void interleave(int64_t n, const double* const rows[kLanes], double* out) {
+  constexpr int64_t kSide = lanes_of<double, BYTES>;
+  int64_t x = 0;
+  for (; x + kSide <= n; x += kSide) {
+    for (int64_t v = 0; v < lane_vectors<BYTES>; ++v) {
+      Wide<BYTES> t[kSide];
+      for (int64_t r = 0; r < kSide; ++r) t[r] = load<BYTES>(rows[v * kSide + r] + x);
+      transpose(t);
+      for (int64_t k = 0; k < kSide; ++k) put(t[k], lane_vector<BYTES>(out, x + k, v));
+    }
+  }
+  for (; x < n; ++x) {
+    for (int64_t r = 0; r < kLanes; ++r) out[x * kLanes + r] = rows[r][x];
+  }
+}
+
+template <int BYTES>
+TORCHCORR_INLINE void separate(int64_t n, const double* in, double* const rows[kLanes]) {
+  constexpr int64_t kSide = lanes_of<double, BYTES>;
+  int64_t x = 0;
+  for (; x + kSide <= n; x += kSide) {
+    for (int64_t v = 0; v < lane_vectors<BYTES>; ++v) {
+      Wide<BYTES> t[kSide];
+      for (int64_t k = 0; k < kSide; ++k) t[k] = load<BYTES>(in + (x + k) * kLanes + v * kSide);
+      transpose(t);
+      for (int64_t r = 0; r < kSide; ++r) put(t[r], rows[v * kSide + r] + x);
+    }
+  }
+  for (; x < n; ++x) {
+    for (int64_t r = 0; r < kLanes; ++r) rows[r][x] = in[x * kLanes + r];
+  }
 }
 
 TORCHCORR_CLONES void add(int64_t n, double* out, const double* a, const double* b) {
@@ -276,35 +348,10 @@ template struct Sums<3>;
 template struct Sums<5>;
 template struct Sums<6>;
 
-TORCHCORR_CLONES void interleave(int64_t n, const double* const rows[kLanes], double* out) {
-  int64_t x = 0;
-  for (; x + kDoubles <= n; x += kDoubles) {
-    for (int64_t v = 0; v < kVectors; ++v) {
-      Doubles t[kDoubles];
-      for (int64_t r = 0; r < kDoubles; ++r) t[r] = read(rows[v * kDoubles + r] + x);
-      transpose(t);
-      for (int64_t k = 0; k < kDoubles; ++k) write(lane_vector(out, x + k, v), t[k]);
-    }
-  }
-  for (; x < n; ++x) {
-    for (int64_t r = 0; r < kLanes; ++r) out[x * kLanes + r] = rows[r][x];
-  }
-}
-
-TORCHCORR_CLONES void separate(int64_t n, const double* in, double* const rows[kLanes]) {
-  int64_t x = 0;
-  for (; x + kDoubles <= n; x += kDoubles) {
-    for (int64_t v = 0; v < kVectors; ++v) {
-      Doubles t[kDoubles];
-      for (int64_t k = 0; k < kDoubles; ++k) t[k] = read(in + (x + k) * kLanes + v * kDoubles);
-      transpose(t);
-      for (int64_t r = 0; r < kDoubles; ++r) write(rows[v * kDoubles + r] + x, t[r]);
-    }
-  }
-  for (; x < n; ++x) {
-    for (int64_t r = 0; r < kLanes; ++r) rows[r][x] = in[x * kLanes + r];
-  }
-}
+TORCHCORR_FOR_CPUS(void, interleave, (int64_t n, const double* const rows[kLanes], double* out),
+                   (n, rows, out))
+TORCHCORR_FOR_CPUS(void, separate, (int64_t n, const double* in, double* const rows[kLanes]),
+                   (n, in, rows))
 
 TORCHCORR_CLONES void widen(int64_t n, const float* in, double* out) {
   for (int64_t i = 0; i < n; ++i) out[i] = static_cast<double>(in[i]);

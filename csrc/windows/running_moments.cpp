@@ -17,21 +17,23 @@ constexpr float kLargest = 1e37f;
 constexpr int64_t kMostColumns = 1 << 18;
 
 // Sums of elements about a level, and of their squares.
+template <int BYTES>
 TORCHCORR_INLINE void add_values(int64_t n, const float* x, double level, const Columns& to) {
-  for (int64_t i = 0; i < n; i += kDoubles) {
-    const Doubles d = read(x + i) - level;
-    write(to.first + i, read(to.first + i) + d);
-    write(to.second + i, read(to.second + i) + d * d);
+  for (int64_t i = 0; i < n; i += lanes_of<double, BYTES>) {
+    const Wide<BYTES> d = widened<BYTES>(x + i) - level;
+    put(load<BYTES>(to.first + i) + d, to.first + i);
+    put(load<BYTES>(to.second + i) + d * d, to.second + i);
   }
 }
 
+template <int BYTES>
 TORCHCORR_INLINE void exchange_values(int64_t n, const float* enter, const float* leave,
                                       double level, const Columns& to) {
   const double twice = 2 * level;
-  for (int64_t i = 0; i < n; i += kDoubles) {
-    const Doubles x = read(enter + i), old = read(leave + i), step = x - old;
-    write(to.first + i, read(to.first + i) + step);
-    write(to.second + i, read(to.second + i) + step * (x + old - twice));
+  for (int64_t i = 0; i < n; i += lanes_of<double, BYTES>) {
+    const Wide<BYTES> x = widened<BYTES>(enter + i), old = widened<BYTES>(leave + i), step = x - old;
+    put(load<BYTES>(to.first + i) + step, to.first + i);
+    put(load<BYTES>(to.second + i) + step * (x + old - twice), to.second + i);
   }
 }
 
@@ -219,17 +221,19 @@ struct UnitColumns {
 };
 
 // Row `r` of a slab enters; the row `old` leaves.
+template <int BYTES>
 TORCHCORR_INLINE void add_slab(const UnitColumns& slab, int64_t r, const UnitColumns& to) {
-  add_columns(slab.padded, slab.at(0, r), to.at(0, 0));
+  add_columns<BYTES>(slab.padded, slab.at(0, r), to.at(0, 0));
   for (size_t c = 1; c < slab.of_channel.size(); ++c) {
-    add_column(slab.padded, slab.at(c, r).first, to.at(c, 0).first);
+    add_column<BYTES>(slab.padded, slab.at(c, r).first, to.at(c, 0).first);
   }
 }
+template <int BYTES>
 TORCHCORR_INLINE void exchange_slab(const UnitColumns& slab, int64_t r, int64_t old,
                                     const UnitColumns& to) {
-  exchange_columns(slab.padded, slab.at(0, r), slab.at(0, old), to.at(0, 0));
+  exchange_columns<BYTES>(slab.padded, slab.at(0, r), slab.at(0, old), to.at(0, 0));
   for (size_t c = 1; c < slab.of_channel.size(); ++c) {
-    exchange_column(slab.padded, slab.at(c, r).first, slab.at(c, old).first, to.at(c, 0).first);
+    exchange_column<BYTES>(slab.padded, slab.at(c, r).first, slab.at(c, old).first, to.at(c, 0).first);
   }
 }
 
@@ -247,7 +251,8 @@ bool has_columns(const MomentsCall& call) {
   return !call.rule.own_means || (t.channels + 1) * rows * width <= kMostColumns;
 }
 
-TORCHCORR_CLONES void moments_of_unit(const MomentsCall& call, int64_t tile, int64_t unit,
+template <int BYTES>
+TORCHCORR_INLINE void moments_of_unit(const MomentsCall& call, int64_t tile, int64_t unit,
                                       const TileStats& stats, const double* levels,
                                       const MomentMaps<float>& to, WindowCounts& counts,
                                       std::vector<int64_t>* unknown) {
@@ -292,7 +297,7 @@ TORCHCORR_CLONES void moments_of_unit(const MomentsCall& call, int64_t tile, int
   // To row `r` of columns.
   const auto add_row = [&](int64_t z, int64_t y, const UnitColumns& sums, int64_t r) TORCHCORR_FLAT {
     for (int64_t c = 0; c < t.channels; ++c) {
-      add_values(padded, row_of(c, z, y, copies[0]), level_of(c), sums.at(c % groups, r));
+      add_values<BYTES>(padded, row_of(c, z, y, copies[0]), level_of(c), sums.at(c % groups, r));
     }
   };
   const auto exchange_row = [&](int64_t z, int64_t y, int64_t old_z, int64_t old_y,
@@ -302,7 +307,7 @@ TORCHCORR_CLONES void moments_of_unit(const MomentsCall& call, int64_t tile, int
       const float *enter = row_of(c, z, y, copies[0]), *leave = row_of(c, old_z, old_y, copies[1]);
       prefetch(padded, enter + next);
       prefetch(padded, leave + next);
-      exchange_values(padded, enter, leave, level_of(c), sums.at(c % groups, r));
+      exchange_values<BYTES>(padded, enter, leave, level_of(c), sums.at(c % groups, r));
     }
   };
   for (int64_t z = z0; z < z1; ++z) {
@@ -324,7 +329,7 @@ TORCHCORR_CLONES void moments_of_unit(const MomentsCall& call, int64_t tile, int
       if (y == y0) {
         for (int64_t k = high; k < high + t.window[1]; ++k) {
           if (deep) {
-            add_slab(slab, k - top, columns);
+            add_slab<BYTES>(slab, k - top, columns);
           } else {
             add_row(depth, k, columns, 0);
           }
@@ -332,7 +337,7 @@ TORCHCORR_CLONES void moments_of_unit(const MomentsCall& call, int64_t tile, int
       } else {
         for (int64_t k = high - t.stride[1]; k < high; ++k) {
           if (deep) {
-            exchange_slab(slab, k + t.window[1] - top, k - top, columns);
+            exchange_slab<BYTES>(slab, k + t.window[1] - top, k - top, columns);
           } else {
             exchange_row(depth, k + t.window[1], depth, k, columns, 0);
           }
@@ -342,14 +347,14 @@ TORCHCORR_CLONES void moments_of_unit(const MomentsCall& call, int64_t tile, int
       const MomentMaps<float> row = to.at(offset);
       if (rule.own_means) {
         for (int64_t c = 0; c < groups; ++c) {
-          accumulate(padded, columns.at(c, 0).first, totals.first);
+          accumulate<BYTES>(padded, columns.at(c, 0).first, totals.first);
           float* means = row.means ? row.means + c * row.pitch : nullptr;
           add_squares(n, t, totals.first, c == 0, stats.scale, means, windows);
         }
-        accumulate(padded, columns.at(0, 0).second, totals.second);
+        accumulate<BYTES>(padded, columns.at(0, 0).second, totals.second);
         energies_of<true>(n, t, totals, rule, stats.scale, windows);
       } else {
-        accumulate(padded, columns.at(0, 0), totals);
+        accumulate<BYTES>(padded, columns.at(0, 0), totals);
         energies_of<false>(n, t, totals, rule, stats.scale, windows);
       }
       gathered = std::max(gathered, totals.second[last] * stats.scale * stats.scale);
@@ -368,5 +373,11 @@ TORCHCORR_CLONES void moments_of_unit(const MomentsCall& call, int64_t tile, int
     counts.finite = counts.finite && std::isfinite(totals.second[last]);
   }
 }
+
+TORCHCORR_FOR_CPUS(void, moments_of_unit,
+                   (const MomentsCall& call, int64_t tile, int64_t unit, const TileStats& stats,
+                    const double* levels, const MomentMaps<float>& to, WindowCounts& counts,
+                    std::vector<int64_t>* unknown),
+                   (call, tile, unit, stats, levels, to, counts, unknown))
 
 }  // namespace torchcorr::running

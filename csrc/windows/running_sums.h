@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "common/axes.h"
-#include "common/vectors.h"
+#include "common/targets.h"
 
 namespace torchcorr::running {
 
@@ -40,59 +40,80 @@ struct Columns {
   Columns at(int64_t offset) const { return {first + offset, second + offset}; }
 };
 
+template <int BYTES>
 TORCHCORR_INLINE void add_column(int64_t n, const double* x, double* to) {
-  for (int64_t i = 0; i < n; i += kDoubles) write(to + i, read(to + i) + read(x + i));
-}
-TORCHCORR_INLINE void add_columns(int64_t n, const Columns& x, const Columns& to) {
-  add_column(n, x.first, to.first);
-  add_column(n, x.second, to.second);
-}
-
-TORCHCORR_INLINE void exchange_column(int64_t n, const double* enter, const double* leave,
-                                      double* to) {
-  for (int64_t i = 0; i < n; i += kDoubles) {
-    write(to + i, read(to + i) + read(enter + i) - read(leave + i));
+  for (int64_t i = 0; i < n; i += lanes_of<double, BYTES>) {
+    put(load<BYTES>(to + i) + load<BYTES>(x + i), to + i);
   }
 }
+template <int BYTES>
+TORCHCORR_INLINE void add_columns(int64_t n, const Columns& x, const Columns& to) {
+  add_column<BYTES>(n, x.first, to.first);
+  add_column<BYTES>(n, x.second, to.second);
+}
+
+template <int BYTES>
+TORCHCORR_INLINE void exchange_column(int64_t n, const double* enter, const double* leave,
+                                      double* to) {
+  for (int64_t i = 0; i < n; i += lanes_of<double, BYTES>) {
+    put(load<BYTES>(to + i) + load<BYTES>(enter + i) - load<BYTES>(leave + i), to + i);
+  }
+}
+template <int BYTES>
 TORCHCORR_INLINE void exchange_columns(int64_t n, const Columns& enter, const Columns& leave,
                                        const Columns& to) {
-  exchange_column(n, enter.first, leave.first, to.first);
-  exchange_column(n, enter.second, leave.second, to.second);
+  exchange_column<BYTES>(n, enter.first, leave.first, to.first);
+  exchange_column<BYTES>(n, enter.second, leave.second, to.second);
 }
 
 // Running totals of vectors that follow each other.
+template <int BYTES>
 class RunningTotal {
  public:
-  // The sums of all numbers so far up to each of the next eight.
-  TORCHCORR_INLINE Doubles next(Doubles v) {
-    const Doubles none = {};  // zeros before the first of v
-    v += __builtin_shufflevector(none, v, 7, 8, 9, 10, 11, 12, 13, 14);
-    v += __builtin_shufflevector(none, v, 6, 7, 8, 9, 10, 11, 12, 13);
-    v += __builtin_shufflevector(none, v, 4, 5, 6, 7, 8, 9, 10, 11);
-    const Doubles sums = v + before_;
-    // The last of `sums`, but without waiting for them.
-    before_ += __builtin_shufflevector(v, v, 7, 7, 7, 7, 7, 7, 7, 7);
+  // The sums of all numbers so far up to each of the next ones.
+  TORCHCORR_INLINE Wide<BYTES> next(Wide<BYTES> v) {
+    const Wide<BYTES> none = {};  // zeros before the first of v
+    Wide<BYTES> last;             // of the sums of v alone
+    if constexpr (BYTES == 64) {
+      v += __builtin_shufflevector(none, v, 7, 8, 9, 10, 11, 12, 13, 14);
+      v += __builtin_shufflevector(none, v, 6, 7, 8, 9, 10, 11, 12, 13);
+      v += __builtin_shufflevector(none, v, 4, 5, 6, 7, 8, 9, 10, 11);
+      last = __builtin_shufflevector(v, v, 7, 7, 7, 7, 7, 7, 7, 7);
+    } else if constexpr (BYTES == 32) {
+      v += __builtin_shufflevector(none, v, 3, 4, 5, 6);
+      v += __builtin_shufflevector(none, v, 2, 3, 4, 5);
+      last = __builtin_shufflevector(v, v, 3, 3, 3, 3);
+    } else {
+      v += __builtin_shufflevector(none, v, 1, 2);
+      last = __builtin_shufflevector(v, v, 1, 1);
+    }
+    const Wide<BYTES> sums = v + before_;
+    before_ += last;  // without waiting for the sums
     return sums;
   }
 
  private:
-  Doubles before_ = {};
+  Wide<BYTES> before_ = {};
 };
 
 // Running totals along a row; to[0] is zero and to[i] the sum of the first i numbers.
+template <int BYTES>
 TORCHCORR_INLINE void accumulate(int64_t n, const double* x, double* to) {
-  RunningTotal total;
+  RunningTotal<BYTES> total;
   to[0] = 0;
-  for (int64_t i = 0; i < n; i += kDoubles) write(to + 1 + i, total.next(read(x + i)));
+  for (int64_t i = 0; i < n; i += lanes_of<double, BYTES>) {
+    put(total.next(load<BYTES>(x + i)), to + 1 + i);
+  }
 }
 
 // The same of both quantities.
+template <int BYTES>
 TORCHCORR_INLINE void accumulate(int64_t n, const Columns& x, const Columns& to) {
-  RunningTotal first, second;
+  RunningTotal<BYTES> first, second;
   to.first[0] = 0, to.second[0] = 0;
-  for (int64_t i = 0; i < n; i += kDoubles) {
-    write(to.first + 1 + i, first.next(read(x.first + i)));
-    write(to.second + 1 + i, second.next(read(x.second + i)));
+  for (int64_t i = 0; i < n; i += lanes_of<double, BYTES>) {
+    put(first.next(load<BYTES>(x.first + i)), to.first + 1 + i);
+    put(second.next(load<BYTES>(x.second + i)), to.second + 1 + i);
   }
 }
 

@@ -8,37 +8,38 @@
 namespace torchcorr::weighted {
 namespace {
 
-template <bool Fine>
+template <int BYTES, bool Fine>
 struct WeightedState {
-  Doubles mean[2][kVectors], m2[2][kVectors], product[kVectors], weight[kVectors],
+  static constexpr int64_t kVectors = lane_vectors<BYTES>;
+  Wide<BYTES> mean[2][kVectors], m2[2][kVectors], product[kVectors], weight[kVectors],
       low[Fine ? 2 : 1][kVectors];
 
   TORCHCORR_INLINE void load(const Rows& r, int64_t x) {
     for (int v = 0; v < kVectors; ++v) {
       for (int i = 0; i < 2; ++i) {
-        mean[i][v] = read(lane_vector(r.plane(kMeanA + i), x, v));
-        m2[i][v] = read(lane_vector(r.plane(kVarA + i), x, v));
-        if constexpr (Fine) low[i][v] = read(lane_vector(r.plane(kLowA + i), x, v));
+        mean[i][v] = widened<BYTES>(lane_vector<BYTES>(r.plane(kMeanA + i), x, v));
+        m2[i][v] = widened<BYTES>(lane_vector<BYTES>(r.plane(kVarA + i), x, v));
+        if constexpr (Fine) low[i][v] = widened<BYTES>(lane_vector<BYTES>(r.plane(kLowA + i), x, v));
       }
-      product[v] = read(lane_vector(r.plane(kCovariance), x, v));
-      weight[v] = read(lane_vector(r.plane(kWeight), x, v));
+      product[v] = widened<BYTES>(lane_vector<BYTES>(r.plane(kCovariance), x, v));
+      weight[v] = widened<BYTES>(lane_vector<BYTES>(r.plane(kWeight), x, v));
     }
   }
   TORCHCORR_INLINE void store(const Rows& r, int64_t x) const {
     for (int v = 0; v < kVectors; ++v) {
       for (int i = 0; i < 2; ++i) {
-        write(lane_vector(r.plane(kMeanA + i), x, v), mean[i][v]);
-        write(lane_vector(r.plane(kVarA + i), x, v), m2[i][v]);
-        if constexpr (Fine) write(lane_vector(r.plane(kLowA + i), x, v), low[i][v]);
+        put(mean[i][v], lane_vector<BYTES>(r.plane(kMeanA + i), x, v));
+        put(m2[i][v], lane_vector<BYTES>(r.plane(kVarA + i), x, v));
+        if constexpr (Fine) put(low[i][v], lane_vector<BYTES>(r.plane(kLowA + i), x, v));
       }
-      write(lane_vector(r.plane(kCovariance), x, v), product[v]);
-      write(lane_vector(r.plane(kWeight), x, v), weight[v]);
+      put(product[v], lane_vector<BYTES>(r.plane(kCovariance), x, v));
+      put(weight[v], lane_vector<BYTES>(r.plane(kWeight), x, v));
     }
   }
   TORCHCORR_INLINE void mark_non_finite() {
     for (int v = 0; v < kVectors; ++v) {
       for (int i = 0; i < 2; ++i) {
-        const Doubles non_finite = mean[i][v] - mean[i][v];
+        const Wide<BYTES> non_finite = mean[i][v] - mean[i][v];
         m2[i][v] += non_finite;
         product[v] += non_finite;
       }
@@ -46,14 +47,14 @@ struct WeightedState {
   }
   TORCHCORR_INLINE void add(const WeightedState& b, double, double) {
     for (int v = 0; v < kVectors; ++v) {
-      const Doubles total = weight[v] + b.weight[v];
-      const Doubles share = total > 0 ? b.weight[v] / total : Doubles{};
-      const Doubles factor = weight[v] * share;
-      Doubles d[2];
+      const Wide<BYTES> total = weight[v] + b.weight[v];
+      const Wide<BYTES> share = total > 0 ? b.weight[v] / total : Wide<BYTES>{};
+      const Wide<BYTES> factor = weight[v] * share;
+      Wide<BYTES> d[2];
       for (int i = 0; i < 2; ++i) {
         d[i] = b.mean[i][v] - mean[i][v];
         if constexpr (Fine) d[i] += b.low[i][v] - low[i][v];
-        const Doubles before = mean[i][v], step = d[i] * share;
+        const Wide<BYTES> before = mean[i][v], step = d[i] * share;
         mean[i][v] += step;
         if constexpr (Fine) low[i][v] += rounded_off(before, step, mean[i][v]);
         m2[i][v] += b.m2[i][v] + d[i] * d[i] * factor;
@@ -64,11 +65,16 @@ struct WeightedState {
   }
 };
 
-#define TORCHCORR_WEIGHTED_WINDOWS(name, FINE)                                                     \
-  TORCHCORR_CLONES void name(const WindowAxis& axis, int64_t count, const Rows& in,                \
-                             const Rows& suffix, const Rows& out, const double* inverse) {         \
-    lane_windows<WeightedState<FINE>>(axis, count, 1.0, in, suffix, out, inverse);                 \
-  }
+#define TORCHCORR_WEIGHTED_WINDOWS(name, FINE)                                              \
+  template <int BYTES>                                                                      \
+  TORCHCORR_INLINE void name(const WindowAxis& axis, int64_t count, const Rows& in,         \
+                             const Rows& suffix, const Rows& out, const double* inverse) {  \
+    lane_windows<WeightedState<BYTES, FINE>>(axis, count, 1.0, in, suffix, out, inverse);   \
+  }                                                                                         \
+  TORCHCORR_FOR_CPUS(void, name,                                                            \
+                     (const WindowAxis& axis, int64_t count, const Rows& in,                \
+                      const Rows& suffix, const Rows& out, const double* inverse),          \
+                     (axis, count, in, suffix, out, inverse))
 TORCHCORR_WEIGHTED_WINDOWS(weighted_windows, false)
 TORCHCORR_WEIGHTED_WINDOWS(fine_weighted_windows, true)
 #undef TORCHCORR_WEIGHTED_WINDOWS
@@ -139,8 +145,12 @@ void WeightedMoments<Fine>::merge(int64_t n, Rows out, Rows a, double, Rows b, d
 template <bool Fine>
 void WeightedMoments<Fine>::windows(const WindowAxis& axis, int64_t count, double, Rows in,
                                     Rows suffix, Rows out) {
-  (Fine ? fine_weighted_windows : weighted_windows)(axis, count, in, suffix, out,
-                                                    reciprocals(axis.window));
+  const double* inverse = reciprocals(axis.window);
+  if constexpr (Fine) {
+    fine_weighted_windows(axis, count, in, suffix, out, inverse);
+  } else {
+    weighted_windows(axis, count, in, suffix, out, inverse);
+  }
 }
 
 template struct WeightedMoments<false>;

@@ -6,146 +6,151 @@
 
 #include <cmath>
 
+#include "common/targets.h"
+
 namespace torchcorr::weighted {
 namespace {
 
+template <int BYTES>
 struct Means {
-  Doubles a, b;
+  Wide<BYTES> a, b;
 };
 
+template <int BYTES>
 struct Variances {
-  Doubles a, b, both;
+  Wide<BYTES> a, b, both;
 };
-
-TORCHCORR_INLINE Doubles all(double x) {
-  return Doubles{x, x, x, x, x, x, x, x};
-}
 
 // Not with the comparison in a variable of its own, which GCC 12 cannot compile for AVX-512.
-TORCHCORR_INLINE Doubles where_live(Doubles weight, Doubles value, Doubles otherwise) {
+template <int BYTES>
+TORCHCORR_INLINE Wide<BYTES> where_live(Wide<BYTES> weight, Wide<BYTES> value,
+                                        Wide<BYTES> otherwise) {
   return weight > 0 ? value : otherwise;
 }
 
-TORCHCORR_INLINE Doubles inverse(Doubles weight) {
-  return where_live(weight, all(1) / weight, Doubles{});
+template <int BYTES>
+TORCHCORR_INLINE Wide<BYTES> inverse(Wide<BYTES> weight) {
+  return where_live<BYTES>(weight, 1.0 / weight, Wide<BYTES>{});
 }
 
 // The means of a part that has weight, wherever there is one.
-template <bool MASKED, class Weight, class Get>
-TORCHCORR_INLINE Means level_of(int64_t count, const Weight& weight, const Get& get) {
+template <int BYTES, bool MASKED, class Weight, class Get>
+TORCHCORR_INLINE Means<BYTES> level_of(int64_t count, const Weight& weight, const Get& get) {
   if (!MASKED) return get(count / 2);
-  Means level = {};
+  Means<BYTES> level = {};
   for (int64_t t = 0; t < count; ++t) {
-    const Doubles w = weight(t);
-    const Means mean = get(t);
-    level = {where_live(w, mean.a, level.a), where_live(w, mean.b, level.b)};
+    const Wide<BYTES> w = weight(t);
+    const Means<BYTES> mean = get(t);
+    level = {where_live<BYTES>(w, mean.a, level.a), where_live<BYTES>(w, mean.b, level.b)};
   }
   return level;
 }
 
-template <class T, bool MASKED, bool LEVEL, bool WHOLE>
+template <int BYTES, class T, bool MASKED, bool LEVEL, bool WHOLE>
 TORCHCORR_INLINE void leaves_at(int64_t x, int64_t n, int64_t count, const Leaf<T>* leaves,
                                 double share, Row out) {
   const auto get = [&](const T* p) TORCHCORR_FLAT {
-    return WHOLE ? read(p + x) : read_part(n - x, p + x);
+    return WHOLE ? widened<BYTES>(p + x) : widened_part<BYTES>(n - x, p + x);
   };
   const auto weight = [&](int64_t t) TORCHCORR_FLAT {
-    const Doubles tap = all(leaves[t].tap);
+    const Wide<BYTES> tap = Wide<BYTES>{} + leaves[t].tap;
     return MASKED ? tap * get(leaves[t].weight) : tap;
   };
   const auto means = [&](int64_t t) TORCHCORR_FLAT {
-    const Means mean{get(leaves[t].a), get(leaves[t].b)};
+    const Means<BYTES> mean{get(leaves[t].a), get(leaves[t].b)};
     if (!LEVEL) return mean;
-    return Means{mean.a - all(leaves[t].level.a), mean.b - all(leaves[t].level.b)};
+    return Means<BYTES>{mean.a - leaves[t].level.a, mean.b - leaves[t].level.b};
   };
-  const auto live = [&](Doubles w, Doubles v) TORCHCORR_FLAT {
-    return MASKED ? where_live(w, v, Doubles{}) : v;
+  const auto live = [&](Wide<BYTES> w, Wide<BYTES> v) TORCHCORR_FLAT {
+    return MASKED ? where_live<BYTES>(w, v, Wide<BYTES>{}) : v;
   };
-  const Means level = level_of<MASKED>(count, weight, means);
-  Doubles total = {};
-  Means sum = {};
+  const Means<BYTES> level = level_of<BYTES, MASKED>(count, weight, means);
+  Wide<BYTES> total = {};
+  Means<BYTES> sum = {};
   for (int64_t t = 0; t < count; ++t) {
-    const Doubles w = weight(t);
-    const Means mean = means(t);
+    const Wide<BYTES> w = weight(t);
+    const Means<BYTES> mean = means(t);
     if (MASKED) total += w;
     sum.a += live(w, w * (mean.a - level.a));
     sum.b += live(w, w * (mean.b - level.b));
   }
-  const Doubles each = MASKED ? inverse(total) : all(share);
+  const Wide<BYTES> each = MASKED ? inverse<BYTES>(total) : Wide<BYTES>{} + share;
   sum = {sum.a * each, sum.b * each};
-  const Means mean = {level.a + sum.a, level.b + sum.b};
-  const Means low = {(level.a - mean.a) + sum.a, (level.b - mean.b) + sum.b};
-  Variances v = {};
+  const Means<BYTES> mean = {level.a + sum.a, level.b + sum.b};
+  const Means<BYTES> low = {(level.a - mean.a) + sum.a, (level.b - mean.b) + sum.b};
+  Variances<BYTES> v = {};
   for (int64_t t = 0; t < count; ++t) {
-    const Doubles w = weight(t);
-    const Means one = means(t);
-    const Doubles da = (one.a - mean.a) - low.a, db = (one.b - mean.b) - low.b;
+    const Wide<BYTES> w = weight(t);
+    const Means<BYTES> one = means(t);
+    const Wide<BYTES> da = (one.a - mean.a) - low.a, db = (one.b - mean.b) - low.b;
     v.a += live(w, w * (da * da));
     v.b += live(w, w * (db * db));
     v.both += live(w, w * (da * db));
   }
   const Row to = out.at(x);
-  write(to.plane(kMeanA), mean.a), write(to.plane(kMeanB), mean.b);
-  write(to.plane(kLowA), low.a), write(to.plane(kLowB), low.b);
-  write(to.plane(kVarA), v.a * each), write(to.plane(kVarB), v.b * each);
-  write(to.plane(kCovariance), v.both * each);
-  write(to.plane(kWeight), MASKED ? total : all(1) / all(share));
+  put(mean.a, to.plane(kMeanA)), put(mean.b, to.plane(kMeanB));
+  put(low.a, to.plane(kLowA)), put(low.b, to.plane(kLowB));
+  put(v.a * each, to.plane(kVarA)), put(v.b * each, to.plane(kVarB));
+  put(v.both * each, to.plane(kCovariance));
+  put(MASKED ? total : Wide<BYTES>{} + 1 / share, to.plane(kWeight));
 }
 
-template <class T, bool MASKED, bool LEVEL>
+template <int BYTES, class T, bool MASKED, bool LEVEL>
 TORCHCORR_INLINE void leaves_of(int64_t n, int64_t count, const Leaf<T>* leaves, Row out) {
   double sum = 0;
   for (int64_t t = 0; t < count; ++t) sum += leaves[t].tap;
   const double share = 1 / sum;
   int64_t x = 0;
-  for (; x + kDoubles <= n; x += kDoubles) {
-    leaves_at<T, MASKED, LEVEL, true>(x, n, count, leaves, share, out);
+  for (; x + lanes_of<double, BYTES> <= n; x += lanes_of<double, BYTES>) {
+    leaves_at<BYTES, T, MASKED, LEVEL, true>(x, n, count, leaves, share, out);
   }
-  if (x < n) leaves_at<T, MASKED, LEVEL, false>(x, n, count, leaves, share, out);
+  if (x < n) leaves_at<BYTES, T, MASKED, LEVEL, false>(x, n, count, leaves, share, out);
 }
 
-template <bool MASKED, bool FINE>
+template <int BYTES, bool MASKED, bool FINE>
 TORCHCORR_INLINE void rows_of(int64_t n, const Taps& taps, Row in, Row out) {
   const int64_t count = taps.count;
-  for (int64_t x = 0; x < n; x += kDoubles) {
+  for (int64_t x = 0; x < n; x += lanes_of<double, BYTES>) {
     const auto get = [&](int p, int64_t t) TORCHCORR_FLAT {
-      return read(in.first + p * in.pitch + x + t * taps.step);
+      return widened<BYTES>(in.first + p * in.pitch + x + t * taps.step);
     };
     const auto weight = [&](int64_t t) TORCHCORR_FLAT {
-      const Doubles tap = all(taps.values[t]);
-      return MASKED ? tap * read(taps.weight + x + t * taps.weight_step) : tap;
+      const Wide<BYTES> tap = Wide<BYTES>{} + taps.values[t];
+      return MASKED ? tap * widened<BYTES>(taps.weight + x + t * taps.weight_step) : tap;
     };
-    const auto means = [&](int64_t t) TORCHCORR_FLAT { return Means{get(kMeanA, t), get(kMeanB, t)}; };
-    const Means level = level_of<MASKED>(count, weight, means);
-    Doubles total = {};
-    Means sum = {};
+    const auto means = [&](int64_t t) TORCHCORR_FLAT {
+      return Means<BYTES>{get(kMeanA, t), get(kMeanB, t)};
+    };
+    const Means<BYTES> level = level_of<BYTES, MASKED>(count, weight, means);
+    Wide<BYTES> total = {};
+    Means<BYTES> sum = {};
     for (int64_t t = 0; t < count; ++t) {
-      const Doubles w = weight(t);
-      const Means one = means(t);
+      const Wide<BYTES> w = weight(t);
+      const Means<BYTES> one = means(t);
       if (MASKED) total += w;
-      const Doubles da = one.a - level.a, db = one.b - level.b;
+      const Wide<BYTES> da = one.a - level.a, db = one.b - level.b;
       sum.a += w * (FINE ? da + get(kLowA, t) : da);
       sum.b += w * (FINE ? db + get(kLowB, t) : db);
     }
-    const Doubles each = MASKED ? inverse(total) : all(taps.share);
+    const Wide<BYTES> each = MASKED ? inverse<BYTES>(total) : Wide<BYTES>{} + taps.share;
     sum = {sum.a * each, sum.b * each};
-    const Means mean = {level.a + sum.a, level.b + sum.b};
-    const Means low = {(level.a - mean.a) + sum.a, (level.b - mean.b) + sum.b};
-    Variances v = {};
+    const Means<BYTES> mean = {level.a + sum.a, level.b + sum.b};
+    const Means<BYTES> low = {(level.a - mean.a) + sum.a, (level.b - mean.b) + sum.b};
+    Variances<BYTES> v = {};
     for (int64_t t = 0; t < count; ++t) {
-      const Doubles w = weight(t);
-      Doubles da = get(kMeanA, t) - mean.a, db = get(kMeanB, t) - mean.b;
+      const Wide<BYTES> w = weight(t);
+      Wide<BYTES> da = get(kMeanA, t) - mean.a, db = get(kMeanB, t) - mean.b;
       if (FINE) da += get(kLowA, t) - low.a, db += get(kLowB, t) - low.b;
       v.a += w * (get(kVarA, t) + da * da);
       v.b += w * (get(kVarB, t) + db * db);
       v.both += w * (get(kCovariance, t) + da * db);
     }
     const Row to = out.at(x);
-    write(to.plane(kMeanA), mean.a), write(to.plane(kMeanB), mean.b);
-    write(to.plane(kVarA), v.a * each), write(to.plane(kVarB), v.b * each);
-    write(to.plane(kCovariance), v.both * each);
-    write(to.plane(kWeight), MASKED ? total : all(1) / all(taps.share));
-    if (FINE) write(to.plane(kLowA), low.a), write(to.plane(kLowB), low.b);
+    put(mean.a, to.plane(kMeanA)), put(mean.b, to.plane(kMeanB));
+    put(v.a * each, to.plane(kVarA)), put(v.b * each, to.plane(kVarB));
+    put(v.both * each, to.plane(kCovariance));
+    put(MASKED ? total : Wide<BYTES>{} + 1 / taps.share, to.plane(kWeight));
+    if (FINE) put(low.a, to.plane(kLowA)), put(low.b, to.plane(kLowB));
   }
 }
 
@@ -227,51 +232,56 @@ TORCHCORR_INLINE void combined_weights(int64_t n, Row maps, const Elements<T>& o
   }
 }
 
-TORCHCORR_CLONES void merge_plain(int64_t n, const Taps& taps, Row in, Row out) {
-  rows_of<false, false>(n, taps, in, out);
-}
-TORCHCORR_CLONES void merge_plain_fine(int64_t n, const Taps& taps, Row in, Row out) {
-  rows_of<false, true>(n, taps, in, out);
-}
-TORCHCORR_CLONES void merge_masked(int64_t n, const Taps& taps, Row in, Row out) {
-  rows_of<true, false>(n, taps, in, out);
-}
-TORCHCORR_CLONES void merge_masked_fine(int64_t n, const Taps& taps, Row in, Row out) {
-  rows_of<true, true>(n, taps, in, out);
-}
+#define TORCHCORR_MERGE(name, MASKED, FINE)                                        \
+  template <int BYTES>                                                             \
+  TORCHCORR_INLINE void name(int64_t n, const Taps& taps, Row in, Row out) {       \
+    rows_of<BYTES, MASKED, FINE>(n, taps, in, out);                                \
+  }                                                                                \
+  TORCHCORR_FOR_CPUS(void, name, (int64_t n, const Taps& taps, Row in, Row out), (n, taps, in, out))
+TORCHCORR_MERGE(merge_plain, false, false)
+TORCHCORR_MERGE(merge_plain_fine, false, true)
+TORCHCORR_MERGE(merge_masked, true, false)
+TORCHCORR_MERGE(merge_masked_fine, true, true)
+#undef TORCHCORR_MERGE
 
-#define TORCHCORR_LEAVES(T)                                                                        \
-  TORCHCORR_CLONES void leaves_plain(int64_t n, int64_t count, const Leaf<T>* leaves, Row out) {   \
-    leaves_of<T, false, false>(n, count, leaves, out);                                             \
-  }                                                                                                \
-  TORCHCORR_CLONES void leaves_masked(int64_t n, int64_t count, const Leaf<T>* leaves, Row out) {  \
-    leaves_of<T, true, false>(n, count, leaves, out);                                              \
-  }                                                                                                \
-  TORCHCORR_CLONES void leaves_level(int64_t n, int64_t count, const Leaf<T>* leaves, Row out) {   \
-    leaves_of<T, true, true>(n, count, leaves, out);                                               \
-  }
-TORCHCORR_LEAVES(float)
-TORCHCORR_LEAVES(double)
+#define TORCHCORR_LEAVES(name, MASKED, LEVEL)                                                    \
+  template <int BYTES, class T>                                                                  \
+  TORCHCORR_INLINE void name(int64_t n, int64_t count, const Leaf<T>* leaves, Row out) {         \
+    leaves_of<BYTES, T, MASKED, LEVEL>(n, count, leaves, out);                                   \
+  }                                                                                              \
+  TORCHCORR_FOR_CPUS(void, name, (int64_t n, int64_t count, const Leaf<float>* leaves, Row out), \
+                     (n, count, leaves, out))                                                    \
+  TORCHCORR_FOR_CPUS(void, name, (int64_t n, int64_t count, const Leaf<double>* leaves, Row out), \
+                     (n, count, leaves, out))
+TORCHCORR_LEAVES(leaves_plain, false, false)
+TORCHCORR_LEAVES(leaves_masked, true, false)
+TORCHCORR_LEAVES(leaves_level, true, true)
 #undef TORCHCORR_LEAVES
+
+template <int BYTES>
+TORCHCORR_INLINE void add_rows(int64_t n, int64_t count, const double* const* rows,
+                               const double* taps, double* out) {
+  for (int64_t x = 0; x < n; x += lanes_of<double, BYTES>) {
+    Wide<BYTES> sum = {};
+    for (int64_t t = 0; t < count; ++t) sum += load<BYTES>(rows[t] + x) * taps[t];
+    put(sum, out + x);
+  }
+}
 
 }  // namespace
 
 void merge_rows(int64_t n, const Taps& taps, Row in, bool fine, Row out) {
   if (taps.weight != nullptr) {
-    (fine ? merge_masked_fine : merge_masked)(n, taps, in, out);
+    fine ? merge_masked_fine(n, taps, in, out) : merge_masked(n, taps, in, out);
   } else {
-    (fine ? merge_plain_fine : merge_plain)(n, taps, in, out);
+    fine ? merge_plain_fine(n, taps, in, out) : merge_plain(n, taps, in, out);
   }
 }
 
-TORCHCORR_CLONES void add_rows(int64_t n, int64_t count, const double* const* rows,
-                               const double* taps, double* out) {
-  for (int64_t x = 0; x < n; x += kDoubles) {
-    Doubles sum = {};
-    for (int64_t t = 0; t < count; ++t) sum += all(taps[t]) * read(rows[t] + x);
-    write(out + x, sum);
-  }
-}
+TORCHCORR_FOR_CPUS(void, add_rows,
+                   (int64_t n, int64_t count, const double* const* rows, const double* taps,
+                    double* out),
+                   (n, count, rows, taps, out))
 
 #define TORCHCORR_ROWS(T)                                                                         \
   void merge_leaves(int64_t n, int64_t count, const Leaf<T>* leaves, bool masked, Row out) {      \
