@@ -86,7 +86,7 @@ sanitize: $(READY)
 	    tests/engines/test_long_lines.py tests/engines/test_medians.py \
 	    tests/engines/test_dense_grads.py tests/engines/test_dense_scores.py \
 	    tests/engines/test_faint_windows.py tests/engines/test_templates.py \
-	    tests/contract/test_joint.py tests/contract/test_moments.py \
+	    tests/engines/test_layouts.py tests/contract/test_joint.py tests/contract/test_moments.py \
 	    tests/contract/test_bytes.py tests/contract/test_lncc.py \
 	    tests/contract/test_lncc_windows.py tests/contract/test_weighted.py
 

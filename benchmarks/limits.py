@@ -108,9 +108,10 @@ def memory_rows(settings: Settings) -> Iterator[Row]:
     """Peak memory beyond input and result; see `memory.py` for what is counted."""
     size, window = (512, 16) if settings.quick else (8192, 64)
     image_mib = size * size * 4 / (1 << 20)
-    for which, limit in zip(memory.PASSES, (64.0, 64 + image_mib), strict=True):
+    for which in memory.PASSES + memory.VIEW_PASSES:
         value = memory.measured(size, window, which)
-        case = f"zncc {size}²/{window}², {which}, beyond input and result"
+        case = f"zncc {size}²/{window}², {which.replace('-', ', ')}, beyond input and result"
+        limit = 64 + (image_mib if which.endswith("backward") else 0)
         yield Row("memory", case, "", "MiB", value, at_most(limit))
     size, window = (512, 16) if settings.quick else (4096, 64)
     image_mib = size * size * 4 / (1 << 20)

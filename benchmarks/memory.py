@@ -1,6 +1,7 @@
 """Peak memory of one call in a separate process: `python -m benchmarks.memory SIZE WINDOW PASS`.
 
-PASS is `forward` or `backward` of a zncc, or either of a weighted one behind `template-mask-`,
+PASS is `forward` or `backward` of a zncc, or either behind `cropped-`, of a part of a larger image,
+or `expanded-`, of four images that are one; or either of a weighted one behind `template-mask-`,
 `input-mask-` or `masks-`, whose gradients are also those of its masks; `lncc`, the loss of two
 volumes and both gradients; `lncc-zeros`, the same with zeros around; `lncc-masks`, with a mask of
 either volume, whose gradients are results too, and zeros around; `align`, the shift of a short
@@ -38,6 +39,11 @@ MASKS = {
     "input-mask": ("input_mask",),
     "masks": ("input_mask", "template_mask"),
 }
+VIEWS = {
+    "cropped": lambda size: torch.rand(size + 8, size + 16)[3:-5, 7:-9],
+    "expanded": lambda size: torch.rand(size // 2, size // 2).expand(4, -1, -1),
+}
+VIEW_PASSES = tuple(f"{view}-{which}" for view in VIEWS for which in PASSES)
 MASKED_PASSES = tuple(f"{masks}-{which}" for masks in MASKS for which in PASSES)
 LNCC_PASSES = ("lncc", "lncc-zeros", "lncc-masks")
 LAYERS = {"conv2d": torchcorr.conv2d, "F.conv2d": F.conv2d}
@@ -76,17 +82,20 @@ def beyond(size: int, window: int, which: str) -> float:
         score = torchcorr.zncc(tiny, tiny[:8, :8].detach(), method=method)
         # With an upstream gradient, for which PyTorch imports 30 MiB of its modules once.
         torch.autograd.grad(score, tiny, torch.rand_like(score))
-    image = torch.rand(size, size)
-    template = image[size // 3 :, size // 4 :][:window, :window].clone()
+    kind = which.rpartition("-")[0]
+    image = VIEWS[kind](size) if kind in VIEWS else torch.rand(size, size)
+    template = image[..., size // 3 :, size // 4 :][..., :window, :window]
+    template = template.reshape(-1, window, window)[0].clone()
     patch = tiny[:8, :8].detach()
     masks, small = {}, {}
-    for name in MASKS.get(which.rpartition("-")[0], ()):
+    for name in MASKS.get(kind, ()):
         masks[name] = torch.rand_like(image if name == "input_mask" else template)
         small[name] = torch.rand_like(tiny if name == "input_mask" else patch)
     torchcorr.zncc(tiny, patch, method="fft", **small).sum().backward()
     leaves = (image, template, *masks.values())
     if which.endswith("backward"):
-        upstream = torch.rand(size - window + 1, size - window + 1)
+        positions = [n - window + 1 for n in image.shape[-2:]]
+        upstream = torch.rand(*image.shape[:-2], *positions)
         for leaf in leaves:
             leaf.requires_grad_()
 
@@ -157,6 +166,8 @@ def measured(size: int, window: int, which: str, *shape: int) -> float:
 
 if __name__ == "__main__":
     side, box = int(sys.argv[1]), int(sys.argv[2])
-    calls = dict.fromkeys(PASSES + MASKED_PASSES, beyond) | dict.fromkeys(LNCC_PASSES, beyond_lncc)
+    calls = dict.fromkeys(PASSES + VIEW_PASSES + MASKED_PASSES, beyond) | dict.fromkeys(
+        LNCC_PASSES, beyond_lncc
+    )
     calls |= {"align": beyond_align} | dict.fromkeys(LAYERS, beyond_layer)
     print(calls[sys.argv[3]](side, box, sys.argv[3], *map(int, sys.argv[4:])))

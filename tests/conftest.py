@@ -32,6 +32,7 @@ ENGINE_TESTS = {
         "test_folds.py",
         "test_kernels.py",
         "test_layer_ways.py",
+        "test_layouts.py",
         "test_long_lines.py",
         "test_masked_pass.py",
         "test_medians.py",

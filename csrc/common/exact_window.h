@@ -1,17 +1,9 @@
 // One window from its definition, for the few whose sums are doubtful.
 #pragma once
 
-#include "common/axes.h"
+#include "common/item_layout.h"
 
 namespace torchcorr {
-
-// Elements from channel to channel, plane to plane and row to row.
-struct RowStrides {
-  int64_t channel, plane, row;
-
-  explicit RowStrides(const Axes3& size)
-      : channel(product(size)), plane(size[1] * size[2]), row(size[2]) {}
-};
 
 // The shape and options of windows that are computed from their definition. A window is given by
 // its first element; coefficients are contiguous, (channel, *window).

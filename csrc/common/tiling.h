@@ -7,7 +7,7 @@
 #include <cmath>
 #include <limits>
 
-#include "common/axes.h"
+#include "common/item_layout.h"
 
 namespace torchcorr {
 
@@ -20,6 +20,7 @@ struct Tiling {
   int64_t ndim = 1, channels = 1;
   Axes3 size{1, 1, 1}, grid{1, 1, 1}, step{1, 1, 1}, pad{0, 0, 0}, extent{1, 1, 1}, length{1, 1, 1},
       window{1, 1, 1}, stride{1, 1, 1}, parts{1, 1, 1}, folds{1, 1, 1}, outputs{1, 1, 1};
+  ItemLayout layout;  // of what tiles are cut from
 
   Tiling() = default;
 
@@ -40,10 +41,11 @@ struct Tiling {
     }
   }
 
-  // Whole items as tiles.
-  static Tiling of_items(int64_t channels, const Sizes& size, const Sizes& window,
-                         const Sizes& stride) {
+  // Whole items of a tensor as tiles.
+  static Tiling of_items(const Tensor& items, int64_t channels, const Sizes& size,
+                         const Sizes& window, const Sizes& stride) {
     Tiling t;
+    t.layout = ItemLayout(items, static_cast<int64_t>(size.size()));
     t.ndim = static_cast<int64_t>(window.size());
     t.channels = channels;
     t.size = t.step = t.extent = t.length = last_axes(size);
@@ -98,9 +100,10 @@ struct TileBatch {
   }
 
   TileBatch(const Sizes& numbers, const Tensor& input) : TileBatch(numbers) {
-    STD_TORCH_CHECK(input.dim() == tiling.ndim + 2, "input must have axes (item, channel, *size)");
-    tiling.channels = input.size(1);
+    STD_TORCH_CHECK(input.dim() >= tiling.ndim + 1, "input must have axes (*items, channel, *size)");
+    tiling.channels = input.size(input.dim() - tiling.ndim - 1);
     tiling.size = last_sizes(input, tiling.ndim);
+    tiling.layout = ItemLayout(input, tiling.ndim);
   }
 
   int64_t count() const { return static_cast<int64_t>(tiles.size()); }
@@ -131,25 +134,22 @@ inline const TileStats* rows_of_stats(const Tensor& stats) {
   return reinterpret_cast<const TileStats*>(stats.const_data_ptr<double>());
 }
 
-// The same tiles of one channel, as if each channel were an item, and the number of a tile among them.
+// The same tiles of one channel: the first of what they are cut from.
 inline Tiling one_channel(Tiling t) {
   t.channels = 1;
   return t;
 }
-inline int64_t channel_tile(int64_t channel, int64_t channels, int64_t tiles_of_item, int64_t tile) {
-  if (tile < 0) return tile;
-  return (tile / tiles_of_item * channels + channel) * tiles_of_item + tile % tiles_of_item;
-}
 
 // Where one tile lies: its item, its index and its first element along each axis.
 struct TilePlace {
-  int64_t item = 0;
+  int64_t item = 0, origin = 0;  // the origin: where the item begins in memory
   Axes3 index{}, start{};
   bool exists;  // tile -1 is empty: it fills up a pair
 
   TilePlace(const Tiling& t, int64_t tile) : exists(tile >= 0) {
     if (!exists) return;
     item = tile / t.tiles_per_item();
+    origin = t.layout.first(item);
     index = unravel(tile % t.tiles_per_item(), t.grid);
     for (int i = 0; i < 3; ++i) start[i] = index[i] * t.step[i] - t.pad[i];
   }
@@ -177,8 +177,8 @@ struct TileRow {
     if (!p.exists || at_z < 0 || at_z >= t.size[0] || at_y < 0 || at_y >= t.size[1]) return;
     begin = std::clamp<int64_t>(-p.start[2], 0, t.extent[2]);
     end = std::clamp<int64_t>(t.size[2] - p.start[2], begin, t.extent[2]);
-    data = input + (p.item * t.channels + c) * t.item_size() +
-           (at_z * t.size[1] + at_y) * t.size[2] + p.start[2];
+    const RowStrides& by = t.layout.strides;
+    data = input + p.origin + c * by.channel + at_z * by.plane + at_y * by.row + p.start[2];
   }
 };
 

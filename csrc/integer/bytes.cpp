@@ -5,8 +5,8 @@
 #include <atomic>
 #include <tuple>
 
+#include "common/item_layout.h"
 #include "common/parallel.h"
-#include "common/tensors.h"
 
 namespace torchcorr {
 namespace {
@@ -49,47 +49,76 @@ bool convert(int64_t n, const float* x, const Kind& kind, uint8_t* to) {
                          : convert_share(n, x, to);
 }
 
-// Most tensors that hold other numbers show it at once.
-bool begins_with(const Kind& kind, const Tensor& x) {
-  uint8_t bytes[64];
-  return convert(std::min<int64_t>(x.numel(), 64), x.const_data_ptr<float>(), kind, bytes);
-}
+// The rows of a tensor whose last axis has no step, or all elements as one if there are no gaps.
+struct DenseRows {
+  int64_t width, in_item = 1;
+  ItemLayout layout{};
 
-bool convert_all(const Tensor& x, const Kind& kind, const Tensor& to) {
-  const float* from = x.const_data_ptr<float>();
-  uint8_t* bytes = to.mutable_data_ptr<uint8_t>();
-  const int64_t n = x.numel();
+  explicit DenseRows(const Tensor& x) : width(x.numel()) {
+    if (x.is_contiguous()) return;
+    width = x.size(x.dim() - 1), in_item = x.size(x.dim() - 2);
+    layout = ItemLayout(x, 1);
+  }
+  int64_t first(int64_t row) const {
+    return layout.first(row / in_item) + row % in_item * layout.strides.channel;
+  }
+};
+
+// Calls f(place in memory, number of the element, count) for parts of the rows of a tensor, until it
+// returns false; whether it never did.
+template <class F>
+bool for_parts(const Tensor& x, const F& f) {
+  const DenseRows rows(x);
+  const int64_t parts = ceil_div(rows.width, kChunk), most = std::min(rows.width, kChunk);
   std::atomic<bool> fits{true};
-  parallel_for(0, ceil_div(n, kChunk), 4, [&](int64_t begin, int64_t end) {
+  const int64_t grain = ceil_div(4 * kChunk, most);
+  parallel_for(0, x.numel() / rows.width * parts, grain, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end && fits; ++i) {
-      const int64_t first = i * kChunk, count = std::min(kChunk, n - first);
-      if (!convert(count, from + first, kind, bytes + first)) fits = false;
+      const int64_t row = i / parts, at = i % parts * kChunk;
+      if (!f(rows.first(row) + at, row * rows.width + at, std::min(kChunk, rows.width - at))) {
+        fits = false;
+      }
     }
   });
   return fits;
+}
+
+// Most tensors that hold other numbers show it at once.
+bool begins_with(const Kind& kind, const Tensor& x) {
+  uint8_t bytes[64];
+  const int64_t n = std::min<int64_t>(DenseRows(x).width, 64);
+  return convert(n, x.const_data_ptr<float>(), kind, bytes);
 }
 
 // The elements times a scale plus a constant as bytes, that constant and that scale. The constant is
 // 128 if some elements are negative. Nothing if an element is neither a whole number in [0, 255] or
 // in [-128, 127] nor, as all others, a byte divided by 255 and rounded.
 std::tuple<Tensor, int64_t, int64_t> as_bytes(const Tensor& given) {
-  const Tensor x = packed(given);
-  if (x.scalar_type() == ScalarType::Byte) return {x, 0, 1};
+  if (given.scalar_type() == ScalarType::Byte || given.numel() == 0) return {given, 0, 1};
+  const Tensor x = has_dense_rows(given) ? given : torch::stable::contiguous(given);
   const auto new_bytes = [&] {
-    return torch::stable::new_empty(x, Sizes(x.sizes().begin(), x.sizes().end()), ScalarType::Byte);
+    return torch::stable::new_empty(x, sizes_of(x), ScalarType::Byte);
   };
   if (x.scalar_type() == ScalarType::Char) {
     const Tensor bytes = new_bytes();
     const int8_t* from = x.const_data_ptr<int8_t>();
     uint8_t* to = bytes.mutable_data_ptr<uint8_t>();
-    for (int64_t i = 0; i < x.numel(); ++i) to[i] = static_cast<uint8_t>(from[i] + 128);
+    for_parts(x, [&](int64_t place, int64_t number, int64_t n) {
+      for (int64_t i = 0; i < n; ++i) to[number + i] = static_cast<uint8_t>(from[place + i] + 128);
+      return true;
+    });
     return {bytes, 128, 1};
   }
   STD_TORCH_CHECK(x.scalar_type() == ScalarType::Float, "numbers must be float32 or of 8 bits");
   for (const Kind& kind : kKinds) {
     if (!begins_with(kind, x)) continue;
     const Tensor bytes = new_bytes();
-    if (convert_all(x, kind, bytes)) return {bytes, kind.zero, kind.scale};
+    const float* from = x.const_data_ptr<float>();
+    uint8_t* to = bytes.mutable_data_ptr<uint8_t>();
+    const auto fits = [&](int64_t place, int64_t number, int64_t n) {
+      return convert(n, from + place, kind, to + number);
+    };
+    if (for_parts(x, fits)) return {bytes, kind.zero, kind.scale};
   }
   return {torch::stable::new_empty(x, Sizes{0}, ScalarType::Byte), 0, 1};
 }

@@ -380,7 +380,7 @@ void score_bytes(const Tensor& input, const Tensor& templates, std::optional<Ten
   BytePass pass(input, templates, coefficients, spectra, batch, block, rule,
                 kernel_named(rule.kernel), out);
   const Tiling& tiling = pass.tiling();
-  const int64_t tiles = input.size(0) / templates.size(0) * tiling.tiles_per_item();
+  const int64_t tiles = tiling.layout.count / templates.size(0) * tiling.tiles_per_item();
   // One unit's threads share its transforms: whole numbers do not depend on how they divide them.
   const Units units(block, tiles, pass.by_transforms() ? 2 : 1);
   run_units(units.count(), false,

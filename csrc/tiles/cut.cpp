@@ -168,7 +168,8 @@ class CutTiles {
            double* stats)
       : t_(batch.tiling), cut_(t_.cut_length()), tiles_(batch.tiles), input_(input),
         levels_(levels), lanes_(lanes), out_(out), stats_(reinterpret_cast<TileStats*>(stats)),
-        own_(levels == Levels::kOwn ? stats + kStats * batch.count() : nullptr) {
+        own_(levels == Levels::kOwn ? stats + kStats * batch.count() : nullptr),
+        is_packed_(t_.layout.strides == RowStrides(t_.size)) {
     of_channel_ = cut_[0] * cut_[1];
     rows_ = t_.channels * of_channel_;
     chunk_ = std::max<int64_t>(1, kChunkElements / (cut_[2] * lanes));
@@ -215,7 +216,7 @@ class CutTiles {
         const TileRow<T> row = row_of(place, r);
         if (row.end <= row.begin) continue;
         const Centring by = centring(tile, r / of_channel_);
-        prefetch(row.end - row.begin, row.data + row.begin + step * t_.size[2]);
+        prefetch(row.end - row.begin, row.data + row.begin + step * t_.layout.strides.row);
         survey(row.end - row.begin, row.data + row.begin, by.level, by.scale, sums);
       }
     };
@@ -280,16 +281,34 @@ class CutTiles {
     return TileRow<T>(t_, place, input_, at[0], at[1], at[2]);
   }
 
-  // How many rows from r on are whole and follow each other in the input.
-  int64_t rows_in_one(const TileRow<T>& row, const TilePlace& place, int64_t r, int64_t last) const {
+  // How many rows from r on are whole and follow each other in an item.
+  int64_t rows_in_one(const TilePlace& place, int64_t r, int64_t last) const {
+    if (t_.size[2] != cut_[2]) return 0;
+    const auto number_of = [&](int64_t i) {
+      const Axes3 at = unravel(i, {t_.channels, cut_[0], cut_[1]});
+      return (at[0] * t_.size[0] + place.start[0] + at[1]) * t_.size[1] + place.start[1] + at[2];
+    };
+    const int64_t first = number_of(r);
     const auto follows = [&](int64_t i) {
-      const TileRow<T> next = row_of(place, r + i);
-      return next.begin == 0 && next.end == cut_[2] && next.data == row.data + i * cut_[2];
+      const TileRow<T> row = row_of(place, r + i);
+      return row.begin == 0 && row.end == cut_[2] && number_of(r + i) == first + i;
     };
     if (own_) last = std::min(last, (r / of_channel_ + 1) * of_channel_);
     int64_t count = 0;
     while (r + count < last && follows(count)) ++count;
     return count;
+  }
+
+  // The elements of such rows, copied to `joined` if items have gaps, so that the sum of their squares
+  // is rounded in the same way.
+  const T* elements_of(const TilePlace& place, int64_t r, int64_t rows,
+                       std::vector<T>& joined) const {
+    if (is_packed_) return row_of(place, r).data;
+    joined.resize(rows * cut_[2]);
+    for (int64_t i = 0; i < rows; ++i) {
+      std::copy_n(row_of(place, r + i).data, cut_[2], joined.data() + i * cut_[2]);
+    }
+    return joined.data();
   }
 
   void write(int64_t unit, std::vector<Written>& written) const {
@@ -300,16 +319,17 @@ class CutTiles {
                                  TilePlace(t_, tiles_[group * lanes_ + lanes_ - 1])};
     for (int64_t lane = 0; lane < lanes_; ++lane) written[unit * lanes_ + lane] = {};
     std::vector<Out> line(zipped ? 2 * width : 0);
+    std::vector<T> joined;
     for (int64_t r = first; r < last; ++r) {
       Out* target = out_ + (group * rows_ + r) * width * lanes_;
       const Axes3 at = unravel(r, {t_.channels, cut_[0], cut_[1]});
       const int64_t channel = at[0];
       if (!zipped) {
-        const TileRow<T> row = row_of(places[0], at);
-        const int64_t joined = rows_in_one(row, places[0], r, last);
-        if (joined > 1) {
-          centre(joined * width, row.data, centring(group, channel), target, written[unit]);
-          r += joined - 1;
+        const int64_t rows = rows_in_one(places[0], r, last);
+        if (rows > 1) {
+          centre(rows * width, elements_of(places[0], r, rows, joined), centring(group, channel),
+                 target, written[unit]);
+          r += rows - 1;
           continue;
         }
       }
@@ -319,7 +339,7 @@ class CutTiles {
         const TileRow<T> row = row_of(places[lane], at);
         std::fill(to, to + row.begin, Out(0));
         if (row.end > row.begin) {
-          prefetch(row.end - row.begin, row.data + row.begin + kAhead * t_.size[2]);
+          prefetch(row.end - row.begin, row.data + row.begin + kAhead * t_.layout.strides.row);
           centre(row.end - row.begin, row.data + row.begin, by, to + row.begin,
                  written[unit * lanes_ + lane]);
         }
@@ -338,6 +358,7 @@ class CutTiles {
   Out* out_;
   TileStats* stats_;
   double* own_;  // levels of channels, or none
+  const bool is_packed_;  // items have no gaps
   int64_t of_channel_, rows_, chunk_, chunks_;
 };
 
@@ -370,31 +391,29 @@ Sizes shape_of_stats(const TileBatch& batch, Levels levels) {
 std::tuple<Tensor, Tensor> cut_tiles(const Tensor& input, const Sizes& numbers, Levels levels,
                                      bool wide, bool pairs) {
   const TileBatch batch(numbers, input);
-  const Tensor image = packed(input);
   const int64_t count = batch.count(), lanes = pairs ? 2 : 1;
   STD_TORCH_CHECK(count % lanes == 0, "pairs need an even number of tiles, got ", count);
   Sizes shape{count / lanes, batch.tiling.channels};
   for (int64_t n : sizes_of(batch.tiling.cut_length(), batch.tiling.ndim)) shape.push_back(n);
   if (pairs) shape.push_back(2);
-  const Tensor out = wide ? new_float64(image, shape) : torch::stable::new_empty(image, shape);
-  const Tensor stats = new_float64(image, shape_of_stats(batch, levels));
-  return {cut_tiles_to(out, stats, batch, image, levels, wide, pairs), stats};
+  const Tensor out = wide ? new_float64(input, shape) : torch::stable::new_empty(input, shape);
+  const Tensor stats = new_float64(input, shape_of_stats(batch, levels));
+  return {cut_tiles_to(out, stats, batch, input, levels, wide, pairs), stats};
 }
 
 std::tuple<Tensor, Tensor> cut_operands(Scratch& scratch, const Tensor& input, const Sizes& numbers,
                                         Levels levels, bool wide, bool pairs) {
   const TileBatch batch(numbers, input);
-  const Tensor image = packed(input);
   const int64_t count = batch.count(), channels = batch.tiling.channels;
-  const bool narrow = !wide && image.scalar_type() == ScalarType::Float;
+  const bool narrow = !wide && input.scalar_type() == ScalarType::Float;
   Sizes shape = pairs ? Sizes{count / 2 * channels} : Sizes{count, 1, channels};
   for (int64_t n : sizes_of(batch.tiling.cut_length(), batch.tiling.ndim)) shape.push_back(n);
   const ScalarType type = pairs ? (narrow ? ScalarType::ComplexFloat : ScalarType::ComplexDouble)
                                 : (narrow ? ScalarType::Float : ScalarType::Double);
-  const Tensor out = torch::stable::new_empty(image, shape, type);
+  const Tensor out = torch::stable::new_empty(input, shape, type);
   const Tensor stats =
-      scratch.take(Scratch::kStats, image, shape_of_stats(batch, levels), ScalarType::Double);
-  return {cut_tiles_to(out, stats, batch, image, levels, wide, pairs), stats};
+      scratch.take(Scratch::kStats, input, shape_of_stats(batch, levels), ScalarType::Double);
+  return {cut_tiles_to(out, stats, batch, input, levels, wide, pairs), stats};
 }
 
 namespace {

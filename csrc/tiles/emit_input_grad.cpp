@@ -8,7 +8,7 @@
 namespace torchcorr {
 namespace {
 
-// Channels that have a mean each are spread one by one, as if each were an item.
+// Channels that have a mean each are spread one by one.
 template <class In, class T>
 void spread_tiles(const TileBatch& batch, const In* image, const TileStats* stats,
                   const double* levels, const T* window_grads, T* products) {
@@ -22,13 +22,12 @@ void spread_tiles(const TileBatch& batch, const In* image, const TileStats* stat
       if (batch.tiles[i] < 0) continue;
       T* pair = products + i / 2 * 2 * all.channels * all.tile_size();
       for (int64_t g = 0; g < groups; ++g) {
-        const int64_t tile =
-            levels ? channel_tile(g, groups, t.tiles_per_item(), batch.tiles[i]) : batch.tiles[i];
         TileStats of_tile = stats[i];
         if (levels) of_tile.level = levels[i * groups + g];
+        const In* channel = image + g * t.layout.strides.channel;
         const T* means = window_grads + ((1 + g) * batch.count() + i) * each;
         spread::spread_unit(t, u % strips,
-                            spread::TileGrads<In, T>{tile, i % 2, of_tile, image,
+                            spread::TileGrads<In, T>{batch.tiles[i], i % 2, of_tile, channel,
                                                      window_grads + i * each, means,
                                                      pair + 2 * g * t.tile_size()});
       }

@@ -185,7 +185,7 @@ void SumMap<Out>::write_non_finite(const TilePlace& p, int64_t k, const double* 
 template <class Out>
 void SumMap<Out>::recompute(const TilePlace& p, int64_t k, const uint8_t* states, const Out* item,
                             const double* templ) const {
-  const ExactWindow exact{t_.channels, t_.window, RowStrides(t_.size), false, 0.0};
+  const ExactWindow exact{t_.channels, t_.window, t_.layout.strides, false, 0.0};
   for_rows(p, [&](int64_t offset, const Axes3& at, int64_t n) {
     Out* row = row_of(p, k, at);
     const Out* start = item + at[0] * t_.stride[0] * exact.strides.plane +

@@ -226,7 +226,7 @@ class TileMomentsStep {
   // By running sums; returns false if there are none for these tiles.
   bool run_sums() {
     if constexpr (std::is_same_v<T, float>) {
-      const running::MomentsCall call(t_, image_.const_data_ptr<T>(), image_.numel(), rule_, 8);
+      const running::MomentsCall call(t_, image_.const_data_ptr<T>(), t_.layout.reach, rule_, 8);
       if (!has_columns(call)) return false;
       const int64_t positions = t_.positions(), units = call.strips.units();
       const int64_t grain = std::max<int64_t>(1, kUnitElements * units / positions);
@@ -333,29 +333,28 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> tile_moments_into(Scratch& scratch, c
                                                              const Sizes& numbers,
                                                              const Numbers& rule_numbers,
                                                              bool with_means) {
-  const Tensor image = packed(input);
-  const TileBatch batch(numbers, image);
+  const TileBatch batch(numbers, input);
   const ScoreRule rule(rule_numbers);
   const int64_t n = batch.count();
   Sizes shape{n};
   for (int64_t m : sizes_of(batch.tiling.outputs, batch.tiling.ndim)) shape.push_back(m);
-  Tensor norms = scratch.take(Scratch::kNorms, image, shape, image.scalar_type());
-  Tensor states = scratch.take_zeros<uint8_t>(Scratch::kStates, image, shape, ScalarType::Byte);
-  Tensor doubtful = scratch.take(Scratch::kDoubtful, image, {n}, ScalarType::Long);
+  Tensor norms = scratch.take(Scratch::kNorms, input, shape, input.scalar_type());
+  Tensor states = scratch.take_zeros<uint8_t>(Scratch::kStates, input, shape, ScalarType::Byte);
+  Tensor doubtful = scratch.take(Scratch::kDoubtful, input, {n}, ScalarType::Long);
   const int64_t groups = rule.own_means ? batch.tiling.channels : 1;
   shape[0] = with_means ? n * groups : 0;
-  Tensor means = scratch.take(Scratch::kMeans, image, shape, image.scalar_type());
+  Tensor means = scratch.take(Scratch::kMeans, input, shape, input.scalar_type());
   if (norms.numel() == 0) return {norms, states, means, doubtful};
   std::vector<TileStats> rows(rows_of_stats(stats), rows_of_stats(stats) + n);
   // A pair is one transform: its noise is that of both.
   for (int64_t t = 0; !rule.of_window && t < n; ++t) {
     rows[t].mean_square += rows_of_stats(stats)[t ^ 1].mean_square;
   }
-  with_real_type(image, "input", [&](auto zero) {
+  with_real_type(input, "input", [&](auto zero) {
     using T = decltype(zero);
     const MomentMaps<T> maps{norms.mutable_data_ptr<T>(), states.mutable_data_ptr<uint8_t>(),
                              with_means ? means.mutable_data_ptr<T>() : nullptr, norms.numel()};
-    TileMomentsStep<T>(batch, image, rows.data(), levels_of_stats(stats, n, rule),
+    TileMomentsStep<T>(batch, input, rows.data(), levels_of_stats(stats, n, rule),
                        rule_of_moments(rule), maps)
         .run(doubtful.mutable_data_ptr<int64_t>());
   });

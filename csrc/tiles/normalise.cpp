@@ -69,7 +69,7 @@ class Normalise {
             const Numbers& powers, const TileMoments& moments, const Tensor& image,
             const Tensor& coefficients, const Tensor& out)
       : batch_(batch), t_(batch.tiling), layout_(numerators, batch.tiling), rule_(rule),
-        exact_{t_.channels, t_.window, RowStrides(t_.size), rule.zero_mean, rule.eps,
+        exact_{t_.channels, t_.window, t_.layout.strides, rule.zero_mean, rule.eps,
                rule.own_means},
         numerators_(static_cast<const In*>(numerators.const_data_ptr())), powers_(powers),
         norms_(moments.known_norms().const_data_ptr<In>()), states_(moments.states_or_null()),
@@ -274,7 +274,7 @@ class Normalise {
   // The doubtful windows of a row from their definition.
   void recompute_exactly(int64_t t, int64_t row, int64_t k, In limit) const {
     in_row(t, row, [&](const PositionRow& r) {
-      const Out* start = image_ + r.place.item * t_.channels * t_.item_size() +
+      const Out* start = image_ + r.place.origin +
                          r.first[0] * t_.stride[0] * exact_.strides.plane +
                          r.first[1] * t_.stride[1] * exact_.strides.row + r.first[2] * t_.stride[2];
       const int64_t which = r.place.item / items_each_ * templates_ + batch_.first_template + k;
@@ -342,8 +342,8 @@ Tensor normalise_tiles(const Tensor& numerators, Tensors moments, const Tensor& 
 Normalised normalise_tiles_into(Scratch& scratch, const Numerators& given, const Tensors& tensors,
                                 const Tensor& input, const Tensor& templates, const Sizes& numbers,
                                 const Numbers& rule, const Tensor& out) {
-  const Tensor numerators = packed(given.sums), image = packed(input), coefficients = packed(templates);
-  const TileBatch batch(numbers, image);
+  const Tensor numerators = packed(given.sums), coefficients = packed(templates);
+  const TileBatch batch(numbers, input);
   const TileMoments moments(tensors);
   Tensor left = scratch.take_zeros<int64_t>(Scratch::kLeft, moments.stats, {batch.count()},
                                             ScalarType::Long);
@@ -356,7 +356,7 @@ Normalised normalise_tiles_into(Scratch& scratch, const Numerators& given, const
                     "numerators and norms must have one precision");
     with_real_type(out, "out", [&](auto out_zero) {
       using Out = decltype(out_zero);
-      Normalise<In, Out>(batch, by, numerators, given.powers, moments, image, coefficients, out)
+      Normalise<In, Out>(batch, by, numerators, given.powers, moments, input, coefficients, out)
           .run(left.mutable_data_ptr<int64_t>(), done.limits);
     });
   });

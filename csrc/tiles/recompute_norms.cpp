@@ -21,7 +21,7 @@ class RecomputeNorms {
                  const ScoreRule& rule, const MomentMaps<T>& maps)
       : batch_(batch), image_(image), stats_(rows_of_stats(stats)),
         levels_(levels_of_stats(stats, batch.count(), rule)), maps_(maps),
-        exact_{batch.tiling.channels, batch.tiling.window, RowStrides(batch.tiling.size),
+        exact_{batch.tiling.channels, batch.tiling.window, batch.tiling.layout.strides,
                rule.zero_mean, rule.eps, rule.own_means} {}
 
   void run() const {
@@ -45,7 +45,7 @@ class RecomputeNorms {
     if (any == 0) return;
     const TileStats& stats = stats_[tile];
     std::vector<double> means(exact_.groups());
-    const In* first = image_ + place.item * t.channels * t.item_size() +
+    const In* first = image_ + place.origin +
                       (place.start[0] + i * t.stride[0]) * exact_.strides.plane +
                       (place.start[1] + j * t.stride[1]) * exact_.strides.row + place.start[2];
     for (int64_t v = 0; v < n; ++v) {
@@ -78,18 +78,17 @@ class RecomputeNorms {
 
 void recompute_norms(const Tensors& tensors, const Tensor& input, const Sizes& numbers,
                      const Numbers& rule) {
-  const Tensor image = packed(input);
-  const TileBatch batch(numbers, image);
+  const TileBatch batch(numbers, input);
   const TileMoments moments(tensors);
   const Tensor& norms = moments.known_norms();
-  with_real_type(image, "input", [&](auto zero) {
+  with_real_type(input, "input", [&](auto zero) {
     using In = decltype(zero);
     with_real_type(norms, "norms", [&](auto norm_zero) {
       using T = decltype(norm_zero);
       const MomentMaps<T> maps{norms.mutable_data_ptr<T>(),
                                moments.states->mutable_data_ptr<uint8_t>(),
                                moments.means->mutable_data_ptr<T>(), norms.numel()};
-      RecomputeNorms<In, T>(batch, image.const_data_ptr<In>(), moments.stats, ScoreRule(rule),
+      RecomputeNorms<In, T>(batch, input.const_data_ptr<In>(), moments.stats, ScoreRule(rule),
                             maps)
           .run();
     });

@@ -62,7 +62,7 @@ class ScoreGradPass {
                 const Numbers& rule, const GradSums& to)
       : of_(of), to_(to), numbers_(batch), rule_numbers_(rule), rule_(rule),
         tiling_(TileBatch(batch, of.input).tiling),
-        units_(block, of.input.size(0) / of.coefficients.size(0) * tiling_.tiles_per_item(), 2),
+        units_(block, tiling_.layout.count / of.coefficients.size(0) * tiling_.tiles_per_item(), 2),
         spectra_(tiling_,
                  packed(part_of(part_of(of.coefficients, 0, block.first_pair, block.pairs()), 1,
                                 block.first_template, block.templates())),

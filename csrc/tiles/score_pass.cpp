@@ -246,7 +246,7 @@ void score_tiles(const Tensor& input, const Tensor& coefficients, std::optional<
     ScorePass<decltype(zero)> pass(input, coefficients, spectra, batch, block, rule, wide_rule, mask,
                                    weights, out);
     const Tiling& tiling = pass.tiling();
-    const int64_t tiles = input.size(0) / coefficients.size(0) * tiling.tiles_per_item();
+    const int64_t tiles = tiling.layout.count / coefficients.size(0) * tiling.tiles_per_item();
     for_units({block, tiles, pass.lanes()},
               [&](const Sizes& some, int64_t pair, Scratch& scratch) {
                 pass.score(some, pair, scratch);

@@ -310,7 +310,7 @@ class SumPass {
       left_.push_back({of.two[of.lane], k});
     } else if (count > 0) {
       map_.recompute(of.place, k, states.data(),
-                     image + of.place.item * tiling_.channels * tiling_.item_size(),
+                     image + of.place.origin,
                      template_of(of.pair, of.k));
     }
   }
@@ -430,7 +430,8 @@ Tensor sum_tiles(const Tensor& input, const Tensor& templ, std::optional<Tensor>
   Tensor left = torch::stable::new_empty(templ, {0, 2}, ScalarType::Long);
   with_real_type(input, "input", [&](auto zero) {
     SumPass<decltype(zero)> pass(input, templ, spectra, batch, block, rule, out);
-    const int64_t tiles = input.size(0) / templ.size(0) * pass.tiling().tiles_per_item();
+    const int64_t items = pass.tiling().layout.count;
+    const int64_t tiles = items / templ.size(0) * pass.tiling().tiles_per_item();
     for_units({block, tiles, 2},
               [&](const Sizes& some, int64_t pair) { pass.sum(some, pair); });
     const auto pairs = pass.left();

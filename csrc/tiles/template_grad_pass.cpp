@@ -26,14 +26,14 @@ Tensor spectra_of_tiles(const Tensor& x, const Sizes& batch) {
 Tensor template_grad_spectra(const Tensor& upstream, const Tensor& input, Sizes upstream_batch,
                              Sizes batch, int64_t pairs, int64_t groups, int64_t parts) {
   const Tiling tiling = TileBatch(batch, input).tiling;
-  const int64_t templates = upstream.size(1), channels = input.size(1), n = tiling.tile_size();
-  const int64_t tiles = input.size(0) / pairs * tiling.tiles_per_item();
+  const int64_t templates = upstream.size(1), channels = tiling.channels, n = tiling.tile_size();
+  const int64_t tiles = tiling.layout.count / pairs * tiling.tiles_per_item();
   const int64_t of_group = 2 * ceil_div(ceil_div(tiles, 2), groups);
   const int64_t of_part = ceil_div(templates, parts);
   std::vector<Tensor> upstreams;
   for (int64_t first = 0; first < templates; first += of_part) {
     const int64_t count = std::min(of_part, templates - first);
-    upstreams.push_back(packed(part_of(upstream, 1, first, count)));
+    upstreams.push_back(part_of(upstream, 1, first, count));
   }
   Sizes shape{groups, pairs, templates, channels};
   for (int64_t length : sizes_of(tiling.length, tiling.ndim)) shape.push_back(length);

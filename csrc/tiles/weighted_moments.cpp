@@ -414,19 +414,18 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> weighted_moments(const Tensor& input,
                                                             const Sizes& numbers,
                                                             const Numbers& rule_numbers,
                                                             const WindowWeights& weights) {
-  const Tensor image = packed(input);
-  const TileBatch batch(numbers, image);
+  const TileBatch batch(numbers, input);
   const ScoreRule rule(rule_numbers);
   Sizes shape{batch.count()};
   for (int64_t m : sizes_of(batch.tiling.outputs, batch.tiling.ndim)) shape.push_back(m);
-  const Tensor norms = torch::stable::new_empty(image, shape);
-  const Tensor states = torch::stable::new_zeros(image, shape, ScalarType::Byte);
-  const Tensor doubtful = torch::stable::new_empty(image, {batch.count()}, ScalarType::Long);
+  const Tensor norms = torch::stable::new_empty(input, shape);
+  const Tensor states = torch::stable::new_zeros(input, shape, ScalarType::Byte);
+  const Tensor doubtful = torch::stable::new_empty(input, {batch.count()}, ScalarType::Long);
   shape[0] = 0;
-  const Tensor means = torch::stable::new_empty(image, shape);
-  with_real_type(image, "input", [&](auto zero) {
+  const Tensor means = torch::stable::new_empty(input, shape);
+  with_real_type(input, "input", [&](auto zero) {
     using T = decltype(zero);
-    WeightedMomentsStep<T>(batch, image, stats, rule, weights)
+    WeightedMomentsStep<T>(batch, input, stats, rule, weights)
         .run(norms.mutable_data_ptr<T>(), states.mutable_data_ptr<uint8_t>(),
              doubtful.mutable_data_ptr<int64_t>());
   });

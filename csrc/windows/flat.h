@@ -166,8 +166,7 @@ template <class T>
 class FlatChannels {
  public:
   FlatChannels(const Tiling& tiling, bool any_value)
-      : channels_(tiling.channels), tiles_(tiling.tiles_per_item()), one_(one_channel(tiling)),
-        flat_(one_, any_value) {}
+      : channels_(tiling.channels), one_(one_channel(tiling)), flat_(one_, any_value) {}
 
   // Changes the state of unknown windows whose channels are all flat; returns how many there were.
   int64_t mark(int64_t tile, const T* input, uint8_t* states) {
@@ -175,7 +174,7 @@ class FlatChannels {
     std::vector<uint8_t> left(states, states + n), of_channel;
     for (int64_t c = 0; c < channels_; ++c) {
       of_channel = left;
-      flat_.mark(channel_tile(c, channels_, tiles_, tile), input, of_channel.data());
+      flat_.mark(tile, input + c * one_.layout.strides.channel, of_channel.data());
       for (int64_t at = 0; at < n; ++at) {
         if (left[at] == kUnknown && of_channel[at] != kFlat) left[at] = kDoubtful;
       }
@@ -188,7 +187,7 @@ class FlatChannels {
   }
 
  private:
-  int64_t channels_, tiles_;
+  int64_t channels_;
   const Tiling one_;
   FlatWindows<T> flat_;
 };

@@ -184,7 +184,8 @@ Tensor local_std_forward_kernel(const Tensor& input, Sizes window, Sizes stride,
   const double count = window_elements(shape, window);
   const Tensor image = packed(input);
   if (image.scalar_type() == ScalarType::Float) {
-    Surrounded of{image, Tiling::of_items(shape.channels, shape.size, window, stride), {}};
+    Surrounded of{
+        image, Tiling::of_items(image, shape.channels, shape.size, window, stride), {}};
     if (!pads.empty()) {
       of.border = {before_axes(pads), last_axes(inner.size), static_cast<float>(pad_value)};
     }

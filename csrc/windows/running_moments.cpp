@@ -302,7 +302,7 @@ TORCHCORR_INLINE void moments_of_unit(const MomentsCall& call, int64_t tile, int
   };
   const auto exchange_row = [&](int64_t z, int64_t y, int64_t old_z, int64_t old_y,
                                 const UnitColumns& sums, int64_t r) TORCHCORR_FLAT {
-    const int64_t next = t.stride[1] * t.size[2];
+    const int64_t next = t.stride[1] * t.layout.strides.row;
     for (int64_t c = 0; c < t.channels; ++c) {
       const float *enter = row_of(c, z, y, copies[0]), *leave = row_of(c, old_z, old_y, copies[1]);
       prefetch(padded, enter + next);

@@ -69,7 +69,7 @@ def ncc(
         own_means,
     )
     leads = call.problem.leads
-    items = leads.input(large, ndim + 1).contiguous()
+    items = steps.readable(leads.input_in_place(large, ndim + 1))
     templates = leads.template(small, ndim + 1).contiguous()
     shape = (leads.paired * leads.inputs, leads.templates, *call.tiling.positions)
     out = steps.new_map(items, shape, torch.float32)

@@ -155,10 +155,11 @@ def correlate_template_grad(
         pair = (grad, input)
         return strided.correlate_template_grad(*pair, shape, stride, correlate_template_grad)
     call = Transpose.into_template(grad, input, shape, stride, "cpu")
-    leads, upstream, seen, tiling = call.leads, call.upstream, call.other, call.tiling
+    leads, upstream, tiling = call.leads, call.upstream, call.tiling
+    seen = steps.readable(call.other)
     # Tiles of the gradient: the same positions, and nothing around them.
     of_upstream = replace(tiling, window=(1,) * ndim, extent=tiling.outputs)
-    spectra = upstream.shape[1] * seen.shape[1] * math.prod(tiling.length) * 16
+    spectra = upstream.shape[1] * call.problem.channels * math.prod(tiling.length) * 16
     groups = max(1, min(_ROOM // spectra, _GROUPS, -(-leads.inputs * tiling.tiles // 2)))
     parts = 1 if groups > 1 else _GROUPS
     numbers = (of_upstream.batch_numbers, tiling.batch_numbers)
@@ -281,7 +282,7 @@ class _Tiled:
 def _sums(input: Tensor, template: Tensor, call: Arrangement, prepared: Tensor | None) -> Tensor:
     leads, tiling = call.problem.leads, call.tiling
     ndim = len(tiling.stride)
-    image = leads.input(input, ndim + 1).contiguous()
+    image = steps.readable(leads.input_in_place(input, ndim + 1))
     weights = leads.template(widen(template), ndim + 1).contiguous()
     shape = (leads.paired * leads.inputs, leads.templates, *tiling.positions)
     out = steps.new_map(image, shape)
@@ -289,10 +290,18 @@ def _sums(input: Tensor, template: Tensor, call: Arrangement, prepared: Tensor |
     for tile, k in tiled.sum(image, weights, _rule_of(call, input.dtype), out, prepared):
         item, number = divmod(tile, tiling.tiles)
         elements, positions = tiling.slices(number)
-        part = image[(item, slice(None), *elements)]
+        part = _item(image, item, ndim + 1)[(slice(None), *elements)]
         of_item = weights[item // leads.inputs, k]
         _sum_in_halves(part, of_item, tiling.stride, out[(item, k, *positions)])
     return leads.restored(out, ndim)
+
+
+def _item(items: Tensor, number: int, core: int) -> Tensor:
+    """One of (*items, *core)."""
+    for axis in reversed(range(items.dim() - core)):
+        number, index = divmod(number, items.shape[axis])
+        items = items.select(axis, index)
+    return items
 
 
 def _sum_in_halves(input: Tensor, template: Tensor, stride: Ints, out: Tensor) -> None:

@@ -63,7 +63,8 @@ class _Gradients(TiledScores):
         self.operands = [grad, self.input, self.coefficients, score]
         self.for_input = self.input.new_empty(0)
         if of.need_input:
-            self.for_input = steps.new_map(self.input, self.input.shape)
+            core = self.input.shape[-ndim - 1 :]
+            self.for_input = steps.new_map(self.input, (leads.paired * leads.inputs, *core))
         self.for_template = self.coefficients.new_empty(0)
         if of.need_template:
             self.for_template = torch.empty_like(self.coefficients)

@@ -49,7 +49,7 @@ class TiledScores:
         self.problem, self.plan, self.tiling = call.problem, call.plan, call.tiling
         self.blocks = call.blocks
         leads, core = self.problem.leads, len(self.tiling.stride) + 1
-        self.input = leads.input(input, core).contiguous()
+        self.input = steps.readable(leads.input_in_place(input, core))
         self.coefficients = leads.template(widen(coefficients), core).contiguous()
         self.count = self.problem.channels * math.prod(self.tiling.window)
         self.is_direct = self.plan.method == "direct"

@@ -1,8 +1,9 @@
 """The steps of the C++ library that calls in tiles are made of; they are no operators.
 
-Inputs are (items, C, *size), templates and their coefficients (pairs, templates, C, *window), maps
-(items, templates, *positions). Tile t of an item lies where its `Tiling` says; tile -1 is empty
-and fills up a pair. `tests/engines/tile_definitions.py` defines each step in plain torch.
+Inputs are (*items, C, *size), read where they lie if their last axis has no step; templates and
+their coefficients (pairs, templates, C, *window), maps (items, templates, *positions). Tile t of an
+item lies where its `Tiling` says; tile -1 is empty and fills up a pair.
+`tests/engines/tile_definitions.py` defines each step in plain torch.
 """
 
 from __future__ import annotations
@@ -59,6 +60,14 @@ def spectra_of_templates(templates: Tensor, tiling: Tiling, wide: bool) -> Tenso
     """Conjugate spectra (lines, parts * C, *length) of (pairs, templates, C, *window), in float64
     if `wide`, otherwise in float32; divided by the elements of a tile."""
     return template_spectra(templates.flatten(0, 1), tiling.batch_numbers, wide)
+
+
+def readable(x: Tensor) -> Tensor:
+    """An input as tiles are cut from it: in place, unless its last axis has a step."""
+    if x.shape[-1] == 1 or x.stride(-1) == 1:
+        return x
+    # PyTorch turns matrices block by block, but not what has axes of length 1 before them.
+    return x.squeeze().contiguous().view(x.shape)
 
 
 def new_map(like: Tensor, shape: Sequence[int], dtype: torch.dtype | None = None) -> Tensor:

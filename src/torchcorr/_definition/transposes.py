@@ -26,7 +26,7 @@ class Transpose:
 
     leads: Leads
     upstream: Tensor  # (pairs * inputs, templates, ...), zeros between the values of a stride
-    other: Tensor  # the reversed template (pairs, C, templates, *window), or the input
+    other: Tensor  # the reversed template (pairs, C, templates, *window), or the input as it lies
     problem: Problem
     plan: Plan
     tiling: Tiling
@@ -57,8 +57,8 @@ class Transpose:
         size, window = tuple(input.shape[-ndim:]), shape[-ndim:]
         leads = Leads.of(tuple(input.shape[: -ndim - 1]), shape[: -ndim - 1])
         upstream = dilated(leads.output(grad, ndim), stride).contiguous()
-        seen = leads.input(input, ndim + 1).contiguous()
-        problem = _problem(size, window, seen.shape[1], leads, device)
+        seen = leads.input_in_place(input, ndim + 1)
+        problem = _problem(size, window, seen.shape[-ndim - 1], leads, device)
         plan, tiling = _tiles(problem, size, output_size(size, window, problem.stride), None)
         return cls(leads, upstream, seen, problem, plan, tiling)
 

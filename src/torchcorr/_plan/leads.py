@@ -63,6 +63,11 @@ class Leads:
         tail = x.shape[x.dim() - core :]
         return self._sorted(x, core).reshape(self.paired * self.inputs, *tail)
 
+    def input_in_place(self, x: Tensor, core: int) -> Tensor:
+        """The same items, (*sorted input lead, *core), whatever their strides; at least one axis is
+        before the core."""
+        return x.unsqueeze(0) if x.dim() == core else self._sorted(x, core)
+
     def template(self, x: Tensor, core: int) -> Tensor:
         """(*template lead, *core) as (paired, templates, *core)."""
         if x.dim() == core:

@@ -243,7 +243,8 @@ def correlate_template_grad(
         return whole.correlate_template_grad(grad, input, template_shape, stride)
     shape = tuple(template_shape)
     call = Transpose.into_template(grad, input, shape, stride, kind_of(grad))
-    leads, items, tiling = call.leads, call.other, call.tiling
+    leads, tiling = call.leads, call.tiling
+    items = leads.input(input, ndim + 1).contiguous()
     missing = [n - m for n, m in zip(tiling.positions, call.upstream.shape[2:], strict=True)]
     upstream = pad(call.upstream, [n for m in reversed(missing) for n in (0, m)])
     axes = tuple(range(-ndim, 0))
