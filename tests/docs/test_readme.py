@@ -96,12 +96,11 @@ def test_scratch_of_gradients_is_bounded(size: int, window: int) -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peaks are read in /proc")
-@pytest.mark.parametrize("which", ["cropped-forward", "expanded-forward", "cropped-backward"])
-def test_parts_of_an_image_are_not_copied(which: str) -> None:
+def test_parts_of_an_image_are_not_copied() -> None:
     """As the page on strides says: scratch stays what it is for an image that is contiguous."""
     size = 4096
     one = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "benchmarks.memory", str(size), "64", which]
+    command = [sys.executable, "-m", "benchmarks.memory", str(size), "64", "cropped-backward"]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT, env=one)
     assert float(done.stdout) * 2**20 < 4 * size**2
 

@@ -140,8 +140,9 @@ def test_windows_that_are_looked_at_again():
 
 
 def test_sums_that_are_computed_again():
-    x = draw((2, 220, 230), torch.float32)
-    x[:, :70] *= 1e-9
+    x = draw((3, 220, 230), torch.float32)
+    x[:2, :70] *= 1e-9
+    x[2, 10:51, 10:51] *= 1e-13
     x[0, 80:130, 60:130] = 0
     x[1, 150, 100] = 1e9
     ways = ways_of(x, draw((40, 40), torch.float32, seed=1) - 0.5, torchcorr.correlate)
