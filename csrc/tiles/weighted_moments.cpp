@@ -35,7 +35,6 @@ struct RowTotals {
 };
 
 constexpr int64_t kVectors = 4;
-constexpr int64_t kFewColumns = 16;  // of windows whose columns are added up one by one
 
 // Adds a run to sums at `kVectors` vectors of neighbouring windows.
 TORCHCORR_CLONES void add_runs(int64_t runs, const WeightedRun* run, const int64_t* offsets,
@@ -76,50 +75,22 @@ TORCHCORR_CLONES void add_totals(int64_t n, const double* first, const double* s
   to_first[n] = a, to_second[n] = b;
 }
 
-// Adds elements about a level and their squares, or subtracts both.
-template <bool SUBTRACTS, class T>
+// Adds elements about a level and their squares.
+template <class T>
 TORCHCORR_INLINE void centred_row(int64_t n, const T* x, double level, double scale, double* first,
                                   double* second) {
   for (int64_t i = 0; i < n; ++i) {
     const double d = (static_cast<double>(x[i]) - level) * scale;
-    first[i] += SUBTRACTS ? -d : d, second[i] += SUBTRACTS ? -d * d : d * d;
+    first[i] += d, second[i] += d * d;
   }
 }
-#define TORCHCORR_CENTRED(name, SUBTRACTS, T)                                                  \
-  TORCHCORR_CLONES void name(int64_t n, const T* x, double level, double scale, double* first, \
-                             double* second) {                                                 \
-    centred_row<SUBTRACTS>(n, x, level, scale, first, second);                                 \
-  }
-TORCHCORR_CENTRED(add_centred, false, float)
-TORCHCORR_CENTRED(add_centred, false, double)
-TORCHCORR_CENTRED(subtract_centred, true, float)
-TORCHCORR_CENTRED(subtract_centred, true, double)
-#undef TORCHCORR_CENTRED
-
-// Sums of columns, and what they add to energies and totals of windows of `size` columns.
-struct BoxRow {
-  const double *first, *second;
-  int64_t size;
-  double weight, share;
-};
-// Over whole vectors; returns the largest sum of squares.
-TORCHCORR_CLONES double add_boxes(int64_t n, const BoxRow& row, double* energy, double* total) {
-  Doubles largest = {};
-  for (int64_t x = 0; x < n; x += kDoubles) {
-    const Doubles column = read(row.second + x);
-    largest = column > largest ? column : largest;
-    Doubles a = read(row.first + x), b = column;
-    for (int64_t i = 1; i < row.size; ++i) {
-      a += read(row.first + x + i), b += read(row.second + x + i);
-    }
-    a *= row.weight, b *= row.weight;
-    write(energy + x, read(energy + x) + (b - a * a * row.share));
-    write(total + x, read(total + x) + b);
-  }
-  double most = 0;
-  for (int64_t l = 0; l < kDoubles; ++l) most = std::max(most, largest[l]);
-  for (int64_t x = n; x < n + row.size; ++x) most = std::max(most, row.second[x]);
-  return most;
+TORCHCORR_CLONES void add_centred(int64_t n, const float* x, double level, double scale,
+                                  double* first, double* second) {
+  centred_row(n, x, level, scale, first, second);
+}
+TORCHCORR_CLONES void add_centred(int64_t n, const double* x, double level, double scale,
+                                  double* first, double* second) {
+  centred_row(n, x, level, scale, first, second);
 }
 
 // One call of the step.
@@ -142,9 +113,7 @@ class WeightedMomentsStep {
       }
       std::vector<double> energy(each), total(each);
       double error = 0;
-      const bool small = has_small_boxes();
-      if (small) error = add_small_boxes(batch_.tiles[i], stats_row(i), energy, total);
-      for (int64_t c = 0; !small && c < groups_; ++c) {
+      for (int64_t c = 0; c < groups_; ++c) {
         const WindowSums of_group = sums_by_runs(batch_.tiles[i], stats_row(i), c);
         add_energy(of_group, energy, total);
         error += of_group.error;
@@ -163,55 +132,6 @@ class WeightedMomentsStep {
       energy[i] += sums.second[i] - sums.first[i] * sums.first[i] * share;
       total[i] += sums.second[i];
     }
-  }
-
-  // Whether channels have a mean each, and windows few columns and no weights.
-  bool has_small_boxes() const {
-    return weights_.is_box && weights_.own_means && rule_.zero_mean && t_.extent[0] == 1 &&
-           t_.window[2] <= kFewColumns && t_.stride == Axes3{1, 1, 1};
-  }
-
-  // Their energies and totals over all channels, from sums of columns that begin anew after as many
-  // rows as a window has. Returns the error of the energies.
-  double add_small_boxes(int64_t tile, const TileStats& stats, std::vector<double>& energy,
-                         std::vector<double>& total) const {
-    const TilePlace place(t_, tile);
-    const int64_t rows = t_.window[1], columns = t_.window[2], n = t_.outputs[2];
-    const int64_t pitch = ceil_div(n, kDoubles) * kDoubles, width = pitch + columns;
-    std::vector<double> first(width), second(width), padded(2 * t_.outputs[1] * pitch);
-    const double weight = weights_.largest, share = 1 / weights_.of_group;
-    const BoxRow row{first.data(), second.data(), columns, weight, share};
-    double *totals = padded.data() + t_.outputs[1] * pitch, error = 0;
-    for (int64_t c = 0; c < groups_; ++c) {
-      const auto enter = [&](int64_t y) {
-        const TileRow<T> of(t_, place, image_, c, 0, y);
-        add_centred(of.end - of.begin, of.data + of.begin, stats.level, stats.scale,
-                    &first[of.begin], &second[of.begin]);
-      };
-      double largest = 0;
-      for (int64_t y = 0; y < t_.outputs[1]; ++y) {
-        if (y % rows == 0) {
-          std::fill(first.begin(), first.end(), 0.0);
-          std::fill(second.begin(), second.end(), 0.0);
-          for (int64_t r = 0; r < rows; ++r) enter(y + r);
-        } else {
-          enter(y + rows - 1);
-          const TileRow<T> of(t_, place, image_, c, 0, y - 1);
-          subtract_centred(of.end - of.begin, of.data + of.begin, stats.level, stats.scale,
-                           &first[of.begin], &second[of.begin]);
-        }
-        double* to = padded.data() + y * pitch;
-        largest = std::max(largest, add_boxes(pitch, row, to, totals + y * pitch));
-      }
-      // Each column was rounded up to 3 * rows times, at no more than twice the largest.
-      const double roundings = static_cast<double>(6 * columns * (6 * rows + columns + 2));
-      error += kRounding * roundings * largest * weight;
-    }
-    for (int64_t y = 0; y < t_.outputs[1]; ++y) {
-      std::copy_n(padded.data() + y * pitch, n, &energy[y * n]);
-      std::copy_n(totals + y * pitch, n, &total[y * n]);
-    }
-    return error;
   }
 
   // Channels of a group: one, or all of them if they share a mean.
