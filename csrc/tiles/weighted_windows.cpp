@@ -5,6 +5,7 @@
 #include <optional>
 #include <vector>
 
+#include "common/counters.h"
 #include "common/parallel.h"
 #include "tiles/window_elements.h"
 
@@ -103,6 +104,7 @@ Tensor score_weighted_windows(const Tensor& input, std::optional<Tensor> weight,
   Tensor out = new_float64(input, {n});
   double* to = out.mutable_data_ptr<double>();
   const int64_t elements = channels * product(window);
+  count_way(Way::kExactWindows, n);
   parallel_for(0, n, std::max<int64_t>(1, (1 << 16) / elements), [&](int64_t begin, int64_t end) {
     for (int64_t k = begin; k < end; ++k) {
       const int64_t* at = place + k * (1 + ndim);

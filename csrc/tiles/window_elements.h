@@ -63,26 +63,36 @@ TORCHCORR_INLINE void for_elements(const WeightedWindow<T>& of, int64_t begin, i
   }
 }
 
-// What elements with weight have in common: their weighted mean, and their extremes.
+// What elements with weight have in common: their weighted mean, and their extremes. In halves, since
+// without AVX-512 GCC compares longer vectors element by element.
 struct Level {
+  using Half = Vector<double, 32>;
   static constexpr double kInfinity = std::numeric_limits<double>::infinity();
-  Doubles sum = {}, highest = Doubles{} - kInfinity, lowest = Doubles{} + kInfinity;
+  Doubles sum = {};
+  Half highest[2] = {Half{} - kInfinity, Half{} - kInfinity};
+  Half lowest[2] = {Half{} + kInfinity, Half{} + kInfinity};
 
   TORCHCORR_INLINE void add(const Doubles& v, const Doubles& weight) {
     sum += weight * v;
-    const Doubles high = weight > 0.0 ? v : highest, low = weight > 0.0 ? v : lowest;
-    highest = high > highest ? high : highest;
-    lowest = low < lowest ? low : lowest;
+    add_half(0, __builtin_shufflevector(v, v, 0, 1, 2, 3),
+             __builtin_shufflevector(weight, weight, 0, 1, 2, 3));
+    add_half(1, __builtin_shufflevector(v, v, 4, 5, 6, 7),
+             __builtin_shufflevector(weight, weight, 4, 5, 6, 7));
   }
-  double most() const {
+  double most() const { return extreme([&](int h, int l) { return highest[h][l]; }); }
+  bool is_flat() const { return most() <= -extreme([&](int h, int l) { return -lowest[h][l]; }); }
+
+ private:
+  TORCHCORR_INLINE void add_half(int h, const Half& v, const Half& weight) {
+    const Half high = weight > 0.0 ? v : highest[h], low = weight > 0.0 ? v : lowest[h];
+    highest[h] = high > highest[h] ? high : highest[h];
+    lowest[h] = low < lowest[h] ? low : lowest[h];
+  }
+  template <class Get>
+  static double extreme(const Get& get) {
     double most = -kInfinity;
-    for (int64_t l = 0; l < kDoubles; ++l) most = std::max(most, highest[l]);
+    for (int i = 0; i < kDoubles; ++i) most = std::max(most, get(i / 4, i % 4));
     return most;
-  }
-  bool is_flat() const {
-    double least = kInfinity;
-    for (int64_t l = 0; l < kDoubles; ++l) least = std::min(least, lowest[l]);
-    return most() <= least;
   }
 };
 
