@@ -1,6 +1,9 @@
 // What windows whose elements have weights are correlated with.
 #pragma once
 
+#include <algorithm>
+#include <vector>
+
 #include "tiles/pass.h"
 
 namespace torchcorr {
@@ -26,9 +29,13 @@ class Factors {
       for (int64_t i = 0; i < each; ++i) sum += from[i], squares += from[i] * from[i];
       sums_.push_back(sum), squares_.push_back(squares);
     }
+    from = of_block_.const_data_ptr<double>();
+    const double* end = from + of_block_.numel();
+    if (std::all_of(from, end, [&](double x) { return x == *from; })) box_ = *from;
   }
 
   bool is_shared() const { return is_shared_; }
+  double box() const { return box_; }  // what all elements are, or 0
   const double* values(int64_t pair, int64_t k) const {
     return of_block_.const_data_ptr<double>() + line(pair, k) * (of_block_.numel() / lines());
   }
@@ -48,6 +55,7 @@ class Factors {
   const Tensor of_block_;
   TemplateSpectra spectra_;
   std::vector<double> sums_, squares_;
+  double box_ = 0;
 };
 
 }  // namespace torchcorr

@@ -17,6 +17,9 @@ namespace torchcorr {
 
 constexpr int64_t kWindowsToSample = 8;  // along an axis, to find faint ones
 constexpr int64_t kRowsToSampleOfWindow = 16;  // along each of two axes
+// Elements of windows that are computed one by one, for each element of a tile.
+constexpr int64_t kExactProducts = 8;
+constexpr int64_t kLooks = 8;  // at windows that may be flat, for each that is computed
 constexpr double kNoEnergy = 1e-12;  // energy of such a window, relative to its squares, if it is flat
 
 // How weighted scores are computed: `MaskedRule` of _cpu/rules.py.
@@ -133,6 +136,45 @@ class MaskedInput {
       for (size_t at = 0; at < flat.size(); ++at) flat[at] = flat[at] && of_group[at];
     }
     return flat;
+  }
+
+  // Whether sums of windows with these weights are those of boxes. Their bounds would not do for scores
+  // in float64.
+  static bool boxed(const Factors& weights) {
+    return sizeof(T) < sizeof(double) && weights.box() > 0;
+  }
+
+  // Whether a window of a tile is flat in its elements with weight, whatever the others are.
+  bool is_flat_under_mask(const TilePlace& place, int64_t position, int64_t pair, int64_t k) const {
+    Axes3 at = unravel(position, t_.outputs);
+    for (int i = 0; i < 3; ++i) at[i] *= t_.stride[i];
+    for (int64_t g = 0; g < groups_; ++g) {
+      const Factors& weights = factors_[g]->weights;
+      if (weights.box() > 0) return false;  // known without a look at the window
+      const double* by = weights.values(pair, k);
+      bool found = !rule_.zero_mean;
+      T value = 0;
+      for (int64_t r = 0; r < of_group_.channels * t_.window[0] * t_.window[1]; ++r) {
+        const int64_t plane = r / t_.window[1];
+        const int64_t z = plane % t_.window[0], channel = plane / t_.window[0];
+        const int64_t row = ((g * of_group_.channels + channel) * t_.length[0] + at[0] + z) *
+                                t_.length[1] + at[1] + r % t_.window[1];
+        const TileRow<T> x = row_of(place, image_, row), w = row_of(place, weight_, row);
+        const T *elements = x.data + at[2], *there = w.data ? w.data + at[2] : nullptr;
+        const double* of_row = by + r * t_.window[2];
+        for (int64_t i = 0; !found && i < t_.window[2]; ++i) {
+          found = of_row[i] > 0 && (!there || there[i] > 0);
+          if (found) value = elements[i];
+        }
+        if (found && count_others(t_.window[2], elements, there, of_row, value) > 0) return false;
+      }
+    }
+    return true;
+  }
+
+  // How many windows of a tile take about as long from their elements as the tile in float64.
+  int64_t few() const {
+    return kExactProducts * t_.tile_size() / (t_.channels * product(t_.window));
   }
 
   // Every so many planes and rows of a window are sampled.

@@ -1,18 +1,18 @@
 // Scores of windows whose elements have weights, in one parallel region. A worker cuts two tiles,
 // transforms weights, weighted elements and weighted squares, and turns six sums of each window into
-// its score (math.md, eq. weighted); channels with a mean each have six sums each. Where rounding of
-// float32 sums may show, the tiles are computed in float64, at once if some of their windows are
-// faint; where that may show too, a window that is not flat is marked and its score left to the
-// caller.
+// its score (math.md, eq. weighted); channels with a mean each have six sums each. Without a mask over
+// the template three of them are running sums. Where rounding of float32 sums may show in more than a
+// few windows, the tiles are computed in float64, at once if some of their windows are faint. Where it
+// may show in a few windows, or in float64, those that are not flat are marked and left to the caller.
 
 #include <algorithm>
-#include <array>
 #include <cmath>
 #include <limits>
 #include <memory>
 #include <type_traits>
 
 #include "common/counters.h"
+#include "tiles/box_sums.h"
 #include "tiles/masked_input.h"
 
 namespace torchcorr {
@@ -21,6 +21,9 @@ namespace {
 // Rounding errors of a transform, in units of the norm of its values: `TRANSFORM` of
 // _plan/rounding.py.
 constexpr double kTransform = 10;
+// What sums of products usually contain, relative to the largest that they can be: `_USUAL_CONTENT` of
+// _cpu/scores.py.
+constexpr double kUsualContent = 0.4;
 
 // T is the type of the input, R that of transforms.
 template <class T>
@@ -45,22 +48,28 @@ class MaskedPass : MaskedInput<T> {
       const Levels levels[2] = {Base::levels_of(places[0]), Base::levels_of(places[1])};
       std::vector<int64_t> all(block_.templates());
       for (size_t k = 0; k < all.size(); ++k) all[k] = static_cast<int64_t>(k);
-      FlatOfPair flat;
-      Pair<T>(*this, places, levels, pair, flat).score(all);
+      KnownOfPair known;
+      Pair<T>(*this, places, levels, pair, known).score(all);
     }
   }
 
  private:
-  // Which windows of two tiles are flat, found when one of a tile is doubtful.
-  using FlatOfPair = std::array<std::vector<uint8_t>, 2>;
+  // What either precision takes of two tiles: which windows are flat, found when one of a tile is
+  // doubtful, and the sums of boxes, in float64, of the channels that were asked for last.
+  struct KnownOfPair {
+    std::vector<uint8_t> flat[2];
+    std::unique_ptr<double[]> boxes[kSums];
+    SumBounds bounds[2];
+    int64_t group = -1;
+  };
 
   // Two tiles that are transformed together, in one precision.
   template <class R>
   class Pair {
    public:
     Pair(MaskedPass& pass, const TilePlace (&places)[2], const Levels (&levels)[2], int64_t pair,
-         FlatOfPair& flat)
-        : pass_(pass), t_(pass.t_), places_(places), levels_(levels), pair_(pair), flat_(flat),
+         KnownOfPair& known)
+        : pass_(pass), t_(pass.t_), places_(places), levels_(levels), pair_(pair), known_(known),
           is_whole_(!pass.weight_ || (is_whole(levels[0]) && is_whole(levels[1]))),
           spectra_(pass.groups_) {}
 
@@ -85,24 +94,24 @@ class MaskedPass : MaskedInput<T> {
       }
       if (std::is_same_v<R, double> || left.empty()) return;
       for (int64_t g = 0; g < pass_.groups_; ++g) {
-        for (int which : {kFirst, kSquare, kWeight}) release(g, which);
+        for (int which : {kFirst, kSecond, kWeights}) release(g, which);
       }
-      for (std::unique_ptr<R[]>& map : maps_) map.reset();
-      typename MaskedPass::template Pair<double>(pass_, places_, levels_, pair_, flat_).score(left);
+      for (auto& map : maps_) map.reset();
+      for (auto& map : wide_) map.reset();
+      typename MaskedPass::template Pair<double>(pass_, places_, levels_, pair_, known_).score(left);
     }
 
    private:
-    // What is transformed: weighted elements, weighted squares and weights.
-    enum { kFirst, kSquare, kWeight };
-
     struct Spectrum {
       std::optional<Tensor> lines;
       double squares = 0;  // of what was transformed
     };
 
     // Whether the rounding of float32 sums of squares, which have about the mean square of both tiles
-    // times the weight of a window, shows in the energies of some windows.
-    bool is_faint(int64_t k) const {
+    // times the weight of a window, shows in the energies of some windows; or that of sums of products,
+    // if those of squares are known.
+    bool is_faint(int64_t k) {
+      if (pass_.groups_ == 1 && pass_.boxed(pass_.factors_[0]->weights)) return has_faint_boxes(k);
       double mean_square = 0, least = std::numeric_limits<double>::infinity();
       for (int lane = 0; lane < 2; ++lane) {
         if (!places_[lane].exists) continue;
@@ -112,6 +121,34 @@ class MaskedPass : MaskedInput<T> {
       const double unit = static_cast<double>(std::numeric_limits<float>::epsilon()) / 2;
       const double noise = kTransform * unit * mean_square * pass_.total_weight(pair_, k);
       return noise / 2 > pass_.rule_.allowed * least;
+    }
+
+    bool has_faint_boxes(int64_t k) {
+      auto& [products, weights, energies] = *pass_.factors_[0];
+      boxes(0, weights.box());
+      double mean_square = 0;
+      for (const Levels& of : levels_) mean_square += of[0].mean_square * of[0].scale * of[0].scale;
+      const double unit = static_cast<double>(std::numeric_limits<float>::epsilon()) / 2;
+      const double share = kTransform * unit / pass_.rule_.allowed;
+      const double total = weights.sum(pair_, k), sum = products.sum(pair_, k);
+      const double of_template = energies.sum(pair_, k) - sum * sum / total;
+      const double content = std::max(1.0, kUsualContent * kUsualContent * total) * mean_square;
+      const FaintLimits by{share * share * content * products.squares(pair_, k) / of_template,
+                           std::max(pass_.rule_.least * total, 0.0), total, kNoEnergy};
+      for (int lane = 0; lane < 2; ++lane) {
+        if (!places_[lane].exists) continue;
+        int64_t faint = 0;
+        for_rows(lane, k, [&](int64_t n, int64_t at, int64_t) {
+          const double* sums[kSums];
+          const int64_t from = lane * t_.positions() + at;
+          for (int s = 0; s < kSums; ++s) sums[s] = known_.boxes[s].get() + from;
+          if (is_whole_) sums[kWeights] = nullptr;
+          if (!pass_.rule_.zero_mean) sums[kFirst] = nullptr;
+          faint += count_faint(n, sums[kFirst], sums[kSecond], sums[kWeights], by);
+        });
+        if (faint > pass_.few()) return true;
+      }
+      return false;
     }
 
     static bool is_whole(const Levels& levels) {
@@ -129,10 +166,13 @@ class MaskedPass : MaskedInput<T> {
       const ScalarType type = sizeof(R) < sizeof(double) ? ScalarType::Float : ScalarType::Double;
       const Tensor tiles = torch::stable::new_empty(pass_.like_, shape, type);
       R* first = tiles.template mutable_data_ptr<R>();
+      Contents in;
       for (int64_t r = 0; r < rows; ++r) {
-        cut_both(group, r, which, first + 2 * r * width);
+        R* row = first + 2 * r * width;
+        cut_both(group, r, which, row);
+        add_contents(2 * width, row, in);
       }
-      of.squares = scaled_contents(tiles.numel(), first).squares;
+      of.squares = in.squares;
       of.lines = transform(lines_of_tiles(tiles), true);
       return of;
     }
@@ -163,8 +203,9 @@ class MaskedPass : MaskedInput<T> {
 
     // Windows' sums of products with one of the factors: those of one tile after those of the other.
     // The `last` ones of a spectrum may overwrite it.
-    WindowSum<R> sum(int64_t group, int which, Factors& by, int64_t k, bool last,
-                     std::unique_ptr<R[]>& map) {
+    template <class M>
+    WindowSum<M> sum(int64_t group, int which, Factors& by, int64_t k, bool last,
+                     std::unique_ptr<M[]>& map) {
       const Spectrum& of = spectrum(group, which);
       Sizes shape{1};
       for (int64_t n : sizes_of(t_.length, t_.ndim)) shape.push_back(n);
@@ -173,21 +214,52 @@ class MaskedPass : MaskedInput<T> {
                             in_place ? *of.lines : torch::stable::new_empty(*of.lines, shape)};
       const Tensor sums = products_of(operand, pass_.of_group_, by.template spectrum<R>(pair_, k));
       const R* from = sums.template const_data_ptr<R>();
-      if (!map) map.reset(new R[2 * t_.positions()]);
-      for (int64_t row = 0; row < t_.outputs[0] * t_.outputs[1]; ++row) {
-        const int64_t z = row / t_.outputs[1] * t_.stride[0];
-        const int64_t y = row % t_.outputs[1] * t_.stride[1];
-        R* to = map.get() + row * t_.outputs[2];
-        take_row(t_.outputs[2], 2 * t_.stride[2], from + 2 * (z * t_.length[1] + y) * t_.length[2],
-                 to, to + t_.positions());
+      if (!map) map.reset(new M[2 * t_.positions()]);
+      const Axes3 &length = t_.length, &stride = t_.stride;
+      M* to = map.get();
+      Contents in;
+      for (int64_t row = 0; row < length[0] * length[1]; ++row, from += 2 * length[2]) {
+        add_contents(2 * length[2], from, in);
+        const int64_t z = row / length[1], y = row % length[1];
+        if (z % stride[0] != 0 || y % stride[1] != 0) continue;
+        if (z / stride[0] >= t_.outputs[0] || y / stride[1] >= t_.outputs[1]) continue;
+        take_row(t_.outputs[2], 2 * stride[2], from, to, to + t_.positions());
+        to += t_.outputs[2];
       }
-      const int64_t n = t_.tile_size();
-      const Contents in = scaled_contents(2 * n, from);
+      const double n = static_cast<double>(t_.tile_size());
       const double unit = static_cast<double>(std::numeric_limits<R>::epsilon()) / 2;
-      const double power = (of.squares * by.squares(pair_, k) + in.squares) / static_cast<double>(n);
+      const double power = (of.squares * by.squares(pair_, k) + in.squares) / n;
       if (last) release(group, which);
       const double error = kTransform * unit * (std::sqrt(power) + in.largest / 2);
       return {map.get(), 0.0, error, in.largest};
+    }
+
+    // Sums of windows whose own weights are all equal.
+    const KnownOfPair& boxes(int64_t group, double weight) {
+      if (known_.group == group) return known_;
+      const Tiling& of_group = pass_.of_group_;
+      const int64_t n = t_.positions();
+      known_.group = group;
+      for (auto& map : known_.boxes) {
+        if (!map) map.reset(new double[2 * n]);
+      }
+      for (int lane = 0; lane < 2; ++lane) {
+        if (!places_[lane].exists) {
+          for (auto& map : known_.boxes) std::fill_n(&map[lane * n], n, 0.0);
+          continue;
+        }
+        const auto row_of = [&](int64_t c, int64_t z, int64_t y) {
+          const int64_t channel = group * of_group.channels + c;
+          const int64_t row = (channel * t_.length[0] + z) * t_.length[1] + y;
+          return WeightedRow<T>{pass_.row_of(places_[lane], pass_.image_, row),
+                                pass_.row_of(places_[lane], pass_.weight_, row)};
+        };
+        double* to[kSums];
+        for (int s = 0; s < kSums; ++s) to[s] = known_.boxes[s].get() + lane * n;
+        if (is_whole_) to[kWeights] = nullptr;
+        known_.bounds[lane] = box_sums<T>(of_group, levels_[lane][group], weight, row_of, to);
+      }
+      return known_;
     }
 
     // All sums of a template, or those that depend on its elements. One spectrum after the other, so
@@ -196,21 +268,31 @@ class MaskedPass : MaskedInput<T> {
       auto& [products, weights, energies] = *pass_.factors_[g];
       const bool centred = pass_.rule_.zero_mean;
       const bool once = !keeps_spectra_;
-      if (all) {
+      if (all && pass_.boxed(weights)) {
+        const KnownOfPair& of = boxes(g, weights.box());
+        const auto sum_of = [&](int s) -> WindowSum<double> {
+          const SumBounds &a = of.bounds[0], &b = of.bounds[1];
+          return {of.boxes[s].get(), 0.0, std::max(a.error[s], b.error[s]),
+                  std::max(a.largest[s], b.largest[s])};
+        };
+        sums_.square = sum_of(kSecond), sums_.count = sum_of(kWeights);
+        if (centred) sums_.first = sum_of(kFirst);
+      } else if (all) {
         const bool shared = pass_.groups_ == 1 && weights.is_shared();
-        sums_.square = sum(g, kSquare, weights, k, once || shared, maps_[0]);
-        if (centred) sums_.first = sum(g, kFirst, weights, k, false, maps_[1]);
+        sums_.square = sum(g, kSecond, weights, k, once || shared, wide_[0]);
+        if (centred) sums_.first = sum(g, kFirst, weights, k, false, wide_[1]);
       }
-      sums_.product = sum(g, kFirst, products, k, once, maps_[2]);
+      sums_.product = sum(g, kFirst, products, k, once, maps_[0]);
       if (is_whole_) {
+        sums_.count = {};
         sums_.count.constant = weights.sum(pair_, k);
         sums_.other.constant = centred ? products.sum(pair_, k) : 0.0;
         sums_.energy.constant = energies.sum(pair_, k);
         return;
       }
-      if (all) sums_.count = sum(g, kWeight, weights, k, false, maps_[3]);
-      if (centred) sums_.other = sum(g, kWeight, products, k, false, maps_[4]);
-      sums_.energy = sum(g, kWeight, energies, k, once, maps_[5]);
+      if (all && !pass_.boxed(weights)) sums_.count = sum(g, kWeights, weights, k, false, wide_[2]);
+      if (centred) sums_.other = sum(g, kWeights, products, k, false, maps_[1]);
+      sums_.energy = sum(g, kWeights, energies, k, once, maps_[2]);
     }
 
     // The moments of a template about the means of each channel, added.
@@ -233,9 +315,12 @@ class MaskedPass : MaskedInput<T> {
       return of;
     }
 
-    // Writes scores of a template, and in float64 which of them are doubtful; how many are.
+    // Writes scores of a template, and which of them are doubtful; how many are too many to be left to
+    // the caller, which in float64 none are.
     int64_t emit(int64_t k) {
-      int64_t doubtful = 0, existing = 0;
+      int64_t doubtful[2] = {0, 0}, existing = 0;
+      const int64_t each = t_.positions();
+      states_.resize(2 * each);
       for (int lane = 0; lane < 2; ++lane) {
         if (!places_[lane].exists) continue;
         ++existing;
@@ -243,36 +328,45 @@ class MaskedPass : MaskedInput<T> {
         const double least_count = pass_.rule_.least * pass_.total_weight(pair_, k);
         const ScoreLimits by{scaled_eps(pass_.rule_.eps, scale), least_count, pass_.rule_.allowed,
                              count_error_};
-        int64_t bad = 0;
-        states_.resize(t_.positions());
         for_rows(lane, k, [&](int64_t n, int64_t at, int64_t to) {
-          const int64_t from = lane * t_.positions() + at;
-          bad += pass_.groups_ == 1 ? score_row(is_whole_, n, moved(sums_, from), by,
-                                                pass_.out_ + to, &states_[at])
-                                    : score_moments(is_whole_, n, moments().at(from), by,
-                                                    pass_.out_ + to, &states_[at]);
+          const int64_t from = lane * each + at;
+          doubtful[lane] += pass_.groups_ == 1
+                                ? score_row(is_whole_, n, sums_at(lane, at), by, pass_.out_ + to,
+                                            &states_[from])
+                                : score_moments(is_whole_, n, moments().at(from), by,
+                                                pass_.out_ + to, &states_[from]);
         });
-        if (bad == 0) continue;
-        bad -= clear_flat(lane, k);
-        doubtful += bad;
-        if (bad == 0 || std::is_same_v<R, float>) continue;
+        if (doubtful[lane] > 0) doubtful[lane] -= clear_flat(lane, k, doubtful[lane]);
+      }
+      const int64_t most = std::max(doubtful[0], doubtful[1]);
+      const bool is_wide = std::is_same_v<R, double>, is_done = is_wide || most <= pass_.few();
+      count_way(is_wide ? Way::kFloat64 : is_done ? Way::kFloat32 : Way::kRepeated, existing);
+      if (!is_done) return most;
+      for (int lane = 0; lane < 2; ++lane) {
+        if (doubtful[lane] == 0) continue;
         for_rows(lane, k, [&](int64_t n, int64_t at, int64_t to) {
-          std::copy_n(&states_[at], n, pass_.doubtful_ + to);
+          std::copy_n(&states_[lane * each + at], n, pass_.doubtful_ + to);
         });
       }
-      const Way narrow = doubtful == 0 ? Way::kFloat32 : Way::kRepeated;
-      count_way(std::is_same_v<R, double> ? Way::kFloat64 : narrow, existing);
-      return doubtful;
+      return 0;
     }
 
     // Scores of doubtful windows that are flat are 0; how many there are.
-    int64_t clear_flat(int lane, int64_t k) {
-      if (flat_[lane].empty()) flat_[lane] = pass_.flat_of(places_[lane]);
+    int64_t clear_flat(int lane, int64_t k, int64_t doubtful) {
+      // In float32, looking at more windows may take longer than float64.
+      const bool looks = std::is_same_v<R, double> || doubtful <= kLooks * pass_.few();
+      if (known_.flat[lane].empty()) known_.flat[lane] = pass_.flat_of(places_[lane]);
+      const uint8_t* flat = known_.flat[lane].data();
+      uint8_t* states = &states_[lane * t_.positions()];
       int64_t cleared = 0;
       for_rows(lane, k, [&](int64_t n, int64_t at, int64_t to) {
         for (int64_t i = 0; i < n; ++i) {
-          if (!states_[at + i] || !flat_[lane][at + i]) continue;
-          states_[at + i] = 0, pass_.out_[to + i] = 0, ++cleared;
+          if (!states[at + i]) continue;
+          if (!flat[at + i] &&
+              !(looks && pass_.is_flat_under_mask(places_[lane], at + i, pair_, k))) {
+            continue;
+          }
+          states[at + i] = 0, pass_.out_[to + i] = 0, ++cleared;
         }
       });
       return cleared;
@@ -294,10 +388,16 @@ class MaskedPass : MaskedInput<T> {
       }
     }
 
-    ScoreSums<R> moved(ScoreSums<R> sums, int64_t by) const {
-      for (WindowSum<R>* sum : {&sums.count, &sums.first, &sums.square, &sums.product, &sums.other,
-                                &sums.energy}) {
-        if (sum->map) sum->map += by;
+    // The sums of a row of windows of a tile.
+    ScoreSums<R> sums_at(int lane, int64_t at) const {
+      ScoreSums<R> sums = sums_;
+      const int64_t by = lane * t_.positions() + at;
+      const auto move = [by](auto&... sum) { ((sum.map += sum.map ? by : 0), ...); };
+      move(sums.count, sums.first, sums.square, sums.product, sums.other, sums.energy);
+      if (known_.group >= 0) {
+        const RowSize& errors = known_.bounds[lane].errors[at / t_.outputs[2]];
+        if (!is_whole_) sums.count.error = errors.of[kWeights];
+        sums.first.error = errors.of[kFirst], sums.square.error = errors.of[kSecond];
       }
       return sums;
     }
@@ -307,15 +407,16 @@ class MaskedPass : MaskedInput<T> {
     const TilePlace (&places_)[2];
     const Levels (&levels_)[2];
     const int64_t pair_;
-    FlatOfPair& flat_;
+    KnownOfPair& known_;
     const bool is_whole_;
     bool keeps_spectra_ = false;
     std::vector<std::array<Spectrum, 3>> spectra_;  // of each group
     ScoreSums<R> sums_;
-    std::unique_ptr<R[]> maps_[6];
+    std::unique_ptr<double[]> wide_[3];
+    std::unique_ptr<R[]> maps_[3];
     std::vector<double> added_;  // moments of channels
     double count_error_ = 0;
-    std::vector<uint8_t> states_;  // of the windows of a tile
+    std::vector<uint8_t> states_;  // of the windows of both tiles
   };
 
   const Axes3 map_;

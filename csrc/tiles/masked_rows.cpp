@@ -4,8 +4,6 @@
 #include <cmath>
 #include <limits>
 
-#include "tiles/score_rows.h"
-
 namespace torchcorr {
 namespace {
 
@@ -17,7 +15,8 @@ struct WindowMoments {
 // Those of one window, from sums. WHOLE: all elements have weight 1, so that three are constants.
 template <bool WHOLE, bool CENTRED, class R>
 struct MomentsOfSums {
-  const R *count, *first, *square, *product, *other, *energy;
+  const double *count, *first, *square;
+  const R *product, *other, *energy;
   double n_count, n_first, n_square, n_product, n_other, n_energy;
   double weight_of_all, other_of_all, energy_of_all;
 
@@ -31,12 +30,12 @@ struct MomentsOfSums {
 
   TORCHCORR_INLINE WindowMoments at(int64_t i) const {
     WindowMoments of;
-    of.weight = WHOLE ? weight_of_all : static_cast<double>(count[i]);
+    of.weight = WHOLE ? weight_of_all : count[i];
     const double share = 1 / (of.weight > n_count ? of.weight : 1.0);
-    const double s = CENTRED ? static_cast<double>(first[i]) : 0.0;
+    const double s = CENTRED ? first[i] : 0.0;
     const double o = !CENTRED ? 0.0 : WHOLE ? other_of_all : static_cast<double>(other[i]);
     const double mean = s * share, of_template = o * share;
-    of.e = static_cast<double>(square[i]) - s * mean;
+    of.e = square[i] - s * mean;
     of.f = (WHOLE ? energy_of_all : static_cast<double>(energy[i])) - o * of_template;
     of.p = static_cast<double>(product[i]) - s * of_template;
     const double a = mean < 0 ? -mean : mean, b = of_template < 0 ? -of_template : of_template;
@@ -105,14 +104,15 @@ TORCHCORR_INLINE double least_known(const ScoreSums<R>& sums, double f, double a
 template <bool CENTRED, class R, class T>
 TORCHCORR_INLINE int64_t score_whole(int64_t n, const ScoreSums<R>& sums, double f, double least,
                                      T* __restrict out) {
-  const R *first = sums.first.map, *square = sums.square.map, *product = sums.product.map;
+  const double *first = sums.first.map, *square = sums.square.map;
+  const R* product = sums.product.map;
   const double share = 1 / sums.count.constant, of_template = sums.other.constant * share;
   const R size = std::sqrt(static_cast<R>(f));
   int64_t few = 0;
 #pragma GCC ivdep
   for (int64_t i = 0; i < n; ++i) {
-    const double s = CENTRED ? static_cast<double>(first[i]) : 0.0;
-    const double e = static_cast<double>(square[i]) - s * s * share;
+    const double s = CENTRED ? first[i] : 0.0;
+    const double e = square[i] - s * s * share;
     const double p = static_cast<double>(product[i]) - s * of_template;
     const R ratio = static_cast<R>(p) / (std::sqrt(static_cast<R>(e)) * size);
     const R low = ratio < -1 ? R(-1) : ratio;
@@ -242,11 +242,45 @@ TORCHCORR_INLINE void cut_row(int64_t n, const CutRow<T>& row, R* __restrict out
   for (int64_t i = 0; i < n; ++i) out[2 * i] = static_cast<R>(a.at(i));
 }
 
-template <int STEP, class R>
-TORCHCORR_INLINE void take(int64_t n, int64_t step, const R* from, R* one, R* other) {
+template <int STEP, class R, class M>
+TORCHCORR_INLINE void take(int64_t n, int64_t step, const R* from, M* one, M* other) {
   const int64_t by = STEP > 0 ? STEP : step;
 #pragma GCC ivdep
-  for (int64_t i = 0; i < n; ++i) one[i] = from[i * by], other[i] = from[i * by + 1];
+  for (int64_t i = 0; i < n; ++i) {
+    one[i] = static_cast<M>(from[i * by]), other[i] = static_cast<M>(from[i * by + 1]);
+  }
+}
+
+// Vectors of 32 bytes: without AVX-512, GCC compares longer ones element by element.
+template <class R>
+TORCHCORR_INLINE void add_contents_of(int64_t n, const R* x, Contents& to) {
+  constexpr int64_t kLanes = lanes_of<R, 32>, kTogether = 64 * kLanes;
+  using Part = Vector<R, 32>;
+  Part peaks = {};
+  int64_t i = 0;
+  while (i + 2 * kLanes <= n) {
+    // Squares are added up in float32 for some vectors only. Of elements that overflow it they are
+    // infinite, and the rounding that they bound is unknown.
+    Part squares[2] = {};
+    for (const int64_t end = std::min(n, i + kTogether); i + 2 * kLanes <= end; i += 2 * kLanes) {
+      for (int64_t v = 0; v < 2; ++v) {
+        const Part part = load<32>(x + i + v * kLanes), size = part < 0 ? -part : part;
+        squares[v] += part * part;
+        peaks = size > peaks ? size : peaks;
+      }
+    }
+    for (int64_t l = 0; l < kLanes; ++l) {
+      to.squares += static_cast<double>(squares[0][l]) + static_cast<double>(squares[1][l]);
+    }
+  }
+  for (; i < n; ++i) {
+    const double value = static_cast<double>(x[i]);
+    to.squares += value * value;
+    to.largest = std::max(to.largest, std::abs(value));
+  }
+  for (int64_t l = 0; l < kLanes; ++l) {
+    to.largest = std::max(to.largest, static_cast<double>(peaks[l]));
+  }
 }
 
 }  // namespace
@@ -313,29 +347,47 @@ TORCHCORR_CUT(float, double)
 TORCHCORR_CUT(double, double)
 #undef TORCHCORR_CUT
 
-// Squares are added up in float32 for some vectors only. Of elements that overflow it they are
-// infinite, and the rounding that they bound is unknown.
-template <class R>
-Contents contents(int64_t n, const R* x) {
-  constexpr int64_t kTogether = 32 * lanes_of<R>;
-  Contents all;
-  for (int64_t i = 0; i < n; i += kTogether) {
-    const RowContent some = content_of(std::min(kTogether, n - i), x + i);
-    all.squares += some.square;
-    all.largest = std::max(all.largest, some.peak);
+TORCHCORR_CLONES int64_t count_faint(int64_t n, const double* first, const double* square,
+                                     const double* weight, const FaintLimits& by) {
+  const double least = by.least, enough = by.enough, all = by.weight_of_all, flat = by.flat_share;
+  int64_t count = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    const double total = weight ? weight[i] : all, sum = first ? first[i] : 0.0;
+    const double energy = square[i] - sum * sum / (total > 0 ? total : 1.0);
+    count += (total > enough) & (energy < least) & (energy > flat * square[i]);
   }
-  return all;
+  return count;
 }
 
-Contents scaled_contents(int64_t n, const float* x) { return contents(n, x); }
-Contents scaled_contents(int64_t n, const double* x) { return contents(n, x); }
+#define TORCHCORR_OTHERS(T)                                                                        \
+  TORCHCORR_CLONES int64_t count_others(int64_t n, const T* x, const T* weight, const double* by,  \
+                                        T value) {                                                 \
+    int64_t count = 0;                                                                             \
+    for (int64_t i = 0; i < n; ++i) {                                                              \
+      const bool there = (by[i] > 0) & (weight ? weight[i] > 0 : true);                            \
+      count += there & (x[i] != value);                                                            \
+    }                                                                                              \
+    return count;                                                                                  \
+  }
+TORCHCORR_OTHERS(float)
+TORCHCORR_OTHERS(double)
+#undef TORCHCORR_OTHERS
 
-#define TORCHCORR_TAKE(R)                                                                        \
-  TORCHCORR_CLONES void take_row(int64_t n, int64_t step, const R* from, R* one, R* other) {     \
+#define TORCHCORR_CONTENTS(R)                                                 \
+  TORCHCORR_CLONES void add_contents(int64_t n, const R* x, Contents& to) {    \
+    add_contents_of(n, x, to);                                                \
+  }
+TORCHCORR_CONTENTS(float)
+TORCHCORR_CONTENTS(double)
+#undef TORCHCORR_CONTENTS
+
+#define TORCHCORR_TAKE(R, M)                                                                     \
+  TORCHCORR_CLONES void take_row(int64_t n, int64_t step, const R* from, M* one, M* other) {     \
     step == 2 ? take<2>(n, step, from, one, other) : take<0>(n, step, from, one, other);         \
   }
-TORCHCORR_TAKE(float)
-TORCHCORR_TAKE(double)
+TORCHCORR_TAKE(float, float)
+TORCHCORR_TAKE(float, double)
+TORCHCORR_TAKE(double, double)
 #undef TORCHCORR_TAKE
 
 }  // namespace torchcorr

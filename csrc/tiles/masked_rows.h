@@ -13,10 +13,12 @@ struct WindowSum {
   double constant = 0, error = 0, largest = 0;
 };
 
-// The sums of a template and tile.
+// The sums of a template and tile: of weights, elements and squares, and those that depend on the
+// template's elements.
 template <class R>
 struct ScoreSums {
-  WindowSum<R> count, first, square, product, other, energy;
+  WindowSum<double> count, first, square;
+  WindowSum<R> product, other, energy;
 };
 
 // What is the same for all windows of a template and tile.
@@ -55,6 +57,19 @@ int64_t score_row(bool whole, int64_t n, const ScoreSums<double>& sums, const Sc
                   float* out, uint8_t* states);
 int64_t score_row(bool whole, int64_t n, const ScoreSums<double>& sums, const ScoreLimits& by,
                   double* out, uint8_t* states);
+
+// Which windows are faint: their weight is more than `enough`, and their energy less than `least`, but
+// not so small a share of their squares that they may be flat. All have one weight if none are given.
+struct FaintLimits {
+  double least, enough, weight_of_all, flat_share;
+};
+int64_t count_faint(int64_t n, const double* first, const double* square, const double* weight,
+                    const FaintLimits& by);
+
+// How many of n elements have weight, and a value that is not `value`.
+int64_t count_others(int64_t n, const float* x, const float* weight, const double* by, float value);
+int64_t count_others(int64_t n, const double* x, const double* weight, const double* by,
+                     double value);
 
 // Of elements of a tile that have weight: their number, sum, and squares about a level.
 struct Survey {
@@ -100,12 +115,13 @@ void add_weighted(int64_t n, const float* x, const float* weight, const double* 
 void add_weighted(int64_t n, const double* x, const double* weight, const double* by, double level,
                   WeightedParts& to);
 
-// The same as `contents_of`, of numbers whose squares are neither very large nor very small.
-Contents scaled_contents(int64_t n, const float* x);
-Contents scaled_contents(int64_t n, const double* x);
+// Adds what n numbers contain.
+void add_contents(int64_t n, const float* x, Contents& to);
+void add_contents(int64_t n, const double* x, Contents& to);
 
 // Every step-th of the numbers of two lanes that alternate.
 void take_row(int64_t n, int64_t step, const float* from, float* one, float* other);
+void take_row(int64_t n, int64_t step, const float* from, double* one, double* other);
 void take_row(int64_t n, int64_t step, const double* from, double* one, double* other);
 
 }  // namespace torchcorr

@@ -10,6 +10,7 @@
 #include <optional>
 
 #include "common/counters.h"
+#include "tiles/box_sums.h"
 #include "tiles/emit_sums.h"
 #include "tiles/masked_factors.h"
 #include "tiles/moment_rows.h"
@@ -42,19 +43,19 @@ struct MomentRule {
   }
 };
 
-struct Moments {
+struct WindowMoments {
   double count = 0, mean = 0, energy = 0;
 };
 
 // Of one window over all channels. Deviations are those from a mean that is rounded in units of the
 // offset; what it lacks is known from their own sum, in units of the contrast.
 template <class T>
-TORCHCORR_INLINE Moments moments_of(const WeightedWindow<T>& of, int64_t channels) {
+TORCHCORR_INLINE WindowMoments moments_of(const WeightedWindow<T>& of, int64_t channels) {
   Level level;
   Doubles weights = {};
   for_elements(of, 0, channels, [&](const Doubles& x, const Doubles&, const Doubles& w)
                                     TORCHCORR_FLAT { weights += w, level.add(x, w); });
-  Moments found;
+  WindowMoments found;
   found.count = total_of(weights);
   if (!(found.count > 0)) return {};
   if (level.is_flat()) {
@@ -74,10 +75,10 @@ TORCHCORR_INLINE Moments moments_of(const WeightedWindow<T>& of, int64_t channel
   return found;
 }
 
-TORCHCORR_CLONES Moments exact_moments(const WeightedWindow<float>& of, int64_t channels) {
+TORCHCORR_CLONES WindowMoments exact_moments(const WeightedWindow<float>& of, int64_t channels) {
   return moments_of(of, channels);
 }
-TORCHCORR_CLONES Moments exact_moments(const WeightedWindow<double>& of, int64_t channels) {
+TORCHCORR_CLONES WindowMoments exact_moments(const WeightedWindow<double>& of, int64_t channels) {
   return moments_of(of, channels);
 }
 
@@ -163,7 +164,39 @@ class MomentPass {
     Tile(MomentPass& pass, int64_t number, const TilePlace& place, const TileLevel& level,
          int64_t pair)
         : pass_(pass), t_(pass.t_), number_(number), place_(place), level_(level), pair_(pair),
-          sums_(pass.weight_ ? kSums : kSums - 1), pitch_(t_.extent[2] + 1 + kAtOnce) {
+          sums_(pass.weight_ ? kSums : kSums - 1), pitch_(t_.extent[2] + 1 + kAtOnce) {}
+
+    void compute() {
+      for (int s = 0; s < sums_; ++s) maps_[s].resize(t_.positions());
+      const double box = pass_.factors_.box();
+      if (sizeof(T) < sizeof(double) && box > 0) return compute_boxes(box);
+      read();
+      for (int64_t k = 0; k < pass_.block_.templates(); ++k) {
+        const WindowTaps& taps = pass_.taps(pair_, k);
+        const bool by_runs = pass_.by_runs(taps);
+        by_runs ? sum_runs(taps) : sum_transforms(k);
+        count_way(Way::kFloat64, 1);
+        emit(k, by_runs ? &taps : nullptr);
+      }
+    }
+
+   private:
+    void compute_boxes(double weight) {
+      const auto row_of = [&](int64_t c, int64_t z, int64_t y) {
+        const int64_t row = c * pass_.rows() + z * t_.extent[1] + y;
+        return WeightedRow<T>{pass_.row_of(place_, pass_.image_, row),
+                              pass_.row_of(place_, pass_.weight_, row)};
+      };
+      double* maps[kSums] = {};
+      for (int s = 0; s < sums_; ++s) maps[s] = maps_[s].data();
+      box_errors_ = box_sums<T>(t_, level_, weight, row_of, maps).errors;
+      for (int64_t k = 0; k < pass_.block_.templates(); ++k) {
+        count_way(Way::kFloat64, 1);
+        emit(k, nullptr);
+      }
+    }
+
+    void read() {
       const int64_t rows = pass_.planes_ * pass_.rows();
       sizes_.resize(rows);
       for (int s = 0; s < sums_; ++s) values_[s].assign(rows * pitch_ + kAtOnce, 0.0);
@@ -175,22 +208,17 @@ class MomentPass {
         double* to[kSums] = {};
         for (int s = 0; s < sums_; ++s) to[s] = &values_[s][row * pitch_ + x.begin];
         add_elements(x.end - x.begin, x.data + x.begin, w.data ? w.data + w.begin : nullptr,
-                     level_.level, level_.scale, to, sizes_[row]);
+                     {level_.level, level_.scale}, to);
+      }
+      const double elements =
+          static_cast<double>(t_.extent[2] * t_.channels / pass_.planes_);
+      for (int64_t r = 0; r < rows; ++r) {
+        const double* weights = pass_.weight_ ? &values_[kWeights][r * pitch_] : nullptr;
+        sizes_[r] = size_of_row(t_.extent[2], &values_[kFirst][r * pitch_],
+                                &values_[kSecond][r * pitch_], weights, elements);
       }
     }
 
-    void compute() {
-      for (int s = 0; s < sums_; ++s) maps_[s].resize(t_.positions());
-      for (int64_t k = 0; k < pass_.block_.templates(); ++k) {
-        const WindowTaps& taps = pass_.taps(pair_, k);
-        const bool by_runs = pass_.by_runs(taps);
-        by_runs ? sum_runs(taps) : sum_transforms(k);
-        count_way(Way::kFloat64, 1);
-        emit(k, by_runs ? &taps : nullptr);
-      }
-    }
-
-   private:
     void sum_runs(const WindowTaps& window) {
       const int64_t rows = pass_.rows(), outputs = t_.outputs[2], step = t_.stride[2];
       if (window.has_runs() && totals_[0].empty()) {
@@ -316,6 +344,7 @@ class MomentPass {
       int64_t unknown = 0;
       for_rows([&](const Axes3& u, int64_t n, int64_t at, int64_t to) {
         if (runs) errors_of_runs(*runs, u[0] * t_.stride[0], u[1] * t_.stride[1], by.errors);
+        if (!box_errors_.empty()) std::copy_n(box_errors_[at / t_.outputs[2]].of, kSums, by.errors);
         const double* sums[kSums] = {};
         for (int s = 0; s < sums_; ++s) sums[s] = maps_[s].data() + at;
         double* const* out = pass_.maps_.data();
@@ -358,7 +387,7 @@ class MomentPass {
           for (int i = 0; i < 3; ++i) {
             window.from[i] = place_.start[i] + (u[i] + (i == 2 ? x : 0)) * t_.stride[i];
           }
-          Moments found{total, static_cast<double>(*seen.row(0, window.from, 0, 0)), 0};
+          WindowMoments found{total, static_cast<double>(*seen.row(0, window.from, 0, 0)), 0};
           if (state != kFlat) found = exact_moments(window, t_.channels);
           pass_.maps_[0][to + x] = found.count, pass_.maps_[1][to + x] = found.mean;
           pass_.maps_[2][to + x] = found.count > 0 ? found.energy / found.count : 0.0;
@@ -378,6 +407,7 @@ class MomentPass {
     std::vector<double> values_[kSums], totals_[kSums], maps_[kSums];
     std::vector<RowSize> sizes_;  // of rows
     Spectrum spectra_[2];
+    std::vector<RowSize> box_errors_;  // of each row of windows
   };
 
   const Tensor& like_;

@@ -1,38 +1,24 @@
 #include "tiles/moment_rows.h"
 
+#include <algorithm>
 #include <cmath>
 
 namespace torchcorr {
 namespace {
 
 template <bool WEIGHTED, class T>
-TORCHCORR_INLINE void add_row(int64_t n, const T* x, const T* weight, double level, double scale,
-                              double* const (&to)[kSums], RowSize& size) {
+TORCHCORR_INLINE void add_each(int64_t n, const T* x, const T* weight, const Centring& by,
+                               double* const (&to)[kSums]) {
   double *first = to[kFirst], *second = to[kSecond], *count = to[kWeights];
-  Doubles sizes[kSums] = {};
-  const auto add = [&](const Doubles& v, const Doubles& w, Doubles& a, Doubles& b) TORCHCORR_FLAT {
-    const Doubles d = w > 0.0 ? (v - level) * scale : Doubles{}, part = w * d, square = part * d;
-    sizes[kFirst] += part < 0.0 ? -part : part, sizes[kSecond] += square, sizes[kWeights] += w;
-    a += part, b += square;
-  };
-  int64_t i = 0;
-  for (; i + kDoubles <= n; i += kDoubles) {
-    const Doubles w = WEIGHTED ? read(weight + i) : Doubles{} + 1.0;
-    Doubles a = read(first + i), b = read(second + i);
-    add(read(x + i), w, a, b);
-    write(first + i, a), write(second + i, b);
-    if (WEIGHTED) write(count + i, read(count + i) + w);
+  const double level = by.level, scale = by.scale, sign = by.sign;
+#pragma GCC ivdep
+  for (int64_t i = 0; i < n; ++i) {
+    const double w = WEIGHTED ? sign * static_cast<double>(weight[i]) : sign;
+    const double seen = (static_cast<double>(x[i]) - level) * scale;
+    const double d = !WEIGHTED || weight[i] > 0 ? seen : 0.0, part = w * d;
+    first[i] += part, second[i] += part * d;
+    if (WEIGHTED) count[i] += w;
   }
-  if (i < n) {
-    const int64_t rest = n - i;
-    Doubles w = {};
-    for (int64_t l = 0; l < rest; ++l) w[l] = WEIGHTED ? static_cast<double>(weight[i + l]) : 1.0;
-    Doubles a = read_part(rest, first + i), b = read_part(rest, second + i);
-    add(read_part(rest, x + i), w, a, b);
-    write_part(rest, first + i, a), write_part(rest, second + i, b);
-    if (WEIGHTED) write_part(rest, count + i, read_part(rest, count + i) + w);
-  }
-  for (int s = 0; s < kSums; ++s) size.of[s] += total_of(sizes[s]);
 }
 
 template <int SUMS>
@@ -101,15 +87,39 @@ TORCHCORR_INLINE int64_t decide(int64_t n, const double* const (&sums)[kSums],
 
 }  // namespace
 
-#define TORCHCORR_ADD(T)                                                                     \
-  TORCHCORR_CLONES void add_elements(int64_t n, const T* x, const T* weight, double level,   \
-                                     double scale, double* const (&to)[kSums], RowSize& size) { \
-    weight ? add_row<true>(n, x, weight, level, scale, to, size)                             \
-           : add_row<false>(n, x, weight, level, scale, to, size);                           \
+#define TORCHCORR_ADD(T)                                                                           \
+  TORCHCORR_CLONES void add_elements(int64_t n, const T* x, const T* weight, const Centring& by,   \
+                                     double* const (&to)[kSums]) {                                 \
+    weight ? add_each<true>(n, x, weight, by, to) : add_each<false>(n, x, weight, by, to);         \
   }
 TORCHCORR_ADD(float)
 TORCHCORR_ADD(double)
 #undef TORCHCORR_ADD
+
+TORCHCORR_CLONES double sum_of_sizes(int64_t n, const double* x) {
+  constexpr int64_t kFour = lanes_of<double, 32>;
+  Vector<double, 32> total = {};
+  int64_t i = 0;
+  for (; i + kFour <= n; i += kFour) {
+    const Vector<double, 32> v = load<32>(x + i);
+    total += v < 0 ? -v : v;
+  }
+  double sum = (total[0] + total[1]) + (total[2] + total[3]);
+  for (; i < n; ++i) sum += std::abs(x[i]);
+  return sum;
+}
+
+// Deviations of several channels may cancel in `first`: by the inequality of Cauchy and Schwarz, the sum
+// of their sizes is at most what squares and weights say. Squares may be too small for a number.
+RowSize size_of_row(int64_t n, const double* first, const double* squares, const double* weights,
+                    double weight_of_all) {
+  RowSize size;
+  size.of[kSecond] = sum_of_sizes(n, squares);
+  size.of[kWeights] = weights ? sum_of_sizes(n, weights) : weight_of_all;
+  const double most = std::sqrt(size.of[kSecond] * size.of[kWeights]);
+  size.of[kFirst] = std::max(most, sum_of_sizes(n, first));
+  return size;
+}
 
 TORCHCORR_CLONES void add_up(int64_t n, const double* from, double* to) {
   double total = 0;

@@ -13,12 +13,21 @@ struct RowSize {
   double of[kSums] = {};
 };
 
-// Adds n elements, each (x - level) * scale, to those of other channels; weights are 1 where `weight`
-// is null, and not written.
-void add_elements(int64_t n, const float* x, const float* weight, double level, double scale,
-                  double* const (&to)[kSums], RowSize& size);
-void add_elements(int64_t n, const double* x, const double* weight, double level, double scale,
-                  double* const (&to)[kSums], RowSize& size);
+// How elements are added up: sign * (x - level) * scale.
+struct Centring {
+  double level, scale, sign = 1;
+};
+
+// Adds n elements to those of other channels; weights are 1 where `weight` is null, and not written.
+void add_elements(int64_t n, const float* x, const float* weight, const Centring& by,
+                  double* const (&to)[kSums]);
+void add_elements(int64_t n, const double* x, const double* weight, const Centring& by,
+                  double* const (&to)[kSums]);
+
+// How large the sums of any elements of a row can be, from their deviations, squares and weights, or
+// without these the sum of all weights.
+RowSize size_of_row(int64_t n, const double* first, const double* squares, const double* weights,
+                    double weight_of_all);
 
 // n + 1 totals: of no element, of the first one, and so on.
 void add_up(int64_t n, const double* from, double* to);

@@ -69,18 +69,20 @@ def test_a_mask_for_each_template(leads, zero_mean):
     assert check(image, template, there, mask, zero_mean=zero_mean, eps=0.01).float32 > 0
 
 
+@pytest.mark.parametrize("weights", ("input", "both"))
 @pytest.mark.parametrize("ndim", (1, 3))
-def test_lines_and_volumes(ndim):
+def test_lines_and_volumes(ndim, weights):
     size, window = ((5000,), (300,)) if ndim == 1 else ((30, 31, 32), (8, 9, 10))
     image, template = normal(*size, seed=0).float() + 9, normal(*window, seed=1).float()
-    options = {
-        "input_mask": soft(size, torch.float32),
-        "template_mask": soft(window, torch.float32),
-    }
-    got = torchcorr.zncc(image, template, ndim=ndim, method="fft", **options)
+    options = {"input_mask": soft(size, torch.float32)}
+    if weights == "both":
+        options["template_mask"] = soft(window, torch.float32)
     plain = {key: array(value) for key, value in options.items()}
     exact = oracle.zncc(array(image), array(template), ndim=ndim, **plain)
-    assert float(abs(array(got) - exact).max()) <= SCORE[torch.float32]
+    for stride in (1, 3):
+        got = torchcorr.zncc(image, template, ndim=ndim, stride=stride, method="fft", **options)
+        of_stride = exact[(slice(None, None, stride),) * ndim]
+        assert float(abs(array(got) - of_stride).max()) <= SCORE[torch.float32]
 
 
 @pytest.mark.parametrize("dtype", (torch.float32, torch.float64), ids=str)
@@ -128,11 +130,55 @@ def test_tiles_with_faint_windows_are_transformed_once(weights):
     channels, pooled = (2, False) if weights == "channels" else (1, True)
     image = normal(channels, 300, 310, seed=0).float() + 3
     template = normal(channels, 40, 41, seed=1).float()
-    image[:, :, :120] = 0.02 * image[:, :, :120] + 2
+    image[:, :, :120] = 0.1 * image[:, :, :120] + 2
     there = soft((1, 300, 310), torch.float32) if weights != "template" else None
     mask = soft((1, 40, 41), torch.float32) if weights != "input" else None
     ways = check(image, template, there, mask, pooled=pooled)
-    assert ways.float64 > 0 and ways.repeated == ways.exact_windows == 0
+    assert ways.repeated == ways.exact_windows == 0
+    # Without a mask over the template the energies of windows are running sums in float64.
+    assert (ways.float64 > 0) == (weights != "input")
+
+
+def test_running_sums_carry_what_float32_squares_do_not():
+    """With equal weights of all elements of the template, and not if one of them differs."""
+    image, template = normal(1, 300, 310, seed=0).float() + 3, normal(1, 40, 41, seed=1).float()
+    image[:, :, :120] = 0.1 * image[:, :, :120] + 2
+    there, mask = soft((1, 300, 310), torch.float32), torch.ones(1, 40, 41)
+    boxes = check(image, template, there, 0.5 * mask)
+    assert boxes.float32 > 0 and boxes.float64 == boxes.exact_windows == 0
+    mask[:, 0, 0] = 0.5
+    assert check(image, template, there, mask).float64 > 0
+
+
+@pytest.mark.parametrize("offset", (0.0, 1e3))
+def test_a_few_faint_windows_do_not_make_their_tile_float64(offset):
+    image, template = normal(1, 200, 210, seed=0).float(), normal(1, 20, 21, seed=1).float()
+    image[:, 100:125, 80:105] *= 1e-4
+    image += offset
+    ways = check(image, template, soft((1, 200, 210), torch.float32), None)
+    assert 6 * 5 <= ways.exact_windows < 400
+    assert ways.float32 > 0 and ways.float64 == ways.repeated == 0
+
+
+def test_windows_that_a_mask_makes_flat_are_seen_to_be(monkeypatch):
+    """No window of score 0 is computed from its elements: only its corners are not flat."""
+    image, template = normal(1, 200, 210, seed=0).float(), normal(1, 40, 40, seed=1).float()
+    place = (2 * torch.arange(40) + 1 - 40).square()
+    mask = (place[:, None] + place <= 40**2).float()[None]
+    image[:, :100] = 0.3
+    image[:, :, :105] = 0.3
+    exactly, found = engine.steps.score_weighted_windows, []
+
+    def spy(*args):
+        found.append(exactly(*args))
+        return found[-1]
+
+    monkeypatch.setattr(engine.steps, "score_weighted_windows", spy)
+    check(image, template, None, mask)
+    assert all(bool((scores != 0).all()) for scores in found)
+    scores = torchcorr.zncc(image[0], template[0], template_mask=mask[0], method="fft")
+    # The square of window (62, 67) reaches the texture and the disk does not.
+    assert float(scores[62, 67]) == 0 != float(scores[70, 75])
 
 
 def test_faint_windows_without_enough_weight_cost_nothing():
