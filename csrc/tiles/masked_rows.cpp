@@ -159,12 +159,23 @@ TORCHCORR_INLINE int64_t score_added(int64_t n, const ChannelMoments& of, const 
   return score_each<WHOLE, double>(n, get, by.count_error, by, out, states);
 }
 
+// Numbers where there is weight, and 0 elsewhere. In halves: without AVX-512, GCC compares longer vectors
+// element by element.
+TORCHCORR_INLINE Doubles where_weight(const Doubles& weight, const Doubles& x) {
+  using Half = Vector<double, 32>;
+  const Half none = {}, low = __builtin_shufflevector(weight, weight, 0, 1, 2, 3),
+             high = __builtin_shufflevector(weight, weight, 4, 5, 6, 7);
+  const Half a = low > 0.0 ? __builtin_shufflevector(x, x, 0, 1, 2, 3) : none;
+  const Half b = high > 0.0 ? __builtin_shufflevector(x, x, 4, 5, 6, 7) : none;
+  return __builtin_shufflevector(a, b, 0, 1, 2, 3, 4, 5, 6, 7);
+}
+
 template <class T>
 TORCHCORR_INLINE void survey_row(int64_t n, const T* x, const T* weight, double level, Survey& s) {
   Doubles count = read(s.count), sum = read(s.sum), squares = read(s.squares);
   const auto add = [&](const Doubles& v, const Doubles& w) TORCHCORR_FLAT {
-    const Doubles d = w > 0.0 ? v - level : Doubles{};
-    count += w > 0.0 ? Doubles{} + 1.0 : Doubles{};
+    const Doubles d = where_weight(w, v - level);
+    count += where_weight(w, Doubles{} + 1.0);
     sum += d, squares += d * d;
   };
   const Doubles one = Doubles{} + 1.0;
@@ -183,7 +194,7 @@ TORCHCORR_INLINE void add_row(int64_t n, const T* x, const T* weight, const doub
                               double level, WeightedParts& to) {
   Doubles count = read(to.count), first = read(to.first), square = read(to.square);
   const auto add = [&](const Doubles& v, const Doubles& w) TORCHCORR_FLAT {
-    const Doubles d = w > 0.0 ? v - level : Doubles{}, part = w * d;
+    const Doubles d = where_weight(w, v - level), part = w * d;
     count += w, first += part, square += part * d;
   };
   int64_t i = 0;
