@@ -4,6 +4,7 @@
 
 #include <cmath>
 #include <limits>
+#include <type_traits>
 
 #include "common/targets.h"
 
@@ -14,8 +15,8 @@ namespace {
 template <class R, class Out>
 TORCHCORR_INLINE void restore_row(int64_t n, const R* numerators, int64_t step, const Restore& by,
                                   Out* out) {
-  const auto [unscale, offset] = by;
-  const auto one = [&, unscale = unscale, offset = offset](int64_t i, int64_t at) TORCHCORR_FLAT {
+  const double unscale = by.unscale, offset = by.offset;
+  const auto one = [=](int64_t i, int64_t at) TORCHCORR_FLAT {
     out[i] = static_cast<Out>(static_cast<double>(numerators[at]) * unscale + offset);
   };
   if (step == 2) {
@@ -23,6 +24,23 @@ TORCHCORR_INLINE void restore_row(int64_t n, const R* numerators, int64_t step, 
   } else {
     for (int64_t i = 0; i < n; ++i) one(i, i * step);
   }
+}
+
+// The same where each has an offset of its own.
+template <class R>
+TORCHCORR_INLINE void restore_each(int64_t n, const R* numerators, int64_t step, double unscale,
+                                   const double* offsets, float* out) {
+  for (int64_t i = 0; i < n; ++i) {
+    out[i] = static_cast<float>(static_cast<double>(numerators[i * step]) * unscale + offsets[i]);
+  }
+}
+TORCHCORR_CLONES void restore_at_border(int64_t n, const float* numerators, int64_t step,
+                                        double unscale, const double* offsets, float* out) {
+  restore_each(n, numerators, step, unscale, offsets, out);
+}
+TORCHCORR_CLONES void restore_at_border(int64_t n, const double* numerators, int64_t step,
+                                        double unscale, const double* offsets, float* out) {
+  restore_each(n, numerators, step, unscale, offsets, out);
 }
 
 template <class Out>
@@ -81,6 +99,25 @@ TORCHCORR_UNKNOWN(float)
 TORCHCORR_UNKNOWN(double)
 #undef TORCHCORR_UNKNOWN
 
+// The sum of a window of which only this part is inside its input, from the first element there.
+template <class T>
+double sum_of_part(const T* first, const double* templ, const ExactWindow& by, const Box& part) {
+  const int64_t n = part[2].size();
+  const ExactWindow line{1, {1, 1, n}, RowStrides({1, 1, n}), false, 0.0};
+  double sum = 0;
+  for (int64_t c = 0; c < by.channels; ++c) {
+    for (int64_t z = 0; z < part[0].size(); ++z) {
+      for (int64_t y = 0; y < part[1].size(); ++y) {
+        const int64_t plane = c * by.window[0] + part[0].begin + z;
+        const int64_t row = plane * by.window[1] + part[1].begin + y;
+        const T* x = first + c * by.strides.channel + z * by.strides.plane + y * by.strides.row;
+        sum += sum_of_window(x, templ + row * by.window[2] + part[2].begin, line);
+      }
+    }
+  }
+  return sum;
+}
+
 }  // namespace
 
 TORCHCORR_FOR_CPUS(Contents, contents_of, (int64_t n, const float* x), (n, x))
@@ -117,7 +154,14 @@ template <class R>
 void SumMap<Out>::write(const TilePlace& p, int64_t k, const R* numerators,
                         const Restore& by) const {
   for_rows(p, [&](int64_t offset, const Axes3& at, int64_t n) {
-    restore(n, numerators + numerators_at(offset), 2 * t_.stride[2], by, row_of(p, k, at));
+    const R* first = numerators + numerators_at(offset);
+    if constexpr (std::is_same_v<Out, float>) {
+      if (by.offsets) {
+        const double* offsets = by.offsets->of_row(at[0] - p.first(t_, 0), at[1] - p.first(t_, 1));
+        return restore_at_border(n, first, 2 * t_.stride[2], by.unscale, offsets, row_of(p, k, at));
+      }
+    }
+    restore(n, first, 2 * t_.stride[2], by, row_of(p, k, at));
   });
 }
 
@@ -186,13 +230,22 @@ template <class Out>
 void SumMap<Out>::recompute(const TilePlace& p, int64_t k, const uint8_t* states, const Out* item,
                             const double* templ) const {
   const ExactWindow exact{t_.channels, t_.window, t_.layout.strides, false, 0.0};
+  const TileInside inside(t_, p);
   for_rows(p, [&](int64_t offset, const Axes3& at, int64_t n) {
     Out* row = row_of(p, k, at);
-    const Out* start = item + at[0] * t_.stride[0] * exact.strides.plane +
-                       at[1] * t_.stride[1] * exact.strides.row + at[2] * t_.stride[2];
     for (int64_t i = 0; i < n; ++i) {
       if (states[offset + i] != kUnknown) continue;
-      row[i] = static_cast<Out>(sum_of_window(start + i * t_.stride[2], templ, exact));
+      const Axes3 place = unravel(offset + i, t_.outputs);
+      Box seen;
+      const Out* start = item;
+      for (int a = 0; a < 3; ++a) {
+        seen[a] = seen_at(t_, inside, a, {place[a], place[a] + 1});
+        const int64_t first = p.start[a] + place[a] * t_.stride[a] + seen[a].begin;
+        start += first * (a == 0 ? exact.strides.plane : a == 1 ? exact.strides.row : 1);
+      }
+      row[i] = static_cast<Out>(size_of(seen) == product(t_.window)
+                                    ? sum_of_window(start, templ, exact)
+                                    : sum_of_part(start, templ, exact, seen));
     }
   });
 }

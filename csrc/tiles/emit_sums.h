@@ -4,12 +4,14 @@
 #include "common/exact_window.h"
 #include "common/tiling.h"
 #include "common/window_state.h"
+#include "tiles/border_windows.h"
 
 namespace torchcorr {
 
-// sum = numerator * unscale + offset.
+// sum = numerator * unscale + offset; at a border the offset differs among windows.
 struct Restore {
   double unscale, offset;
+  BorderOffsets* offsets = nullptr;
 };
 
 // Sums of squares and largest size of n numbers.
@@ -27,6 +29,17 @@ class SumMap {
   SumMap(const Tiling& tiling, const Tensor& out)
       : t_(tiling), map_(last_sizes(out, tiling.ndim)), templates_(out.size(1)),
         out_(out.mutable_data_ptr<Out>()) {}
+
+  // Positions of a tile that belong to the map, and where the first of them lies.
+  Axes3 positions(const TilePlace& p) const {
+    Axes3 n;
+    for (int a = 0; a < 3; ++a) n[a] = std::clamp<int64_t>(map_[a] - p.first(t_, a), 0, t_.outputs[a]);
+    return n;
+  }
+  Out* first_of(const TilePlace& p, int64_t k) const {
+    return row_of(p, k, {p.first(t_, 0), p.first(t_, 1), p.first(t_, 2)});
+  }
+  Axes3 strides() const { return {map_[1] * map_[2], map_[2], 1}; }
 
   template <class R>
   void write(const TilePlace& p, int64_t k, const R* numerators, const Restore& by) const;

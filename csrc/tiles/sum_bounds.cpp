@@ -163,6 +163,7 @@ class Masses {
       }
     }
     TileMass mass;
+    mass.has_windows = !empty;
     mass.largest = static_cast<double>(largest_);
     if (!empty && finite_) complete(mass);
     return mass;
@@ -282,8 +283,17 @@ double least_in(int64_t bin) {
 }  // namespace
 
 TileMass mass_of(const Tiling& t, int64_t tile, const float* input, int64_t fineness) {
-  const TilePlace place(t, tile);
-  return place.exists ? Masses(t, place, input, fineness).mass() : TileMass{};
+  TilePlace place(t, tile);
+  if (!place.exists) return {};
+  // What lies inside the input, as a tile of its own.
+  const TileInside inside(t, place);
+  Tiling part = t;
+  for (int a = 0; a < 3; ++a) {
+    place.start[a] += inside.begin[a];
+    part.extent[a] = inside.end[a] - inside.begin[a];
+    if (part.extent[a] < t.extent[a]) part.stride[a] = 1;
+  }
+  return Masses(part, place, input, fineness).mass();
 }
 
 SmallestWeights::SmallestWeights(const Tiling& t, const double* weights, int64_t fineness) {

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "common/tiling.h"
+#include "tiles/border_windows.h"
 
 namespace torchcorr {
 
@@ -23,7 +24,8 @@ struct TileMass {
     double thickness = 0;  // no element has more in the layer
     double least = 0;      // at most what any window has in it
   };
-  double largest = 0;  // of all elements of the tile
+  bool has_windows = false;  // none, if all reach over the border of the input
+  double largest = 0;        // of all elements of the tile
   double swing = 0;    // about half of the range of sums of sizes of windows
   std::array<Layer, kLayers> layers;
 };
@@ -46,7 +48,8 @@ struct Blocks {
 };
 constexpr int64_t kCoarse = 8, kFine = 16;
 
-// For a tile of finite elements; of others only `largest` is known.
+// Of the windows that lie inside the input, for a tile of finite elements; of others only `largest` is
+// known.
 TileMass mass_of(const Tiling& tiling, int64_t tile, const float* input, int64_t fineness);
 
 // Sums of the smallest absolute values of a template.
@@ -100,15 +103,24 @@ class TemplateBounds {
 // The masses of a tile, those of fine blocks only where coarse ones nearly suffice. One worker's.
 class TileBounds {
  public:
-  TileBounds(const Tiling& tiling, int64_t tile, const float* input)
+  // Of a tile with so many positions that belong to the map.
+  TileBounds(const Tiling& tiling, int64_t tile, const Axes3& positions, const float* input)
       : tiling_(&tiling), tile_(tile), input_(input),
-        coarse_(mass_of(tiling, tile, input, kCoarse)) {}
+        coarse_(mass_of(tiling, tile, input, kCoarse)) {
+    if (largest() == 0 || tiling.pad == Axes3{0, 0, 0}) return;
+    border_ = std::make_shared<BorderWindows>(tiling, TilePlace(tiling, tile), positions);
+    if (border_->none()) border_.reset();
+    else border_->measure(input, largest());
+  }
 
   double largest() const { return coarse_.largest; }
   double swing() const { return coarse_.swing; }
+  // The windows that reach over the border of the input, if there are any.
+  const BorderWindows* border() const { return border_.get(); }
 
-  // Whether the sums of absolute products of all windows are known to be at least `needed`.
+  // Whether the sums of absolute products of all other windows are known to be at least `needed`.
   bool reach(double needed, const TemplateBounds& weights) const {
+    if (!coarse_.has_windows) return true;
     const double least = least_products(coarse_, weights.coarse());
     if (least >= needed) return true;
     if (!(least * kGain >= needed)) return false;
@@ -124,6 +136,7 @@ class TileBounds {
   const float* input_;
   TileMass coarse_;
   mutable std::optional<TileMass> fine_;
+  std::shared_ptr<BorderWindows> border_;
 };
 
 }  // namespace torchcorr

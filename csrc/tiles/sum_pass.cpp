@@ -13,63 +13,11 @@
 #include "tiles/emit_sums.h"
 #include "tiles/pass.h"
 #include "tiles/steps.h"
-#include "tiles/sum_bounds.h"
+#include "tiles/sum_records.h"
 #include "windows/flat.h"
 
 namespace torchcorr {
 namespace {
-
-// What the numerators of noise amount to, relative to the norms of two tiles and a template: the root
-// of a sum of squares and half of the largest.
-constexpr double kUsualContents = 3.6;
-
-// How exact sums are: `SumRule` of _cpu/rules.py.
-struct SumRule {
-  double narrow_noise, wide_noise;      // of a transform, relative to what it contains
-  double narrow_allowed, wide_allowed;  // error of a sum, relative to its sum of absolute products
-  double budget;  // unknown windows of a tile and template that are recomputed
-
-  explicit SumRule(const Numbers& n) {
-    STD_TORCH_CHECK(n.size() == 5, "a rule of sums has five numbers");
-    narrow_noise = n[0], wide_noise = n[1], narrow_allowed = n[2], wide_allowed = n[3];
-    budget = n[4];
-  }
-  bool is_checked() const { return std::isfinite(wide_allowed); }
-};
-
-// Of a template: its sum, its norms, and bounds of sums if they decide the precision.
-struct TemplateFacts {
-  double sum = 0, sizes = 0, norm = 0;
-  std::optional<TemplateBounds> bounds;
-
-  TemplateFacts(const Tiling& tiling, const double* w, bool by_precision) {
-    if (by_precision) bounds.emplace(tiling, w);
-    for (int64_t i = 0; i < tiling.window_size(); ++i) {
-      sum += w[i], sizes += std::abs(w[i]), norm += w[i] * w[i];
-    }
-    norm = std::sqrt(norm);
-  }
-};
-
-// Two tiles that are transformed together.
-struct Two {
-  Sizes tiles;
-  const TileStats* stats;
-  const TileBounds* bounds = nullptr;
-
-  // Whether all elements of a tile are known to be zero.
-  bool is_zero(int64_t lane) const { return bounds && bounds[lane].largest() == 0; }
-  int64_t existing() const { return (tiles[0] >= 0) + (tiles[1] >= 0); }
-  double mean_square() const { return stats[0].mean_square + stats[1].mean_square; }
-};
-
-// Tiles of a unit and what is known of their sums.
-struct Measured {
-  Sizes tiles;
-  std::vector<TileBounds> bounds;
-
-  Sizes two(size_t i) const { return {tiles[i], tiles[i + 1]}; }
-};
 
 template <class T>
 class SumPass {
@@ -78,8 +26,9 @@ class SumPass {
           const Sizes& batch, const Block& block, const SumRule& rule, const Tensor& out)
       : input_(input), numbers_(batch), block_(block), rule_(rule),
         tiling_(TileBatch(batch, input).tiling),
-        // Padding is zero, not level.
-        levels_(tiling_.pad == Axes3{0, 0, 0} ? Levels::kShared : Levels::kNone),
+        // Padding is zero, not level, which sums at a border must know.
+        levels_(tiling_.pad == Axes3{0, 0, 0} || is_by_precision() ? Levels::kShared
+                                                                    : Levels::kNone),
         templ_(packed(part_of(part_of(templ, 0, block.first_pair, block.pairs()), 1,
                               block.first_template, block.templates()))),
         spectra_(tiling_, templ_, spectra), map_(tiling_, out) {
@@ -140,13 +89,15 @@ class SumPass {
     bool all_quiet = true, all_loud = true;
     for (size_t i = 0; i < tiles.size(); i += 2) {
       for (size_t lane = 0; lane < 2; ++lane) {
-        all.bounds.emplace_back(tiling_, tiles[i + lane], input_.template const_data_ptr<T>());
+        const int64_t tile = tiles[i + lane];
+        all.bounds.emplace_back(tiling_, tile, map_.positions(TilePlace(tiling_, tile)),
+                                input_.template const_data_ptr<T>());
       }
       const Two two{all.two(i), rows + i, all.bounds.data() + i};
       quiet.emplace_back(), loud.emplace_back();
       for (int64_t k : all_) {
         const TemplateFacts& templ = facts_of(pair, k);
-        (is_quiet(two, expected_contents(two, templ), templ) ? quiet : loud).back().push_back(k);
+        (is_expected_quiet(two, templ) ? quiet : loud).back().push_back(k);
       }
       all_quiet = all_quiet && loud.back().empty();
       all_loud = all_loud && quiet.back().empty();
@@ -174,17 +125,43 @@ class SumPass {
     return kUsualContents * templ.norm * std::sqrt(two.mean_square()) + std::abs(mean) * swing;
   }
 
-  // Whether the rounding of numerators that contain so much is within what every window allows.
-  bool is_quiet(const Two& two, double contents, const TemplateFacts& templ) const {
+  // Rounding of the sums of one of two tiles, whose numerators have this noise.
+  double rounding(const Two& two, int64_t lane, double noise, const TemplateFacts& templ) const {
+    const TileStats& tile = two.stats[lane];
+    const double of_level = two.border(lane) ? templ.boxes->rounding().values : 0.0;
+    return noise / tile.scale + std::abs(tile.level) * of_level;
+  }
+
+  using States = std::vector<uint8_t>;
+
+  // Whether the rounding of numerators that contain so much is within what every window allows, but
+  // for a few at a border. How many products have those of each tile, and which they are.
+  bool is_quiet(const Two& two, double contents, const TemplateFacts& templ,
+                std::array<double, 2>& products, std::array<States, 2>& states) const {
     for (int64_t lane = 0; lane < 2; ++lane) {
+      products[lane] = 0;
       const TileBounds& bounds = two.bounds[lane];
       if (two.tiles[lane] < 0 || two.is_zero(lane)) continue;
       // So that no sum of float32 sizes overflows.
       if (two.stats[lane].non_finite > 0 || !(bounds.largest() < 1e30)) return false;
-      const double noise = rule_.narrow_noise * contents / two.stats[lane].scale;
-      if (!bounds.reach(noise / rule_.narrow_allowed, *templ.bounds)) return false;
+      const double needed =
+          rounding(two, lane, rule_.narrow_noise * contents, templ) / rule_.narrow_allowed;
+      if (!bounds.reach(needed, *templ.bounds)) return false;
+      if (two.border(lane)) {
+        products[lane] = two.border(lane)->mark(needed, *templ.boxes, states[lane]);
+      }
     }
     return true;
+  }
+
+  bool is_expected_quiet(const Two& two, const TemplateFacts& templ) const {
+    std::array<double, 2> products;
+    std::array<States, 2> states;
+    return is_quiet(two, expected_contents(two, templ), templ, products, states) &&
+           are_few(products);
+  }
+  bool are_few(const std::array<double, 2>& products) const {
+    return products[0] + products[1] <= kProducts * elements();
   }
 
   // Sums of templates through float32, and those that turn out to need it through float64.
@@ -217,9 +194,25 @@ class SumPass {
     const Contents in = contents_of(2 * tiling_.tile_size(), numerators);
     const double power = templ.norm * templ.norm * two.mean_square();
     const double contents = std::sqrt(power + in.squares / elements()) + in.largest / 2;
-    if (!is_quiet(two, contents, templ)) return false;
+    std::array<double, 2> products;
+    std::array<States, 2> states;
+    if (!is_quiet(two, contents, templ, products, states)) return false;
+    std::array<T*, 2> first{};
+    for (int64_t lane = 0; lane < 2; ++lane) {
+      write(two, lane, pair, k, numerators);
+      if (products[lane] == 0) continue;
+      first[lane] = map_.first_of(TilePlace(tiling_, two.tiles[lane]), block_.first_template + k);
+      const double noise = rounding(two, lane, rule_.narrow_noise * contents, templ);
+      products[lane] = two.border(lane)->mark_large(noise / rule_.narrow_allowed + noise, first[lane],
+                                                    map_.strides(), states[lane]);
+    }
+    if (!are_few(products)) return false;
+    for (int64_t lane = 0; lane < 2; ++lane) {
+      if (products[lane] == 0) continue;
+      two.border(lane)->recompute(input_, template_of(pair, k), states[lane], first[lane],
+                                  map_.strides());
+    }
     count_way(Way::kFloat32, two.existing());
-    for (int64_t lane = 0; lane < 2; ++lane) write(two, lane, pair, k, numerators);
     return true;
   }
 
@@ -249,8 +242,12 @@ class SumPass {
     const TilePlace place(tiling_, two.tiles[lane]);
     if (!place.exists) return;
     const TileStats& tile = two.stats[lane];
+    const TemplateFacts& templ = facts_of(pair, k);
+    std::optional<BorderOffsets> offsets;
+    if (two.border(lane)) offsets.emplace(*two.border(lane), *templ.boxes, tile.level);
     map_.write(place, block_.first_template + k, numerators + lane,
-               {two.is_zero(lane) ? 0.0 : 1 / tile.scale, tile.level * facts_of(pair, k).sum});
+               {two.is_zero(lane) ? 0.0 : 1 / tile.scale, tile.level * templ.sum,
+                offsets ? &*offsets : nullptr});
   }
 
   // Finds the sums whose rounding may exceed what is allowed, where it does not for all of them.
@@ -258,8 +255,8 @@ class SumPass {
     const TemplateFacts& templ = facts_of(pair, k);
     const auto is_safe = [&](int64_t lane, double noise) {
       if (two.tiles[lane] < 0 || two.is_zero(lane)) return true;
-      const double least = noise / two.stats[lane].scale / rule_.wide_allowed;
-      return two.bounds && two.bounds[lane].reach(least, *templ.bounds);
+      const double least = rounding(two, lane, noise, templ) / rule_.wide_allowed;
+      return two.bounds && !two.border(lane) && two.bounds[lane].reach(least, *templ.bounds);
     };
     // By Young's inequality numerators contain no more than this.
     const double bound = rule_.wide_noise * std::sqrt(2 * two.mean_square()) * templ.sizes;
@@ -269,7 +266,7 @@ class SumPass {
       if (is_safe(lane, noise)) continue;
       const TilePlace place(tiling_, two.tiles[lane]);
       decide({place, two.tiles, lane, pair, k},
-             noise / two.stats[lane].scale / rule_.wide_allowed);
+             rounding(two, lane, noise, templ) / rule_.wide_allowed);
     }
   }
 

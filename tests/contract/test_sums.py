@@ -123,6 +123,29 @@ def test_float32_transforms_keep_the_promise(image: str, template: str) -> None:
     assert (np.abs(values - exact) <= 8 * ROUNDING[torch.float32] * size).all()
 
 
+@pytest.mark.parametrize("mode", ("same", "full"))
+@pytest.mark.parametrize("template", ("noise", "ramp", "of one sign"))
+@pytest.mark.parametrize(
+    "shape, window", (((1500,), (300,)), ((66, 60), (24, 21)), ((16, 15, 14), (7, 8, 6)))
+)
+def test_windows_over_the_border_keep_the_promise(
+    shape: tuple[int, ...], window: tuple[int, ...], template: str, mode: str
+) -> None:
+    rng = np.random.default_rng(7)
+    noise = rng.normal(size=window)
+    ramp = np.logspace(-5, 0, window[-1])
+    weights = {"noise": noise, "ramp": noise * ramp, "of one sign": np.abs(noise)}[template]
+    fading = rng.normal(size=shape) * np.logspace(-4, 0, shape[-1])
+    spike = rng.normal(size=shape)
+    spike[(3,) * len(shape)] = 1e5
+    sides = [(k // 2, (k - 1) // 2) if mode == "same" else (k - 1, k - 1) for k in window]
+    for image in (rng.random(shape), 100 + rng.random(shape), fading, spike):
+        pair = [x.astype(np.float32) for x in (image, weights)]
+        got = torchcorr.correlate(*map(tensor, pair), ndim=len(shape), mode=mode, method="fft")
+        exact, size = sums(np.pad(pair[0], sides), pair[1])
+        assert (np.abs(array(got) - exact) <= 8 * ROUNDING[torch.float32] * size).all()
+
+
 def test_two_long_signals_take_no_quadratic_time() -> None:
     """By the direct loop a call takes minutes; tests of the engines check faint values at ends."""
     n = 200_000

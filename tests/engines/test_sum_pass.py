@@ -16,6 +16,7 @@ from torchcorr._cpu import counters
 from torchcorr._cpu.rules import SumRule
 from torchcorr._definition import correlate as correlation
 from torchcorr._definition.spectra import template_spectra
+from torchcorr._definition.transforms import bordered
 from torchcorr._plan import rounding
 from torchcorr._plan.tiling import Block, TileBatch, Tiling
 
@@ -213,6 +214,53 @@ def test_no_bound_exceeds_the_sums_of_absolute_products() -> None:
             assert 0.3 in accepted, name
 
 
+@pytest.mark.parametrize(
+    "size, window", (((900,), (200,)), ((57, 50), (24, 31)), ((15, 17, 16), (7, 9, 8)))
+)
+@pytest.mark.parametrize("name", ("noise", "of one sign", "ramp", "sparse", "spike"))
+def test_sums_at_a_border_that_are_not_known_are_computed(
+    size: tuple[int, ...], window: tuple[int, ...], name: str
+) -> None:
+    """Spectra of the template are zeros, so that only sums from the definition are right."""
+    image, template = normal(*size, seed=1), normal(*window, seed=2)
+    if name == "of one sign":
+        image, template = image.abs(), template.abs()
+    elif name == "ramp":
+        template = template * torch.logspace(-4, 0, window[-1])
+    elif name == "sparse":
+        image = image * (image.abs() > 0.8)
+    elif name == "spike":
+        image[(2,) * len(size)] = 100
+    image, template = image.float(), template.float()
+    # The mean of the input is its level, which would be left of the sums.
+    image -= image.mean()
+    ones = (1,) * len(size)
+    wide = [n + 2 * (k - 1) for n, k in zip(size, window, strict=True)]
+    tiling = Tiling.cut(wide, window, ones, ones)
+    tiling = replace(tiling, size=size, pad=tuple(k - 1 for k in window))
+    x, w = image[None, None].double(), template[None, None, None].double()
+    around = bordered(x, [k - 1 for k in window for _ in range(2)])
+    exact, sizes = exact_sums(around, w, TileBatch(tiling, []))
+    mean_square = x.square().sum() / math.prod(tiling.length)
+    contents = math.sqrt(float(template.double().square().sum() * mean_square))
+    inside = tuple(slice(k - 1, n) for n, k in zip(size, window, strict=True))
+    least = float(sizes[0, 0][inside].min())
+    spectra = torch.zeros((1, 1, *tiling.length), dtype=torch.complex64)
+    block = Block(slice(0, 1), slice(0, 1), 2)
+    for share in (0.02, 0.05):
+        noise = share * least / contents
+        rule = replace(sum_rule(torch.float32, True, 0), narrow_allowed=1.0, narrow_noise=noise)
+        out = torch.full((1, 1, *tiling.positions), math.nan)
+        how = (TileBatch(tiling, []).numbers, block.numbers, rule.numbers)
+        counters.take()
+        ops.sum_tiles(image[None, None], w, spectra, *how, out)
+        right = (out.double() - exact).abs() <= 8 * rounding.unit(torch.float32) * sizes
+        few = sizes < share * least
+        assert right[few].all(), share
+        if name in ("noise", "of one sign"):
+            assert counters.take().float32 == 1 and few.any() and not right.all(), share
+
+
 @every_geometry
 @pytest.mark.parametrize("groups, parts", ((1, 1), (3, 1), (1, 2)))
 def test_template_grad_spectra(name: str, groups: int, parts: int) -> None:
@@ -234,6 +282,17 @@ def test_template_grad_spectra(name: str, groups: int, parts: int) -> None:
         for g, x in zip(upstream, image, strict=True)
     )
     same(got, want, 1e-10, 1e-10 * float(want.abs().max()))
+
+
+@pytest.mark.parametrize("mode, uniform", (("same", False), ("same", True), ("full", True)))
+def test_noise_at_a_border_stays_in_float32(mode: str, uniform: bool) -> None:
+    image = draw((300, 320)) if uniform else normal(300, 320, seed=1)
+    image = image.float()
+    counters.take()
+    torchcorr.correlate(image, normal(64, 60, seed=2).float(), mode=mode, method="fft")
+    ways = counters.take()
+    assert ways.float64 == 0 and ways.float32 > 0
+    assert ways.exact_windows < image.numel() / 2
 
 
 @pytest.mark.parametrize("fade", (False, True))

@@ -57,8 +57,12 @@ def correlate(
     if pads:
         if _is_lone_among_zeros(input, template, stride, method, pads):
             return transforms.correlate(input, template, stride, pads)
-        input = transforms.bordered(input, pads)
-    if method == "auto" and _has_few_positions(input, template, stride):
+        if not _are_tiled_among_zeros(input, template, stride, method, pads):
+            input, pads = transforms.bordered(input, pads), ()
+    if pads:
+        call = _arranged(_wide(input, pads), template.shape, stride, method, input.dtype)
+        return _sums(input, template, call, spectra, pads)
+    if method == "auto" and _has_few_positions(input, input.shape, template, stride):
         positions = input.shape[-1] - template.shape[-1] + 1
         x, y = (v.reshape(v.shape[-1]).contiguous() for v in (input, template))
         sums = steps.overlap_sums(x, y, [0], [positions - 1]).to(input.dtype)
@@ -182,15 +186,22 @@ def _on_lattices(
     return on_lattices(input, template, stride, dtype=dtype, device="cpu") is not None
 
 
-def _has_few_positions(input: Tensor, template: Tensor, stride: Sequence[int]) -> bool:
+def _has_few_positions(input: Tensor, shape: Ints, template: Tensor, stride: Sequence[int]) -> bool:
     """Whether both are one line of real numbers, so alike in length that sums of many positions
-    side by side take less time than any other way.
+    side by side take less time than any other way; of an input that is padded to a shape.
     """
-    size, window = input.shape[-1], template.shape[-1]
-    if input.numel() != size or template.numel() != window or input.is_complex():
+    size, window = shape[-1], template.shape[-1]
+    if math.prod(shape) != size or template.numel() != window or input.is_complex():
         return False
     lags = AxisLags(size, window, 0, size - window)
     return list(stride) == [1] and is_long(lags) and is_quick(Lags((lags,), (0,)))
+
+
+def _wide(input: Tensor, pads: Sequence[int]) -> Ints:
+    """The shape of an input with so many zeros before and behind each window axis in turn."""
+    ndim = len(pads) // 2
+    size = (n + pads[2 * i] + pads[2 * i + 1] for i, n in enumerate(input.shape[-ndim:]))
+    return (*input.shape[:-ndim], *size)
 
 
 def _is_lone_among_zeros(
@@ -198,16 +209,29 @@ def _is_lone_among_zeros(
 ) -> bool:
     """Whether one transform of all takes less time than tiles of an input padded with zeros."""
     ndim = len(stride)
-    size, window = input.shape[-ndim:], template.shape[-ndim:]
     if input.numel() == 0 or template.numel() == 0:
         return False
-    wide = [n + pads[2 * i] + pads[2 * i + 1] for i, n in enumerate(size)]
-    call = _arranged((*input.shape[:-ndim], *wide), template.shape, stride, method, input.dtype)
+    call = _arranged(_wide(input, pads), template.shape, stride, method, input.dtype)
     if call.plan.method == "direct":
         return False
-    needed = transforms.needed_among_zeros(size, window)
+    needed = transforms.needed_among_zeros(input.shape[-ndim:], template.shape[-ndim:])
     lone = call.problem.is_complex or _is_lone(call, input.dtype, needed)
     return lone and definition.all_finite(input, template)
+
+
+def _are_tiled_among_zeros(
+    input: Tensor, template: Tensor, stride: Sequence[int], method: str, pads: Sequence[int]
+) -> bool:
+    """Whether tiles are cut from an input that lies among zeros, without a padded copy of it."""
+    shape = _wide(input, pads)
+    if input.is_complex() or input.numel() == 0 or template.numel() == 0:
+        return False
+    if method == "auto" and _has_few_positions(input, shape, template, stride):
+        return False
+    plan = _arranged(shape, template.shape, stride, method, input.dtype).plan
+    if plan.method == "direct" or _on_lattices(shape, template.shape, stride, input.dtype):
+        return False
+    return definition.all_finite(template)
 
 
 def _is_lone(call: Arrangement, dtype: torch.dtype, size: Sequence[int]) -> bool:
@@ -279,18 +303,27 @@ class _Tiled:
         return left
 
 
-def _sums(input: Tensor, template: Tensor, call: Arrangement, prepared: Tensor | None) -> Tensor:
+def _sums(
+    input: Tensor,
+    template: Tensor,
+    call: Arrangement,
+    prepared: Tensor | None,
+    pads: Sequence[int] = (),
+) -> Tensor:
     leads, tiling = call.problem.leads, call.tiling
     ndim = len(tiling.stride)
     image = steps.readable(leads.input_in_place(input, ndim + 1))
     weights = leads.template(widen(template), ndim + 1).contiguous()
     shape = (leads.paired * leads.inputs, leads.templates, *tiling.positions)
     out = steps.new_map(image, shape)
-    tiled = _Tiled(call.problem, call.plan, tiling)
-    for tile, k in tiled.sum(image, weights, _rule_of(call, input.dtype), out, prepared):
+    seen = replace(tiling, size=tuple(image.shape[-ndim:]), pad=tuple(pads[::2]) or tiling.pad)
+    tiled = _Tiled(call.problem, call.plan, seen)
+    left = tiled.sum(image, weights, _rule_of(call, input.dtype), out, prepared)
+    wide = transforms.bordered(image, pads) if left else image
+    for tile, k in left:
         item, number = divmod(tile, tiling.tiles)
         elements, positions = tiling.slices(number)
-        part = _item(image, item, ndim + 1)[(slice(None), *elements)]
+        part = _item(wide, item, ndim + 1)[(slice(None), *elements)]
         of_item = weights[item // leads.inputs, k]
         _sum_in_halves(part, of_item, tiling.stride, out[(item, k, *positions)])
     return leads.restored(out, ndim)
