@@ -15,7 +15,7 @@ namespace torchcorr {
 constexpr double kUsualContents = 3.6;
 // Products of sums at the borders of two tiles, for each element of a tile, that take less time by the
 // direct loop than transforms in float64 do.
-constexpr double kProducts = 200;
+constexpr double kProducts = 400;
 
 // How exact sums are: `SumRule` of _cpu/rules.py.
 struct SumRule {
