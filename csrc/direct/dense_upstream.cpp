@@ -6,44 +6,80 @@
 #include "common/axes.h"
 #include "common/large_pages.h"
 #include "common/parallel.h"
-#include "common/vectors.h"
+#include "direct/targets.h"
 
-namespace torchcorr {
+namespace torchcorr::direct {
 namespace {
 
 // Positions of a unit, and elements that are worth another thread.
-constexpr int64_t kStrip = 2048, kGrain = 1 << 15;
+constexpr int64_t kStrip = 1024, kGrain = 1 << 15;
 
 // Sum, sum of squares and largest size of an upstream gradient times norms.
 struct UpstreamRow {
   double sum, square, largest;
 };
 
-TORCHCORR_CLONES UpstreamRow scale_upstream(int64_t n, const float* grad, const float* score,
-                                            const double* norm, float* out, double* share) {
-  Doubles sum = {}, square = {}, largest = {};
+// Some positions of a template, and how far away those of the next one are.
+struct Upstream {
+  const float *grad, *score;
+  float* out;
+  int64_t pitch;
+};
+
+// K templates together, which add to the same shares.
+template <int BYTES, int K>
+TORCHCORR_INLINE void scale_some(int64_t n, const Upstream& of, const double* norm, double* share,
+                                 UpstreamRow* rows) {
+  constexpr int64_t lanes = lanes_of<double, BYTES>;
+  Wide<BYTES> sum[K] = {}, square[K] = {}, largest[K] = {};
   int64_t i = 0;
-  for (; i + kDoubles <= n; i += kDoubles) {
-    const Doubles g = read(grad + i), v = g * read(norm + i);
-    write(out + i, v);
-    write(share + i, read(share + i) + g * read(score + i));
-    sum += v;
-    square += v * v;
-    const Doubles size = v < 0 ? -v : v;
-    largest = size > largest ? size : largest;
+  for (; i + lanes <= n; i += lanes) {
+    const Wide<BYTES> by = load<BYTES>(norm + i);
+    Wide<BYTES> total = load<BYTES>(share + i);
+#pragma GCC unroll 4
+    for (int k = 0; k < K; ++k) {
+      const int64_t at = k * of.pitch + i;
+      const Wide<BYTES> g = widened<BYTES>(of.grad + at), v = g * by;
+      narrowed<BYTES>(v, of.out + at);
+      total += g * widened<BYTES>(of.score + at);
+      sum[k] += v;
+      square[k] += v * v;
+      const Wide<BYTES> size = v < 0 ? -v : v;
+      largest[k] = size > largest[k] ? size : largest[k];
+    }
+    put<BYTES>(total, share + i);
   }
-  UpstreamRow row{total_of(sum), total_of(square), 0};
-  for (int64_t l = 0; l < kDoubles; ++l) row.largest = std::max(row.largest, largest[l]);
-  for (; i < n; ++i) {
-    const double g = static_cast<double>(grad[i]), v = g * norm[i];
-    out[i] = static_cast<float>(v);
-    share[i] += g * static_cast<double>(score[i]);
-    row.sum += v;
-    row.square += v * v;
-    row.largest = std::max(row.largest, std::abs(v));
+  for (int k = 0; k < K; ++k) {
+    UpstreamRow& row = rows[k];
+    row = {sum_of_lanes<BYTES>(sum[k]), sum_of_lanes<BYTES>(square[k]), 0};
+    for (int l = 0; l < lanes; ++l) row.largest = std::max(row.largest, largest[k][l]);
+    for (int64_t x = i; x < n; ++x) {
+      const int64_t at = k * of.pitch + x;
+      const double g = static_cast<double>(of.grad[at]), v = g * norm[x];
+      of.out[at] = static_cast<float>(v);
+      share[x] += g * static_cast<double>(of.score[at]);
+      row.sum += v;
+      row.square += v * v;
+      row.largest = std::max(row.largest, std::abs(v));
+    }
   }
-  return row;
 }
+
+template <int BYTES>
+TORCHCORR_INLINE void scale_upstream(int64_t n, int64_t templates, Upstream of, const double* norm,
+                                     double* share, UpstreamRow* rows) {
+  std::fill_n(share, n, 0.0);
+  int64_t k = 0;
+  for (; k + 2 <= templates; k += 2) {
+    scale_some<BYTES, 2>(n, of, norm, share, rows + k);
+    of.grad += 2 * of.pitch, of.score += 2 * of.pitch, of.out += 2 * of.pitch;
+  }
+  if (k < templates) scale_some<BYTES, 1>(n, of, norm, share, rows + k);
+}
+TORCHCORR_FOR_CPUS(void, scale_upstream,
+                   (int64_t n, int64_t templates, const Upstream& of, const double* norm,
+                    double* share, UpstreamRow* rows),
+                   (n, templates, of, norm, share, rows))
 
 // An upstream gradient (items, K, *positions) times norms (items, *positions); the sums over
 // templates of its products with scores, of the shape of norms; and of templates the sums, sums of
@@ -65,12 +101,9 @@ std::tuple<Tensor, Tensor, Tensor> dense_upstream(const Tensor& grad, const Tens
     for (int64_t unit = begin; unit < end; ++unit) {
       const int64_t item = unit / strips, first = unit % strips * kStrip;
       const int64_t some = std::min(kStrip, n - first), at = item * n + first;
-      std::fill_n(shares + at, some, 0.0);
-      for (int64_t k = 0; k < templates; ++k) {
-        const int64_t i = (item * templates + k) * n + first;
-        rows[unit * templates + k] =
-            scale_upstream(some, g + i, s + i, norm + at, to + i, shares + at);
-      }
+      const int64_t i = item * templates * n + first;
+      scale_upstream(some, templates, {g + i, s + i, to + i, n}, norm + at, shares + at,
+                     rows.data() + unit * templates);
     }
   });
   double* of = stats.mutable_data_ptr<double>();
@@ -85,8 +118,8 @@ std::tuple<Tensor, Tensor, Tensor> dense_upstream(const Tensor& grad, const Tens
 }
 
 }  // namespace
-}  // namespace torchcorr
+}  // namespace torchcorr::direct
 
 STABLE_TORCH_LIBRARY_IMPL(torchcorr_cpu, CPU, m) {
-  m.impl("dense_upstream", TORCH_BOX(&torchcorr::dense_upstream));
+  m.impl("dense_upstream", TORCH_BOX(&torchcorr::direct::dense_upstream));
 }
