@@ -15,7 +15,7 @@ constexpr int64_t kChannels = 16;
 // A map of one item's windows, spread over the elements of these.
 class Spread {
  public:
-  explicit Spread(const Windows& w) : w_(w), pitch_(w.pitch()), line_(w.line() + pitch_),
+  explicit Spread(const Windows& w) : w_(w), pitch_(w.pitch()), line_(w.line() + pitch_, 0.0),
                                       row_(pitch_) {}
 
   // What each element of a row gets is the sum of `window[2]` neighbours of this line.
@@ -27,9 +27,7 @@ class Spread {
                     w_.count[1] * pitch_, bottom - top, pitch_};
     double* to = line_.data() + w_.window[2] - 1;
     double* sums = w_.step[2] == 1 ? to : row_.data();
-    for (int64_t i = 0; i < pitch_; i += lanes_of<double, BYTES>) {
-      put<BYTES>(sum_of_rows<BYTES>(rows, i), sums + i);
-    }
+    for (int64_t i = 0; i < pitch_; i += kDoubles) sum_of_rows<BYTES>(rows, i).write(sums + i);
     for (int64_t i = 0; sums != to && i < w_.count[2]; ++i) to[i * w_.step[2]] = sums[i];
     return line_.data();
   }
@@ -44,23 +42,23 @@ class Spread {
 
   const Windows& w_;
   int64_t pitch_;
-  std::vector<double> line_, row_;
+  LineVector<double> line_, row_;
 };
 
 // Of an item, by whole vectors: what is spread over the windows, what that amounts to at each
 // element, and the same with means that the channels have in common.
 struct Item {
-  std::vector<double> share, by, added;
+  LineVector<double> share, by, added;
 };
 
 // Scratch of a worker.
 struct Room {
   Spread spread;
-  std::vector<double> line, along, map;
+  LineVector<double> line, along, map;
 
   explicit Room(const Windows& w)
-      : spread(w), line(w.line()), along(w.size[0] * w.size[1] * w.pitch()),
-        map(w.count[0] * w.count[1] * w.pitch()) {}
+      : spread(w), line(w.line(), 0.0), along(w.size[0] * w.size[1] * w.pitch()),
+        map(w.count[0] * w.count[1] * w.pitch(), 0.0) {}
 };
 
 template <int BYTES>
@@ -90,9 +88,10 @@ TORCHCORR_INLINE void multiply_means(const Windows& w, const float* x, double le
     const int64_t z = row / w.count[1] * w.step[0], y = row % w.count[1] * w.step[1];
     const Rows rows{room.along.data() + (z * w.size[1] + y) * pitch, w.window[0],
                     w.size[1] * pitch, w.window[1], pitch};
-    for (int64_t i = 0; i < pitch; i += lanes_of<double, BYTES>) {
-      const Wide<BYTES> share = load<BYTES>(item.share.data() + row * pitch + i) * each;
-      put<BYTES>(sum_of_rows<BYTES>(rows, i) * share, room.map.data() + row * pitch + i);
+    for (int64_t i = 0; i < pitch; i += kDoubles) {
+      Block<BYTES> sums = sum_of_rows<BYTES>(rows, i);
+      sums.multiply(item.share.data() + row * pitch + i, each);
+      sums.write(room.map.data() + row * pitch + i);
     }
   }
 }
@@ -104,14 +103,18 @@ TORCHCORR_INLINE double add_row(int64_t n, int64_t window, const double* added, 
   constexpr int64_t lanes = lanes_of<double, BYTES>;
   Wide<BYTES> most = {};
   int64_t i = 0;
-  for (; i + lanes <= n; i += lanes) {
-    Wide<BYTES> total = load<BYTES>(added + i);
-    for (int64_t j = 1; j < window; ++j) total += load<BYTES>(added + i + j);
-    total -= (widened<BYTES>(x + i) - level) * load<BYTES>(by + i);
-    total += widened<BYTES>(to + i);
-    narrowed<BYTES>(total, to + i);
-    const Wide<BYTES> size = total < 0 ? -total : total;
-    most = size > most ? size : most;
+  for (; i + kDoubles <= n; i += kDoubles) {
+    Block<BYTES> sums = {};
+    for (int64_t j = 0; j < window; ++j) sums.add(added + i + j);
+#pragma GCC unroll 4
+    for (int v = 0; v < sums.vectors; ++v) {
+      const int64_t at = i + v * lanes;
+      Wide<BYTES> total = sums.values[v] - (widened<BYTES>(x + at) - level) * load<BYTES>(by + at);
+      total += widened<BYTES>(to + at);
+      narrowed<BYTES>(total, to + at);
+      const Wide<BYTES> size = total < 0 ? -total : total;
+      most = size > most ? size : most;
+    }
   }
   double largest = 0;
   for (int64_t l = 0; l < lanes; ++l) largest = std::max(largest, most[l]);
@@ -166,8 +169,8 @@ Tensor dense_spread(const Tensor& x, const Tensor& levels, const Tensor& means, 
                [&](int64_t begin, int64_t end) {
     Room room(w);
     const int64_t elements = w.size[0] * w.size[1] * padded(w.size[2]), pitch = w.pitch();
-    Item of{std::vector<double>(room.map.size()), std::vector<double>(elements),
-            std::vector<double>(mean ? elements : 0)};
+    Item of{LineVector<double>(room.map.size(), 0.0), LineVector<double>(elements),
+            LineVector<double>(mean ? elements : 0)};
     for (int64_t unit = begin; unit < end; ++unit) {
       const int64_t item = unit / parts, first = unit % parts * kChannels;
       for (int64_t i = 0; i < m; ++i) {

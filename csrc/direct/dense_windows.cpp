@@ -13,6 +13,11 @@ namespace {
 
 // Elements of a plane whose sums stay near while channels pass.
 constexpr int64_t kBand = 3072;
+// Of so many rows of a channel every few are enough for its level.
+constexpr int64_t kRows = 16, kSampled = 4;
+// Squares of means, relative to variances, that need not be taken out of images: sums of products
+// lose less than two bits with them.
+constexpr double kLevel = 8;
 
 struct NormRule {
   bool zero_mean, own_means;
@@ -30,20 +35,41 @@ struct Clear {
   }
 };
 
-template <int BYTES>
-TORCHCORR_INLINE double sum_elements(int64_t n, const float* x) {
-  constexpr int64_t lanes = lanes_of<double, BYTES>;
-  Wide<BYTES> total[2] = {};
-  int64_t i = 0;
-  for (; i + 2 * lanes <= n; i += 2 * lanes) {
-    total[0] += widened<BYTES>(x + i);
-    total[1] += widened<BYTES>(x + i + lanes);
+// Of a channel, from every few of its rows: a level need not be its mean, only close to it.
+struct Sample {
+  double sum = 0, square = 0, count = 0;
+
+  void add(const Sample& other) {
+    sum += other.sum;
+    square += other.square;
+    count += other.count;
   }
-  double sum = sum_of_lanes<BYTES>(total[0] + total[1]);
-  for (; i < n; ++i) sum += static_cast<double>(x[i]);
-  return sum;
+};
+
+template <int BYTES>
+TORCHCORR_INLINE Sample sample_channel(const Windows& w, const float* x) {
+  constexpr int64_t lanes = lanes_of<double, BYTES>;
+  const int64_t rows = w.size[0] * w.size[1], n = w.size[2], step = rows < kRows ? 1 : kSampled;
+  Wide<BYTES> sum = {}, square = {};
+  Sample all;
+  for (int64_t r = 0; r < rows; r += step) {
+    const float* row = x + r * n;
+    int64_t i = 0;
+    for (; i + lanes <= n; i += lanes) {
+      const Wide<BYTES> v = widened<BYTES>(row + i);
+      sum += v;
+      square += v * v;
+    }
+    for (; i < n; ++i) {
+      const double v = static_cast<double>(row[i]);
+      all.add({v, v * v, 0});
+    }
+    all.count += static_cast<double>(n);
+  }
+  all.add({sum_of_lanes<BYTES>(sum), sum_of_lanes<BYTES>(square), 0});
+  return all;
 }
-TORCHCORR_FOR_CPUS(double, sum_elements, (int64_t n, const float* x), (n, x))
+TORCHCORR_FOR_CPUS(Sample, sample_channel, (const Windows& w, const float* x), (w, x))
 
 // Some rows of windows of one plane, and the elements below their first one: those that they meet,
 // and those that no other band centres.
@@ -65,17 +91,17 @@ struct Band {
 // Of a band, over the channels: sums of squares of what lies above the levels and, unless each
 // channel has its own mean, of that itself; and of each window what the means take from its energy.
 struct BandSums {
-  std::vector<double> square, sum, taken;
-  std::vector<double> line, unused, along, box;  // scratch
+  LineVector<double> square, sum, taken;
+  LineVector<double> line, unused, along, box;  // scratch
 
   BandSums(const Band& b, bool own_means)
-      : square(b.planes * b.below * b.line), sum(own_means ? 0 : square.size()),
-        taken(b.rows * b.pitch), line(b.line), unused(b.line),
+      : square(b.planes * b.below * b.line, 0.0), sum(own_means ? 0 : square.size(), 0.0),
+        taken(b.rows * b.pitch, 0.0), line(b.line, 0.0), unused(b.line, 0.0),
         along(b.planes * b.below * b.pitch), box(taken.size()) {}
 };
 
-// Writes d = x - level to `out`, if there is one, and to `line` or adds it to that; adds its square,
-// and returns their sum.
+// Writes d = x - level to `out`, if OUT, and to `line` or adds it to that; adds its square, and
+// returns their sum.
 template <int BYTES, bool OUT, bool ADDED>
 TORCHCORR_INLINE double centre_row(int64_t n, const float* x, double level, float* out,
                                    double* line, double* square) {
@@ -107,13 +133,13 @@ TORCHCORR_INLINE void for_windows(const Windows& w, const Band& b, const double*
   for (int64_t r = 0; r < b.rows; ++r) {
     const Rows rows{along + r * w.step[1] * b.pitch, b.planes, b.below * b.pitch, w.window[1],
                     b.pitch};
-    for (int64_t i = 0; i < b.pitch; i += lanes_of<double, BYTES>) {
+    for (int64_t i = 0; i < b.pitch; i += kDoubles) {
       emit(r * b.pitch + i, sum_of_rows<BYTES>(rows, i));
     }
   }
 }
 
-// What a band meets of a channel, from its first element on.
+// What a band meets of a channel, from its first element on; where that is centred, or nothing.
 struct Seen {
   const float* x;
   double level;
@@ -133,7 +159,8 @@ TORCHCORR_INLINE double add_channel(const Windows& w, const Band& b, const Seen&
       double* square = met ? s.square.data() + row * b.line : s.unused.data();
       double* line = OWN || !met ? s.line.data() : s.sum.data() + row * b.line;
       const double total =
-          own ? centre_row<BYTES, true, !OWN>(n, of.x + at, of.level, of.centred + at, line, square)
+          own && of.centred
+              ? centre_row<BYTES, true, !OWN>(n, of.x + at, of.level, of.centred + at, line, square)
               : centre_row<BYTES, false, !OWN>(n, of.x + at, of.level, nullptr, line, square);
       if (own) squares += total;
       if (OWN && met) sum_row<BYTES>(w, line, s.along.data() + row * b.pitch);
@@ -141,8 +168,10 @@ TORCHCORR_INLINE double add_channel(const Windows& w, const Band& b, const Seen&
   }
   if constexpr (OWN) {
     const double each = 1 / w.of_channel();
-    for_windows<BYTES>(w, b, s.along.data(), [&](int64_t i, const auto& sums) TORCHCORR_FLAT {
-      put<BYTES>(load<BYTES>(s.taken.data() + i) + sums * sums * each, s.taken.data() + i);
+    for_windows<BYTES>(w, b, s.along.data(), [&](int64_t i, auto sums) TORCHCORR_FLAT {
+      for (auto& v : sums.values) v *= v * each;
+      sums.add(s.taken.data() + i);
+      sums.write(s.taken.data() + i);
     });
   }
   return squares;
@@ -159,81 +188,116 @@ TORCHCORR_FOR_CPUS(double, add_channel,
 
 // The sums of a band's windows in a map that the channels have in common.
 template <int BYTES>
-TORCHCORR_INLINE void sum_windows(const Windows& w, const Band& b, const std::vector<double>& map,
+TORCHCORR_INLINE void sum_windows(const Windows& w, const Band& b, const LineVector<double>& map,
                                   BandSums& s) {
   for (int64_t row = 0; row < b.planes * b.below; ++row) {
     sum_row<BYTES>(w, map.data() + row * b.line, s.along.data() + row * b.pitch);
   }
   for_windows<BYTES>(w, b, s.along.data(), [&](int64_t i, const auto& sums) TORCHCORR_FLAT {
-    put<BYTES>(sums, s.box.data() + i);
+    sums.write(s.box.data() + i);
   });
 }
 TORCHCORR_FOR_CPUS(void, sum_windows,
-                   (const Windows& w, const Band& b, const std::vector<double>& map, BandSums& s),
+                   (const Windows& w, const Band& b, const LineVector<double>& map, BandSums& s),
                    (w, b, map, s))
+
+// Norms of a row of windows, from sums of squares and what the means take from these.
+template <int BYTES>
+TORCHCORR_INLINE Clear norms_of_row(int64_t n, double all, double eps, const double* squares,
+                                    const double* taken, double* norms) {
+  constexpr int64_t lanes = lanes_of<double, BYTES>;
+  const double each = 1 / all;
+  Clear clear;
+  for (int64_t i = 0; i < n; i += lanes) {
+    const Wide<BYTES> box = load<BYTES>(squares + i);
+    const Wide<BYTES> energy = (box - load<BYTES>(taken + i)) * each, soft = energy + eps;
+    const Wide<BYTES> scale = all / box;
+    Wide<BYTES> root = soft;
+#pragma GCC unroll 8
+    for (int l = 0; l < lanes; ++l) root[l] = std::sqrt(root[l]);
+    const Wide<BYTES> norm = each / root, ratio = energy * scale, softened = soft * scale;
+    for (int l = 0; l < std::min(lanes, n - i); ++l) {
+      norms[i + l] = norm[l];
+      if (!(ratio[l] > 0)) return {-1.0, -1.0};
+      clear.add({ratio[l], softened[l]});
+    }
+  }
+  return clear;
+}
+TORCHCORR_FOR_CPUS(Clear, norms_of_row,
+                   (int64_t n, double all, double eps, const double* squares, const double* taken,
+                    double* norms),
+                   (n, all, eps, squares, taken, norms))
 
 Clear write_norms(const Windows& w, const Band& b, const NormRule& rule, BandSums& s, double* norms,
                   double* means) {
   const int64_t n = w.count[2];
-  const double all = w.of_window();
+  const double all = w.of_window(), each = rule.zero_mean ? 1 / all : 0.0;
   if (!rule.own_means) {
     sum_windows(w, b, s.sum, s);
     for (int64_t i = 0; i < b.rows * n; ++i) {
       const int64_t at = i / n * b.pitch + i % n;
-      const double mean = rule.zero_mean ? s.box[at] / all : 0.0;
-      means[i] = mean;
-      s.taken[at] = mean * mean * all;
+      means[i] = s.box[at] * each;
+      s.taken[at] = means[i] * s.box[at];
     }
   }
   sum_windows(w, b, s.square, s);
   Clear clear;
   for (int64_t r = 0; r < b.rows; ++r) {
-    const double *box = s.box.data() + r * b.pitch, *taken = s.taken.data() + r * b.pitch;
-    for (int64_t i = 0; i < n; ++i) {
-      const double energy = (box[i] - taken[i]) / all, soft = energy + rule.eps;
-      norms[r * n + i] = 1 / (all * std::sqrt(soft));
-      const double ratio = energy / box[i] * all;
-      if (!(ratio > 0)) return {-1.0, -1.0};
-      clear.add({ratio, soft / box[i] * all});
-    }
+    const int64_t at = r * b.pitch;
+    clear.add(norms_of_row(n, all, rule.eps, s.box.data() + at, s.taken.data() + at, norms + r * n));
   }
   return clear;
 }
 
-// A level for each channel, or one for all, that float32 holds.
-void find_levels(const Windows& w, const NormRule& rule, const float* x, double* levels) {
+// A level for each channel, or one for all, that float32 holds. Returns whether any is not 0, which
+// they are where that is exact enough, unless they `must` not.
+bool find_levels(const Windows& w, const NormRule& rule, bool must, const float* x,
+                 double* levels) {
   const int64_t n = w.elements(), all = w.items * w.channels;
+  std::fill_n(levels, all, 0.0);
+  if (!rule.zero_mean) return false;
+  std::vector<Sample> samples(all);
   parallel_for(0, all, std::max<int64_t>(1, kGrain / n), [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      levels[i] = rule.zero_mean ? sum_elements(n, x + i * n) : 0.0;
-    }
+    for (int64_t i = begin; i < end; ++i) samples[i] = sample_channel(w, x + i * n);
   });
   const int64_t shared = rule.own_means ? 1 : w.channels;
-  for (double* level = levels; level < levels + all; level += shared) {
-    double total = 0;
-    for (int64_t c = 0; c < shared; ++c) total += level[c];
-    const float mean = static_cast<float>(total / static_cast<double>(n * shared));
-    std::fill_n(level, shared, static_cast<double>(mean));
+  for (int64_t item = 0; item < w.items; ++item) {
+    double squares = 0, of_levels = 0;
+    for (int64_t c = item * w.channels; c < (item + 1) * w.channels; c += shared) {
+      Sample of;
+      for (int64_t i = c; i < c + shared; ++i) of.add(samples[i]);
+      const double mean = of.sum / of.count;
+      std::fill_n(levels + c, shared, static_cast<double>(static_cast<float>(mean)));
+      squares += of.square;
+      of_levels += mean * of.sum;
+    }
+    must = must || !(of_levels <= kLevel * (squares - of_levels));
   }
+  if (!must) std::fill_n(levels, all, 0.0);
+  return must;
 }
 
-// Of each window 1 / (N sigma); the images minus their levels, these (items, C) and the sums of squares
-// of that (items, C); of windows the means, which are empty for own means; and the least energies.
+// Of each window 1 / (N sigma); the images minus their levels, or nothing if all of these are 0; the
+// levels (items, C) and the sums of squares of what lies above them (items, C); of windows the means,
+// which are empty for own means; and the least energies. With `centred` levels are close to means.
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> dense_norms(
-    const Tensor& x, Sizes window, Sizes stride, bool zero_mean, bool own_means, double eps) {
+    const Tensor& x, Sizes window, Sizes stride, bool zero_mean, bool own_means, double eps,
+    bool centred) {
   const Windows w(x, window, stride);
   const NormRule rule{zero_mean, own_means, eps};
   const Sizes of_channels{w.items, w.channels};
   const Tensor levels = new_float64(x, of_channels), squares = new_float64(x, of_channels);
   const Tensor norms = new_float64(x, w.map());
   const Tensor means = new_float64(x, own_means ? Sizes{0} : w.map());
-  const Tensor clear = new_float64(x, {2}), centred = new_map(x, sizes_of(x));
+  const Tensor clear = new_float64(x, {2});
   const float* from = x.const_data_ptr<float>();
-  float* to = centred.mutable_data_ptr<float>();
   double* level = levels.mutable_data_ptr<double>();
+  const bool moved = find_levels(w, rule, centred, from, level);
+  const Tensor above = new_map(x, moved ? sizes_of(x) : Sizes{0});
+  float* to = moved ? above.mutable_data_ptr<float>() : nullptr;
   double* norm = norms.mutable_data_ptr<double>();
   double* mean = own_means ? nullptr : means.mutable_data_ptr<double>();
-  find_levels(w, rule, from, level);
   // Bands have at least as many rows as a window, since they share all but one of these.
   const int64_t fitting = (kBand / w.line() - w.window[1]) / w.step[1] + 1;
   const int64_t bands = ceil_div(w.count[1], std::max(fitting, w.window[1]));
@@ -252,7 +316,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> dense_norms(
       const int64_t at = (z * w.step[0] * w.size[1] + first * w.step[1]) * w.size[2];
       for (int64_t c = 0; c < w.channels; ++c) {
         const int64_t i = item * w.channels + c;
-        const Seen seen{from + i * n + at, level[i], to + i * n + at};
+        const Seen seen{from + i * n + at, level[i], moved ? to + i * n + at : nullptr};
         of_units[unit * w.channels + c] = add_channel(w, band, seen, own_means, sums);
       }
       const int64_t out = item * w.positions() + (z * w.count[1] + first) * w.count[2];
@@ -269,7 +333,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> dense_norms(
   }
   clear.mutable_data_ptr<double>()[0] = all.of_energy;
   clear.mutable_data_ptr<double>()[1] = all.of_softened;
-  return {norms, centred, levels, squares, means, clear};
+  return {norms, above, levels, squares, means, clear};
 }
 
 }  // namespace

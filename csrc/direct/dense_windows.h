@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "common/axes.h"
+#include "direct/lines.h"
 #include "direct/targets.h"
 
 namespace torchcorr::direct {
@@ -35,17 +36,37 @@ struct Windows {
   Sizes map() const { return {items, count[0], count[1], count[2]}; }
   int64_t pitch() const { return padded(count[2]); }
   // Elements of a row that is read by whole vectors from any window on.
-  int64_t line() const { return padded(size[2]) + window[2] + kDoubles; }
+  int64_t line() const { return padded(padded(size[2]) + window[2]); }
 };
 
-// The sums of `window` neighbours from each of n places on, by whole vectors.
+// Vectors that lie beside each other, kDoubles elements together.
+template <int BYTES>
+struct Block {
+  static constexpr int64_t lanes = lanes_of<double, BYTES>;
+  static constexpr int vectors = static_cast<int>(kDoubles / lanes);
+  Wide<BYTES> values[vectors];
+
+  TORCHCORR_INLINE void add(const double* x) {
+#pragma GCC unroll 4
+    for (int v = 0; v < vectors; ++v) values[v] += load<BYTES>(x + v * lanes);
+  }
+  TORCHCORR_INLINE void multiply(const double* x, double by) {
+#pragma GCC unroll 4
+    for (int v = 0; v < vectors; ++v) values[v] *= load<BYTES>(x + v * lanes) * by;
+  }
+  TORCHCORR_INLINE void write(double* out) const {
+#pragma GCC unroll 4
+    for (int v = 0; v < vectors; ++v) put<BYTES>(values[v], out + v * lanes);
+  }
+};
+
+// The sums of `window` neighbours from each of n places on, by whole blocks.
 template <int BYTES>
 TORCHCORR_INLINE void sum_neighbours(int64_t n, int64_t window, const double* x, double* out) {
-  constexpr int64_t lanes = lanes_of<double, BYTES>;
-  for (int64_t i = 0; i < n; i += lanes) {
-    Wide<BYTES> total = load<BYTES>(x + i);
-    for (int64_t j = 1; j < window; ++j) total += load<BYTES>(x + i + j);
-    put<BYTES>(total, out + i);
+  for (int64_t i = 0; i < n; i += kDoubles) {
+    Block<BYTES> total = {};
+    for (int64_t j = 0; j < window; ++j) total.add(x + i + j);
+    total.write(out + i);
   }
 }
 
@@ -67,13 +88,13 @@ struct Rows {
   int64_t planes, plane_pitch, rows, pitch;
 };
 
-// What lies in a vector's place of all rows.
+// What lies in a block's place of all rows.
 template <int BYTES>
-TORCHCORR_INLINE Wide<BYTES> sum_of_rows(const Rows& of, int64_t i) {
-  Wide<BYTES> total = {};
+TORCHCORR_INLINE Block<BYTES> sum_of_rows(const Rows& of, int64_t i) {
+  Block<BYTES> total = {};
   for (int64_t a = 0; a < of.planes; ++a) {
     const double* row = of.first + a * of.plane_pitch + i;
-    for (int64_t r = 0; r < of.rows; ++r, row += of.pitch) total += load<BYTES>(row);
+    for (int64_t r = 0; r < of.rows; ++r, row += of.pitch) total.add(row);
   }
   return total;
 }

@@ -6,6 +6,7 @@
 
 #include "direct/dense_kernels.h"
 #include "direct/planes.h"
+#include "direct/targets.h"
 
 namespace torchcorr::direct {
 
@@ -420,20 +421,17 @@ struct Kernels {
   }
 
 TORCHCORR_KERNELS(base, , 16, 2, 6)
-#if defined(__x86_64__) && defined(__GNUC__)
-TORCHCORR_KERNELS(avx2, __attribute__((target("avx2,fma"))), 32, 2, 6)
-TORCHCORR_KERNELS(avx512, __attribute__((target("avx512f,avx512dq,avx512vl,fma"))), 64, 4, 12)
+#if defined(TORCHCORR_AVX2)
+TORCHCORR_KERNELS(avx2, TORCHCORR_AVX2, 32, 2, 6)
+TORCHCORR_KERNELS(avx512, TORCHCORR_AVX512, 64, 4, 12)
 #endif
 #undef TORCHCORR_KERNELS
 
 template <class T>
 Kernels<T> pick_kernels() {
-#if defined(__x86_64__) && defined(__GNUC__)
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
-      __builtin_cpu_supports("avx512vl")) {
-    return kernels_avx512<T>();
-  }
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return kernels_avx2<T>();
+#if defined(TORCHCORR_AVX2)
+  if (vector_bytes() == 64) return kernels_avx512<T>();
+  if (vector_bytes() == 32) return kernels_avx2<T>();
 #endif
   return kernels_base<T>();
 }

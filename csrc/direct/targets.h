@@ -13,7 +13,7 @@ namespace torchcorr {
 
 // Of the vectors that this CPU has.
 inline int vector_bytes() {
-#if defined(__x86_64__) && defined(__GNUC__)
+#if defined(TORCHCORR_AVX2)
   static const int bytes = [] {
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
         __builtin_cpu_supports("avx512vl")) {
@@ -28,7 +28,7 @@ inline int vector_bytes() {
 }
 
 // Defines name(parameters), which calls the template name<BYTES>(arguments) for this CPU.
-#if defined(__x86_64__) && defined(__GNUC__)
+#if defined(TORCHCORR_AVX2)
 #define TORCHCORR_FOR_CPUS(result, name, parameters, arguments)                       \
   TORCHCORR_AVX512 result name##_avx512 parameters { return name<64> arguments; }     \
   TORCHCORR_AVX2 result name##_avx2 parameters { return name<32> arguments; }         \

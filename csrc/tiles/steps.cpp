@@ -16,7 +16,7 @@ STABLE_TORCH_LIBRARY(torchcorr_cpu, m) {
       "correlate_direct_scores(Tensor input, Tensor template, int[] stride, Tensor norms) -> Tensor");
   m.def(
       "dense_norms(Tensor input, int[] window, int[] stride, bool zero_mean, bool own_means,"
-      " float eps) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+      " float eps, bool centred) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def("dense_upstream(Tensor grad, Tensor score, Tensor norms) -> (Tensor, Tensor, Tensor)");
   m.def(
       "dense_spread(Tensor input, Tensor levels, Tensor means, Tensor share, int[] window,"

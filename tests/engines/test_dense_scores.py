@@ -64,6 +64,26 @@ def test_images_are_centred_a_few_at_a_time(monkeypatch):
 
 
 @pytest.mark.parametrize("channels", CHANNELS)
+@pytest.mark.usefixtures("alone")
+def test_images_are_centred_where_that_is_needed(channels):
+    """Where means are large, or a window is faint beside them."""
+    input = draw((2, 1, 6, 17, 18), torch.float32)
+    template = draw((16, 6, 3, 3), torch.float32, seed=1)
+    faint = input.clone()
+    faint[..., 4:11, 4:11] = 0.5 + 0.02 * (input[..., 4:11, 4:11] - 0.5)
+    how = (((3, 3), (1, 1)), (True, channels == "joint", 0.0))
+    for x, first, then in ((input, True, True), (input + 10, False, False), (faint, True, False)):
+        images = x[:, 0].contiguous()
+        norms = dense_scores.Norms.of(images, *how, centred=False)
+        assert (norms.centred is images) == first
+        norms = dense_scores._clear_norms(images, *how, scores.LIMITS_OF_LOOP)
+        assert (norms.centred is images) == then
+        got = torchcorr.zncc(x, template, channels=channels)
+        exact = oracle.zncc(array(x), array(template), channels=channels)
+        assert abs(array(got) - exact).max() <= BOUND
+
+
+@pytest.mark.parametrize("channels", CHANNELS)
 @pytest.mark.parametrize("what", ("flat", "hot", "nan", "level", "flat template", "bad template"))
 def test_what_float32_cannot_score_is_left_to_tiles(channels, what):
     input = draw((2, 1, 4, 17, 18), torch.float32)

@@ -101,7 +101,8 @@ def _in_one_pass(
 ) -> _Parts | None:
     """None where windows are so flat that sums of squares do not determine their energy."""
     window, stride = tuple(of.template.shape[-len(of.stride) :]), tuple(of.stride)
-    norms = Norms.of(x, (window, stride), of.zero_mean, own_means, of.eps)
+    how = (of.zero_mean, own_means, of.eps)
+    norms = Norms.of(x, (window, stride), how, centred=True)
     if not norms.are_clear(_LEAST_VARIANCE, 0.0):
         return None
     into, share, stats = steps.dense_upstream(grad, score, norms.norm)
