@@ -13,7 +13,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -148,13 +148,13 @@ def with_values(costs: Costs, values: Sequence[float]) -> Costs:
         else:
             before = fields.get(name, getattr(costs, name))
             fields[name] = (*before[:index], value, *before[index + 1 :])
-    return replace(costs, **fields)
+    return costs._replace(**fields)
 
 
 def predicted(sample: Sample, costs: Costs) -> float:
     """Nanoseconds of one core by the model, with these costs."""
     _COSTS["fit"] = costs
-    problem, plan = replace(sample.call.problem, device="fit"), sample.call.plan
+    problem, plan = sample.call.problem._replace(device="fit"), sample.call.plan
     args = (problem, sample.call.tiling, plan.method, plan.batch, plan.templates)
     return CORES * cost(*args)
 
@@ -186,7 +186,7 @@ def fit(rounds: int, quick: bool) -> None:
     torch.set_num_threads(1)
     longest = 1 << (16 if quick else 23)
     transform, strain = zip(*(transforms(rounds, n, longest) for n in (1, 2, 3)), strict=True)
-    start = replace(costs_of("cpu"), transform=transform, strain=strain)
+    start = costs_of("cpu")._replace(transform=transform, strain=strain)
     costs = fitted(list(samples(rounds, quick)), start)
     torch.set_num_threads(threads)
     for name in ("transform", "strain", *dict.fromkeys(name for name, _ in FITTED)):

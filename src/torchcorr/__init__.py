@@ -4,7 +4,7 @@ from importlib import import_module as _import_module
 from importlib.metadata import version as _version
 from typing import TYPE_CHECKING as _TYPE_CHECKING
 
-from . import _engines, nn, plot
+from . import _engines, nn
 from ._plan.choose import Plan
 from ._plan.conv import LayerPlan, LayerWay
 from .convolution import (
@@ -21,8 +21,9 @@ from .match import Matches, Peaks, find_peaks, match_template
 from .planning import plan, plan_layer
 from .similarity import lncc
 
-# These, and `align` itself, are imported when one of them is first asked for.
+# These, `align` itself and `plot` are imported when one of them is first asked for.
 if _TYPE_CHECKING:
+    from . import plot
     from .align import (
         Detections,
         Drift,
@@ -95,8 +96,9 @@ __all__ = [
 def __getattr__(name: str) -> object:
     if name != "align" and name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    align = _import_module(".align", __name__)
-    globals()[name] = value = align if name == "align" else getattr(align, name)
+    if name in ("align", "plot"):
+        return _import_module("." + name, __name__)
+    globals()[name] = value = getattr(_import_module(".align", __name__), name)
     return value
 
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,8 +27,7 @@ _KEPT = 1024
 _agreed: dict[tuple[Any, ...], tuple[torch.dtype, torch.dtype]] = {}
 
 
-@dataclass(frozen=True)
-class Arguments:
+class Arguments(NamedTuple):
     """The keyword arguments of a call that all functions share, checked."""
 
     ndim: int

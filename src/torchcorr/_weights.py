@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,8 +20,7 @@ def _has_nan(x: Tensor) -> bool:
     return x.is_floating_point() and (is_traced() or x.is_cuda or bool(x.isnan().any()))
 
 
-@dataclass(frozen=True)
-class Weights:
+class Weights(NamedTuple):
     """What users say of the weights of elements."""
 
     input_mask: Tensor | None = None
@@ -75,8 +74,7 @@ class Weights:
         return weight
 
 
-@dataclass(frozen=True)
-class WeightedInput:
+class WeightedInput(NamedTuple):
     """An input in normal form, its weights and those of windows; None for 1 everywhere."""
 
     input: Tensor
@@ -92,7 +90,7 @@ class WeightedInput:
     def detached(self) -> WeightedInput:
         weights = (self.input_weight, self.weight)
         of_input, of_window = (None if x is None else x.detach() for x in weights)
-        return replace(self, input=self.input.detach(), input_weight=of_input, weight=of_window)
+        return self._replace(input=self.input.detach(), input_weight=of_input, weight=of_window)
 
     @classmethod
     def parse(

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -175,8 +174,7 @@ def conv_transpose3d(
 # --- a call that PyTorch would accept, as one of an operator --------------------------------------
 
 
-@dataclass(frozen=True)
-class LayerCall:
+class LayerCall(NamedTuple):
     """A layer as the operators take it; a transposed one is the gradient of an input."""
 
     shape: Ints | None  # of the result, of a transposed layer

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import replace
 
 import pytest
 import torch
@@ -161,7 +160,7 @@ def test_costs_are_those_of_the_family_of_gpus_where_it_was_measured(monkeypatch
     costs.family.cache_clear()
     assert costs.family(card) == "cuda"
     assert costs.family(torch.device("meta")) == "meta"
-    quick = replace(costs._COSTS["cuda"], product=1e-9, position=1e-9, scored=1.0)
+    quick = costs._COSTS["cuda"]._replace(product=1e-9, position=1e-9, scored=1.0)
     monkeypatch.setitem(costs._COSTS, "cuda 9.0", quick)
     costs.family.cache_clear()
     assert costs.family(card) == "cuda 9.0"

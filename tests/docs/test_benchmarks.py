@@ -263,7 +263,7 @@ def test_constants_of_a_gpu_can_be_fitted(capsys):
 def test_the_fit_finds_the_costs_that_times_were_made_with():
     """Times of the model itself, with costs that are not those it starts from."""
     start = costs_of("cpu")
-    truth = replace(start, product=2 * start.product, sums=(2.0, 1.1), emitted=0.9)
+    truth = start._replace(product=2 * start.product, sums=(2.0, 1.1), emitted=0.9)
     made = []
     ways = list(itertools.product(("correlate", "zncc"), ("direct", "fft"), fit.DTYPES))
     for ndim, size, window, many in fit.problems(False):

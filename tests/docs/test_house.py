@@ -263,11 +263,12 @@ def test_import_is_cheap() -> None:
     assert set(ast.literal_eval(ours)) <= set(ast.literal_eval(torchs))
 
 
-def test_what_aligns_is_imported_on_first_use() -> None:
+def test_what_aligns_and_plots_is_imported_on_first_use() -> None:
     code = (
         "import sys, torchcorr\n"
         "assert set(torchcorr.__all__) <= set(dir(torchcorr))\n"
-        "assert 'torchcorr.align' not in sys.modules\n"
+        "assert not {'torchcorr.align', 'torchcorr.plot'} & sys.modules.keys()\n"
+        "assert torchcorr.plot is sys.modules['torchcorr.plot']\n"
         "first = torchcorr.estimate_shift\n"
         "from torchcorr.align import estimate_shift\n"
         "assert first is estimate_shift is vars(torchcorr)['estimate_shift']\n"

@@ -199,6 +199,17 @@ def test_interrupted_build_leaves_nothing_that_is_used(package, tmp_path, monkey
     assert seven(target) == 7
 
 
+def test_sources_are_read_only_where_a_library_was_built(package, monkeypatch):
+    installed = package / compile.LIBRARY
+    monkeypatch.setattr(compile, "key", lambda _: "abc")
+    built = package / f"{installed.stem}-abc.so"
+    built.touch()
+    assert library.candidates()[:2] == [built, installed]
+    built.unlink()
+    monkeypatch.delattr(compile, "key")
+    assert library.candidates() == [installed]
+
+
 def test_library_of_other_sources_is_not_loaded(package):
     assert main(["build"]) == 0
     for target in library.build_targets():

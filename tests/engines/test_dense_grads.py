@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
 from inputs import draw
@@ -128,5 +126,5 @@ def test_flat_windows_and_templates_have_no_gradient():
 def test_the_loop_is_chosen_for_a_dense_layer():
     call = call_of(((2, 1, 16, 20, 20), (64, 16, 3, 3), (1, 1)), torch.float32)
     assert dense_grads.is_worth(call)
-    large = replace(call, input=draw((1, 1, 300, 300)), template=draw((8, 1, 64, 64)))
+    large = call._replace(input=draw((1, 1, 300, 300)), template=draw((8, 1, 64, 64)))
     assert not dense_grads.is_worth(large)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import math
 
@@ -86,7 +85,7 @@ def test_any_tiles_and_blocks(at_once, piece, block, least, window, monkeypatch)
     for wanted in (6, 11, 64):
         tiles = plan._tiles(layer.dense, wanted)
         together = min(max(at_once, math.prod(tiles.grid[1:])), 2 * math.prod(tiles.grid))
-        tiles = dataclasses.replace(tiles, block=block, together=together)
+        tiles = tiles._replace(block=block, together=together)
         of_input = plan._tiles(layer.transposed, wanted)
         got = spectra.convolve(x, w, [1] * ndim, tiles)
         torch.testing.assert_close(got, exact, rtol=0, atol=1e-13)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -29,7 +28,7 @@ def score_grads(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Both gradients for a block's templates, and the rounding of its units."""
     _, image, coefficients, _ = operands
-    rule = replace(rule_of(image.dtype, True, budget=budget), least_energy=0.0)
+    rule = rule_of(image.dtype, True, budget=budget)._replace(least_energy=0.0)
     part = coefficients[block.pairs, block.templates]
     spectra = template_spectra(part, tiling.length, image.dtype)
     narrow, double = torch.zeros_like(spectra), torch.zeros_like(spectra, dtype=torch.complex128)

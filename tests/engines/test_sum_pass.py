@@ -206,8 +206,8 @@ def test_no_bound_exceeds_the_sums_of_absolute_products() -> None:
         power, expected = template.square().sum() * mean_square, 3.6
         contents = (power + around.square().mean()).sqrt() + around.abs().max() / 2
         contents = max(float(contents), expected * math.sqrt(power))
-        rule = replace(sum_rule(torch.float32, True, 10**6), narrow_allowed=1.0)
-        rules = {f: replace(rule, narrow_noise=f * least / contents) for f in FACTORS}
+        rule = sum_rule(torch.float32, True, 10**6)._replace(narrow_allowed=1.0)
+        rules = {f: rule._replace(narrow_noise=f * least / contents) for f in FACTORS}
         accepted = [f for f in FACTORS if accepts_float32(image, template, tiling, rules[f])]
         assert max(accepted, default=0) < 1, name
         if name in ("noise", "of one sign", "line"):

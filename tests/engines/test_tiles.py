@@ -126,7 +126,7 @@ def test_merged_moments(
 ) -> None:
     batch, image = batch_of(name, pairs), image_of(name, dtype)
     # So large a limit that it divides the windows.
-    rule = replace(rule_of(dtype, pairs, zero_mean=zero_mean), eps=eps, least_energy=0.4)
+    rule = rule_of(dtype, pairs, zero_mean=zero_mean)._replace(eps=eps, least_energy=0.4)
     stats = cut_stats(image, batch, zero_mean, pairs)
     numbers = (batch.numbers, rule.numbers, pairs)
     norms, states, means = ops.merged_moments(image, stats.rows, *numbers, True)
@@ -195,13 +195,12 @@ def score_tiles(
     tiling, dtype, spectra = batch.tiling, image.dtype, None
     limits = {t: rounding.transform_noise(dtype, t) for t in (dtype, torch.float64)}
     rule, wide = (
-        replace(
-            rule_of(dtype, transforms, noise=limits[t] if transforms else 0.0, budget=budget),
-            least_energy=(0.4 * limits[t]) ** 2,
+        rule_of(dtype, transforms, noise=limits[t] if transforms else 0.0, budget=budget)._replace(
+            least_energy=(0.4 * limits[t]) ** 2
         )
         for t in (dtype, torch.float64)
     )
-    wide = replace(wide, budget=math.inf)
+    wide = wide._replace(budget=math.inf)
     if transforms:
         part = coefficients[block.pairs, block.templates]
         spectra = template_spectra(part, tiling.length, dtype).flatten(0, 1).contiguous()

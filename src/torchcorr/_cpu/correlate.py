@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -269,8 +270,7 @@ def _rule_of(call: Arrangement, dtype: torch.dtype) -> SumRule:
     )
 
 
-@dataclass(frozen=True)
-class _Tiled:
+class _Tiled(NamedTuple):
     """Tiles in which sums are computed."""
 
     problem: Problem

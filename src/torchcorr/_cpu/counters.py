@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from typing import NamedTuple
 
 import torch
 
 from . import steps
 
 
-@dataclass(frozen=True)
-class Ways:
+class Ways(NamedTuple):
     """Counts since the last reading, of all threads; csrc/common/counters.h has the same order.
 
     A tile counts once for each template. One that was begun in float32 and repeated counts for what
@@ -28,6 +27,6 @@ class Ways:
 
 def take() -> Ways:
     """The counts since the last call."""
-    counts = torch.zeros(len(fields(Ways)), dtype=torch.int64)
+    counts = torch.zeros(len(Ways._fields), dtype=torch.int64)
     steps.take_counts(counts)
     return Ways(*counts.tolist())

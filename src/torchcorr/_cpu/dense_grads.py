@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -32,8 +32,7 @@ _SHARE = 0.5
 _LEAST_VARIANCE = 1e-8
 
 
-@dataclass(frozen=True)
-class _Windows:
+class _Windows(NamedTuple):
     """Of each window the means, (items, K, *positions), and 1 / (N sigma), (items, 1, ...)."""
 
     mean: Tensor
@@ -85,8 +84,7 @@ def score_grads(of: ScoreGradCall, own_means: bool) -> tuple[Tensor, Tensor] | N
     return for_input, for_template
 
 
-@dataclass(frozen=True)
-class _Parts:
+class _Parts(NamedTuple):
     """An upstream gradient times norms, and what goes through these."""
 
     into: Tensor  # (items, K, *positions)

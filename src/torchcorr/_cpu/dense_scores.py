@@ -6,7 +6,7 @@ are written. Calls with windows that float32 cannot score are left to the tiles 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,8 +19,7 @@ from . import steps
 _CENTRED = 16 << 20
 
 
-@dataclass(frozen=True)
-class Norms:
+class Norms(NamedTuple):
     """Of the windows of images (items, C, *size), and of the images themselves."""
 
     norm: Tensor  # 1 / (N sigma), (items, *positions), in float64

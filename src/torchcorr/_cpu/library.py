@@ -38,6 +38,10 @@ def candidates() -> list[Path]:
     version is loaded. The one that was installed with the package comes before the user's.
     """
     installed = PACKAGE / compile.LIBRARY
+    names = f"{installed.stem}-*"
+    # Naming what was built reads all sources, which takes a part of the import.
+    if not any(path for folder in _build_folders() for path in folder.glob(names)):
+        return [installed]
     built = build_targets()
     return [*built[:1], installed, *built[1:]]
 
@@ -49,8 +53,12 @@ def build_targets() -> list[Path]:
         return []
     stem, suffix = compile.LIBRARY.split(".")
     name = f"{stem}-{compile.key(sources)}.{suffix}"
+    return [folder / name for folder in _build_folders()]
+
+
+def _build_folders() -> list[Path]:
     cache = _user_cache()
-    return [PACKAGE / name] if cache is None else [PACKAGE / name, cache / "torchcorr" / name]
+    return [PACKAGE] if cache is None else [PACKAGE, cache / "torchcorr"]
 
 
 def _user_cache() -> Path | None:

@@ -6,12 +6,10 @@ them a second time, in C++.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property
+from typing import NamedTuple
 
 
-@dataclass(frozen=True)
-class ScoreRule:
+class ScoreRule(NamedTuple):
     """How scores are computed and which of them are recomputed exactly."""
 
     zero_mean: bool
@@ -25,22 +23,12 @@ class ScoreRule:
     budget: float  # doubtful windows of a tile and template that are recomputed
     own_means: bool = False  # each channel has its own; templates sum to 0 in each channel
 
-    @cached_property
+    @property
     def numbers(self) -> list[float]:
-        return [
-            self.zero_mean,
-            self.eps,
-            self.least_energy,
-            self.of_window,
-            self.least_variance,
-            self.noise,
-            self.budget,
-            self.own_means,
-        ]
+        return list(self)
 
 
-@dataclass(frozen=True)
-class MaskedRule:
+class MaskedRule(NamedTuple):
     """How scores of windows whose elements have weights are computed through transforms."""
 
     zero_mean: bool
@@ -49,26 +37,24 @@ class MaskedRule:
     allowed: float  # error of a score
     own_means: bool  # each channel has a mean of its own
 
-    @cached_property
+    @property
     def numbers(self) -> list[float]:
-        return [self.zero_mean, self.eps, self.least, self.allowed, self.own_means]
+        return list(self)
 
 
-@dataclass(frozen=True)
-class MomentRule:
+class MomentRule(NamedTuple):
     """What moments of windows whose elements have weights may have of rounding."""
 
     nothing: float  # share of a window's weight that counts as none
     allowed: float  # error of a variance, relative to itself
     allowed_of_mean: float  # of a mean, relative to the root mean square
 
-    @cached_property
+    @property
     def numbers(self) -> list[float]:
-        return [self.nothing, self.allowed, self.allowed_of_mean]
+        return list(self)
 
 
-@dataclass(frozen=True)
-class ByteRule:
+class ByteRule(NamedTuple):
     """How bytes are scored; elements are bytes minus a constant, their zero."""
 
     zero_mean: bool
@@ -81,23 +67,12 @@ class ByteRule:
     kernel: int  # of the direct loop: 0 is the best that the CPU can run
     own_means: bool  # each channel has a mean of its own
 
-    @cached_property
+    @property
     def numbers(self) -> list[float]:
-        return [
-            self.zero_mean,
-            self.eps,
-            self.zero_of_input,
-            self.zero_of_template,
-            self.exact,
-            self.noise,
-            self.allowed,
-            self.kernel,
-            self.own_means,
-        ]
+        return list(self)
 
 
-@dataclass(frozen=True)
-class SumRule:
+class SumRule(NamedTuple):
     """How exact plain sums are, through transforms in float32 and in float64."""
 
     narrow_noise: float  # of a transform, relative to what it contains
@@ -108,12 +83,6 @@ class SumRule:
     wide_allowed: float
     budget: float  # unknown windows of a tile and template that are recomputed
 
-    @cached_property
+    @property
     def numbers(self) -> list[float]:
-        return [
-            self.narrow_noise,
-            self.wide_noise,
-            self.narrow_allowed,
-            self.wide_allowed,
-            self.budget,
-        ]
+        return list(self)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -32,8 +32,7 @@ from .scores import TiledScores
 _SCORE_ERROR = rounding.ALLOWED_SCORE_ERROR[torch.float32]
 
 
-@dataclass(frozen=True)
-class UnitNoise:
+class UnitNoise(NamedTuple):
     """How much rounding each unit of tiles contributes (math.md, eq. noise).
 
     Rows of csrc/tiles/score_grad_pass.cpp: of the input's gradient, what its transforms and the
@@ -69,7 +68,7 @@ class _Gradients(TiledScores):
         if of.need_template:
             self.for_template = torch.empty_like(self.coefficients)
         # Scores are given: a window is doubtful only if its norm is unknown.
-        self.unknown_rule = replace(self.rule, least_energy=0.0)
+        self.unknown_rule = self.rule._replace(least_energy=0.0)
 
     def run(self) -> bool:
         """Computes both gradients; whether everything was finite."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -104,8 +104,7 @@ def lncc_into(
     return (widen(y) * factor_y - widen(x) * factor_x + offset).to(x.dtype)
 
 
-@dataclass(frozen=True)
-class PairOperators:
+class PairOperators(NamedTuple):
     """The operators in the gradient of `lncc`: registered ones, or their definitions."""
 
     pair_moments: Callable[..., tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor], Tensor]]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -40,8 +41,7 @@ _SAMPLED = 4096
 RANGE = (1e-60, 1e60)
 
 
-@dataclass(frozen=True)
-class OverlapOperators:
+class OverlapOperators(NamedTuple):
     """What scores are computed with: sums of products, and moments and sums of windows."""
 
     correlate: Callable[..., Tensor]

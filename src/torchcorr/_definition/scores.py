@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -134,8 +134,7 @@ def ncc_prepare_grads(
     return numerator_grad.to(grad.dtype), grad_s1, -share / 2
 
 
-@dataclass(frozen=True)
-class ScoreOperators:
+class ScoreOperators(NamedTuple):
     """The operators in the gradient of a score: registered ones, or their definitions."""
 
     ncc: Callable[..., Tensor]
@@ -145,8 +144,7 @@ class ScoreOperators:
     correlate_template_grad: Callable[..., Tensor]
 
 
-@dataclass(frozen=True)
-class ScoreGradCall:
+class ScoreGradCall(NamedTuple):
     """A score that is differentiated, and which of its gradients are needed."""
 
     grad: Tensor

@@ -7,7 +7,7 @@ reversed template; that of the template is a correlation of the input with the u
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -20,8 +20,7 @@ from .._plan.tiling import Tiling
 from .transforms import dilated
 
 
-@dataclass(frozen=True)
-class Transpose:
+class Transpose(NamedTuple):
     """A transpose in normal form, and the tiles that it is computed in on a kind of device."""
 
     leads: Leads

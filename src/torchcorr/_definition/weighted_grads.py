@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,8 +18,7 @@ from .weights import NOTHING, Moments, Weighted, weighted
 _LEAST_CLEAR, _LEAST_SQUARE = 1e-9, 1e-24
 
 
-@dataclass(frozen=True)
-class SumOperators:
+class SumOperators(NamedTuple):
     """Plain sums and their transposes, registered operators or their definitions; and moments."""
 
     correlate: Callable[..., Tensor]
@@ -29,8 +27,7 @@ class SumOperators:
     statistics: Callable[..., Moments] = definition.window_statistics
 
 
-@dataclass(frozen=True)
-class WeightedGradCall:
+class WeightedGradCall(NamedTuple):
     """A weighted score that is differentiated, and which of its gradients are needed."""
 
     grad: Tensor
@@ -52,8 +49,7 @@ class WeightedGradCall:
         return weighted(*tensors, len(self.stride), self.zero_mean, self.pooled)
 
 
-@dataclass(frozen=True)
-class _Sums:
+class _Sums(NamedTuple):
     """Sums over windows and their transposes, for channels that share their means or do not."""
 
     of: Weighted

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -143,8 +143,7 @@ def _by_transforms(of: Weighted, stride: Sequence[int], is_wide: bool) -> tuple[
 # --- gradients ------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class MomentOperators:
+class MomentOperators(NamedTuple):
     """Sums over windows and their transposes: registered operators."""
 
     correlate: Callable[..., Tensor]
@@ -154,8 +153,7 @@ class MomentOperators:
     window_spread: Callable[..., Tensor]
 
 
-@dataclass(frozen=True)
-class _Sums:
+class _Sums(NamedTuple):
     """Sums over windows of equal weights or of others, and their transposes."""
 
     operators: MomentOperators
@@ -199,8 +197,7 @@ class _Sums:
         return self.operators.correlate_template_grad(maps, x, whole, self.stride, "auto")
 
 
-@dataclass(frozen=True)
-class MomentsGradCall:
+class MomentsGradCall(NamedTuple):
     """Moments whose gradients are wanted: of their inputs, and which of these are needed."""
 
     input: Tensor

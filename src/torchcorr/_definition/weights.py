@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,8 +17,7 @@ from .sums import mean_over, sum_over
 NOTHING = 1e-9
 
 
-@dataclass(frozen=True)
-class Weighted:
+class Weighted(NamedTuple):
     """A pair and its weights in float64, as products and sums take them.
 
     Inputs are (*lead, C, *size), templates (*lead, C, *window), weights the same or with one

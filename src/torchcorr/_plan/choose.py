@@ -353,7 +353,7 @@ def _arranged_gradients(
     input: Ints, template: Ints, stride: Ints, dtype: torch.dtype, device: str
 ) -> Arrangement:
     call = arrange(input, template, stride, "fft", normalised=True, dtype=dtype, device=device)
-    problem, tiling = replace(call.problem, divisible=False), call.tiling
+    problem, tiling = call.problem._replace(divisible=False), call.tiling
     if math.prod(tiling.parts) > 1:
         tiling = tiling_of(problem, make_plan(problem, "fft"))
     return Arrangement(problem, gradient_plan(problem, tiling), tiling)
@@ -376,7 +376,7 @@ def _arranged_masked(
     input: Ints, template: Ints, stride: Ints, dtype: torch.dtype, device: str
 ) -> Arrangement:
     call = arrange(input, template, stride, "fft", normalised=True, dtype=dtype, device=device)
-    problem = replace(call.problem, divisible=False)
+    problem = call.problem._replace(divisible=False)
     plans = [masked_plan(problem, _tiling(problem, grid, True)) for grid in _grids(problem)]
     fitting = [plan for plan in plans if plan.bytes <= scratch_allowed(problem)]
     best = min(fitting, key=lambda p: p.cost) if fitting else min(plans, key=lambda p: p.bytes)

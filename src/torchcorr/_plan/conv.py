@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from typing import NamedTuple
 
 import torch
 
@@ -35,8 +36,7 @@ _LENGTHS = (32, 40, 48, 64, 80, 96, 128, 160, 192, 256, 320, 384, 512)
 _LONG = tuple(n << p for p in range(5, 18) for n in (4, 5))
 
 
-@dataclass(frozen=True)
-class Dense:
+class Dense(NamedTuple):
     """A convolution with stride 1 and dilation 1; all groups are alike."""
 
     items: int
@@ -48,8 +48,7 @@ class Dense:
     itemsize: int
 
 
-@dataclass(frozen=True)
-class Tiles:
+class Tiles(NamedTuple):
     """Tiles of a dense convolution, an entry an axis."""
 
     window: Ints
@@ -125,8 +124,7 @@ def _loops(problem: Dense, spectrum: int, grid: Ints) -> tuple[int, int]:
     return block, min(count, max(each, together))
 
 
-@dataclass(frozen=True)
-class Rates:
+class Rates(NamedTuple):
     """Nanoseconds of one core for float32, fitted by ``python -m benchmarks.fit_conv``."""
 
     transform: float = 8.0  # an element of a tile, one way, with its new order
@@ -236,7 +234,7 @@ class Layer:
         """The dense convolution of the upstream gradient that makes the input's."""
         at, dense = self.lattices, self.dense
         size = at.size if at.trivial else at.dense
-        return replace(dense, channels=dense.outputs, outputs=dense.channels, positions=size)
+        return dense._replace(channels=dense.outputs, outputs=dense.channels, positions=size)
 
     def dense_of(self, form: str) -> Dense:
         """The dense convolution whose tiles a form is computed in."""
@@ -257,8 +255,7 @@ def _layer(
     return Layer(input, weight, groups, at, dtype)
 
 
-@dataclass(frozen=True)
-class Way:
+class Way(NamedTuple):
     """How one of the three forms of a layer is computed, and milliseconds of one core."""
 
     method: str  # "torch", "sums" or "spectra"

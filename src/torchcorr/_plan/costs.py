@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 
 from .shapes import Ints
 
 
-@dataclass(frozen=True)
-class Costs:
+class Costs(NamedTuple):
     """Costs of work on a kind of device, in nanoseconds. Only their ratios matter."""
 
     # An element of a line, a plane or a volume, for each doubling of its size.
@@ -163,7 +162,7 @@ _BYTE_LOOPS = {
     "amx": (0.0003, 64),
 }
 _COSTS |= {
-    f"cpu {name}": replace(_COSTS["cpu"], byte_product=product, byte_line=line)
+    f"cpu {name}": _COSTS["cpu"]._replace(byte_product=product, byte_line=line)
     for name, (product, line) in _BYTE_LOOPS.items()
 }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from .shapes import Ints
 
@@ -21,8 +21,7 @@ def positions_of(
     return tuple((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in axes)
 
 
-@dataclass(frozen=True)
-class Lattices:
+class Lattices(NamedTuple):
     """How a convolution divides into dense ones (docs/math.md, eq. lattices), an entry an axis.
 
     Position ``phases * q + r`` reads the padded input at ``stride * r + dilation * b + period * j``

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from .costs import Costs, costs_of
 from .leads import Leads
@@ -14,8 +14,7 @@ from .tiling import Tiling
 _BAND = 6.0
 
 
-@dataclass(frozen=True)
-class Problem:
+class Problem(NamedTuple):
     """What a plan depends on: shapes of the normal form, element size and kind of device."""
 
     size: Ints

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import cached_property
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -149,8 +150,7 @@ class Tiling:
         return TileBatch(self, []).numbers
 
 
-@dataclass(frozen=True)
-class TileBatch:
+class TileBatch(NamedTuple):
     """Tiles of one tiling that a step works on, and the first of the templates it works with."""
 
     tiling: Tiling
@@ -179,8 +179,7 @@ class Block:
         return [pairs.start, pairs.stop, templates.start, templates.stop, self.tiles_of_unit]
 
 
-@dataclass(frozen=True)
-class TileStats:
+class TileStats(NamedTuple):
     """What is known of each tile once it is cut out: one row of four float64 numbers a tile.
 
     A tile contains (element - level) * scale, and 0 for an element that is not finite.
@@ -217,8 +216,7 @@ class WindowState(IntEnum):
     NON_FINITE = 4  # an element is a NaN or an Inf
 
 
-@dataclass(frozen=True)
-class TileMoments:
+class TileMoments(NamedTuple):
     """What is known of tiles and of their windows, each (tiles, *positions)."""
 
     stats: TileStats

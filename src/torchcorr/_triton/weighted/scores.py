@@ -79,4 +79,4 @@ def _statistics(of: Weighted, stride: Sequence[int], method: str, allowed: float
     return Moments(*(leads.restored(x, core) for x in maps))
 
 
-weighted_ncc_grads = grads_by(replace(SUMS_BY_KERNELS, statistics=_statistics))
+weighted_ncc_grads = grads_by(SUMS_BY_KERNELS._replace(statistics=_statistics))
