@@ -195,18 +195,16 @@ def normal_pair(
 def _signature(
     input: Tensor, template: Tensor, arguments: Arguments, name: str, complex_allowed: bool
 ) -> tuple[Any, ...] | None:
-    """All that the checks of a pair depend on; None for tensors that are traced."""
-    if torch.compiler.is_compiling():
+    """All that the checks of a pair depend on; None for tensors that are traced or of other kinds,
+    and under autocast."""
+    if torch.compiler.is_compiling() or torch._C._is_any_autocast_enabled():
         return None
     for x in (input, template):
         if type(x) not in (Tensor, Parameter) or x.layout is not torch.strided or x.is_nested:
             return None
-    device = input.device
-    if device != template.device or device.type == "meta":
-        return None
-    autocast = torch.is_autocast_enabled(device.type)
-    pair = (input.shape, template.shape, input.dtype, template.dtype)
-    return *pair, device.type, autocast, arguments, name, complex_allowed
+    shapes, dtypes = (input.shape, template.shape), (input.dtype, template.dtype)
+    devices = (input.device, template.device)
+    return shapes, dtypes, devices, arguments, name, complex_allowed
 
 
 def _checked_dtypes(

@@ -258,7 +258,8 @@ def call_layer(
         return theirs(input, weight, bias, *how)
     if not (input.is_cpu and weight.is_cpu):
         return theirs(input, weight, bias, *how)
-    input, weight, bias = _autocast(input, weight, bias)
+    if torch._C._is_any_autocast_enabled():
+        input, weight, bias = _autocast(input, weight, bias)
     recorded = torch.is_grad_enabled()
     needs = (recorded and input.requires_grad, recorded and weight.requires_grad)
     kinds = (input.dtype, weight.dtype)

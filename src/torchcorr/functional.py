@@ -377,14 +377,18 @@ def sums(
     )
     if pads is None:
         pads = () if padded else arguments.pads_of(tuple(w.shape[-arguments.ndim :]))
-    w = w.flip(tuple(range(-arguments.ndim, 0))) if flip else w.conj().resolve_conj()
+    if flip:
+        w = w.flip(tuple(range(-arguments.ndim, 0)))
+    elif w.is_complex():
+        w = w.conj().resolve_conj()
     how = (arguments.stride, arguments.method)
     spectra = None
     if prepared is not None:
         spectra = prepared.spectra_for(x, w, *how, normalised=False)
     out: Tensor = _contract.correlate(x, w, *how, spectra, pads)
-    whole = arguments.pads_with_whole_numbers()
-    return out.round() if whole and _checks.is_integral(input.dtype) else out.to(result)
+    if _checks.is_integral(input.dtype) and arguments.pads_with_whole_numbers():
+        return out.round()
+    return out if out.dtype == result else out.to(result)
 
 
 def scores(

@@ -156,6 +156,16 @@ def test_per_sample_gradients(name):
     torch.testing.assert_close(got, torch.stack(looped))
 
 
+def test_dtypes_are_checked_again_behind_autocast():
+    image, template = draw((9, 9), torch.float32), draw((3, 3), torch.float32, 1)
+    pair = (image.bfloat16(), template)
+    for _ in range(2):
+        with torch.autocast(image.device.type, dtype=torch.bfloat16):
+            torchcorr.zncc(*pair)
+        with pytest.raises(TypeError, match="must share one dtype"):
+            torchcorr.zncc(*pair)
+
+
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("name", PAIRS)
 def test_autocast_keeps_float32(name, method):

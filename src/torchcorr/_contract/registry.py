@@ -99,9 +99,11 @@ class Operator:
     def _forward(self, *args: Any) -> Any:
         """The operator without its derivative; where the dispatcher would only find the engine's
         kernel for the CPU, that is called, since the way through it shows on tiny inputs."""
-        direct = self._on_cpu if _dispatch_is_plain(args) else None
+        kernel = self._on_cpu
+        if kernel is None or not _dispatch_is_plain(args):
+            kernel = self.kernel
         with torch._C._AutoDispatchBelowAutograd():
-            return self.kernel(*args) if direct is None else direct(*args)
+            return kernel(*args)
 
     # Classes are made when they are first needed: making all of them takes a part of the import.
 

@@ -29,7 +29,9 @@ def arrange_sums(
     than the direct loop."""
     sizes = (input, template, stride)
     call = arrange(*sizes, method, normalised=False, dtype=dtype, device=device)
-    if method == "auto" and call.plan.method == "direct" and call.problem.costs.pairs:
+    if max(stride, default=1) == 1 or method != "auto" or call.plan.method != "direct":
+        return call
+    if call.problem.costs.pairs:
         dense = on_lattices(*sizes, dtype=dtype, device=device)
         if dense is not None and _time(dense, input) < call.plan.cost:
             return arrange(*sizes, "fft", normalised=False, dtype=dtype, device=device)
