@@ -12,35 +12,39 @@
 
 namespace torchcorr {
 
-// Defines name(parameters), which calls the template name<BYTES>(arguments) with the length of the
-// vectors that this CPU has.
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#if defined(__x86_64__) && defined(__GNUC__)
+#define TORCHCORR_AVX2 __attribute__((target("avx2,fma,bmi2")))
+#define TORCHCORR_AVX512 __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,fma,bmi2")))
+#endif
+
+// Of the vectors that this CPU has. A test on one CPU can ask for shorter ones.
 inline int longest_vectors() {
-  const int longest = __builtin_cpu_supports("x86-64-v4") ? 64
-                      : __builtin_cpu_supports("x86-64-v3") ? 32
-                                                            : 16;
-  // So that one CPU can test the shorter ones too.
+  int longest = 16;
+#if defined(TORCHCORR_AVX2)
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) longest = 32;
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
+    longest = 64;
+  }
+#endif
   const char* wanted = std::getenv("TORCHCORR_VECTOR_BYTES");
-  return wanted ? std::min(longest, std::max(16, std::atoi(wanted))) : longest;
+  return wanted ? std::min(longest, std::atoi(wanted)) : longest;
 }
 inline const int kVectorBytes = longest_vectors();
 
-#define TORCHCORR_FOR_CPUS(result, name, parameters, arguments)                                 \
-  __attribute__((target("arch=x86-64-v4"))) static result name##_v4 parameters {                \
-    return name<64> arguments;                                                                  \
-  }                                                                                             \
-  __attribute__((target("arch=x86-64-v3"))) static result name##_v3 parameters {                \
-    return name<32> arguments;                                                                  \
-  }                                                                                             \
-  static result name##_base parameters { return name<16> arguments; }                           \
-  result name parameters {                                                                      \
-    if (kVectorBytes == 64) return name##_v4 arguments;                                         \
-    return kVectorBytes == 32 ? name##_v3 arguments : name##_base arguments;                    \
+// Defines name(parameters), which calls the template name<BYTES>(arguments) for this CPU.
+#if defined(TORCHCORR_AVX2)
+#define TORCHCORR_FOR_CPUS(result, name, parameters, arguments)                                   \
+  TORCHCORR_AVX512 static result name##_avx512 parameters { return name<64> arguments; }          \
+  TORCHCORR_AVX2 static result name##_avx2 parameters { return name<32> arguments; }              \
+  static result name##_base parameters { return name<16> arguments; }                             \
+  result name parameters {                                                                        \
+    if (kVectorBytes >= 64) return name##_avx512 arguments;                                       \
+    return kVectorBytes >= 32 ? name##_avx2 arguments : name##_base arguments;                    \
   }
 #else
-// Other compilers divide vectors well.
 #define TORCHCORR_FOR_CPUS(result, name, parameters, arguments) \
-  result name parameters { return name<64> arguments; }
+  result name parameters { return name<16> arguments; }
 #endif
 
 template <int BYTES>

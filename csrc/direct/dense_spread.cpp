@@ -111,7 +111,7 @@ TORCHCORR_INLINE double add_row(int64_t n, int64_t window, const double* added, 
       const int64_t at = i + v * lanes;
       Wide<BYTES> total = sums.values[v] - (widened<BYTES>(x + at) - level) * load<BYTES>(by + at);
       total += widened<BYTES>(to + at);
-      narrowed<BYTES>(total, to + at);
+      put(total, to + at);
       const Wide<BYTES> size = total < 0 ? -total : total;
       most = size > most ? size : most;
     }
@@ -196,7 +196,7 @@ template <int BYTES>
 TORCHCORR_INLINE void add_elements(int64_t n, const float* x, double* to) {
   constexpr int64_t lanes = lanes_of<double, BYTES>;
   int64_t i = 0;
-  for (; i + lanes <= n; i += lanes) put<BYTES>(load<BYTES>(to + i) + widened<BYTES>(x + i), to + i);
+  for (; i + lanes <= n; i += lanes) put(load<BYTES>(to + i) + widened<BYTES>(x + i), to + i);
   for (; i < n; ++i) to[i] += static_cast<double>(x[i]);
 }
 TORCHCORR_FOR_CPUS(void, add_elements, (int64_t n, const float* x, double* to), (n, x, to))

@@ -6,7 +6,7 @@
 #include "common/axes.h"
 #include "common/large_pages.h"
 #include "common/parallel.h"
-#include "direct/targets.h"
+#include "common/targets.h"
 
 namespace torchcorr::direct {
 namespace {
@@ -40,18 +40,18 @@ TORCHCORR_INLINE void scale_some(int64_t n, const Upstream& of, const double* no
     for (int k = 0; k < K; ++k) {
       const int64_t at = k * of.pitch + i;
       const Wide<BYTES> g = widened<BYTES>(of.grad + at), v = g * by;
-      narrowed<BYTES>(v, of.out + at);
+      put(v, of.out + at);
       total += g * widened<BYTES>(of.score + at);
       sum[k] += v;
       square[k] += v * v;
       const Wide<BYTES> size = v < 0 ? -v : v;
       largest[k] = size > largest[k] ? size : largest[k];
     }
-    put<BYTES>(total, share + i);
+    put(total, share + i);
   }
   for (int k = 0; k < K; ++k) {
     UpstreamRow& row = rows[k];
-    row = {sum_of_lanes<BYTES>(sum[k]), sum_of_lanes<BYTES>(square[k]), 0};
+    row = {sum_of_lanes(sum[k]), sum_of_lanes(square[k]), 0};
     for (int l = 0; l < lanes; ++l) row.largest = std::max(row.largest, largest[k][l]);
     for (int64_t x = i; x < n; ++x) {
       const int64_t at = k * of.pitch + x;

@@ -66,7 +66,7 @@ TORCHCORR_INLINE Sample sample_channel(const Windows& w, const float* x) {
     }
     all.count += static_cast<double>(n);
   }
-  all.add({sum_of_lanes<BYTES>(sum), sum_of_lanes<BYTES>(square), 0});
+  all.add({sum_of_lanes(sum), sum_of_lanes(square), 0});
   return all;
 }
 TORCHCORR_FOR_CPUS(Sample, sample_channel, (const Windows& w, const float* x), (w, x))
@@ -110,9 +110,9 @@ TORCHCORR_INLINE double centre_row(int64_t n, const float* x, double level, floa
   int64_t i = 0;
   for (; i + lanes <= n; i += lanes) {
     const Wide<BYTES> d = widened<BYTES>(x + i) - level, by = d * d;
-    if constexpr (OUT) narrowed<BYTES>(d, out + i);
-    put<BYTES>(ADDED ? load<BYTES>(line + i) + d : d, line + i);
-    put<BYTES>(load<BYTES>(square + i) + by, square + i);
+    if constexpr (OUT) put(d, out + i);
+    put(ADDED ? load<BYTES>(line + i) + d : d, line + i);
+    put(load<BYTES>(square + i) + by, square + i);
     total += by;
   }
   double rest = 0;
@@ -123,7 +123,7 @@ TORCHCORR_INLINE double centre_row(int64_t n, const float* x, double level, floa
     square[i] += d * d;
     rest += d * d;
   }
-  return sum_of_lanes<BYTES>(total) + rest;
+  return sum_of_lanes(total) + rest;
 }
 
 // Sums of the windows of a band from sums along the rows of elements; calls emit(place, sums).

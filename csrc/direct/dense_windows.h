@@ -6,7 +6,7 @@
 
 #include "common/axes.h"
 #include "direct/lines.h"
-#include "direct/targets.h"
+#include "common/targets.h"
 
 namespace torchcorr::direct {
 
@@ -56,7 +56,7 @@ struct Block {
   }
   TORCHCORR_INLINE void write(double* out) const {
 #pragma GCC unroll 4
-    for (int v = 0; v < vectors; ++v) put<BYTES>(values[v], out + v * lanes);
+    for (int v = 0; v < vectors; ++v) put(values[v], out + v * lanes);
   }
 };
 
@@ -104,7 +104,7 @@ template <int BYTES>
 TORCHCORR_INLINE void widen_row(int64_t n, const float* x, double level, double* out) {
   constexpr int64_t lanes = lanes_of<double, BYTES>;
   int64_t i = 0;
-  for (; i + lanes <= n; i += lanes) put<BYTES>(widened<BYTES>(x + i) - level, out + i);
+  for (; i + lanes <= n; i += lanes) put(widened<BYTES>(x + i) - level, out + i);
   for (; i < n; ++i) out[i] = static_cast<double>(x[i]) - level;
 }
 

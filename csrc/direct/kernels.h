@@ -6,7 +6,7 @@
 
 #include "direct/dense_kernels.h"
 #include "direct/planes.h"
-#include "direct/targets.h"
+#include "common/targets.h"
 
 namespace torchcorr::direct {
 
@@ -430,8 +430,8 @@ TORCHCORR_KERNELS(avx512, TORCHCORR_AVX512, 64, 4, 12)
 template <class T>
 Kernels<T> pick_kernels() {
 #if defined(TORCHCORR_AVX2)
-  if (vector_bytes() == 64) return kernels_avx512<T>();
-  if (vector_bytes() == 32) return kernels_avx2<T>();
+  if (kVectorBytes >= 64) return kernels_avx512<T>();
+  if (kVectorBytes >= 32) return kernels_avx2<T>();
 #endif
   return kernels_base<T>();
 }

@@ -33,9 +33,9 @@ void add_row(int64_t n, double sign, const double* x, double* to);
 
 // `row_of(channel, z, y)` gives a `WeightedRow` of the tile.
 template <class T, class F>
-class BoxSums {
+class SlidingBoxes {
  public:
-  BoxSums(const Tiling& t, const TileLevel& level, const F& row_of, int sums)
+  SlidingBoxes(const Tiling& t, const TileLevel& level, const F& row_of, int sums)
       : t_(t), level_(level), row_of_(row_of), sums_(sums), width_(t.extent[2]),
         plane_(t.window[0] > 1 ? t.extent[1] * width_ : 0), planes_(sums * plane_),
         columns_(sums * width_), totals_(kSums * (width_ + 1)) {}
@@ -144,7 +144,7 @@ class BoxSums {
 template <class T, class F>
 SumBounds box_sums(const Tiling& t, const TileLevel& level, double weight, const F& row_of,
                    double* const (&to)[kSums]) {
-  return BoxSums<T, F>(t, level, row_of, to[kWeights] ? kSums : kSums - 1).run(weight, to);
+  return SlidingBoxes<T, F>(t, level, row_of, to[kWeights] ? kSums : kSums - 1).run(weight, to);
 }
 
 }  // namespace torchcorr

@@ -109,10 +109,10 @@ class MaskedInput {
           double energy = 0, weight = 0, squares = 0;
           for (int64_t g = 0; g < groups_; ++g) {
             const WeightedParts parts = parts_of(place, levels[g].level, at, g, pair, k);
-            const double count = total_of_lanes(parts.count), sum = total_of_lanes(parts.first);
+            const auto& [count, sum, square] = parts;
             const bool centred = rule_.zero_mean && count > 0;
-            energy += total_of_lanes(parts.square) - (centred ? sum * sum / count : 0.0);
-            weight += count, squares += total_of_lanes(parts.square);
+            energy += square - (centred ? sum * sum / count : 0.0);
+            weight += count, squares += square;
           }
           if (weight * share > enough && energy > kNoEnergy * squares) {
             least = std::min(least, energy * share);

@@ -4,6 +4,8 @@
 #include <cmath>
 #include <limits>
 
+#include "common/targets.h"
+
 namespace torchcorr {
 namespace {
 
@@ -159,54 +161,53 @@ TORCHCORR_INLINE int64_t score_added(int64_t n, const ChannelMoments& of, const 
   return score_each<WHOLE, double>(n, get, by.count_error, by, out, states);
 }
 
-// Numbers where there is weight, and 0 elsewhere. In halves: without AVX-512, GCC compares longer vectors
-// element by element.
-TORCHCORR_INLINE Doubles where_weight(const Doubles& weight, const Doubles& x) {
-  using Half = Vector<double, 32>;
-  const Half none = {}, low = __builtin_shufflevector(weight, weight, 0, 1, 2, 3),
-             high = __builtin_shufflevector(weight, weight, 4, 5, 6, 7);
-  const Half a = low > 0.0 ? __builtin_shufflevector(x, x, 0, 1, 2, 3) : none;
-  const Half b = high > 0.0 ? __builtin_shufflevector(x, x, 4, 5, 6, 7) : none;
-  return __builtin_shufflevector(a, b, 0, 1, 2, 3, 4, 5, 6, 7);
+// Numbers where there is weight, and 0 elsewhere.
+template <int BYTES>
+TORCHCORR_INLINE Wide<BYTES> where_weight(const Wide<BYTES>& weight, const Wide<BYTES>& x) {
+  return weight > 0.0 ? x : Wide<BYTES>{};
 }
 
-template <class T>
-TORCHCORR_INLINE void survey_row(int64_t n, const T* x, const T* weight, double level, Survey& s) {
-  Doubles count = read(s.count), sum = read(s.sum), squares = read(s.squares);
-  const auto add = [&](const Doubles& v, const Doubles& w) TORCHCORR_FLAT {
-    const Doubles d = where_weight(w, v - level);
-    count += where_weight(w, Doubles{} + 1.0);
-    sum += d, squares += d * d;
-  };
-  const Doubles one = Doubles{} + 1.0;
+// Calls add(elements, weights) for vectors of n elements; without weights all have `one`.
+template <int BYTES, class T, class F>
+TORCHCORR_INLINE void for_vectors(int64_t n, const T* x, const T* weight, const F& add) {
+  constexpr int64_t kLanes = lanes_of<double, BYTES>;
+  const Wide<BYTES> one = Wide<BYTES>{} + 1.0;
   int64_t i = 0;
-  for (; i + kDoubles <= n; i += kDoubles) add(read(x + i), weight ? read(weight + i) : one);
-  if (i < n) {
-    Doubles there = {};
-    for (int64_t l = 0; l < n - i; ++l) there[l] = weight ? static_cast<double>(weight[i + l]) : 1.0;
-    add(read_part(n - i, x + i), there);
+  for (; i + kLanes <= n; i += kLanes) {
+    add(i, kLanes, widened<BYTES>(x + i), weight ? widened<BYTES>(weight + i) : one);
   }
-  write(s.count, count), write(s.sum, sum), write(s.squares, squares);
+  if (i == n) return;
+  Wide<BYTES> there = {};
+  for (int64_t l = 0; l < n - i; ++l) there[l] = weight ? static_cast<double>(weight[i + l]) : 1.0;
+  add(i, n - i, widened_part<BYTES>(n - i, x + i), there);
 }
 
-template <class T>
-TORCHCORR_INLINE void add_row(int64_t n, const T* x, const T* weight, const double* by,
-                              double level, WeightedParts& to) {
-  Doubles count = read(to.count), first = read(to.first), square = read(to.square);
-  const auto add = [&](const Doubles& v, const Doubles& w) TORCHCORR_FLAT {
-    const Doubles d = where_weight(w, v - level), part = w * d;
-    count += w, first += part, square += part * d;
-  };
-  int64_t i = 0;
-  for (; i + kDoubles <= n; i += kDoubles) {
-    const Doubles w = read(by + i);
-    add(read(x + i), weight ? w * read(weight + i) : w);
-  }
-  if (i < n) {
-    const Doubles w = read_part(n - i, by + i);
-    add(read_part(n - i, x + i), weight ? w * read_part(n - i, weight + i) : w);
-  }
-  write(to.count, count), write(to.first, first), write(to.square, square);
+template <int BYTES, class T>
+TORCHCORR_INLINE void survey(int64_t n, const T* x, const T* weight, double level, Survey& to) {
+  using Vec = Wide<BYTES>;
+  Vec count = {}, sum = {}, squares = {};
+  for_vectors<BYTES>(n, x, weight, [&](int64_t, int64_t, const Vec& v, const Vec& w) TORCHCORR_FLAT {
+    const Vec d = where_weight<BYTES>(w, v - level);
+    count += where_weight<BYTES>(w, Vec{} + 1.0), sum += d, squares += d * d;
+  });
+  to.count += sum_of_lanes(count), to.sum += sum_of_lanes(sum);
+  to.squares += sum_of_lanes(squares);
+}
+
+template <int BYTES, class T>
+TORCHCORR_INLINE void add_weighted(int64_t n, const T* x, const T* weight, const double* by,
+                                   double level, WeightedParts& to) {
+  using Vec = Wide<BYTES>;
+  Vec count = {}, first = {}, square = {};
+  for_vectors<BYTES>(
+      n, x, weight, [&](int64_t i, int64_t some, const Vec& v, const Vec& there) TORCHCORR_FLAT {
+        const bool whole = some == lanes_of<double, BYTES>;
+        const Vec w = there * (whole ? load<BYTES>(by + i) : widened_part<BYTES>(some, by + i));
+        const Vec d = where_weight<BYTES>(w, v - level), part = w * d;
+        count += w, first += part, square += part * d;
+      });
+  to.count += sum_of_lanes(count), to.first += sum_of_lanes(first);
+  to.square += sum_of_lanes(square);
 }
 
 // A is the type of the arithmetic.
@@ -262,11 +263,10 @@ TORCHCORR_INLINE void take(int64_t n, int64_t step, const R* from, M* one, M* ot
   }
 }
 
-// Vectors of 32 bytes: without AVX-512, GCC compares longer ones element by element.
-template <class R>
-TORCHCORR_INLINE void add_contents_of(int64_t n, const R* x, Contents& to) {
-  constexpr int64_t kLanes = lanes_of<R, 32>, kTogether = 64 * kLanes;
-  using Part = Vector<R, 32>;
+template <int BYTES, class R>
+TORCHCORR_INLINE void add_contents(int64_t n, const R* x, Contents& to) {
+  constexpr int64_t kLanes = lanes_of<R, BYTES>, kTogether = 64 * kLanes;
+  using Part = Vector<R, BYTES>;
   Part peaks = {};
   int64_t i = 0;
   while (i + 2 * kLanes <= n) {
@@ -275,7 +275,7 @@ TORCHCORR_INLINE void add_contents_of(int64_t n, const R* x, Contents& to) {
     Part squares[2] = {};
     for (const int64_t end = std::min(n, i + kTogether); i + 2 * kLanes <= end; i += 2 * kLanes) {
       for (int64_t v = 0; v < 2; ++v) {
-        const Part part = load<32>(x + i + v * kLanes), size = part < 0 ? -part : part;
+        const Part part = load<BYTES>(x + i + v * kLanes), size = part < 0 ? -part : part;
         squares[v] += part * part;
         peaks = size > peaks ? size : peaks;
       }
@@ -323,20 +323,17 @@ TORCHCORR_SCORE(double, double)
 TORCHCORR_MOMENTS(float)
 TORCHCORR_MOMENTS(double)
 #undef TORCHCORR_MOMENTS
-TORCHCORR_CLONES void survey(int64_t n, const float* x, const float* w, double level, Survey& s) {
-  survey_row(n, x, w, level, s);
-}
-TORCHCORR_CLONES void survey(int64_t n, const double* x, const double* w, double level, Survey& s) {
-  survey_row(n, x, w, level, s);
-}
-TORCHCORR_CLONES void add_weighted(int64_t n, const float* x, const float* weight,
-                                   const double* by, double level, WeightedParts& to) {
-  add_row(n, x, weight, by, level, to);
-}
-TORCHCORR_CLONES void add_weighted(int64_t n, const double* x, const double* weight,
-                                   const double* by, double level, WeightedParts& to) {
-  add_row(n, x, weight, by, level, to);
-}
+#define TORCHCORR_SURVEY(T)                                                                       \
+  TORCHCORR_FOR_CPUS(void, survey,                                                                \
+                     (int64_t n, const T* x, const T* weight, double level, Survey& to),          \
+                     (n, x, weight, level, to))                                                   \
+  TORCHCORR_FOR_CPUS(void, add_weighted,                                                          \
+                     (int64_t n, const T* x, const T* weight, const double* by, double level,     \
+                      WeightedParts& to),                                                         \
+                     (n, x, weight, by, level, to))
+TORCHCORR_SURVEY(float)
+TORCHCORR_SURVEY(double)
+#undef TORCHCORR_SURVEY
 #define TORCHCORR_CUT(T, R)                                                                      \
   TORCHCORR_CLONES void cut_two(int64_t n, const CutRow<T>& a, const CutRow<T>& b, int which,    \
                                 R* out) {                                                        \
@@ -384,13 +381,8 @@ TORCHCORR_OTHERS(float)
 TORCHCORR_OTHERS(double)
 #undef TORCHCORR_OTHERS
 
-#define TORCHCORR_CONTENTS(R)                                                 \
-  TORCHCORR_CLONES void add_contents(int64_t n, const R* x, Contents& to) {    \
-    add_contents_of(n, x, to);                                                \
-  }
-TORCHCORR_CONTENTS(float)
-TORCHCORR_CONTENTS(double)
-#undef TORCHCORR_CONTENTS
+TORCHCORR_FOR_CPUS(void, add_contents, (int64_t n, const float* x, Contents& to), (n, x, to))
+TORCHCORR_FOR_CPUS(void, add_contents, (int64_t n, const double* x, Contents& to), (n, x, to))
 
 #define TORCHCORR_TAKE(R, M)                                                                     \
   TORCHCORR_CLONES void take_row(int64_t n, int64_t step, const R* from, M* one, M* other) {     \

@@ -73,7 +73,7 @@ int64_t count_others(int64_t n, const double* x, const double* weight, const dou
 
 // Of elements of a tile that have weight: their number, sum, and squares about a level.
 struct Survey {
-  double count[kDoubles] = {}, sum[kDoubles] = {}, squares[kDoubles] = {};
+  double count = 0, sum = 0, squares = 0;
 };
 
 // Adds n elements; without weights all have weight.
@@ -106,7 +106,7 @@ void cut_one(int64_t n, const CutRow<double>& row, int which, double* out);
 
 // Sums of weights, weighted deviations from a level and weighted squares of them.
 struct WeightedParts {
-  double count[kDoubles] = {}, first[kDoubles] = {}, square[kDoubles] = {};
+  double count = 0, first = 0, square = 0;
 };
 
 // Adds n elements, each with its weight, if it has one, times `by`.

@@ -35,18 +35,17 @@ TileLevel level_of_rows(int64_t rows, bool centred, bool is_weighted, const F& r
   };
   int64_t step = rows >= kRowsToSample ? kSampled : 1;
   Survey found = over(0.0, step);
-  if (total_of_lanes(found.count) == 0 && step > 1) found = over(0.0, step = 1);
-  const double count = total_of_lanes(found.count);
-  of.is_empty = count == 0;
+  if (found.count == 0 && step > 1) found = over(0.0, step = 1);
+  of.is_empty = found.count == 0;
   if (of.is_empty) return of;
   if (centred) {
     // Rounded to float32, so that subtracting it is exact for elements of a similar size.
-    const float level = static_cast<float>(total_of_lanes(found.sum) / count);
+    const float level = static_cast<float>(found.sum / found.count);
     if (std::isfinite(level)) of.level = static_cast<double>(level);
     found = over(of.level, step);
   }
   int exponent = 0;
-  const double root = std::sqrt(total_of_lanes(found.squares) / count);
+  const double root = std::sqrt(found.squares / found.count);
   of.mean_square = root * root;
   if (root > 0 && root <= std::numeric_limits<double>::max()) std::frexp(root, &exponent);
   of.scale = std::ldexp(1.0, -std::clamp(exponent, -1000, 1000));

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._library import autograd as _autograd
 from torch.autograd import forward_ad
 from torch.nn import Parameter
 
@@ -86,11 +85,9 @@ class Operator:
         transforms and compilers one without `setup_context` records in a fraction of the time that
         either takes, which shows on tiny inputs.
         """
+        qualified = NAMESPACE + "::" + self.name
+        torch.library.register_autograd(qualified, backward, setup_context=setup, lib=library)
 
-        def dispatched(*args: Any, **named: Any) -> Any:
-            return self._dispatched(*args, **named)
-
-        library.impl(self.name, dispatched, "Autograd", with_keyset=True)
         rules: dict[str, Callable[..., Any] | None]
         rules = {"setup_context": setup, "backward": backward, "vmap": batch}
         rules["jvp"] = None if tangent is None else partial(self._jvp, tangent)
@@ -106,13 +103,6 @@ class Operator:
             return kernel(*args)
 
     # Classes are made when they are first needed: making all of them takes a part of the import.
-
-    @cached_property
-    def _dispatched(self) -> Callable[..., Any]:
-        """What torch.library.register_autograd registers: for compilers, modes and subclasses."""
-        operator: Any = self.kernel
-        info = _autograd.Info(self._rules["backward"], self._rules["setup_context"])
-        return _autograd.make_autograd_impl(operator, info)
 
     @cached_property
     def _under_transforms(self) -> Callable[..., Any]:
