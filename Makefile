@@ -9,6 +9,8 @@ KERNELS := src/torchcorr/_kernels.so
 SANITIZED := build/sanitize
 FALLBACK := $(patsubst %,tests/contract/test_%.py,torture known_answers zncc bytes correlate sums lncc lncc_windows \
   weighted_moments errors plan operators conv layers forward_mode)
+# Tests of the C++ loops over vectors, which are also run with the vectors of lesser CPUs.
+VECTORS := $(patsubst %,tests/engines/test_%.py,tiles sum_pass dense_scores) tests/contract/test_lncc.py
 # Most tests use one core, so two files of them run at the same time. Both keep PyTorch's number of
 # threads; those without work sleep, since by default they would poll on the core of the other file.
 PYTEST := OMP_WAIT_POLICY=passive $(PY) -m pytest --numprocesses 2 --dist loadfile --durations=10
@@ -23,6 +25,8 @@ demo: $(KERNELS)
 # for which PyTorch's would only wait for each other.
 test: $(KERNELS)
 	$(PYTEST) tests/contract tests/apps tests/engines --without _triton
+	TORCHCORR_VECTOR_BYTES=16 $(PYTEST) $(VECTORS) --without _triton
+	TORCHCORR_VECTOR_BYTES=32 $(PYTEST) $(VECTORS) --without _triton
 	OMP_NUM_THREADS=1 $(PYTEST) tests/engines --without _cpu
 	OMP_NUM_THREADS=1 $(PYTEST) $(FALLBACK) --without _cpu --without _triton
 	$(PYTEST) tests/docs --doctest-modules src/torchcorr

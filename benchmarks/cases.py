@@ -364,6 +364,31 @@ def l2(settings: Settings) -> Iterator[Row]:
         )  # fmt: skip
 
 
+def l3(settings: Settings) -> Iterator[Row]:
+    """Windows at the border see a part of the template, which must not cost more than others."""
+    for whole in ((512, 32), (1024, 64), (2048, 128)):
+        size, window = settings.small(*whole)
+        image = draw((size, size), torch.float32)
+        template = cut(image, window)
+        for mode, most in (("same", 1.25), ("full", 1.5)):
+            timings = alternate(
+                {
+                    "ours": partial(torchcorr.correlate, image, template, mode=mode),
+                    "theirs": partial(torchcorr.correlate, image, template),
+                },
+                settings.rounds,
+            )
+            ours, theirs = timings["ours"], timings["theirs"]
+            before = window - 1 if mode == "full" else window // 2
+            after = window - 1 if mode == "full" else (window - 1) // 2
+            around = torch.nn.functional.pad(image, (before, after, before, after))
+            kept, *_ = accuracy.correlate_accuracy(ours.result, around, template)
+            yield Row(
+                "L3", f"correlate {mode} {size}²/{window}²", "our own valid", "ours / peer",
+                ours.ms / theirs.ms, at_most(most), kept, ours=ours, theirs=theirs,
+            )  # fmt: skip
+
+
 def c14(settings: Settings) -> Iterator[Row]:
     size, window = ((14, 16, 14), 5) if settings.quick else ((96, 112, 96), 9)
     a, b = (draw(size, torch.float32, seed).requires_grad_() for seed in (0, 1))
@@ -437,4 +462,5 @@ CASES: dict[str, Callable[[Settings], Iterator[Row]]] = {
     "C14": c14,
     "I1": i1,
     "L2": l2,
+    "L3": l3,
 }

@@ -249,7 +249,7 @@ def test_sums_at_a_border_that_are_not_known_are_computed(
     block = Block(slice(0, 1), slice(0, 1), 2)
     for share in (0.02, 0.05):
         noise = share * least / contents
-        rule = replace(sum_rule(torch.float32, True, 0), narrow_allowed=1.0, narrow_noise=noise)
+        rule = sum_rule(torch.float32, True, 0)._replace(narrow_allowed=1.0, narrow_noise=noise)
         out = torch.full((1, 1, *tiling.positions), math.nan)
         how = (TileBatch(tiling, []).numbers, block.numbers, rule.numbers)
         counters.take()
