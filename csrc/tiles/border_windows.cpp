@@ -7,7 +7,7 @@
 #include <optional>
 
 #include "common/counters.h"
-#include "common/vectors.h"
+#include "common/targets.h"
 #include "common/window_state.h"
 #include "direct/correlate.h"
 
@@ -18,19 +18,23 @@ namespace {
 constexpr int64_t kLayer = 6, kLayerOfLine = 64;
 
 // Adds the sizes and squares of n elements to those of columns, or subtracts them.
-TORCHCORR_CLONES void add_sizes(int64_t n, const float* x, double sign, double* sizes,
+template <int BYTES>
+TORCHCORR_INLINE void add_sizes(int64_t n, const float* x, double sign, double* sizes,
                                 double* squares) {
   int64_t i = 0;
-  for (; i + kDoubles <= n; i += kDoubles) {
-    const Doubles v = read(x + i), size = v < 0 ? -v : v;
-    write(sizes + i, read(sizes + i) + sign * size);
-    write(squares + i, read(squares + i) + sign * v * v);
+  for (; i + lanes_of<double, BYTES> <= n; i += lanes_of<double, BYTES>) {
+    const Wide<BYTES> v = widened<BYTES>(x + i), size = v < 0 ? -v : v;
+    put(load<BYTES>(sizes + i) + sign * size, sizes + i);
+    put(load<BYTES>(squares + i) + sign * v * v, squares + i);
   }
   for (; i < n; ++i) {
     const double v = static_cast<double>(x[i]);
     sizes[i] += sign * std::abs(v), squares[i] += sign * v * v;
   }
 }
+TORCHCORR_FOR_CPUS(void, add_sizes,
+                   (int64_t n, const float* x, double sign, double* sizes, double* squares),
+                   (n, x, sign, sizes, squares))
 
 TORCHCORR_CLONES void add_sums(int64_t n, const double* x, double sign, double* to) {
 #pragma GCC ivdep

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "common/targets.h"
+
 namespace torchcorr {
 namespace {
 
@@ -21,34 +23,60 @@ TORCHCORR_INLINE void add_each(int64_t n, const T* x, const T* weight, const Cen
   }
 }
 
-template <int SUMS>
-TORCHCORR_INLINE void add_all(int64_t taps, int64_t single, const Taps* tap, const TileElements& of,
-                              int64_t at, double (&to)[kSums][kAtOnce]) {
-  Doubles sum[SUMS][kVectors] = {};
+// Sums of some vectors of the windows, from the `part`-th on, in registers.
+template <int BYTES, int SUMS>
+TORCHCORR_INLINE void add_part(int64_t taps, int64_t single, const Taps* tap,
+                               const TileElements& of, int64_t at, int64_t part,
+                               double (&to)[kSums][kAtOnce]) {
+  constexpr int64_t kLanes = lanes_of<double, BYTES>;
+  Wide<BYTES> sum[SUMS][kVectors] = {};
   for (int64_t k = 0; k < single; ++k) {
-    const int64_t from = at + tap[k].offset;
+    const int64_t from = at + part + tap[k].offset;
     const double weight = tap[k].weight;
     for (int s = 0; s < SUMS; ++s) {
       for (int64_t v = 0; v < kVectors; ++v) {
-        sum[s][v] += read(of.values[s] + from + v * kDoubles) * weight;
+        sum[s][v] += load<BYTES>(of.values[s] + from + v * kLanes) * weight;
       }
     }
   }
   for (int64_t k = single; k < taps; ++k) {
-    const int64_t from = at + tap[k].offset, end = from + tap[k].length;
+    const int64_t from = at + part + tap[k].offset, end = from + tap[k].length;
     const double weight = tap[k].weight;
     for (int s = 0; s < SUMS; ++s) {
       for (int64_t v = 0; v < kVectors; ++v) {
-        const int64_t to_vector = v * kDoubles;
-        sum[s][v] +=
-            (read(of.totals[s] + end + to_vector) - read(of.totals[s] + from + to_vector)) * weight;
+        const double* totals = of.totals[s] + v * kLanes;
+        sum[s][v] += (load<BYTES>(totals + end) - load<BYTES>(totals + from)) * weight;
       }
     }
   }
   for (int s = 0; s < SUMS; ++s) {
-    for (int64_t v = 0; v < kVectors; ++v) write(&to[s][v * kDoubles], sum[s][v]);
+    for (int64_t v = 0; v < kVectors; ++v) put(sum[s][v], &to[s][part + v * kLanes]);
   }
 }
+
+template <int BYTES>
+TORCHCORR_INLINE void add_taps(int64_t sums, int64_t taps, int64_t single, const Taps* tap,
+                               const TileElements& of, int64_t at, double (&to)[kSums][kAtOnce]) {
+  for (int64_t part = 0; part < kAtOnce; part += kVectors * lanes_of<double, BYTES>) {
+    sums == kSums ? add_part<BYTES, kSums>(taps, single, tap, of, at, part, to)
+                  : add_part<BYTES, kSums - 1>(taps, single, tap, of, at, part, to);
+  }
+}
+
+template <int BYTES>
+TORCHCORR_INLINE double sum_of_sizes(int64_t n, const double* x) {
+  constexpr int64_t kLanes = lanes_of<double, BYTES>;
+  Wide<BYTES> total = {};
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    const Wide<BYTES> v = load<BYTES>(x + i);
+    total += v < 0 ? -v : v;
+  }
+  double sum = sum_of_lanes(total);
+  for (; i < n; ++i) sum += std::abs(x[i]);
+  return sum;
+}
+TORCHCORR_FOR_CPUS(double, sum_of_sizes, (int64_t n, const double* x), (n, x))
 
 template <bool WEIGHTED>
 TORCHCORR_INLINE int64_t decide(int64_t n, const double* const (&sums)[kSums],
@@ -96,19 +124,6 @@ TORCHCORR_ADD(float)
 TORCHCORR_ADD(double)
 #undef TORCHCORR_ADD
 
-TORCHCORR_CLONES double sum_of_sizes(int64_t n, const double* x) {
-  constexpr int64_t kFour = lanes_of<double, 32>;
-  Vector<double, 32> total = {};
-  int64_t i = 0;
-  for (; i + kFour <= n; i += kFour) {
-    const Vector<double, 32> v = load<32>(x + i);
-    total += v < 0 ? -v : v;
-  }
-  double sum = (total[0] + total[1]) + (total[2] + total[3]);
-  for (; i < n; ++i) sum += std::abs(x[i]);
-  return sum;
-}
-
 // Deviations of several channels may cancel in `first`: by the inequality of Cauchy and Schwarz, the sum
 // of their sizes is at most what squares and weights say. Squares may be too small for a number.
 RowSize size_of_row(int64_t n, const double* first, const double* squares, const double* weights,
@@ -127,12 +142,10 @@ TORCHCORR_CLONES void add_up(int64_t n, const double* from, double* to) {
   to[n] = total;
 }
 
-TORCHCORR_CLONES void add_taps(int64_t sums, int64_t taps, int64_t single, const Taps* tap,
-                               const TileElements& of, int64_t at,
-                               double (&to)[kSums][kAtOnce]) {
-  sums == kSums ? add_all<kSums>(taps, single, tap, of, at, to)
-                : add_all<kSums - 1>(taps, single, tap, of, at, to);
-}
+TORCHCORR_FOR_CPUS(void, add_taps,
+                   (int64_t sums, int64_t taps, int64_t single, const Taps* tap,
+                    const TileElements& of, int64_t at, double (&to)[kSums][kAtOnce]),
+                   (sums, taps, single, tap, of, at, to))
 
 TORCHCORR_CLONES int64_t moments_of_row(int64_t n, const double* const (&sums)[kSums],
                                         const MomentLimits& by, double* count, double* mean,

@@ -7,7 +7,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "common/vectors.h"
+#include "common/targets.h"
 #include "tiles/pass.h"
 #include "windows/flat.h"
 
@@ -35,26 +35,36 @@ struct RowTotals {
 };
 
 constexpr int64_t kVectors = 4;
+constexpr int64_t kTogether = kVectors * kDoubles;  // neighbouring windows
 
-// Adds a run to sums at `kVectors` vectors of neighbouring windows.
-TORCHCORR_CLONES void add_runs(int64_t runs, const WeightedRun* run, const int64_t* offsets,
+// Sums of runs in `kTogether` neighbouring windows.
+template <int BYTES>
+TORCHCORR_INLINE void add_runs(int64_t runs, const WeightedRun* run, const int64_t* offsets,
                                const double* first, const double* second, double* to_first,
                                double* to_second) {
-  Doubles a[kVectors] = {}, b[kVectors] = {};
-  for (int64_t r = 0; r < runs; ++r) {
-    const int64_t begin = offsets[r], end = begin + run[r].length;
-    const double weight = run[r].weight;
+  constexpr int64_t kLanes = lanes_of<double, BYTES>;
+  for (int64_t part = 0; part < kTogether; part += kVectors * kLanes) {
+    Wide<BYTES> a[kVectors] = {}, b[kVectors] = {};
+    for (int64_t r = 0; r < runs; ++r) {
+      const int64_t begin = offsets[r] + part, end = begin + run[r].length;
+      const double weight = run[r].weight;
+      for (int64_t v = 0; v < kVectors; ++v) {
+        const double *one = first + v * kLanes, *other = second + v * kLanes;
+        a[v] += (load<BYTES>(one + end) - load<BYTES>(one + begin)) * weight;
+        b[v] += (load<BYTES>(other + end) - load<BYTES>(other + begin)) * weight;
+      }
+    }
     for (int64_t v = 0; v < kVectors; ++v) {
-      const int64_t at = v * kDoubles;
-      a[v] += (read(first + end + at) - read(first + begin + at)) * weight;
-      b[v] += (read(second + end + at) - read(second + begin + at)) * weight;
+      put(a[v], to_first + part + v * kLanes);
+      put(b[v], to_second + part + v * kLanes);
     }
   }
-  for (int64_t v = 0; v < kVectors; ++v) {
-    write(to_first + v * kDoubles, a[v]);
-    write(to_second + v * kDoubles, b[v]);
-  }
 }
+TORCHCORR_FOR_CPUS(void, add_runs,
+                   (int64_t runs, const WeightedRun* run, const int64_t* offsets,
+                    const double* first, const double* second, double* to_first,
+                    double* to_second),
+                   (runs, run, offsets, first, second, to_first, to_second))
 
 // Adds to sums of windows what one row of theirs gives, or subtracts it.
 TORCHCORR_CLONES void add_row(int64_t n, int64_t length, double weight, const double* first,
@@ -139,7 +149,7 @@ class WeightedMomentsStep {
     const TilePlace place(t_, tile);
     const int64_t width = t_.extent[2], rows = t_.extent[0] * t_.extent[1];
     RowTotals totals;
-    totals.pitch = width + 1 + kVectors * kDoubles;
+    totals.pitch = width + 1 + kTogether;
     totals.first.resize(rows * totals.pitch);
     totals.second.resize(rows * totals.pitch);
     std::vector<double> first(width), second(width);
@@ -170,18 +180,18 @@ class WeightedMomentsStep {
       return sums;
     }
     std::vector<int64_t> offsets(count);
-    std::vector<double> first(kVectors * kDoubles), second(kVectors * kDoubles);
+    std::vector<double> first(kTogether), second(kTogether);
     for (int64_t row = 0; row < t_.outputs[0] * t_.outputs[1]; ++row) {
       const int64_t z = row / t_.outputs[1] * t_.stride[0], y = row % t_.outputs[1] * t_.stride[1];
       const int64_t extent = (n - 1) * t_.stride[2] + 1;
-      for (int64_t x = 0; x < extent; x += kVectors * kDoubles) {
+      for (int64_t x = 0; x < extent; x += kTogether) {
         for (int64_t r = 0; r < count; ++r) {
           offsets[r] = ((z + runs[r].z) * t_.extent[1] + y + runs[r].y) * totals.pitch +
                        x + runs[r].x;
         }
         add_runs(count, runs.data(), offsets.data(), totals.first.data(), totals.second.data(),
                  first.data(), second.data());
-        const int64_t step = t_.stride[2], last = std::min(x + kVectors * kDoubles, extent);
+        const int64_t step = t_.stride[2], last = std::min(x + kTogether, extent);
         for (int64_t i = ceil_div(x, step); i * step < last; ++i) {
           sums.first[row * n + i] = first[i * step - x];
           sums.second[row * n + i] = second[i * step - x];
