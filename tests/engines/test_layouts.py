@@ -125,8 +125,9 @@ def test_windows_that_are_looked_at_again():
     """Faint and flat ones, and those of tiles that take float64: all that read an input twice."""
     x = normal(2, 220, 230, seed=1, dtype=torch.float32)
     template = x[0, 100:140, 80:120].clone()
-    x[0, :110] *= 1e-6
+    x[0, :110] *= 1e-5
     assert ways_of(x, template).looked_again > 0
+    x[0, :110] *= 0.1
     x[0, :60] *= 1e-6
     x[1, 10:51, 10:51] *= 1e-6
     x[1, 100:141, 100:141] = 3

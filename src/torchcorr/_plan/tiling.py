@@ -30,8 +30,7 @@ def tile_length(n: int, ndim: int, powers: bool = False) -> int:
     if n <= 64:
         return 8 * -(-n // 8) if n > 24 else 2 * fast_length(-(-n // 2))
     best = 1 << (n - 1).bit_length() if powers or ndim == 1 or n <= 128 else 0
-    # Without 21, a plane just above 5/4 of a power of two has a third more elements.
-    for odd in (3, 5, 7, 9, 15, 25) if powers or ndim == 1 else (3, 5, 7, 9, 15, 21, 25):
+    for odd in (3, 5, 7, 9, 15, 25):
         length = 16 * odd
         while length < n:
             length *= 2
