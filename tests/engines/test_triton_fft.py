@@ -39,7 +39,7 @@ CUTS = {"whole": (1, 1 << 30), "tiles": (3, 1 << 30), "parts": (3, 1 << 10)}
 @pytest.fixture
 def cut(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     most, cache = CUTS[request.param]
-    values = {**vars(costs._COSTS["cuda"]), "cache": cache, "near_cache": cache}
+    values = costs._COSTS["cuda"]._asdict() | {"cache": cache, "near_cache": cache}
 
     def grids(problem: Problem) -> Iterator[tuple[int, ...]]:
         total = output_size(problem.size, problem.window, problem.stride)
