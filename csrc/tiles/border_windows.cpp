@@ -10,6 +10,7 @@
 #include "common/targets.h"
 #include "common/window_state.h"
 #include "direct/correlate.h"
+#include "tiles/moment_rows.h"
 
 namespace torchcorr {
 namespace {
@@ -35,22 +36,6 @@ TORCHCORR_INLINE void add_sizes(int64_t n, const float* x, double sign, double* 
 TORCHCORR_FOR_CPUS(void, add_sizes,
                    (int64_t n, const float* x, double sign, double* sizes, double* squares),
                    (n, x, sign, sizes, squares))
-
-TORCHCORR_CLONES void add_sums(int64_t n, const double* x, double sign, double* to) {
-#pragma GCC ivdep
-  for (int64_t i = 0; i < n; ++i) to[i] += sign * x[i];
-}
-
-// Sums of all before each, in two rows at once.
-TORCHCORR_INLINE void sum_before(int64_t n, const double* a, const double* b, double* before_a,
-                                 double* before_b) {
-  double sum = 0, other = 0;
-  for (int64_t i = 0; i < n; ++i) {
-    before_a[i] = sum, before_b[i] = other;
-    sum += a[i], other += b[i];
-  }
-  before_a[n] = sum, before_b[n] = other;
-}
 
 // Moves a range of lines or planes whose sums are held on to another one: calls add(i, sign).
 template <class F>
@@ -129,7 +114,7 @@ class BoxOfSizes {
         slide(rows, elements_of(t_, in_, 1, y), [&](int64_t i, double sign) {
           if (t_.window[0] > 1) {
             const int64_t first = (i - of_[1].begin) * width_;
-            for (int j : {0, 1}) add_sums(width_, &planes_[j][first], sign, columns_[j].data());
+            for (int j : {0, 1}) add_signed(width_, sign, &planes_[j][first], columns_[j].data());
           } else if (seen.size() > 0) {
             add_row(seen.begin, i, sign, columns_[0].data(), columns_[1].data());
           }
@@ -156,8 +141,8 @@ class BoxOfSizes {
   }
 
   void write_row(int64_t at) {
-    sum_before(width_, columns_[0].data(), columns_[1].data(), before_[0].data(),
-               before_[1].data());
+    add_up<2>(width_, {columns_[0].data(), columns_[1].data()},
+              {before_[0].data(), before_[1].data()});
     for (int64_t x = box_.at[2].begin; x < box_.at[2].end; ++x, ++at) {
       const Span seen = elements_of(t_, in_, 2, x);
       const int64_t begin = seen.begin - of_[2].begin, end = seen.end - of_[2].begin;

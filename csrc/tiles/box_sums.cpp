@@ -5,19 +5,6 @@
 namespace torchcorr {
 namespace {
 
-// Totals of N sums at once, since each waits for the one before.
-template <int N>
-void add_up_all(int64_t n, const double* const (&x)[kSums], double* to) {
-  double total[N] = {};
-  for (int64_t i = 0; i < n; ++i) {
-    for (int s = 0; s < N; ++s) {
-      to[s * (n + 1) + i] = total[s];
-      total[s] += x[s][i];
-    }
-  }
-  for (int s = 0; s < N; ++s) to[s * (n + 1) + n] = total[s];
-}
-
 TORCHCORR_CLONES void differences(int64_t n, const BoxRow& row, const double* totals,
                                   double* __restrict to) {
   const int64_t size = row.size, step = row.step;
@@ -32,21 +19,22 @@ TORCHCORR_CLONES void differences(int64_t n, const BoxRow& row, const double* to
 }  // namespace
 
 RowSize sum_boxes(const BoxRow& row, int64_t count, double* const (&to)[kSums]) {
-  row.columns[kWeights] ? add_up_all<kSums>(row.n, row.columns, row.totals)
-                        : add_up_all<kSums - 1>(row.n, row.columns, row.totals);
+  const auto [first, second, weights] = row.columns;
+  double* const totals = row.totals;
+  double *const of_second = totals + row.n + 1, *const of_weights = of_second + row.n + 1;
+  if (weights) {
+    add_up<3>(row.n, {first, second, weights}, {totals, of_second, of_weights});
+  } else {
+    add_up<2>(row.n, {first, second}, {totals, of_second});
+  }
   RowSize size;
   for (int s = 0; s < kSums; ++s) {
     if (!row.columns[s]) continue;
-    const double* totals = row.totals + s * (row.n + 1);
-    differences(count, row, totals, to[s]);
-    size.of[s] = totals[row.n];
+    const double* of_sum = totals + s * (row.n + 1);
+    differences(count, row, of_sum, to[s]);
+    size.of[s] = of_sum[row.n];
   }
   return size;
-}
-
-TORCHCORR_CLONES void add_row(int64_t n, double sign, const double* __restrict x,
-                              double* __restrict to) {
-  for (int64_t i = 0; i < n; ++i) to[i] += sign * x[i];
 }
 
 }  // namespace torchcorr

@@ -28,9 +28,6 @@ struct BoxRow {
 // Writes `count` windows of each sum that has columns, and what all columns together have.
 RowSize sum_boxes(const BoxRow& row, int64_t count, double* const (&to)[kSums]);
 
-// to += sign * x
-void add_row(int64_t n, double sign, const double* x, double* to);
-
 // `row_of(channel, z, y)` gives a `WeightedRow` of the tile.
 template <class T, class F>
 class SlidingBoxes {
@@ -55,7 +52,7 @@ class SlidingBoxes {
             return add_elements_of(i * t_.stride[0], y, sign, columns_.data(), width_);
           }
           for (int s = 0; s < sums_; ++s) {
-            add_row(width_, sign, &planes_[s * plane_ + y * width_], &columns_[s * width_]);
+            add_signed(width_, sign, &planes_[s * plane_ + y * width_], &columns_[s * width_]);
           }
         });
         BoxRow row{width_, t_.window[2], t_.stride[2], weight, {}, totals_.data()};

@@ -69,11 +69,7 @@ TORCHCORR_INLINE Contents contents_of(int64_t n, const T* x) {
     }
   }
   Contents all{sum_of_lanes(squares), 0};
-  for (; i < n; ++i) {
-    const double wide = static_cast<double>(x[i]);
-    all.squares += wide * wide;
-    all.largest = std::max(all.largest, std::abs(wide));
-  }
+  for (; i < n; ++i) all.add(static_cast<double>(x[i]));
   for (int64_t l = 0; l < kLanes; ++l) {
     all.largest = std::max(all.largest, static_cast<double>(most[l]));
   }

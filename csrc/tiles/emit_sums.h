@@ -1,6 +1,9 @@
 // The last step of a plain correlation through transforms: sums in the input's level and units.
 #pragma once
 
+#include <algorithm>
+#include <cmath>
+
 #include "common/exact_window.h"
 #include "common/tiling.h"
 #include "common/window_state.h"
@@ -17,6 +20,11 @@ struct Restore {
 // Sums of squares and largest size of n numbers.
 struct Contents {
   double squares = 0, largest = 0;
+
+  void add(double value) {
+    squares += value * value;
+    largest = std::max(largest, std::abs(value));
+  }
 };
 Contents contents_of(int64_t n, const float* x);
 Contents contents_of(int64_t n, const double* x);

@@ -284,11 +284,7 @@ TORCHCORR_INLINE void add_contents(int64_t n, const R* x, Contents& to) {
       to.squares += static_cast<double>(squares[0][l]) + static_cast<double>(squares[1][l]);
     }
   }
-  for (; i < n; ++i) {
-    const double value = static_cast<double>(x[i]);
-    to.squares += value * value;
-    to.largest = std::max(to.largest, std::abs(value));
-  }
+  for (; i < n; ++i) to.add(static_cast<double>(x[i]));
   for (int64_t l = 0; l < kLanes; ++l) {
     to.largest = std::max(to.largest, static_cast<double>(peaks[l]));
   }

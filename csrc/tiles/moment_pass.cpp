@@ -49,38 +49,36 @@ struct WindowMoments {
 
 // Of one window over all channels. Deviations are those from a mean that is rounded in units of the
 // offset; what it lacks is known from their own sum, in units of the contrast.
-template <class T>
-TORCHCORR_INLINE WindowMoments moments_of(const WeightedWindow<T>& of, int64_t channels) {
-  Level level;
-  Doubles weights = {};
-  for_elements(of, 0, channels, [&](const Doubles& x, const Doubles&, const Doubles& w)
-                                    TORCHCORR_FLAT { weights += w, level.add(x, w); });
+template <int BYTES, class T>
+TORCHCORR_INLINE WindowMoments exact_moments(const WeightedWindow<T>& of, int64_t channels) {
+  using Vec = Wide<BYTES>;
+  Level<BYTES> level;
+  Vec weights = {};
+  for_elements<BYTES>(of, 0, channels, [&](const Vec& x, const Vec&, const Vec& w) TORCHCORR_FLAT {
+    weights += w, level.add(x, w);
+  });
   WindowMoments found;
-  found.count = total_of(weights);
+  found.count = sum_of_lanes(weights);
   if (!(found.count > 0)) return {};
   if (level.is_flat()) {
     found.mean = level.most();
     return found;
   }
-  const double mean = total_of(level.sum) / found.count;
-  Doubles first = {}, square = {};
-  for_elements(of, 0, channels,
-               [&](const Doubles& x, const Doubles&, const Doubles& w) TORCHCORR_FLAT {
-                 const Doubles d = x - mean, part = w * d;
-                 first += part, square += part * d;
-               });
-  const double rest = total_of(first) / found.count;
+  const double mean = sum_of_lanes(level.sum) / found.count;
+  Vec first = {}, square = {};
+  for_elements<BYTES>(of, 0, channels, [&](const Vec& x, const Vec&, const Vec& w) TORCHCORR_FLAT {
+    const Vec d = x - mean, part = w * d;
+    first += part, square += part * d;
+  });
+  const double rest = sum_of_lanes(first) / found.count;
   found.mean = mean + rest;
-  found.energy = total_of(square) - rest * rest * found.count;
+  found.energy = sum_of_lanes(square) - rest * rest * found.count;
   return found;
 }
-
-TORCHCORR_CLONES WindowMoments exact_moments(const WeightedWindow<float>& of, int64_t channels) {
-  return moments_of(of, channels);
-}
-TORCHCORR_CLONES WindowMoments exact_moments(const WeightedWindow<double>& of, int64_t channels) {
-  return moments_of(of, channels);
-}
+TORCHCORR_FOR_CPUS(WindowMoments, exact_moments,
+                   (const WeightedWindow<float>& of, int64_t channels), (of, channels))
+TORCHCORR_FOR_CPUS(WindowMoments, exact_moments,
+                   (const WeightedWindow<double>& of, int64_t channels), (of, channels))
 
 // The weights of a window's elements: one channel for all, or one for each.
 struct WindowTaps {
@@ -225,7 +223,7 @@ class MomentPass {
         for (int s = 0; s < sums_; ++s) {
           totals_[s].assign(values_[s].size(), 0.0);
           for (int64_t r = 0; r < pass_.planes_ * rows; ++r) {
-            add_up(t_.extent[2], &values_[s][r * pitch_], &totals_[s][r * pitch_]);
+            add_up<1>(t_.extent[2], {&values_[s][r * pitch_]}, {&totals_[s][r * pitch_]});
           }
         }
       }

@@ -136,10 +136,9 @@ RowSize size_of_row(int64_t n, const double* first, const double* squares, const
   return size;
 }
 
-TORCHCORR_CLONES void add_up(int64_t n, const double* from, double* to) {
-  double total = 0;
-  for (int64_t i = 0; i < n; ++i) to[i] = total, total += from[i];
-  to[n] = total;
+TORCHCORR_CLONES void add_signed(int64_t n, double sign, const double* __restrict x,
+                                 double* __restrict to) {
+  for (int64_t i = 0; i < n; ++i) to[i] += sign * x[i];
 }
 
 TORCHCORR_FOR_CPUS(void, add_taps,

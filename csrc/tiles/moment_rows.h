@@ -1,6 +1,8 @@
 // What one row of elements or windows takes in moments of windows whose elements have weights.
 #pragma once
 
+#include <array>
+
 #include "common/vectors.h"
 
 namespace torchcorr {
@@ -29,8 +31,22 @@ void add_elements(int64_t n, const double* x, const double* weight, const Centri
 RowSize size_of_row(int64_t n, const double* first, const double* squares, const double* weights,
                     double weight_of_all);
 
-// n + 1 totals: of no element, of the first one, and so on.
-void add_up(int64_t n, const double* from, double* to);
+// n + 1 totals of each row: of no element, of the first one, and so on. Of several rows at once, since
+// each total waits for the one before.
+template <size_t N>
+void add_up(int64_t n, const std::array<const double*, N>& from, const std::array<double*, N>& to) {
+  std::array<double, N> totals{};
+  for (int64_t i = 0; i < n; ++i) {
+    for (size_t s = 0; s < N; ++s) {
+      to[s][i] = totals[s];
+      totals[s] += from[s][i];
+    }
+  }
+  for (size_t s = 0; s < N; ++s) to[s][n] = totals[s];
+}
+
+// to += sign * x
+void add_signed(int64_t n, double sign, const double* x, double* to);
 
 // Neighbours of equal weight in a window, relative to its first element.
 struct Taps {

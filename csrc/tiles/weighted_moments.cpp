@@ -7,7 +7,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "common/targets.h"
+#include "tiles/moment_rows.h"
 #include "tiles/pass.h"
 #include "windows/flat.h"
 
@@ -34,38 +34,6 @@ struct RowTotals {
   double largest = 0;
 };
 
-constexpr int64_t kVectors = 4;
-constexpr int64_t kTogether = kVectors * kDoubles;  // neighbouring windows
-
-// Sums of runs in `kTogether` neighbouring windows.
-template <int BYTES>
-TORCHCORR_INLINE void add_runs(int64_t runs, const WeightedRun* run, const int64_t* offsets,
-                               const double* first, const double* second, double* to_first,
-                               double* to_second) {
-  constexpr int64_t kLanes = lanes_of<double, BYTES>;
-  for (int64_t part = 0; part < kTogether; part += kVectors * kLanes) {
-    Wide<BYTES> a[kVectors] = {}, b[kVectors] = {};
-    for (int64_t r = 0; r < runs; ++r) {
-      const int64_t begin = offsets[r] + part, end = begin + run[r].length;
-      const double weight = run[r].weight;
-      for (int64_t v = 0; v < kVectors; ++v) {
-        const double *one = first + v * kLanes, *other = second + v * kLanes;
-        a[v] += (load<BYTES>(one + end) - load<BYTES>(one + begin)) * weight;
-        b[v] += (load<BYTES>(other + end) - load<BYTES>(other + begin)) * weight;
-      }
-    }
-    for (int64_t v = 0; v < kVectors; ++v) {
-      put(a[v], to_first + part + v * kLanes);
-      put(b[v], to_second + part + v * kLanes);
-    }
-  }
-}
-TORCHCORR_FOR_CPUS(void, add_runs,
-                   (int64_t runs, const WeightedRun* run, const int64_t* offsets,
-                    const double* first, const double* second, double* to_first,
-                    double* to_second),
-                   (runs, run, offsets, first, second, to_first, to_second))
-
 // Adds to sums of windows what one row of theirs gives, or subtracts it.
 TORCHCORR_CLONES void add_row(int64_t n, int64_t length, double weight, const double* first,
                               const double* second, double* to_first, double* to_second) {
@@ -73,16 +41,6 @@ TORCHCORR_CLONES void add_row(int64_t n, int64_t length, double weight, const do
     to_first[i] += weight * (first[i + length] - first[i]);
     to_second[i] += weight * (second[i + length] - second[i]);
   }
-}
-
-TORCHCORR_CLONES void add_totals(int64_t n, const double* first, const double* second,
-                                 double* to_first, double* to_second) {
-  double a = 0, b = 0;
-  for (int64_t i = 0; i < n; ++i) {
-    to_first[i] = a, to_second[i] = b;
-    a += first[i], b += second[i];
-  }
-  to_first[n] = a, to_second[n] = b;
 }
 
 // Adds elements about a level and their squares.
@@ -149,7 +107,7 @@ class WeightedMomentsStep {
     const TilePlace place(t_, tile);
     const int64_t width = t_.extent[2], rows = t_.extent[0] * t_.extent[1];
     RowTotals totals;
-    totals.pitch = width + 1 + kTogether;
+    totals.pitch = width + 1 + kAtOnce;
     totals.first.resize(rows * totals.pitch);
     totals.second.resize(rows * totals.pitch);
     std::vector<double> first(width), second(width);
@@ -163,7 +121,7 @@ class WeightedMomentsStep {
                     &first[of.begin], &second[of.begin]);
       }
       const int64_t at = row * totals.pitch;
-      add_totals(width, first.data(), second.data(), &totals.first[at], &totals.second[at]);
+      add_up<2>(width, {first.data(), second.data()}, {&totals.first[at], &totals.second[at]});
       totals.largest = std::max(totals.largest, totals.second[at + width]);
     }
     return totals;
@@ -179,22 +137,22 @@ class WeightedMomentsStep {
       slide(totals, sums);
       return sums;
     }
-    std::vector<int64_t> offsets(count);
-    std::vector<double> first(kTogether), second(kTogether);
+    std::vector<Taps> taps;
+    for (const WeightedRun& run : runs) {
+      taps.push_back({(run.z * t_.extent[1] + run.y) * totals.pitch + run.x, run.length, run.weight});
+    }
+    const TileElements elements{{}, {totals.first.data(), totals.second.data(), nullptr}};
+    double found[kSums][kAtOnce];
     for (int64_t row = 0; row < t_.outputs[0] * t_.outputs[1]; ++row) {
       const int64_t z = row / t_.outputs[1] * t_.stride[0], y = row % t_.outputs[1] * t_.stride[1];
       const int64_t extent = (n - 1) * t_.stride[2] + 1;
-      for (int64_t x = 0; x < extent; x += kTogether) {
-        for (int64_t r = 0; r < count; ++r) {
-          offsets[r] = ((z + runs[r].z) * t_.extent[1] + y + runs[r].y) * totals.pitch +
-                       x + runs[r].x;
-        }
-        add_runs(count, runs.data(), offsets.data(), totals.first.data(), totals.second.data(),
-                 first.data(), second.data());
-        const int64_t step = t_.stride[2], last = std::min(x + kTogether, extent);
+      for (int64_t x = 0; x < extent; x += kAtOnce) {
+        const int64_t at = (z * t_.extent[1] + y) * totals.pitch + x;
+        add_taps(kSums - 1, count, 0, taps.data(), elements, at, found);
+        const int64_t step = t_.stride[2], last = std::min(x + kAtOnce, extent);
         for (int64_t i = ceil_div(x, step); i * step < last; ++i) {
-          sums.first[row * n + i] = first[i * step - x];
-          sums.second[row * n + i] = second[i * step - x];
+          sums.first[row * n + i] = found[kFirst][i * step - x];
+          sums.second[row * n + i] = found[kSecond][i * step - x];
         }
       }
     }

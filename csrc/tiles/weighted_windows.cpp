@@ -39,40 +39,44 @@ struct WindowSums {
 
 // Adds the sums of channels that share a mean. Deviations are those from a mean that is rounded in
 // units of the offset; what it lacks is known from their own sum, in units of the contrast.
-TORCHCORR_CLONES void add_sums(const WeightedWindow<double>& of, int64_t begin, int64_t end, bool zero_mean,
-                               WindowSums& to) {
+template <int BYTES>
+TORCHCORR_INLINE void add_sums(const WeightedWindow<double>& of, int64_t begin, int64_t end,
+                               bool zero_mean, WindowSums& to) {
+  using Vec = Wide<BYTES>;
   double mean = 0, other_mean = 0;
   bool flat = false, other_flat = false;
   if (zero_mean) {
-    Level level, other;
-    Doubles weights = {};
-    for_elements(of, begin, end,
-                 [&](const Doubles& x, const Doubles& t, const Doubles& w) TORCHCORR_FLAT {
-                   weights += w;
-                   level.add(x, w), other.add(t, w);
-                 });
-    const double count = total_of(weights);
+    Level<BYTES> level, other;
+    Vec weights = {};
+    for_elements<BYTES>(of, begin, end, [&](const Vec& x, const Vec& t, const Vec& w) TORCHCORR_FLAT {
+      weights += w;
+      level.add(x, w), other.add(t, w);
+    });
+    const double count = sum_of_lanes(weights);
     if (!(count > 0)) return;
-    mean = total_of(level.sum) / count, other_mean = total_of(other.sum) / count;
+    mean = sum_of_lanes(level.sum) / count, other_mean = sum_of_lanes(other.sum) / count;
     flat = level.is_flat(), other_flat = other.is_flat();
     if (flat && end - begin == of.seen.channels) return;  // the score is 0, whatever the rest is
   }
-  Doubles weights = {}, first = {}, second = {}, energy = {}, other = {}, products = {};
-  for_elements(of, begin, end,
-               [&](const Doubles& x, const Doubles& t, const Doubles& w) TORCHCORR_FLAT {
-                 const Doubles a = x - mean, b = t - other_mean, wa = w * a, wb = w * b;
-                 weights += w, first += wa, second += wb;
-                 energy += wa * a, other += wb * b, products += wa * b;
-               });
-  const double count = total_of(weights);
+  Vec weights = {}, first = {}, second = {}, energy = {}, other = {}, products = {};
+  for_elements<BYTES>(of, begin, end, [&](const Vec& x, const Vec& t, const Vec& w) TORCHCORR_FLAT {
+    const Vec a = x - mean, b = t - other_mean, wa = w * a, wb = w * b;
+    weights += w, first += wa, second += wb;
+    energy += wa * a, other += wb * b, products += wa * b;
+  });
+  const double count = sum_of_lanes(weights);
   if (!(count > 0)) return;
-  const double a = zero_mean ? total_of(first) / count : 0.0;
-  const double b = zero_mean ? total_of(second) / count : 0.0;
+  const double a = zero_mean ? sum_of_lanes(first) / count : 0.0;
+  const double b = zero_mean ? sum_of_lanes(second) / count : 0.0;
   to.count += count;
-  if (!flat) to.energy += total_of(energy) - a * a * count;
-  if (!other_flat) to.other += total_of(other) - b * b * count;
-  if (!flat && !other_flat) to.product += total_of(products) - a * b * count;
+  if (!flat) to.energy += sum_of_lanes(energy) - a * a * count;
+  if (!other_flat) to.other += sum_of_lanes(other) - b * b * count;
+  if (!flat && !other_flat) to.product += sum_of_lanes(products) - a * b * count;
 }
+TORCHCORR_FOR_CPUS(void, add_sums,
+                   (const WeightedWindow<double>& of, int64_t begin, int64_t end, bool zero_mean,
+                    WindowSums& to),
+                   (of, begin, end, zero_mean, to))
 
 // 0 where either is flat.
 double score_of(const WindowSums& sums, double eps) {

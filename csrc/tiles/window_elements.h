@@ -5,7 +5,7 @@
 #include <limits>
 
 #include "common/axes.h"
-#include "common/vectors.h"
+#include "common/targets.h"
 
 namespace torchcorr {
 
@@ -34,12 +34,14 @@ struct WeightedWindow {
 
 // Calls f(elements, those of the template, weights) for all elements of some channels, as vectors
 // that end with weights of 0. Without a template its elements are 0.
-template <class T, class F>
+template <int BYTES, class T, class F>
 TORCHCORR_INLINE void for_elements(const WeightedWindow<T>& of, int64_t begin, int64_t end,
                                    const F& f) {
+  using Vec = Wide<BYTES>;
+  constexpr int64_t kLanes = lanes_of<double, BYTES>;
   const Axes3 &size = of.size, origin{0, 0, 0};
   const int64_t n = size[2];
-  const Doubles none = {}, one = none + 1.0;
+  const Vec none = {}, one = none + 1.0;
   for (int64_t c = begin; c < end; ++c) {
     for (int64_t z = 0; z < size[0]; ++z) {
       for (int64_t y = 0; y < size[1]; ++y) {
@@ -48,51 +50,43 @@ TORCHCORR_INLINE void for_elements(const WeightedWindow<T>& of, int64_t begin, i
         const double* m = of.mask.data ? of.mask.row(c, origin, z, y) : nullptr;
         const double* t = of.other.data ? of.other.row(c, origin, z, y) : nullptr;
         int64_t i = 0;
-        for (; i + kDoubles <= n; i += kDoubles) {
-          const Doubles a = g ? read(g + i) : one, b = m ? read(m + i) : one;
-          f(read(x + i), t ? read(t + i) : none, a * b);
+        for (; i + kLanes <= n; i += kLanes) {
+          const Vec a = g ? widened<BYTES>(g + i) : one, b = m ? widened<BYTES>(m + i) : one;
+          f(widened<BYTES>(x + i), t ? widened<BYTES>(t + i) : none, a * b);
         }
         if (i == n) continue;
         const int64_t rest = n - i;
-        Doubles there = {};
+        Vec there = {};
         for (int64_t l = 0; l < rest; ++l) there[l] = g ? static_cast<double>(g[i + l]) : 1.0;
-        f(read_part(rest, x + i), t ? read_part(rest, t + i) : none,
-          m ? there * read_part(rest, m + i) : there);
+        f(widened_part<BYTES>(rest, x + i), t ? widened_part<BYTES>(rest, t + i) : none,
+          m ? there * widened_part<BYTES>(rest, m + i) : there);
       }
     }
   }
 }
 
-// What elements with weight have in common: their weighted mean, and their extremes. In halves, since
-// without AVX-512 GCC compares longer vectors element by element.
+// What elements with weight have in common: their weighted mean, and their extremes.
+template <int BYTES>
 struct Level {
-  using Half = Vector<double, 32>;
+  using Vec = Wide<BYTES>;
   static constexpr double kInfinity = std::numeric_limits<double>::infinity();
-  Doubles sum = {};
-  Half highest[2] = {Half{} - kInfinity, Half{} - kInfinity};
-  Half lowest[2] = {Half{} + kInfinity, Half{} + kInfinity};
+  Vec sum = {}, highest = Vec{} - kInfinity, lowest = Vec{} + kInfinity;
 
-  TORCHCORR_INLINE void add(const Doubles& v, const Doubles& weight) {
+  TORCHCORR_INLINE void add(const Vec& v, const Vec& weight) {
     sum += weight * v;
-    add_half(0, __builtin_shufflevector(v, v, 0, 1, 2, 3),
-             __builtin_shufflevector(weight, weight, 0, 1, 2, 3));
-    add_half(1, __builtin_shufflevector(v, v, 4, 5, 6, 7),
-             __builtin_shufflevector(weight, weight, 4, 5, 6, 7));
+    const Vec high = weight > 0.0 ? v : highest, low = weight > 0.0 ? v : lowest;
+    highest = high > highest ? high : highest;
+    lowest = low < lowest ? low : lowest;
   }
-  double most() const { return extreme([&](int h, int l) { return highest[h][l]; }); }
-  bool is_flat() const { return most() <= -extreme([&](int h, int l) { return -lowest[h][l]; }); }
-
- private:
-  TORCHCORR_INLINE void add_half(int h, const Half& v, const Half& weight) {
-    const Half high = weight > 0.0 ? v : highest[h], low = weight > 0.0 ? v : lowest[h];
-    highest[h] = high > highest[h] ? high : highest[h];
-    lowest[h] = low < lowest[h] ? low : lowest[h];
-  }
-  template <class Get>
-  static double extreme(const Get& get) {
+  TORCHCORR_INLINE double most() const {
     double most = -kInfinity;
-    for (int i = 0; i < kDoubles; ++i) most = std::max(most, get(i / 4, i % 4));
+    for (int64_t l = 0; l < lanes_in<Vec>; ++l) most = std::max(most, highest[l]);
     return most;
+  }
+  TORCHCORR_INLINE bool is_flat() const {
+    double least = kInfinity;
+    for (int64_t l = 0; l < lanes_in<Vec>; ++l) least = std::min(least, lowest[l]);
+    return most() <= least;
   }
 };
 

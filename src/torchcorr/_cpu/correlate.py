@@ -56,13 +56,7 @@ def correlate(
         wide = (input.float(), template.float())
         return correlate(*wide, stride, method, None, pads).to(input.dtype)
     if pads:
-        if _is_lone_among_zeros(input, template, stride, method, pads):
-            return transforms.correlate(input, template, stride, pads)
-        if not _are_tiled_among_zeros(input, template, stride, method, pads):
-            input, pads = transforms.bordered(input, pads), ()
-    if pads:
-        call = _arranged(_wide(input, pads), template.shape, stride, method, input.dtype)
-        return _sums(input, template, call, spectra, pads)
+        return _among_zeros(input, template, stride, method, spectra, pads)
     if method == "auto" and _has_few_positions(input, input.shape, template, stride):
         positions = input.shape[-1] - template.shape[-1] + 1
         x, y = (v.reshape(v.shape[-1]).contiguous() for v in (input, template))
@@ -198,41 +192,32 @@ def _has_few_positions(input: Tensor, shape: Ints, template: Tensor, stride: Seq
     return list(stride) == [1] and is_long(lags) and is_quick(Lags((lags,), (0,)))
 
 
-def _wide(input: Tensor, pads: Sequence[int]) -> Ints:
-    """The shape of an input with so many zeros before and behind each window axis in turn."""
+def _among_zeros(
+    input: Tensor,
+    template: Tensor,
+    stride: Sequence[int],
+    method: str,
+    spectra: Tensor | None,
+    pads: Sequence[int],
+) -> Tensor:
+    """The same of an input with so many zeros before and behind each window axis in turn, which are
+    written to a copy only where neither one transform of all nor tiles do without."""
     ndim = len(pads) // 2
-    size = (n + pads[2 * i] + pads[2 * i + 1] for i, n in enumerate(input.shape[-ndim:]))
-    return (*input.shape[:-ndim], *size)
-
-
-def _is_lone_among_zeros(
-    input: Tensor, template: Tensor, stride: Sequence[int], method: str, pads: Sequence[int]
-) -> bool:
-    """Whether one transform of all takes less time than tiles of an input padded with zeros."""
-    ndim = len(stride)
-    if input.numel() == 0 or template.numel() == 0:
-        return False
-    call = _arranged(_wide(input, pads), template.shape, stride, method, input.dtype)
-    if call.plan.method == "direct":
-        return False
-    needed = transforms.needed_among_zeros(input.shape[-ndim:], template.shape[-ndim:])
-    lone = call.problem.is_complex or _is_lone(call, input.dtype, needed)
-    return lone and definition.all_finite(input, template)
-
-
-def _are_tiled_among_zeros(
-    input: Tensor, template: Tensor, stride: Sequence[int], method: str, pads: Sequence[int]
-) -> bool:
-    """Whether tiles are cut from an input that lies among zeros, without a padded copy of it."""
-    shape = _wide(input, pads)
-    if input.is_complex() or input.numel() == 0 or template.numel() == 0:
-        return False
-    if method == "auto" and _has_few_positions(input, shape, template, stride):
-        return False
-    plan = _arranged(shape, template.shape, stride, method, input.dtype).plan
-    if plan.method == "direct" or _on_lattices(shape, template.shape, stride, input.dtype):
-        return False
-    return definition.all_finite(template)
+    size, window = input.shape[-ndim:], template.shape[-ndim:]
+    wide = (n + pads[2 * i] + pads[2 * i + 1] for i, n in enumerate(size))
+    shape = (*input.shape[:-ndim], *wide)
+    if input.numel() > 0 and template.numel() > 0:
+        call = _arranged(shape, template.shape, stride, method, input.dtype)
+        if call.plan.method != "direct" and definition.all_finite(template):
+            needed = transforms.needed_among_zeros(size, window)
+            lone = call.problem.is_complex or _is_lone(call, input.dtype, needed)
+            if lone and definition.all_finite(input):
+                return transforms.correlate(input, template, stride, pads)
+            few = method == "auto" and _has_few_positions(input, shape, template, stride)
+            lattices = _on_lattices(shape, template.shape, stride, input.dtype)
+            if not (few or lattices or input.is_complex()):
+                return _sums(input, template, call, spectra, pads)
+    return correlate(transforms.bordered(input, pads), template, stride, method, spectra)
 
 
 def _is_lone(call: Arrangement, dtype: torch.dtype, size: Sequence[int]) -> bool:
