@@ -5,8 +5,6 @@
 
 #include <algorithm>
 #include <cstdlib>
-#include <type_traits>
-#include <utility>
 
 #include "common/vectors.h"
 
@@ -46,47 +44,5 @@ inline const int kVectorBytes = longest_vectors();
 #define TORCHCORR_FOR_CPUS(result, name, parameters, arguments) \
   result name parameters { return name<16> arguments; }
 #endif
-
-template <int BYTES>
-using Wide = Vector<double, BYTES>;
-
-// A vector of doubles, from as many elements; of floats in one instruction, unlike a conversion.
-template <int BYTES>
-TORCHCORR_INLINE Wide<BYTES> widened(const float* p) {
-  if constexpr (BYTES == 64) return Wide<BYTES>{p[0], p[1], p[2], p[3], p[4], p[5], p[6], p[7]};
-  if constexpr (BYTES == 32) return Wide<BYTES>{p[0], p[1], p[2], p[3]};
-  if constexpr (BYTES == 16) return Wide<BYTES>{p[0], p[1]};
-}
-template <int BYTES>
-TORCHCORR_INLINE Wide<BYTES> widened(const double* p) {
-  return load<BYTES>(p);
-}
-
-// The first n elements, followed by zeros.
-template <int BYTES, class T>
-TORCHCORR_INLINE Wide<BYTES> widened_part(int64_t n, const T* p) {
-  Wide<BYTES> v = {};
-  for (int64_t l = 0; l < n; ++l) v[l] = static_cast<double>(p[l]);
-  return v;
-}
-
-template <class V>
-using Element = std::remove_cvref_t<decltype(std::declval<V>()[0])>;
-template <class V>
-constexpr int64_t lanes_in = static_cast<int64_t>(sizeof(V) / sizeof(Element<V>));
-
-// Stores the elements of a vector, converted to Out.
-template <class V, class Out>
-TORCHCORR_INLINE void put(const V& v, Out* p) {
-  typedef typename VectorOf<Out, lanes_in<V>* static_cast<int64_t>(sizeof(Out))>::stored Stored;
-  *reinterpret_cast<Stored*>(p) = __builtin_convertvector(v, Stored);
-}
-
-template <class V>
-TORCHCORR_INLINE double sum_of_lanes(const V& v) {
-  double total = 0;
-  for (int64_t l = 0; l < lanes_in<V>; ++l) total += static_cast<double>(v[l]);
-  return total;
-}
 
 }  // namespace torchcorr

@@ -1,6 +1,9 @@
 // Vectors of any element type and size, and vectors of eight doubles read from float32 or float64.
 #pragma once
 
+#include <type_traits>
+#include <utility>
+
 #include "common/tensors.h"
 
 namespace torchcorr {
@@ -23,33 +26,63 @@ TORCHCORR_INLINE Vector<T, BYTES> load(const T* p) {
   return *reinterpret_cast<const typename VectorOf<T, BYTES>::stored*>(p);
 }
 
-// Stores the elements of a vector of In, converted to Out.
-template <class In, class Out>
-TORCHCORR_INLINE void store(Out* p, const Vector<In>& v) {
-  typedef typename VectorOf<Out, lanes_of<In>* static_cast<int64_t>(sizeof(Out))>::stored Stored;
+template <int BYTES>
+using Wide = Vector<double, BYTES>;
+
+// A vector of doubles, from as many elements; of floats in one instruction, unlike a conversion.
+template <int BYTES>
+TORCHCORR_INLINE Wide<BYTES> widened(const float* p) {
+  if constexpr (BYTES == 64) return Wide<BYTES>{p[0], p[1], p[2], p[3], p[4], p[5], p[6], p[7]};
+  if constexpr (BYTES == 32) return Wide<BYTES>{p[0], p[1], p[2], p[3]};
+  if constexpr (BYTES == 16) return Wide<BYTES>{p[0], p[1]};
+}
+template <int BYTES>
+TORCHCORR_INLINE Wide<BYTES> widened(const double* p) {
+  return load<BYTES>(p);
+}
+
+// The first n elements, followed by zeros.
+template <int BYTES, class T>
+TORCHCORR_INLINE Wide<BYTES> widened_part(int64_t n, const T* p) {
+  Wide<BYTES> v = {};
+  for (int64_t l = 0; l < n; ++l) v[l] = static_cast<double>(p[l]);
+  return v;
+}
+
+template <class V>
+using Element = std::remove_cvref_t<decltype(std::declval<V>()[0])>;
+template <class V>
+constexpr int64_t lanes_in = static_cast<int64_t>(sizeof(V) / sizeof(Element<V>));
+
+// Stores the elements of a vector, converted to Out.
+template <class V, class Out>
+TORCHCORR_INLINE void put(const V& v, Out* p) {
+  typedef typename VectorOf<Out, lanes_in<V>* static_cast<int64_t>(sizeof(Out))>::stored Stored;
   *reinterpret_cast<Stored*>(p) = __builtin_convertvector(v, Stored);
+}
+
+template <class V>
+TORCHCORR_INLINE double sum_of_lanes(const V& v) {
+  double total = 0;
+  for (int64_t l = 0; l < lanes_in<V>; ++l) total += static_cast<double>(v[l]);
+  return total;
 }
 
 using Doubles = Vector<double>;
 constexpr int64_t kDoubles = lanes_of<double>;
 
-TORCHCORR_INLINE Doubles read(const double* p) { return load(p); }
-// GCC 12 converts a vector of floats in two halves; this is one instruction.
-TORCHCORR_INLINE Doubles read(const float* p) {
-  return Doubles{p[0], p[1], p[2], p[3], p[4], p[5], p[6], p[7]};
+template <class T>
+TORCHCORR_INLINE Doubles read(const T* p) {
+  return widened<64>(p);
 }
-
-// The first n of eight elements, followed by zeros.
 template <class T>
 TORCHCORR_INLINE Doubles read_part(int64_t n, const T* p) {
-  Doubles v = {};
-  for (int64_t l = 0; l < n; ++l) v[l] = static_cast<double>(p[l]);
-  return v;
+  return widened_part<64>(n, p);
 }
 
 template <class T>
 TORCHCORR_INLINE void write(T* p, const Doubles& v) {
-  store<double>(p, v);
+  put(v, p);
 }
 
 template <class T>

@@ -89,8 +89,8 @@ TORCHCORR_INLINE void accumulate(int64_t n, const Sums<U>& columns, Sums<U>& to)
   to_first[0] = a, to_second[0] = b;
   for (int64_t i = 0; i < n; i += kLanes) {
     const Vector<U> sums = prefix(load(first + i)), squares = prefix(load(second + i));
-    store<U>(to_first + 1 + i, sums + a);
-    store<U>(to_second + 1 + i, squares + b);
+    put(sums + a, to_first + 1 + i);
+    put(squares + b, to_second + 1 + i);
     a += sums[kLanes - 1], b += squares[kLanes - 1];
   }
 }
