@@ -3,11 +3,13 @@
 // numbers. Numerators are whole numbers, and transforms are rounded to them.
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <limits>
 #include <optional>
 
 #include "common/counters.h"
+#include "integer/byte_rows.h"
 #include "integer/digits.h"
 #include "integer/dots.h"
 #include "integer/moments.h"
@@ -32,28 +34,6 @@ struct ByteTemplate {
   double energy = 0.0;          // of elements minus `centre`
 };
 
-// to[2 * i] = x - level.
-#define TORCHCORR_CENTRE(T)                                                            \
-  TORCHCORR_CLONES void centre_row(int64_t n, const uint8_t* x, int64_t level, T* to) { \
-    const T subtracted = static_cast<T>(level);                                        \
-    for (int64_t i = 0; i < n; ++i) to[2 * i] = static_cast<T>(x[i]) - subtracted;     \
-  }
-TORCHCORR_CENTRE(float)
-TORCHCORR_CENTRE(double)
-#undef TORCHCORR_CENTRE
-
-TORCHCORR_CLONES void add_row(int64_t n, const uint8_t* x, int64_t& sum, int64_t& square) {
-  // Parts whose sums 32 bits hold, which take half as long as sums of 64.
-  constexpr int64_t kPart = 1 << 15;
-  for (int64_t begin = 0; begin < n; begin += kPart) {
-    uint32_t a = 0, b = 0;
-    for (int64_t i = begin; i < std::min(begin + kPart, n); ++i) {
-      a += x[i], b += static_cast<uint32_t>(x[i]) * x[i];
-    }
-    sum += a, square += b;
-  }
-}
-
 double energy_about(int64_t level, int64_t count, int64_t sum, int64_t squares) {
   return static_cast<double>(energy_of(count, static_cast<uint64_t>(sum),
                                        static_cast<uint64_t>(squares), false, level));
@@ -67,12 +47,16 @@ struct Tile {
   double energy = 0;  // of the elements about the level
 };
 
-// Tiles of a unit in float32, and two by two in float64 where that was needed.
+// Tiles in float32, and two by two in float64 where that was needed.
 struct Correlated {
   const std::vector<Tile>& tiles;
   Operand all;
-  std::vector<std::optional<Operand>> wide{};
+  std::vector<std::optional<Operand>> wide;
 };
+
+std::vector<std::optional<Operand>> no_operands(const std::vector<Tile>& tiles) {
+  return std::vector<std::optional<Operand>>(tiles.size() / 2);
+}
 
 // One call.
 class BytePass {
@@ -109,26 +93,18 @@ class BytePass {
     std::vector<Tile> tiles;
     for (const int64_t number : numbers) tiles.push_back(tile_of(number));
     if (!by_transforms()) return score_directly(tiles, pair);
-    Correlated at{tiles, operand_of<float>(tiles, 0, tiles.size())};
-    at.wide.resize(tiles.size() / 2);
-    for (int64_t k = 0; k < block_.templates(); ++k) {
-      const int64_t line = pair * block_.templates() + k, n = tiling_.tile_size();
-      const bool tried = is_any_likely_whole(tiles, line);
-      std::optional<Tensor> sums;
-      if (tried) {
-        sums = products_of(at.all, tiling_, spectra_->of<float>(line));
-      }
-      for (size_t i = 0; i < tiles.size(); i += 2) {
-        if (tried) {
-          const float* values = static_cast<const float*>(sums->const_data_ptr()) + i * n;
-          if (rounds_right(&tiles[i], line, contents_of(2 * n, values))) {
-            count_way(Way::kFloat32, tiles_of(&tiles[i]));
-            emit(&tiles[i], line, k, values);
-            continue;
-          }
-        }
-        if (!score_by_digits(at, i, line, k)) score_in_float64(at, i, line, k);
-      }
+    std::vector<Tile> narrow, wide;
+    for (size_t i = 0; i < tiles.size(); i += 2) {
+      std::vector<Tile>& to = needs_float64(&tiles[i], pair) ? wide : narrow;
+      for (size_t lane = 0; lane < 2; ++lane) to.push_back(std::move(tiles[i + lane]));
+    }
+    if (!narrow.empty()) {
+      score_narrow({narrow, operand_of<float>(narrow, 0, narrow.size()), no_operands(narrow)}, pair);
+    }
+    Correlated at{wide, {}, no_operands(wide)};
+    for (size_t i = 0; i < wide.size(); i += 2) {
+      for (int64_t k = 0; k < block_.templates(); ++k) score_in_float64(at, i, line_of(pair, k), k);
+      at.wide[i / 2].reset();
     }
   }
 
@@ -215,6 +191,33 @@ class BytePass {
   }
 
   static int64_t tiles_of(const Tile* pair) { return 1 + (pair[1].number >= 0); }
+  int64_t line_of(int64_t pair, int64_t k) const { return pair * block_.templates() + k; }
+
+  // Scores of tiles for which float32, or digits in it, are likely to do.
+  void score_narrow(Correlated at, int64_t pair) {
+    const std::vector<Tile>& tiles = at.tiles;
+    for (int64_t k = 0; k < block_.templates(); ++k) {
+      const int64_t line = line_of(pair, k), n = tiling_.tile_size();
+      bool tried = false;
+      for (size_t i = 0; i < tiles.size(); i += 2) tried = tried || is_worth_a_try(&tiles[i], line);
+      std::optional<Tensor> sums;
+      if (tried) sums = products_of(at.all, tiling_, spectra_->of<float>(line));
+      for (size_t i = 0; i < tiles.size(); i += 2) {
+        Contents in = likely_contents(&tiles[i], line, true);
+        if (tried) {
+          const float* values = static_cast<const float*>(sums->const_data_ptr()) + i * n;
+          in = contents_of(2 * n, values);
+          if (rounds_right(&tiles[i], line, in)) {
+            count_way(Way::kFloat32, tiles_of(&tiles[i]));
+            emit(&tiles[i], line, k, values);
+            continue;
+          }
+        }
+        const bool by_digits = digits_work() && digits_are_whole(&tiles[i], line, in);
+        if (!by_digits || !score_by_digits(at, i, line, k)) score_in_float64(at, i, line, k);
+      }
+    }
+  }
 
   // Scores of two tiles from the i-th on; whether the sums of both digits were near whole numbers.
   bool score_by_digits(const Correlated& at, size_t i, int64_t line, int64_t k) {
@@ -225,13 +228,13 @@ class BytePass {
     const double share = 1.0 / (DigitSpectra::kBase * DigitSpectra::kBase);
     float* sums = static_cast<float*>(high.mutable_data_ptr());
     if (!is_whole(&at.tiles[i], share * templates_[line].energy, contents_of(2 * n, sums))) {
+      --digits_balance_;
       return false;
     }
+    ++digits_balance_;
     const Tensor low = products_of(two, tiling_, digits_->of(line, false));
     const float* rest = static_cast<const float*>(low.const_data_ptr());
-    const double most = DigitSpectra::kBase * DigitSpectra::kBase / 4 *
-                        static_cast<double>(tiling_.window_size());
-    if (!is_whole(&at.tiles[i], most, contents_of(2 * n, rest))) return false;
+    if (!is_whole(&at.tiles[i], most_of_low(), contents_of(2 * n, rest))) return false;
     const Tensor total = new_float64(out_, {2 * n});
     join_digits(2 * n, sums, rest, total.mutable_data_ptr<double>());
     count_way(Way::kDigits, tiles_of(&at.tiles[i]));
@@ -247,10 +250,12 @@ class BytePass {
     emit(&at.tiles[i], line, k, static_cast<const double*>(sums.const_data_ptr()));
   }
 
+  static double energy_of_both(const Tile* tiles) { return tiles[0].energy + tiles[1].energy; }
+
   // Largest rounding error of float32 sums of two tiles with a template of this energy.
   double error_of(const Tile* tiles, double energy, const Contents& contents) const {
     const double n = static_cast<double>(tiling_.tile_size());
-    const double power = (tiles[0].energy + tiles[1].energy) * energy / n;
+    const double power = energy_of_both(tiles) * energy / n;
     return rule_.noise * (std::sqrt(power + contents.squares / n) + 0.5 * contents.largest);
   }
 
@@ -258,16 +263,52 @@ class BytePass {
     return error_of(tiles, energy, contents) < kRoundsRight;
   }
 
-  // Whether float32 is worth a try: if a good match in the window of the highest contrast would not
-  // round wrongly, or if few windows are so faint that it would show.
-  bool is_any_likely_whole(const std::vector<Tile>& tiles, int64_t line) const {
-    if (!rule_.exact) return true;
-    for (size_t i = 0; i < tiles.size(); i += 2) {
-      const double norm = std::min(norm_of(tiles[i]), norm_of(tiles[i + 1]));
-      const double peak = kLikely / (norm * templates_[line].norm * scale());
-      if (rule_.noise * 0.5 * peak < kRoundsRight) return true;
+  // What the sums of two tiles and a template are likely to contain: as much as noise makes of them,
+  // and a good match in the window of the highest contrast.
+  Contents likely_contents(const Tile* tiles, int64_t line, bool with_match) const {
+    Contents in;
+    in.squares = energy_of_both(tiles) * templates_[line].energy;
+    if (with_match) {
+      const double norm = std::min(smallest_norm(tiles[0]), smallest_norm(tiles[1]));
+      in.largest = kLikely / (norm * templates_[line].norm * scale());
     }
-    return false;
+    return in;
+  }
+
+  // Whether float32 is likely to do. Where no match may be rounded wrongly it is not tried if a match
+  // would be; elsewhere that depends on where it is.
+  bool is_worth_a_try(const Tile* tiles, int64_t line) const {
+    return rounds_right(tiles, line, likely_contents(tiles, line, rule_.exact));
+  }
+
+  // Whether sums of both digits are near whole numbers if those of the template contain so much. The
+  // high digit has as much in proportion, of the low one noise is expected.
+  bool digits_are_whole(const Tile* tiles, int64_t line, const Contents& in) const {
+    const double most = most_of_low();
+    Contents low;
+    low.squares = energy_of_both(tiles) * most;
+    return error_of(tiles, templates_[line].energy, in) < DigitSpectra::kBase * kRoundsRight &&
+           is_whole(tiles, most, low);
+  }
+
+  // Scores are the same bits without them. They are left out once they failed more often than not,
+  // as in smooth pictures, whose sums are larger than those of noise.
+  bool digits_work() const { return digits_balance_.load(std::memory_order_relaxed) > 0; }
+
+  // The largest energy of low digits.
+  double most_of_low() const {
+    constexpr double kMost = DigitSpectra::kBase / 2;
+    return kMost * kMost * static_cast<double>(tiling_.window_size());
+  }
+
+  bool needs_float64(const Tile* tiles, int64_t pair) const {
+    for (int64_t k = 0; k < block_.templates(); ++k) {
+      const int64_t line = line_of(pair, k);
+      const Contents likely = likely_contents(tiles, line, true);
+      if (is_worth_a_try(tiles, line)) return false;
+      if (digits_work() && digits_are_whole(tiles, line, likely)) return false;
+    }
+    return true;
   }
 
   // What a numerator counts for in a score (`Constants`).
@@ -275,7 +316,7 @@ class BytePass {
     return rule_.zero_mean ? static_cast<double>(rule_.count(tiling_)) : 1.0;
   }
 
-  static double norm_of(const Tile& tile) {
+  static double smallest_norm(const Tile& tile) {
     const double norm = tile.moments.smallest_norm;
     return norm > 0 ? norm : std::numeric_limits<double>::infinity();
   }
@@ -345,7 +386,7 @@ class BytePass {
     SumMap sums(tiling_);
     for (const Tile& tile : tiles) {
       for (int64_t k = 0; k < block_.templates(); ++k) {
-        const int64_t line = pair * block_.templates() + k;
+        const int64_t line = line_of(pair, k);
         count_way(Way::kIntegers, 1);
         kernel_.correlate(tiling_, tile.cut, packed_[line], sums);
         emit_tile(tile, constants_of(templates_[line], 0), k, tiling_.stride[2],
@@ -364,6 +405,7 @@ class BytePass {
   std::vector<PackedTemplate> packed_;
   std::optional<TemplateSpectra> spectra_;
   std::optional<DigitSpectra> digits_;
+  std::atomic<int64_t> digits_balance_{2};  // high digits that were near whole numbers, less others
 };
 
 const Kernel& kernel_named(int64_t index) {

@@ -83,6 +83,10 @@ def test_bytes_take_integers_or_whole_transforms():
     # Their sums are too large for float32 alone.
     ways = ways_of(x, template_of(x), method="fft")
     assert ways == counters.Ways(0, 0, 0, ways.digits, 0)
+    # A match of this template would be too large for digits, which are not tried.
+    wide = (draw((1024, 1024)) * 256).to(torch.uint8)
+    ways = ways_of(wide, wide[:128, :128].clone(), method="fft")
+    assert ways == counters.Ways(0, ways.float64, 0, 0, 0)
 
 
 def test_sums_count_too():
