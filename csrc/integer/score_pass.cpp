@@ -98,9 +98,7 @@ class BytePass {
       std::vector<Tile>& to = needs_float64(&tiles[i], pair) ? wide : narrow;
       for (size_t lane = 0; lane < 2; ++lane) to.push_back(std::move(tiles[i + lane]));
     }
-    if (!narrow.empty()) {
-      score_narrow({narrow, operand_of<float>(narrow, 0, narrow.size()), no_operands(narrow)}, pair);
-    }
+    if (!narrow.empty()) score_narrow(narrow, pair);
     Correlated at{wide, {}, no_operands(wide)};
     for (size_t i = 0; i < wide.size(); i += 2) {
       for (int64_t k = 0; k < block_.templates(); ++k) score_in_float64(at, i, line_of(pair, k), k);
@@ -194,8 +192,8 @@ class BytePass {
   int64_t line_of(int64_t pair, int64_t k) const { return pair * block_.templates() + k; }
 
   // Scores of tiles for which float32, or digits in it, are likely to do.
-  void score_narrow(Correlated at, int64_t pair) {
-    const std::vector<Tile>& tiles = at.tiles;
+  void score_narrow(const std::vector<Tile>& tiles, int64_t pair) {
+    Correlated at{tiles, operand_of<float>(tiles, 0, tiles.size()), no_operands(tiles)};
     for (int64_t k = 0; k < block_.templates(); ++k) {
       const int64_t line = line_of(pair, k), n = tiling_.tile_size();
       bool tried = false;
@@ -263,8 +261,8 @@ class BytePass {
     return error_of(tiles, energy, contents) < kRoundsRight;
   }
 
-  // What the sums of two tiles and a template are likely to contain: as much as noise makes of them,
-  // and a good match in the window of the highest contrast.
+  // What the sums of two tiles and a template are likely to contain: as much as noise makes of
+  // them, and a good match in the window of the highest contrast.
   Contents likely_contents(const Tile* tiles, int64_t line, bool with_match) const {
     Contents in;
     in.squares = energy_of_both(tiles) * templates_[line].energy;
@@ -275,14 +273,14 @@ class BytePass {
     return in;
   }
 
-  // Whether float32 is likely to do. Where no match may be rounded wrongly it is not tried if a match
-  // would be; elsewhere that depends on where it is.
+  // Whether float32 is likely to do. Where no match may be rounded wrongly it is not tried if a
+  // match would be; elsewhere that depends on where it is.
   bool is_worth_a_try(const Tile* tiles, int64_t line) const {
     return rounds_right(tiles, line, likely_contents(tiles, line, rule_.exact));
   }
 
-  // Whether sums of both digits are near whole numbers if those of the template contain so much. The
-  // high digit has as much in proportion, of the low one noise is expected.
+  // Whether sums of both digits are near whole numbers if those of the template contain so much.
+  // The high digit has as much in proportion, of the low one noise is expected.
   bool digits_are_whole(const Tile* tiles, int64_t line, const Contents& in) const {
     const double most = most_of_low();
     Contents low;

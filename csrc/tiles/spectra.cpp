@@ -142,14 +142,18 @@ Tensor repeat_spectra(const Tiling& t, const Tensor& spectra) {
 TORCHCORR_MULTIPLY(float)
 TORCHCORR_MULTIPLY(double)
 #undef TORCHCORR_MULTIPLY
-TORCHCORR_CLONES void add_conjugate_products(int64_t size, const double* a, const double* b,
-                                             double* out) {
-#pragma GCC ivdep
-  for (int64_t i = 0; i < 2 * size; i += 2) {
-    out[i] += a[i] * b[i] + a[i + 1] * b[i + 1];
-    out[i + 1] += a[i + 1] * b[i] - a[i] * b[i + 1];
+
+#define TORCHCORR_ADD_CONJUGATE(T)                                                         \
+  TORCHCORR_CLONES void add_conjugate_products(int64_t size, const T* a, const T* b,       \
+                                               double* out) {                              \
+    _Pragma("GCC ivdep") for (int64_t i = 0; i < 2 * size; i += 2) {                       \
+      out[i] += static_cast<double>(a[i] * b[i] + a[i + 1] * b[i + 1]);                    \
+      out[i + 1] += static_cast<double>(a[i + 1] * b[i] - a[i] * b[i + 1]);                \
+    }                                                                                      \
   }
-}
+TORCHCORR_ADD_CONJUGATE(float)
+TORCHCORR_ADD_CONJUGATE(double)
+#undef TORCHCORR_ADD_CONJUGATE
 
 Tensor transform(const Tensor& x, bool forward) {
   Sizes axes;

@@ -41,6 +41,7 @@ Tensor fold_spectra(const Tiling& tiling, const Tensor& spectra);
 Tensor repeat_spectra(const Tiling& tiling, const Tensor& spectra);
 
 // out += a * conj(b) of `size` complex elements.
+void add_conjugate_products(int64_t size, const float* a, const float* b, double* out);
 void add_conjugate_products(int64_t size, const double* a, const double* b, double* out);
 
 // The conjugate spectra (lines, parts * C, *length) of the parts of float64 templates (lines, C, *window),

@@ -66,7 +66,7 @@ STABLE_TORCH_LIBRARY(torchcorr_cpu, m) {
   m.def("template_spectra(Tensor templates, int[] batch, bool wide) -> Tensor");
   m.def(
       "template_grad_spectra(Tensor upstream, Tensor input, int[] upstream_batch, int[] batch,"
-      " int pairs, int groups, int parts) -> Tensor");
+      " int pairs, int groups, int parts, bool wide) -> Tensor");
   m.def(
       "score_grad_tiles(Tensor[] operands, Tensor spectra, int[] batch, int[] block, int[] wide,"
       " float[] rule, Tensor(a!)[] sums) -> Tensor");

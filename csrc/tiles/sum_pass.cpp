@@ -45,8 +45,9 @@ class SumPass {
   void sum(const Sizes& tiles, int64_t pair) {
     if constexpr (sizeof(T) < sizeof(double)) {
       if (is_by_precision()) return sum_by_precision(tiles, pair);
+      if (rule_.is_narrow()) return sum_in<float>({tiles, {}}, cut(tiles, false), pair, all_);
     }
-    sum_wide({tiles, {}}, cut(tiles, true), pair, all_);
+    sum_in<double>({tiles, {}}, cut(tiles, true), pair, all_);
   }
 
   // Tiles and templates that still have too many unknown sums, in their order.
@@ -56,7 +57,7 @@ class SumPass {
   }
 
  private:
-  bool is_by_precision() const { return sizeof(T) < sizeof(double) && rule_.narrow_allowed > 0; }
+  bool is_by_precision() const { return sizeof(T) < sizeof(double) && rule_.is_by_precision(); }
   int64_t line_of(int64_t pair, int64_t k) const { return pair * block_.templates() + k; }
   const TemplateFacts& facts_of(int64_t pair, int64_t k) const { return facts_[line_of(pair, k)]; }
   const double* template_of(int64_t pair, int64_t k) const {
@@ -106,10 +107,11 @@ class SumPass {
     if (all_quiet && wide) first.lines = torch::stable::to(first.lines, ScalarType::ComplexFloat);
     if (all_quiet) return sum_narrow(all, std::move(first), pair, all_);
     if (!wide || !all_loud) first = {};
-    if (all_loud) return sum_wide(all, wide ? std::move(first) : cut(tiles, true), pair, all_);
+    if (all_loud && !wide) first = cut(tiles, true);
+    if (all_loud) return sum_in<double>(all, std::move(first), pair, all_);
     for (size_t i = 0; i < tiles.size(); i += 2) {
       const Measured both{all.two(i), {all.bounds[i], all.bounds[i + 1]}};
-      if (!loud[i / 2].empty()) sum_wide(both, cut(both.tiles, true), pair, loud[i / 2]);
+      if (!loud[i / 2].empty()) sum_in<double>(both, cut(both.tiles, true), pair, loud[i / 2]);
       if (!quiet[i / 2].empty()) sum_narrow(both, cut(both.tiles, false), pair, quiet[i / 2]);
     }
   }
@@ -184,7 +186,8 @@ class SumPass {
       // So that what is in float32 takes no memory beside what is in float64.
       if (templates.size() == 1) operand.reset();
       for (const Two& two : loud) {
-        sum_wide({two.tiles, {two.bounds[0], two.bounds[1]}}, cut(two.tiles, true), pair, {k});
+        const Measured both{two.tiles, {two.bounds[0], two.bounds[1]}};
+        sum_in<double>(both, cut(two.tiles, true), pair, {k});
       }
     }
   }
@@ -216,22 +219,22 @@ class SumPass {
     return true;
   }
 
-  // --- float64 ---
+  // --- float64, or float32 without a look ---
 
-  void sum_wide(const Measured& of, Cut wide, int64_t pair, const Sizes& templates) {
-    const Tensor stats = wide.stats;
-    const Operand operand = spectrum_of(std::move(wide.lines), tiling_, templates.size() == 1);
+  template <class R>
+  void sum_in(const Measured& of, Cut tiles, int64_t pair, const Sizes& templates) {
+    const Tensor stats = tiles.stats;
+    const Operand operand = spectrum_of(std::move(tiles.lines), tiling_, templates.size() == 1);
     for (int64_t k : templates) {
       const Tensor sums =
-          complex_products_of(operand, tiling_, spectra_.template of<double>(line_of(pair, k)));
+          complex_products_of(operand, tiling_, spectra_.template of<R>(line_of(pair, k)));
       for (size_t i = 0; i < of.tiles.size(); i += 2) {
         const TileBounds* bounds = of.bounds.empty() ? nullptr : of.bounds.data() + i;
         const Two two{of.two(i), rows_of_stats(stats) + i, bounds};
-        const double* numerators =
-            static_cast<const double*>(sums.const_data_ptr()) + i * tiling_.tile_size();
-        count_way(Way::kFloat64, two.existing());
+        const R* numerators = static_cast<const R*>(sums.const_data_ptr()) + i * tiling_.tile_size();
+        count_way(sizeof(R) < sizeof(double) ? Way::kFloat32 : Way::kFloat64, two.existing());
         for (int64_t lane = 0; lane < 2; ++lane) write(two, lane, pair, k, numerators);
-        if (rule_.is_checked()) check(two, pair, k, numerators);
+        if constexpr (sizeof(R) == sizeof(double)) check(two, pair, k, numerators);
         if (two.stats[0].non_finite + two.stats[1].non_finite > 0) emit_non_finite(two, pair, k);
       }
     }
@@ -252,6 +255,7 @@ class SumPass {
 
   // Finds the sums whose rounding may exceed what is allowed, where it does not for all of them.
   void check(const Two& two, int64_t pair, int64_t k, const double* numerators) {
+    if (!rule_.is_checked()) return;
     const TemplateFacts& templ = facts_of(pair, k);
     const auto is_safe = [&](int64_t lane, double noise) {
       if (two.tiles[lane] < 0 || two.is_zero(lane)) return true;
@@ -306,8 +310,7 @@ class SumPass {
       const std::lock_guard<std::mutex> lock(mutex_);
       left_.push_back({of.two[of.lane], k});
     } else if (count > 0) {
-      map_.recompute(of.place, k, states.data(),
-                     image + of.place.origin,
+      map_.recompute(of.place, k, states.data(), image + of.place.origin,
                      template_of(of.pair, of.k));
     }
   }

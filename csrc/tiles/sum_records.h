@@ -20,7 +20,8 @@ constexpr double kProducts = 400;
 // How exact sums are: `SumRule` of _cpu/rules.py.
 struct SumRule {
   double narrow_noise, wide_noise;      // of a transform, relative to what it contains
-  double narrow_allowed, wide_allowed;  // error of a sum, relative to its sum of absolute products
+  // Error of a sum, relative to its sum of absolute products; infinite if that type always does.
+  double narrow_allowed, wide_allowed;
   double budget;  // unknown windows of a tile and template that are recomputed
 
   explicit SumRule(const Numbers& n) {
@@ -29,6 +30,9 @@ struct SumRule {
     budget = n[4];
   }
   bool is_checked() const { return std::isfinite(wide_allowed); }
+  // Whether tiles are computed in float32 without a look at their sums, or where those allow it.
+  bool is_narrow() const { return std::isinf(narrow_allowed); }
+  bool is_by_precision() const { return narrow_allowed > 0 && !is_narrow(); }
 };
 
 // Of a template: its sum, its norms, and bounds of sums if they decide the precision.

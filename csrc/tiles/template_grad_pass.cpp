@@ -1,6 +1,7 @@
 // The spectra of a template's gradient in one parallel region: products of the spectra of tiles of
-// the input and of the upstream gradient, summed over tiles. A worker sums those of a group of tiles
-// in their order, and groups are added in theirs, so no number of threads changes a sum.
+// the input and of the upstream gradient, summed over tiles in float64. A worker sums those of a
+// group of tiles in their order, and groups are added in theirs, so no number of threads changes a
+// sum.
 
 #include "tiles/pass.h"
 #include "tiles/steps.h"
@@ -9,13 +10,16 @@ namespace torchcorr {
 namespace {
 
 // Spectra of tiles, two by two, in the units of what they were cut from.
+template <class R>
 Tensor spectra_of_tiles(const Tensor& x, const Sizes& batch) {
-  auto [tiles, stats] = cut_tiles(x, batch, Levels::kNone, true, true);
+  constexpr bool kWide = sizeof(R) == sizeof(double);
+  auto [tiles, stats] = cut_tiles(x, batch, Levels::kNone, kWide, true);
   const TileStats* rows = rows_of_stats(stats);
   const int64_t twos = tiles.size(0), each = tiles.numel() / std::max<int64_t>(1, twos);
-  double* values = tiles.template mutable_data_ptr<double>();
+  R* values = tiles.template mutable_data_ptr<R>();
   for (int64_t i = 0; i < twos; ++i) {
-    const double first = 1 / rows[2 * i].scale, second = 1 / rows[2 * i + 1].scale;
+    const R first = static_cast<R>(1 / rows[2 * i].scale);
+    const R second = static_cast<R>(1 / rows[2 * i + 1].scale);
     for (int64_t k = i * each; k < (i + 1) * each; k += 2) {
       values[k] *= first, values[k + 1] *= second;
     }
@@ -23,8 +27,9 @@ Tensor spectra_of_tiles(const Tensor& x, const Sizes& batch) {
   return transform(lines_of_tiles(tiles), true);
 }
 
-Tensor template_grad_spectra(const Tensor& upstream, const Tensor& input, Sizes upstream_batch,
-                             Sizes batch, int64_t pairs, int64_t groups, int64_t parts) {
+template <class R>
+Tensor sum_of_spectra(const Tensor& upstream, const Tensor& input, const Sizes& upstream_batch,
+                      const Sizes& batch, int64_t pairs, int64_t groups, int64_t parts) {
   const Tiling tiling = TileBatch(batch, input).tiling;
   const int64_t templates = upstream.size(1), channels = tiling.channels, n = tiling.tile_size();
   const int64_t tiles = tiling.layout.count / pairs * tiling.tiles_per_item();
@@ -49,10 +54,10 @@ Tensor template_grad_spectra(const Tensor& upstream, const Tensor& input, Sizes 
     for (int64_t t = group * of_group; t < last; t += 2) {
       const int64_t first = pair * tiles + t;
       const Sizes two{first, t + 1 < last ? first + 1 : -1};
-      const Tensor of_input = spectra_of_tiles(input, with_tiles(batch, two));
-      const Tensor of_upstream = spectra_of_tiles(some, with_tiles(upstream_batch, two));
-      const double* a = static_cast<const double*>(of_input.const_data_ptr());
-      const double* b = static_cast<const double*>(of_upstream.const_data_ptr());
+      const Tensor of_input = spectra_of_tiles<R>(input, with_tiles(batch, two));
+      const Tensor of_upstream = spectra_of_tiles<R>(some, with_tiles(upstream_batch, two));
+      const R* a = static_cast<const R*>(of_input.const_data_ptr());
+      const R* b = static_cast<const R*>(of_upstream.const_data_ptr());
       for (int64_t k = 0; k < some.size(1); ++k) {
         const int64_t line = (pair * templates + part * of_part + k) * channels;
         for (int64_t c = 0; c < channels; ++c) {
@@ -66,6 +71,12 @@ Tensor template_grad_spectra(const Tensor& upstream, const Tensor& input, Sizes 
     for (int64_t i = 0; i < size; ++i) sums[i] += sums[group * size + i];
   }
   return torch::stable::select(total, 0, 0);
+}
+
+Tensor template_grad_spectra(const Tensor& upstream, const Tensor& input, Sizes upstream_batch,
+                             Sizes batch, int64_t pairs, int64_t groups, int64_t parts, bool wide) {
+  const auto sum = wide ? sum_of_spectra<double> : sum_of_spectra<float>;
+  return sum(upstream, input, upstream_batch, batch, pairs, groups, parts);
 }
 
 }  // namespace

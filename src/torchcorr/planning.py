@@ -221,5 +221,5 @@ def _sums_plan(layer: Layer, form: str) -> Plan:
     grad = torch.empty((*lead, dense.outputs, *dense.positions), dtype=dtype, device="meta")
     other = torch.empty(template if form == "input" else input, dtype=dtype, device="meta")
     if form == "input":
-        return Transpose.into_input(grad, other, input, ones, "cpu").plan
-    return Transpose.into_template(grad, other, template, ones, "cpu").plan
+        return Transpose.into_input(grad, other, input, ones, "cpu", dense.itemsize).plan
+    return Transpose.into_template(grad, other, template, ones, "cpu", dense.itemsize).plan

@@ -81,9 +81,10 @@ def test_the_plan_is_that_of_the_call(kind, monkeypatch):
             keep = lambda *a, real=real: seen.append(a[3]) or real(*a)  # noqa: E731
             monkeypatch.setattr(spectra, name, keep)
     else:
-        real = conv.correlate._arranged
-        keep = lambda *a: seen.append(real(*a).plan) or real(*a)  # noqa: E731
-        monkeypatch.setattr(conv.correlate, "_arranged", keep)
+        for name in ("_arranged", "_arranged_grad"):
+            real = getattr(conv.correlate, name)
+            keep = lambda *a, real=real: seen.append(real(*a).plan) or real(*a)  # noqa: E731
+            monkeypatch.setattr(conv.correlate, name, keep)
     plan = torchcorr.plan_layer(x, w)
     x.requires_grad_()
     w.requires_grad_()

@@ -262,26 +262,55 @@ def test_sums_at_a_border_that_are_not_known_are_computed(
 
 
 @every_geometry
-@pytest.mark.parametrize("groups, parts", ((1, 1), (3, 1), (1, 2)))
-def test_template_grad_spectra(name: str, groups: int, parts: int) -> None:
-    batch, image = batch_of(name, True), image_of(name, torch.float64)
+@pytest.mark.parametrize("groups, parts, wide", ((1, 1, True), (3, 1, False), (1, 2, True)))
+def test_template_grad_spectra(name: str, groups: int, parts: int, wide: bool) -> None:
+    dtype = torch.float64 if wide else torch.float32
+    batch, image = batch_of(name, True), image_of(name, dtype)
     tiling = batch.tiling
     if any(s > 1 for s in tiling.stride):
         return
-    upstream = draw((2, 3, *tiling.positions), seed=3) - 0.5
+    upstream = draw((2, 3, *tiling.positions), seed=3).to(dtype) - 0.5
     ones = (1,) * len(tiling.window)
     of_upstream = replace(tiling, window=ones, extent=tiling.outputs)
     numbers = (TileBatch(of_upstream, []).numbers, TileBatch(tiling, []).numbers)
-    total = ops.template_grad_spectra(upstream, image, *numbers, 1, groups, parts)
+    total = ops.template_grad_spectra(upstream, image, *numbers, 1, groups, parts, wide)
     lines = torch.fft.ifftn(total, dim=tuple(range(-len(ones), 0))).real
     got = lines[(..., *(slice(0, k) for k in tiling.window))][0]
     # Items are summed over.
     shape = (3, 2, *tiling.window)
     want = sum(
         correlation.correlate_template_grad(g, x.unsqueeze(0), shape, tiling.stride, "direct")
-        for g, x in zip(upstream, image, strict=True)
+        for g, x in zip(upstream.double(), image.double(), strict=True)
     )
-    same(got, want, 1e-10, 1e-10 * float(want.abs().max()))
+    share = 1e-10 if wide else rounding.ALLOWED_GRADIENT_ERROR / 100
+    same(got, want, share, share * float(want.abs().max()))
+
+
+@pytest.mark.parametrize("case", ("noise", "cancelling template", "offset"))
+def test_gradients_are_transformed_in_float32_where_that_is_enough(case: str) -> None:
+    x, w = normal(300, 320, seed=1), normal(40, 36, seed=2)
+    grad = normal(261, 285, seed=3)
+    if case == "cancelling template":
+        # A smooth upstream gradient, of which the signs of a checkerboard leave almost nothing.
+        w = (-1.0) ** torch.arange(40).unsqueeze(1) * (-1.0) ** torch.arange(36)
+        w = w.double()
+        hann = (torch.hann_window(n, dtype=torch.float64) for n in grad.shape)
+        grad = torch.outer(*hann)
+    if case == "offset":
+        x, grad = x + 1e5, grad - grad.mean()
+
+    def gradients(dtype: torch.dtype, method: str) -> list[torch.Tensor]:
+        pair = [v.float().to(dtype).requires_grad_() for v in (x, w)]
+        sums = torchcorr.correlate(*pair, method=method)
+        counters.take()
+        return list(torch.autograd.grad(sums, pair, grad.float().to(dtype)))
+
+    exact = gradients(torch.float64, "direct")
+    for got, want in zip(gradients(torch.float32, "fft"), exact, strict=True):
+        assert float((got - want).abs().max()) <= 1e-4 * float(want.abs().max())
+    ways = counters.take()
+    assert ways.float32 > 0
+    assert (ways.float64 > 0) == (case == "cancelling template")
 
 
 @pytest.mark.parametrize("mode, uniform", (("same", False), ("same", True), ("full", True)))

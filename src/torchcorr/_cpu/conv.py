@@ -93,8 +93,8 @@ def conv_input_grad(
         upstream = g.unflatten(1, (groups, dense.outputs))
         templates = _templates(lattices.weight_lattices(w, at), dense)
         seen = (dense.items, groups, 1, dense.channels, *at.dense)
-        step = _ones(at.size)
-        out = correlate.correlate_input_grad(upstream, templates, seen, step, "auto")
+        step, kind = _ones(at.size), sums_method(layer, "input")
+        out = correlate.correlate_input_grad(upstream, templates, seen, step, kind)
         out = lattices.input_restored(out.flatten(1, 3), at)
     else:
         # The full convolution, of which a dense layer needs what its padding leaves.

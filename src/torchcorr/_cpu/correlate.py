@@ -21,7 +21,7 @@ from .._plan.dtypes import HALVES, widen
 from .._plan.lags import AxisLags, Lags
 from .._plan.predict import Problem, transform_cost
 from .._plan.shapes import Ints, fast_length
-from .._plan.strided import arrange_sums, on_lattices
+from .._plan.strided import arrange_grad, arrange_sums, on_lattices
 from .._plan.tiling import Tiling
 from . import steps, strided
 from .overlap import is_long, is_quick
@@ -38,6 +38,10 @@ _ROOM = 16 << 20
 # computed by the direct loop, if that takes no more than so many times as long as transforms.
 _LEFT_OUT = 0.3
 _WORTH_LOOP = 16.0
+# Bytes of the numbers that gradients are transformed in, in turn until they are precise enough, and
+# the share of what is allowed that transforms may take.
+_ITEMSIZES = {torch.float32: (4, 8), torch.float64: (8,)}
+_SHARE = 0.5
 # Scratch of whole transforms, for each element: two spectra, their product and its inverse.
 _WHOLE_BYTES = 4 * 8
 # Their time, relative to that of transforming as many elements both ways in tiles in float32.
@@ -105,7 +109,7 @@ def correlate_input_grad(
         wide = (grad.float(), template.float())
         return correlate_input_grad(*wide, input_shape, stride, method).to(grad.dtype)
     shape = tuple(input_shape)
-    arranged = _arranged(shape, template.shape, stride, method, grad.dtype)
+    arranged = _arranged_grad(False, shape, template.shape, stride, method, grad.dtype)
     if arranged.plan.method == "direct":
         return steps.correlate_direct_input_grad(grad, template, shape, stride)
     if grad.numel() == 0:
@@ -121,13 +125,21 @@ def correlate_input_grad(
     if _on_lattices(shape, template.shape, stride, grad.dtype):
         pair = (grad, template)
         return strided.correlate_input_grad(*pair, shape, stride, correlate_input_grad)
-    call = Transpose.into_input(grad, template, shape, stride, "cpu")
+    for itemsize in _ITEMSIZES[grad.dtype]:
+        call = Transpose.into_input(grad, template, shape, stride, "cpu", itemsize)
+        total = _onto_input(call, shape[-len(stride) :])
+        if itemsize == 8 or _is_known(total, _contents_of_input_grad(call)):
+            break
+    return call.leads.input_restored(total, shape, len(stride) + 1)
+
+
+def _onto_input(call: Transpose, size: Ints) -> Tensor:
     upstream, weights = call.upstream, call.other
-    out = steps.new_map(upstream, (upstream.shape[0], weights.shape[1], *shape[-len(stride) :]))
-    tiled = _Tiled(call.problem, call.plan, call.tiling)
+    out = steps.new_map(upstream, (upstream.shape[0], weights.shape[1], *size))
     # A gradient is exact relative to its largest element, so no sum is computed again.
-    tiled.sum(upstream, weights, _UNCHECKED, out)
-    return call.leads.input_restored(out, shape, len(stride) + 1)
+    rule = _UNCHECKED if call.problem.itemsize == 8 else _NARROW
+    _Tiled(call.problem, call.plan, call.tiling).sum(upstream, weights, rule, out)
+    return out
 
 
 def correlate_template_grad(
@@ -137,7 +149,7 @@ def correlate_template_grad(
         wide = (grad.float(), input.float())
         return correlate_template_grad(*wide, template_shape, stride, method).to(grad.dtype)
     ndim, shape = len(stride), tuple(template_shape)
-    arranged = _arranged(input.shape, shape, stride, method, grad.dtype)
+    arranged = _arranged_grad(True, input.shape, shape, stride, method, grad.dtype)
     if arranged.plan.method == "direct":
         return steps.correlate_direct_template_grad(grad, input, shape, stride)
     if grad.numel() == 0:
@@ -153,26 +165,73 @@ def correlate_template_grad(
     if _on_lattices(input.shape, shape, stride, grad.dtype):
         pair = (grad, input)
         return strided.correlate_template_grad(*pair, shape, stride, correlate_template_grad)
-    call = Transpose.into_template(grad, input, shape, stride, "cpu")
+    for itemsize in _ITEMSIZES[grad.dtype]:
+        call = Transpose.into_template(grad, input, shape, stride, "cpu", itemsize)
+        total = _onto_template(call)
+        if itemsize == 8 or _is_known(total, _contents_of_template_grad(call)):
+            break
+    return call.leads.template_restored(total.to(grad.dtype), shape, ndim + 1)
+
+
+def _onto_template(call: Transpose) -> Tensor:
     leads, upstream, tiling = call.leads, call.upstream, call.tiling
-    seen = steps.readable(call.other)
+    seen, ndim = steps.readable(call.other), len(tiling.window)
     # Tiles of the gradient: the same positions, and nothing around them.
     of_upstream = replace(tiling, window=(1,) * ndim, extent=tiling.outputs)
     spectra = upstream.shape[1] * call.problem.channels * math.prod(tiling.length) * 16
     groups = max(1, min(_ROOM // spectra, _GROUPS, -(-leads.inputs * tiling.tiles // 2)))
     parts = 1 if groups > 1 else _GROUPS
     numbers = (of_upstream.batch_numbers, tiling.batch_numbers)
-    total = steps.template_grad_spectra(upstream, seen, *numbers, leads.paired, groups, parts)
+    how = (leads.paired, groups, parts, call.problem.itemsize == 8)
+    total = steps.template_grad_spectra(upstream, seen, *numbers, *how)
     lead = total.shape[:3]
     lines = inverse_fft(total.flatten(0, 2), ndim).unflatten(0, lead).real
-    lines = lines[(..., *(slice(0, k) for k in tiling.window))] / math.prod(tiling.length)
-    return leads.template_restored(lines.to(grad.dtype), shape, ndim + 1)
+    return lines[(..., *(slice(0, k) for k in tiling.window))] / math.prod(tiling.length)
+
+
+def _is_known(gradient: Tensor, contents: float) -> bool:
+    """Whether a gradient by transforms in float32 that contain so much is precise enough, relative
+    to its largest element (docs/math.md, What float32 can carry)."""
+    largest = _largest(gradient)
+    noise = rounding.TRANSFORM * rounding.unit(torch.float32) * (contents + 1.5 * largest)
+    return math.isfinite(largest) and noise <= _SHARE * rounding.ALLOWED_GRADIENT_ERROR * largest
+
+
+def _contents_of_input_grad(call: Transpose) -> float:
+    upstream, weights = call.upstream, call.other
+    axes = tuple(range(2, weights.dim()))
+    elements = math.prod(call.tiling.length)
+    size = min(_largest(upstream), float(upstream.norm()) / math.sqrt(elements))
+    norm = float(torch.linalg.vector_norm(weights, dim=axes).amax())
+    return math.sqrt(2 * upstream.shape[1]) * size * norm
+
+
+def _contents_of_template_grad(call: Transpose) -> float:
+    leads, tiles = call.leads, call.leads.inputs * call.tiling.tiles
+    upstream = call.upstream.unflatten(0, (leads.paired, leads.inputs)).flatten(3)
+    norm = float(torch.linalg.vector_norm(upstream, dim=(1, 3)).amax())
+    return math.sqrt(2 * tiles) * _largest(call.other) * norm
+
+
+def _largest(x: Tensor) -> float:
+    return max(abs(float(y)) for y in torch.aminmax(x))
 
 
 def _arranged(
     input: Ints, template: Ints, stride: Sequence[int], method: str, dtype: torch.dtype
 ) -> Arrangement:
     return arrange_sums(input, template, stride, method, dtype=dtype, device="cpu")
+
+
+def _arranged_grad(
+    of_template: bool,
+    input: Ints,
+    template: Ints,
+    stride: Sequence[int],
+    method: str,
+    dtype: torch.dtype,
+) -> Arrangement:
+    return arrange_grad(of_template, input, template, stride, method, dtype=dtype, device="cpu")
 
 
 def _on_lattices(
@@ -236,6 +295,7 @@ def _is_lone(call: Arrangement, dtype: torch.dtype, size: Sequence[int]) -> bool
 
 
 _UNCHECKED = SumRule(0.0, 0.0, 0.0, math.inf, 0)
+_NARROW = SumRule(0.0, 0.0, math.inf, math.inf, 0)
 
 
 def _rule_of(call: Arrangement, dtype: torch.dtype) -> SumRule:

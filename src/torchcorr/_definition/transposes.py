@@ -32,7 +32,13 @@ class Transpose(NamedTuple):
 
     @classmethod
     def into_input(
-        cls, grad: Tensor, template: Tensor, shape: Ints, stride: Sequence[int], device: str
+        cls,
+        grad: Tensor,
+        template: Tensor,
+        shape: Ints,
+        stride: Sequence[int],
+        device: str,
+        itemsize: int = 8,
     ) -> Transpose:
         ndim = len(stride)
         size, window = shape[-ndim:], tuple(template.shape[-ndim:])
@@ -43,34 +49,42 @@ class Transpose(NamedTuple):
         # Roles change: what was a template is a channel now, what was a channel a template.
         turned = Leads((), (), (), leads.paired, leads.inputs, weights.shape[1])
         full = tuple(n + k - 1 for n, k in zip(size, window, strict=True))
-        problem = _problem(full, window, leads.templates, turned, device)
+        problem = _problem(full, window, leads.templates, turned, device, itemsize)
         pad = tuple(k - 1 for k in window)
         plan, tiling = _tiles(problem, upstream.shape[2:], size, pad)
         return cls(leads, upstream, weights, problem, plan, tiling)
 
     @classmethod
     def into_template(
-        cls, grad: Tensor, input: Tensor, shape: Ints, stride: Sequence[int], device: str
+        cls,
+        grad: Tensor,
+        input: Tensor,
+        shape: Ints,
+        stride: Sequence[int],
+        device: str,
+        itemsize: int = 8,
     ) -> Transpose:
         ndim = len(stride)
         size, window = tuple(input.shape[-ndim:]), shape[-ndim:]
         leads = Leads.of(tuple(input.shape[: -ndim - 1]), shape[: -ndim - 1])
         upstream = dilated(leads.output(grad, ndim), stride).contiguous()
         seen = leads.input_in_place(input, ndim + 1)
-        problem = _problem(size, window, seen.shape[-ndim - 1], leads, device)
+        problem = _problem(size, window, seen.shape[-ndim - 1], leads, device, itemsize)
         plan, tiling = _tiles(problem, size, output_size(size, window, problem.stride), None)
         return cls(leads, upstream, seen, problem, plan, tiling)
 
 
-def _problem(size: Ints, window: Ints, channels: int, leads: Leads, device: str) -> Problem:
-    """A plain sum at stride 1 in float64."""
+def _problem(
+    size: Ints, window: Ints, channels: int, leads: Leads, device: str, itemsize: int
+) -> Problem:
+    """A plain sum at stride 1, in transforms of numbers of this size."""
     return Problem(
         size=size,
         window=window,
         stride=(1,) * len(size),
         channels=channels,
         leads=leads,
-        itemsize=8,
+        itemsize=itemsize,
         normalised=False,
         device=device,
     )

@@ -13,6 +13,7 @@ import torch
 from .choose import Plan, arrange
 from .lattice import Lattices
 from .shapes import Ints
+from .strided import GRADS_BY_FFT, GRADS_BY_LOOP
 from .tiling import tile_length
 
 # Bytes of the spectra of weights that a module keeps.
@@ -383,8 +384,9 @@ def _torch_rate(layer: Layer, form: str) -> float:
 
 # Costs of `correlate` are those of two cores, without what surrounds a call of it in a layer.
 _SUMS = 3.0
-# Of the gradient of an input, relative to sums, and bytes written a millisecond.
-_SUMS_INPUT = 1.6
+# Of the gradients by transforms, relative to sums, and bytes written a millisecond. That of a
+# weight is from above: a layer whose time is in doubt is left to spectra.
+_SUMS_GRADS = {"output": 1.0, "input": GRADS_BY_FFT[0], "weight": 1.6}
 _COPIED = 4e6
 # Multiply-adds a millisecond of a template's gradient by the direct loop, for an element of a row.
 _DIRECT_WEIGHT = 0.07e6
@@ -404,21 +406,29 @@ def arrangement(dense: Dense, size: Ints, method: str) -> Plan:
 def _sums_cost(layer: Layer, form: str) -> float:
     """Of the operators of `correlate` on the sub-lattices of a layer."""
     dense, size = layer.dense, layer.lattices.dense
-    plan = arrangement(dense, size, sums_method(layer, form))
+    method = sums_method(layer, form)
     elements = dense.items * dense.groups * dense.channels * math.prod(size)
     copies = elements * dense.itemsize / _COPIED
-    if form == "weight" and plan.method == "direct":
+    if form != "output" and method == "direct":
+        return copies + _direct_grad(layer, form)
+    return copies + _SUMS * arrangement(dense, size, method).cost * _SUMS_GRADS[form]
+
+
+def _direct_grad(layer: Layer, form: str) -> float:
+    if form == "weight":
+        # Rows of positions, which are short.
         row = min(layer.lattices.rows[-1], _DIRECT_WEIGHT_ROW)
-        return copies + layer.products / (_DIRECT_WEIGHT * row)
-    return copies + _SUMS * plan.cost * (1.0 if form == "output" else _SUMS_INPUT)
+        return layer.products / (_DIRECT_WEIGHT * row)
+    dense, size = layer.dense, layer.lattices.dense
+    share = math.prod(size) / math.prod(dense.positions)
+    return _SUMS * arrangement(dense, size, "direct").cost * share * GRADS_BY_LOOP[0]
 
 
 @lru_cache(maxsize=4096)
 def sums_method(layer: Layer, form: str) -> str:
-    """The method that `correlate` is called with; gradients of templates have short direct rows."""
-    if form != "weight":
+    """The method that `correlate` is called with; gradients have other direct loops."""
+    if form == "output":
         return "auto"
-    dense, size = layer.dense, layer.lattices.dense
-    row = min(layer.lattices.rows[-1], _DIRECT_WEIGHT_ROW)
-    direct = layer.products / (_DIRECT_WEIGHT * row)
-    return "direct" if direct <= 2 * _SUMS * arrangement(dense, size, "fft").cost else "fft"
+    transforms = arrangement(layer.dense, layer.lattices.dense, "fft").cost
+    direct = _direct_grad(layer, form)
+    return "direct" if direct <= _SUMS * transforms * _SUMS_GRADS[form] else "fft"

@@ -12,6 +12,10 @@ from .choose import Arrangement, arrange
 from .lattice import Lattices
 from .shapes import Ints
 
+# Times of the gradients of the input and of the template, relative to sums: by transforms, which
+# are not checked, and by the direct loop, for each element of the input and for each position.
+GRADS_BY_FFT = (0.9, 1.25)
+GRADS_BY_LOOP = (1.1, 1.45)
 # Time of laying out an element of the input as sub-lattices, in the units of a plan's cost.
 _COPIED = 1e-6
 
@@ -36,6 +40,29 @@ def arrange_sums(
         if dense is not None and _time(dense, input) < call.plan.cost:
             return arrange(*sizes, "fft", normalised=False, dtype=dtype, device=device)
     return call
+
+
+def arrange_grad(
+    of_template: bool,
+    input: Sequence[int],
+    template: Sequence[int],
+    stride: Sequence[int],
+    method: str,
+    *,
+    dtype: torch.dtype,
+    device: str,
+) -> Arrangement:
+    """`arrange_sums` for a gradient, whose direct loop may take longer than that of the sums."""
+    call = arrange_sums(input, template, stride, method, dtype=dtype, device=device)
+    if method != "auto" or call.plan.method != "direct" or 0 in call.plan.tile:
+        return call
+    quick = arrange_sums(input, template, stride, "fft", dtype=dtype, device=device)
+    ndim = len(stride)
+    size, positions = input[-ndim:], call.tiling.positions
+    loop = GRADS_BY_LOOP[of_template]
+    if not of_template:
+        loop *= math.prod(size) / max(1, math.prod(positions))
+    return quick if GRADS_BY_FFT[of_template] * quick.plan.cost < loop * call.plan.cost else call
 
 
 def on_lattices(
