@@ -10,7 +10,8 @@ SANITIZED := build/sanitize
 FALLBACK := $(patsubst %,tests/contract/test_%.py,torture known_answers zncc bytes correlate sums lncc lncc_windows \
   weighted_moments errors plan operators conv layers forward_mode)
 # Tests of the C++ loops over vectors, which are also run with the vectors of lesser CPUs.
-VECTORS := $(patsubst %,tests/engines/test_%.py,tiles sum_pass dense_scores) tests/contract/test_lncc.py
+VECTORS := $(patsubst %,tests/engines/test_%.py,tiles sum_pass dense_scores long_lines \
+  overlap_kernels) tests/contract/test_lncc.py
 # Most tests use one core, so two files of them run at the same time. Both keep PyTorch's number of
 # threads; those without work sleep, since by default they would poll on the core of the other file.
 PYTEST := OMP_WAIT_POLICY=passive $(PY) -m pytest --numprocesses 2 --dist loadfile --durations=10

@@ -2,36 +2,38 @@
 
 #include <algorithm>
 
-#include "common/vectors.h"
+#include "common/targets.h"
 
 namespace torchcorr::overlap {
 namespace {
 
-// Sums of single elements that lie side by side, and of their squares about a centre.
-TORCHCORR_CLONES double sum_of(int64_t n, const double* x) {
-  Doubles sums[4] = {};
+// The sum of f(x) of single elements that lie side by side.
+template <int BYTES, class F>
+TORCHCORR_INLINE double sum_by(int64_t n, const double* x, const F& f) {
+  constexpr int64_t kLane = lanes_of<double, BYTES>, kSums = 4;
+  Wide<BYTES> sums[kSums] = {};
   int64_t i = 0;
-  for (; i + 4 * kDoubles <= n; i += 4 * kDoubles) {
-    for (int64_t j = 0; j < 4; ++j) sums[j] += read(x + i + j * kDoubles);
+  for (; i + kSums * kLane <= n; i += kSums * kLane) {
+    for (int64_t j = 0; j < kSums; ++j) sums[j] += f(load<BYTES>(x + i + j * kLane));
   }
   double rest = 0;
-  for (; i < n; ++i) rest += x[i];
-  return total_of((sums[0] + sums[1]) + (sums[2] + sums[3])) + rest;
+  for (; i < n; ++i) rest += f(x[i]);
+  return sum_of_lanes((sums[0] + sums[1]) + (sums[2] + sums[3])) + rest;
 }
 
-TORCHCORR_CLONES double energy_of(int64_t n, const double* x, double centre) {
-  Doubles sums[4] = {};
-  int64_t i = 0;
-  for (; i + 4 * kDoubles <= n; i += 4 * kDoubles) {
-    for (int64_t j = 0; j < 4; ++j) {
-      const Doubles d = read(x + i + j * kDoubles) - centre;
-      sums[j] += d * d;
-    }
-  }
-  double rest = 0;
-  for (; i < n; ++i) rest += (x[i] - centre) * (x[i] - centre);
-  return total_of((sums[0] + sums[1]) + (sums[2] + sums[3])) + rest;
+template <int BYTES>
+TORCHCORR_INLINE double sum_of(int64_t n, const double* x) {
+  return sum_by<BYTES>(n, x, [](const auto& v) TORCHCORR_FLAT { return v; });
 }
+TORCHCORR_FOR_CPUS(double, sum_of, (int64_t n, const double* x), (n, x))
+
+// And of their squares about a centre.
+template <int BYTES>
+TORCHCORR_INLINE double energy_of(int64_t n, const double* x, double centre) {
+  const auto square = [&](const auto& v) TORCHCORR_FLAT { return (v - centre) * (v - centre); };
+  return sum_by<BYTES>(n, x, square);
+}
+TORCHCORR_FOR_CPUS(double, energy_of, (int64_t n, const double* x, double centre), (n, x, centre))
 
 // What a lane merges: a row of the recording, of which `count` rows were merged before.
 struct Step {

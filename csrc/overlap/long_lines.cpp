@@ -6,6 +6,7 @@
 #include <cmath>
 
 #include "common/parallel.h"
+#include "common/targets.h"
 #include "overlap/growing.h"
 #include "overlap/products.h"
 #include "overlap/values.h"
@@ -29,31 +30,34 @@ struct Part {
 };
 
 // Of n elements, in two passes; raises `peak` to the largest size.
-TORCHCORR_CLONES Part part_of(int64_t n, const double* x, double& peak) {
-  Doubles sums[4] = {}, squares[4] = {}, largest = {};
+template <int BYTES>
+TORCHCORR_INLINE Part part_of(int64_t n, const double* x, double& peak) {
+  constexpr int64_t kLanes = lanes_of<double, BYTES>, kSums = 4;
+  Wide<BYTES> sums[kSums] = {}, squares[kSums] = {}, largest = {};
   int64_t i = 0;
-  for (; i + 4 * kDoubles <= n; i += 4 * kDoubles) {
-    for (int64_t j = 0; j < 4; ++j) sums[j] += read(x + i + j * kDoubles);
+  for (; i + kSums * kLanes <= n; i += kSums * kLanes) {
+    for (int64_t j = 0; j < kSums; ++j) sums[j] += load<BYTES>(x + i + j * kLanes);
   }
-  double sum = total_of((sums[0] + sums[1]) + (sums[2] + sums[3]));
+  double sum = sum_of_lanes((sums[0] + sums[1]) + (sums[2] + sums[3]));
   for (; i < n; ++i) sum += x[i];
   const double mean = sum / static_cast<double>(n);
   i = 0;
-  for (; i + 4 * kDoubles <= n; i += 4 * kDoubles) {
-    for (int64_t j = 0; j < 4; ++j) {
-      const Doubles v = read(x + i + j * kDoubles), d = v - mean, size = v < 0 ? -v : v;
+  for (; i + kSums * kLanes <= n; i += kSums * kLanes) {
+    for (int64_t j = 0; j < kSums; ++j) {
+      const Wide<BYTES> v = load<BYTES>(x + i + j * kLanes), d = v - mean, size = v < 0 ? -v : v;
       squares[j] += d * d;
       largest = size > largest ? size : largest;
     }
   }
-  double energy = total_of((squares[0] + squares[1]) + (squares[2] + squares[3]));
+  double energy = sum_of_lanes((squares[0] + squares[1]) + (squares[2] + squares[3]));
   for (; i < n; ++i) {
     energy += (x[i] - mean) * (x[i] - mean);
     peak = std::max(peak, std::abs(x[i]));
   }
-  for (int64_t l = 0; l < kDoubles; ++l) peak = std::max(peak, largest[l]);
+  for (int64_t l = 0; l < kLanes; ++l) peak = std::max(peak, largest[l]);
   return {static_cast<double>(n), mean, energy};
 }
+TORCHCORR_FOR_CPUS(Part, part_of, (int64_t n, const double* x, double& peak), (n, x, peak))
 
 TORCHCORR_CLONES void copy_above(double level, int64_t n, const double* from, double* to) {
   for (int64_t i = 0; i < n; ++i) to[i] = from[i] - level;

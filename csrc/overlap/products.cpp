@@ -3,57 +3,59 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "common/targets.h"
+
 namespace torchcorr::overlap {
 namespace {
 
-// Rows of y, one for each element of a vector.
-constexpr int64_t kRows = kDoubles;
+// Rows of y, as many as a vector has elements or several times so many, and vectors of x: their sums
+// are kept in registers.
+template <int BYTES>
+constexpr int kRows = BYTES == 64 ? 8 : 4;
+template <int BYTES>
+constexpr int kVectors = BYTES == 16 ? 2 : 3;
 // Elements whose products are added up one after another, before their sums are added up.
 constexpr int64_t kInOrder = 2048;
 
-template <int ROWS, int VECTORS>
+template <int BYTES, int VECTORS>
 TORCHCORR_INLINE void add_tile(int64_t steps, const double* x, const double* y, double* to,
                                int64_t columns) {
-  Doubles sums[ROWS][VECTORS];
-  for (int r = 0; r < ROWS; ++r) {
-    for (int v = 0; v < VECTORS; ++v) sums[r][v] = read(to + r * columns + v * kDoubles);
+  constexpr int64_t kLanes = lanes_of<double, BYTES>;
+  Wide<BYTES> sums[kRows<BYTES>][VECTORS];
+  for (int r = 0; r < kRows<BYTES>; ++r) {
+    for (int v = 0; v < VECTORS; ++v) sums[r][v] = load<BYTES>(to + r * columns + v * kLanes);
   }
-  for (int64_t q = 0; q < steps; ++q, x += kRows, y += kRows) {
-    Doubles seen[VECTORS];
-    for (int v = 0; v < VECTORS; ++v) seen[v] = read(x + v * kDoubles);
-    for (int r = 0; r < ROWS; ++r) {
+  for (int64_t q = 0; q < steps; ++q, x += kRows<BYTES>, y += kRows<BYTES>) {
+    Wide<BYTES> seen[VECTORS];
+    for (int v = 0; v < VECTORS; ++v) seen[v] = load<BYTES>(x + v * kLanes);
+    for (int r = 0; r < kRows<BYTES>; ++r) {
       for (int v = 0; v < VECTORS; ++v) sums[r][v] += y[r] * seen[v];
     }
   }
-  for (int r = 0; r < ROWS; ++r) {
-    for (int v = 0; v < VECTORS; ++v) write(to + r * columns + v * kDoubles, sums[r][v]);
+  for (int r = 0; r < kRows<BYTES>; ++r) {
+    for (int v = 0; v < VECTORS; ++v) put(sums[r][v], to + r * columns + v * kLanes);
   }
 }
 
-// For 32 registers of eight numbers, and for 16 registers of four.
-TORCHCORR_CLONES void add_wide(int64_t steps, int64_t columns, const double* x, const double* y,
-                               double* to) {
+template <int BYTES>
+TORCHCORR_INLINE void add_steps(int64_t steps, int64_t columns, const double* x, const double* y,
+                                double* to) {
+  constexpr int64_t kLanes = lanes_of<double, BYTES>, kMost = kVectors<BYTES>;
   int64_t s = 0;
-  for (; s + 3 * kDoubles <= columns; s += 3 * kDoubles) {
-    add_tile<kRows, 3>(steps, x + s, y, to + s, columns);
+  for (; s + kMost * kLanes <= columns; s += kMost * kLanes) {
+    add_tile<BYTES, kMost>(steps, x + s, y, to + s, columns);
   }
-  if (s + 2 * kDoubles <= columns) {
-    add_tile<kRows, 2>(steps, x + s, y, to + s, columns);
+  if (s + 2 * kLanes <= columns) {
+    add_tile<BYTES, 2>(steps, x + s, y, to + s, columns);
   } else if (s < columns) {
-    add_tile<kRows, 1>(steps, x + s, y, to + s, columns);
+    add_tile<BYTES, 1>(steps, x + s, y, to + s, columns);
   }
 }
+TORCHCORR_FOR_CPUS(void, add_steps,
+                   (int64_t steps, int64_t columns, const double* x, const double* y, double* to),
+                   (steps, columns, x, y, to))
 
-TORCHCORR_CLONES void add_narrow(int64_t steps, int64_t columns, const double* x, const double* y,
-                                 double* to) {
-  for (int64_t s = 0; s < columns; s += kDoubles) {
-    for (int64_t r = 0; r < kRows; r += 4) {
-      add_tile<4, 1>(steps, x + s, y + r, to + r * columns + s, columns);
-    }
-  }
-}
-
-// Fewer elements of y than a vector has, by themselves: what x has beside theirs may be no number.
+// Fewer elements of y than there are rows, by themselves: what x has beside theirs may be no number.
 TORCHCORR_CLONES void add_rest(int64_t n, int64_t lags, int64_t columns, const double* x,
                                const double* y, double* to) {
   for (int64_t r = 0; r < n; ++r) {
@@ -61,23 +63,14 @@ TORCHCORR_CLONES void add_rest(int64_t n, int64_t lags, int64_t columns, const d
   }
 }
 
-bool has_wide_registers() {
-#if defined(__x86_64__) && defined(__GNUC__)
-  static const bool has = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
-                          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw");
-  return has;
-#else
-  return false;
-#endif
-}
-
-int64_t whole_rows(int64_t n) { return ceil_div(n, kRows) * kRows; }
+int64_t rows() { return kVectorBytes >= 64 ? kRows<64> : kRows<32>; }
 
 }  // namespace
 
-Products::Products(int64_t lags) : lags_(lags), columns_(whole_rows(lags + kRows - 1)), totals_(lags) {
+Products::Products(int64_t lags)
+    : lags_(lags), rows_(rows()), columns_(ceil_div(lags + rows_ - 1, rows_) * rows_), totals_(lags) {
   const int64_t seen = kBlock + columns_;
-  room_.resize(kDoubles + kBlock + seen + kRows * columns_);
+  room_.resize(kDoubles + kBlock + seen + rows_ * columns_);
   // Vectors on lines of cache.
   const auto address = reinterpret_cast<uintptr_t>(room_.data()) / sizeof(double);
   y_ = room_.data() + (kDoubles - address % kDoubles) % kDoubles;
@@ -86,19 +79,19 @@ Products::Products(int64_t lags) : lags_(lags), columns_(whole_rows(lags + kRows
 }
 
 void Products::add(int64_t n) {
-  const int64_t whole = n / kRows * kRows;
+  const int64_t whole = n / rows_ * rows_;
   std::fill(x_ + seen(n), x_ + n + columns_, 0.0);
-  (has_wide_registers() ? add_wide : add_narrow)(whole / kRows, columns_, x_, y_, sums_);
+  add_steps(whole / rows_, columns_, x_, y_, sums_);
   add_rest(n - whole, lags_, columns_, x_ + whole, y_ + whole, sums_);
   summed_ += n;
   if (summed_ >= kInOrder) fold();
 }
 
 void Products::fold() {
-  for (int64_t r = 0; r < kRows; ++r) {
+  for (int64_t r = 0; r < rows_; ++r) {
     for (int64_t k = 0; k < lags_; ++k) totals_[k] += sums_[r * columns_ + r + k];
   }
-  std::fill_n(sums_, kRows * columns_, 0.0);
+  std::fill_n(sums_, rows_ * columns_, 0.0);
   summed_ = 0;
 }
 

@@ -7,9 +7,9 @@
 
 namespace torchcorr::overlap {
 
-// sum_i x[i + k] y[i] for k = 0, 1, ... as a product of matrices: with i = 8 q + r, rows r of y and
-// columns s of x that lie eight apart have the sum over q of y[8 q + r] x[8 q + s], and those with
-// s - r = k make up the sum at k. Every vector of x that is read serves eight elements of y, and none
+// sum_i x[i + k] y[i] for k = 0, 1, ... as a product of matrices: with i = R q + r, rows r of y and
+// columns s of x that lie R apart have the sum over q of y[R q + r] x[R q + s], and those with
+// s - r = k make up the sum at k. Every vector of x that is read serves R elements of y, and none
 // lies across two lines of cache.
 class Products {
  public:
@@ -32,7 +32,7 @@ class Products {
  private:
   void fold();
 
-  const int64_t lags_, columns_;
+  const int64_t lags_, rows_, columns_;
   int64_t summed_ = 0;
   std::vector<double> room_, totals_;
   double *x_, *y_, *sums_;
