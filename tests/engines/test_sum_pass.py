@@ -335,3 +335,20 @@ def test_faint_values_at_the_ends_of_long_signals(fade: bool) -> None:
         products = one[:k].double() * other[n - k :].double()
         error = abs(got[k - 1].double() - products.sum())
         assert error <= 8 * rounding.unit(torch.float32) * products.abs().sum()
+
+
+@pytest.mark.parametrize(
+    "size, window, mode, tiles",
+    (
+        ((300_000,), (6000,), "valid", True),
+        ((300_000,), (300_000,), "full", False),
+        ((1_000_000,), (250_000,), "valid", False),
+        ((384, 384), (384, 384), "full", False),
+    ),
+)
+def test_tiles_or_one_transform_in_float64(size, window, mode: str, tiles: bool) -> None:
+    """The quicker of both: a line of this length is out of cache as a whole."""
+    image, template = normal(*size, seed=1), normal(*window, seed=2)
+    counters.take()
+    torchcorr.correlate(image, template, ndim=len(size), mode=mode)
+    assert (counters.take().float64 > 0) == tiles

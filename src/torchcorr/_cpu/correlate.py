@@ -44,8 +44,10 @@ _ITEMSIZES = {torch.float32: (4, 8), torch.float64: (8,)}
 _SHARE = 0.5
 # Scratch of whole transforms, for each element: two spectra, their product and its inverse.
 _WHOLE_BYTES = 4 * 8
-# Their time, relative to that of transforming as many elements both ways in tiles in float32.
-_WHOLE = 8.0
+# Their time for lines, planes and volumes, relative to that of transforming as many elements both
+# ways in tiles in float32, and that of tiles with a template in parts, relative to their plan's.
+_WHOLE = (25.0, 8.0, 8.0)
+_IN_PARTS = 1.5
 
 
 def correlate(
@@ -290,8 +292,9 @@ def _is_lone(call: Arrangement, dtype: torch.dtype, size: Sequence[int]) -> bool
     elements = problem.channels * math.prod(fast_length(n) for n in size)
     if _WHOLE_BYTES * elements > scratch_allowed(problem):
         return False
-    time = _WHOLE * transform_cost(problem.costs, len(problem.size), elements, 4)
-    return time * 1e-6 < call.plan.cost
+    ndim = len(problem.size)
+    time = _WHOLE[ndim - 1] * transform_cost(problem.costs, ndim, elements, 4) * 1e-6
+    return time < call.plan.cost * (_IN_PARTS if max(call.plan.parts) > 1 else 1.0)
 
 
 _UNCHECKED = SumRule(0.0, 0.0, 0.0, math.inf, 0)
