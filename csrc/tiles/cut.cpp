@@ -16,6 +16,8 @@ namespace {
 constexpr int64_t kChunkElements = 1 << 14;  // elements of a tile that one thread takes at once
 constexpr int64_t kSampled = 8;              // one row in so many is read to choose level and scale
 constexpr int64_t kRowsToSample = 64;        // a tile of fewer rows is read whole
+constexpr int64_t kLongLine = 1 << 11;       // elements of a line from which on so few are read of it
+constexpr int64_t kPiece = 32;               // that lie side by side
 constexpr double kLargest = 16;              // mean square of a tile whose scale fits
 constexpr int64_t kAhead = 4;                // rows that are asked for before they are read
 
@@ -203,9 +205,15 @@ class CutTiles {
     return {own_ ? own_[tile * t_.channels + channel] : stats.level, stats.scale};
   }
 
-  // Levels and scale of a tile, from one row in kSampled where there are many.
+  // A line by itself has no rows below.
+  void prefetch_below(int64_t n, const T* row, int64_t rows) const {
+    if (rows_ > 1) prefetch(n, row + rows * t_.layout.strides.row);
+  }
+
+  // Levels and scale of a tile, from one row in kSampled where there are many, or piece of a line.
   void choose_levels_and_scale(int64_t tile) const {
     const int64_t step = rows_ >= kRowsToSample ? kSampled : 1;
+    const bool in_pieces = step == 1 && of_channel_ == 1;
     const TilePlace place(t_, tiles_[tile]);
     TileStats& stats = stats_[tile];
     stats = {0, 1, 0, 0};
@@ -216,8 +224,13 @@ class CutTiles {
         const TileRow<T> row = row_of(place, r);
         if (row.end <= row.begin) continue;
         const Centring by = centring(tile, r / of_channel_);
-        prefetch(row.end - row.begin, row.data + row.begin + step * t_.layout.strides.row);
-        survey(row.end - row.begin, row.data + row.begin, by.level, by.scale, sums);
+        const int64_t n = row.end - row.begin;
+        prefetch_below(n, row.data + row.begin, step);
+        const int64_t piece = in_pieces && n >= kLongLine ? kPiece : n;
+        const int64_t apart = piece < n ? kSampled * piece : n;
+        for (int64_t x = row.begin; x < row.end; x += apart) {
+          survey(std::min(piece, row.end - x), row.data + x, by.level, by.scale, sums);
+        }
       }
     };
     const int64_t together = own_ ? 1 : t_.channels;
@@ -339,7 +352,7 @@ class CutTiles {
         const TileRow<T> row = row_of(places[lane], at);
         std::fill(to, to + row.begin, Out(0));
         if (row.end > row.begin) {
-          prefetch(row.end - row.begin, row.data + row.begin + kAhead * t_.layout.strides.row);
+          prefetch_below(row.end - row.begin, row.data + row.begin, kAhead);
           centre(row.end - row.begin, row.data + row.begin, by, to + row.begin,
                  written[unit * lanes_ + lane]);
         }

@@ -10,6 +10,7 @@ import tile_definitions
 import torch
 from inputs import draw, normal
 from tile_geometries import GEOMETRIES, batch_of, image_of
+from tolerances import SCORE
 
 import torchcorr
 from torchcorr._cpu import counters
@@ -352,3 +353,29 @@ def test_tiles_or_one_transform_in_float64(size, window, mode: str, tiles: bool)
     counters.take()
     torchcorr.correlate(image, template, ndim=len(size), mode=mode)
     assert (counters.take().float64 > 0) == tiles
+
+
+@every_dtype
+@pytest.mark.parametrize("rest", (1e-9, 1e9))
+def test_a_line_whose_sampled_pieces_are_unlike_the_rest(dtype: torch.dtype, rest: float) -> None:
+    """Level and scale of a tile are those of one piece of a line in eight."""
+    noise = normal(40_000, seed=1)
+    template = normal(1500, seed=2).to(dtype)
+    tiling = Tiling.cut(noise.shape, template.shape, (1,), (1,))
+    for phase in range(0, 8, 3):
+        sampled = torch.arange(len(noise)) // 32 % 8 == phase
+        line = torch.where(sampled, noise, rest * (noise + 3)).to(dtype)
+        got, want = (
+            torchcorr.zncc(line, template, ndim=1, method=method) for method in ("fft", "direct")
+        )
+        same(got, want, 0, 2 * SCORE[dtype])
+        counters.take()
+        sums = torchcorr.correlate(line, template, ndim=1, method="fft")
+        ways = counters.take()
+        assert ways.float32 + ways.float64 > 0
+        pair = line.double()[None, None], template.double()[None, None, None]
+        exact, sizes = exact_sums(*pair, TileBatch(tiling, []))
+        bound = 8 * rounding.unit(dtype) * sizes
+        if dtype == torch.float64:
+            bound = 64 * rounding.unit(dtype) * line.norm() * template.norm()
+        assert ((sums.double() - exact[0, 0]).abs() <= bound).all()
