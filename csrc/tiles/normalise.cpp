@@ -76,7 +76,7 @@ class Normalise {
         stats_(moments.rows()), coefficients_(coefficients.const_data_ptr<double>()),
         image_(image.const_data_ptr<Out>()), out_(out.mutable_data_ptr<Out>()),
         map_(last_sizes(out, t_.ndim)), templates_(coefficients.size(1)),
-        items_each_(image.size(0) / coefficients.size(0)),
+        items_each_(t_.layout.count / coefficients.size(0)),
         first_seen_(first_seen(coefficients_, exact_)) {}
 
   // All tiles; `left` gets the number of doubtful windows that are too many to be recomputed, and

@@ -9,6 +9,7 @@ import pytest
 import torch
 from inputs import draw, normal
 from tile_geometries import batch_of, image_of
+from tolerances import SCORE
 
 import torchcorr
 from torchcorr._cpu import counters, steps
@@ -138,6 +139,18 @@ def test_windows_that_are_looked_at_again():
     same_bits(
         lambda v, t: torchcorr.zncc(v, t, **how), x[None, :, :180], template.expand(2, -1, -1)
     )
+
+
+@pytest.mark.parametrize("method", ["direct", "fft"])
+def test_exact_windows_of_several_leading_axes(method):
+    x, template = (normal(*n, seed=1, dtype=torch.float32) for n in ((2, 3, 64, 64), (8, 8)))
+    x[..., 20:40, 20:40] = 1e4 + 1e-2 * x[..., 20:40, 20:40]
+    counters.take()
+    got = torchcorr.zncc(x, template, method=method).flatten(0, 1)
+    assert counters.take().exact_windows > 0
+    for item, score in zip(x.flatten(0, 1), got, strict=True):
+        want = torchcorr.zncc(item, template, method=method)
+        torch.testing.assert_close(score, want, rtol=0, atol=SCORE[torch.float32])
 
 
 def test_sums_that_are_computed_again():
