@@ -58,7 +58,7 @@ struct WindowLayout {
     row_units = ceil_div(axis[1].count, rows);
     depth_units = ceil_div(axis[0].count, (axis[0].block - 1) / axis[0].step + 1);
     const int64_t tall = (rows - 1) * axis[1].step + axis[1].window;
-    const int64_t deep = axis[0].window > 1 ? (axis[0].block + 3) * tall : 0;
+    const int64_t deep = axis[0].window > 1 ? (axis[0].block + 2) * tall : 0;
     const int64_t fit = kScratchBytes / bytes / (deep + axis[1].block + 2 * kLanes);
     const int64_t wide = std::max({fit, 4 * axis[2].window, int64_t{64}});
     const int64_t most = std::max<int64_t>(1, (wide - axis[2].window) / axis[2].step + 1);
@@ -120,7 +120,6 @@ class WindowWorker {
     prefix_rows_ = take(wide);
     window_rows_ = take(kLanes * wide);
     if (z.window > 1) {
-      plane_ = take(tall_ * wide);
       suffix_planes_ = take(z.block * tall_ * wide);
       prefix_planes_ = take(tall_ * wide);
       slab_ = take(tall_ * wide);
@@ -191,20 +190,19 @@ class WindowWorker {
     const int64_t low = top * layout_.axis[1].step;
     const int64_t n = ((bottom - 1 - top) * layout_.axis[1].step + layout_.axis[1].window) * wide_;
     const double weight = static_cast<double>(layout_.channels);
-    const auto load_plane = [&](int64_t z) {
-      for (int64_t at = 0; at < n; at += wide_) load(lead, z, low + at / wide_, plane_.at(at));
+    // Row by row, so that elements stay in the first cache.
+    const auto extend = [&](int64_t z, Rows to, Rows from, int64_t k) {
+      for (int64_t at = 0; at < n; at += wide_) {
+        load(lead, z, low + at / wide_, element_);
+        join(wide_, to.at(at), from.at(at), k - 1, element_, 1, weight);
+      }
     };
     window_march(
         a, first, last,
         [&](int64_t z, int64_t slot, int64_t k) {
-          load_plane(z);
-          join(n, suffix_planes_.at(slot * n), k > 1 ? suffix_planes_.at((slot + 1) * n) : plane_,
-               k - 1, plane_, 1, weight);
+          extend(z, suffix_planes_.at(slot * n), suffix_planes_.at((slot + (k > 1)) * n), k);
         },
-        [&](int64_t z, int64_t k) {
-          load_plane(z);
-          join(n, prefix_planes_, prefix_planes_, k - 1, plane_, 1, weight);
-        },
+        [&](int64_t z, int64_t k) { extend(z, prefix_planes_, prefix_planes_, k); },
         [&](int64_t i, int64_t slot, int64_t na, int64_t nb) {
           join(n, slab_, suffix_planes_.at(slot * n), na, prefix_planes_, nb, weight);
           march_rows(lead, i, top, bottom, [&](int64_t y) { return slab_.at((y - low) * wide_); });
@@ -263,7 +261,7 @@ class WindowWorker {
   const Source& source_;
   const Sink& sink_;
   RowsScratch scratch_;
-  Rows element_, plane_, suffix_planes_, prefix_planes_, slab_, suffix_rows_, prefix_rows_,
+  Rows element_, suffix_planes_, prefix_planes_, slab_, suffix_rows_, prefix_rows_,
       window_rows_, lanes_, suffix_, windows_, result_;
   int64_t tall_ = 1, strip_ = -1, first_ = 0, count_ = 0, wide_ = 0, rows_ = 0;
   RowPlace where_[kLanes] = {};

@@ -2,12 +2,12 @@
 // from parts, and maps of each window's contributions spread over its elements, in slabs of the
 // first axis whose maps stay small.
 
-#include <cmath>
 #include <cstring>
 #include <memory>
 
 #include "common/large_pages.h"
 #include "windows/images.h"
+#include "windows/pair_scores.h"
 #include "windows/spread.h"
 
 namespace torchcorr {
@@ -93,54 +93,38 @@ struct LnccRule {
   double share, eps;  // one over a window's elements; what is added to a variance
 };
 
-// The roots of both energies: 1 where either window is flat. Then the product is 0, or NaN if the
-// other window contains a NaN.
-struct Roots {
-  double a, b;
-  bool flat;
+template <int BYTES>
+TORCHCORR_INLINE PairScores<BYTES> pair_scores(int64_t count, const Rows& r, const LnccRule& by) {
+  const auto of = [&](int p) TORCHCORR_FLAT { return read_some<BYTES>(count, r.plane(p)); };
+  return {of(2), of(3), of(4), by.share, by.eps};
+}
 
-  TORCHCORR_INLINE Roots(double square_a, double square_b, const LnccRule& by) {
-    flat = (square_a == 0) | (square_b == 0);
-    a = std::sqrt(flat ? 1.0 : square_a * by.share + by.eps);
-    b = std::sqrt(flat ? 1.0 : square_b * by.share + by.eps);
-  }
-};
-
-template <class T>
-TORCHCORR_INLINE void scores_of(int64_t n, const Rows& r, const LnccRule& by, T* out) {
-  const double *square_a = r.plane(2), *square_b = r.plane(3), *product = r.plane(4);
-  for (int64_t i = 0; i < n; ++i) {
-    const Roots root(square_a[i], square_b[i], by);
-    const double score = product[i] * by.share / (root.a * root.b);
-    out[i] = static_cast<T>(score > 1 ? 1.0 : score < -1 ? -1.0 : score);
-  }
+template <int BYTES, class T>
+TORCHCORR_INLINE void scores(int64_t n, const Rows& r, const LnccRule& by, T* out) {
+  for_vectors<BYTES>(n, [&](int64_t i, auto count) TORCHCORR_FLAT {
+    write_some(count, pair_scores<BYTES>(count, r.at(i), by).clamped(), out + i);
+  });
 }
 
 // The gradient of an element x of a is the sum over its windows of through * y - factor_a * x +
 // offset_a, y being the element of b. Maps: through, factor_a, offset_a; and of both gradients
 // factor_b, offset_b.
-template <int N, class T>
-TORCHCORR_INLINE void window_grads_of(int64_t n, const Rows& r, const T* grad, const LnccRule& by,
-                                      double* const (&maps)[kMaps]) {
-  const double *mean_a = r.plane(0), *mean_b = r.plane(1);
-  const double *square_a = r.plane(2), *square_b = r.plane(3), *product = r.plane(4);
-  double *through = maps[0], *factor_a = maps[1], *offset_a = maps[2];
-  double *factor_b = maps[3], *offset_b = maps[4];
-#pragma GCC ivdep
-  for (int64_t i = 0; i < n; ++i) {
-    const Roots root(square_a[i], square_b[i], by);
-    const double both = root.a * root.b;
-    const double g = root.flat ? 0.0 : static_cast<double>(grad[i]) * by.share;
-    const double scored = root.flat ? 0.0 : g * (product[i] * by.share / both);
-    const double t = g / both, a = scored / (root.a * root.a), b = scored / (root.b * root.b);
-    through[i] = t;
-    factor_a[i] = a;
-    offset_a[i] = a * mean_a[i] - t * mean_b[i];
-    if (N == kMaps) {
-      factor_b[i] = b;
-      offset_b[i] = b * mean_b[i] - t * mean_a[i];
+template <int BYTES, int N, class T>
+TORCHCORR_INLINE void window_grads(int64_t n, const Rows& r, const T* grad, const LnccRule& by,
+                                   double* const (&maps)[kMaps]) {
+  for_vectors<BYTES>(n, [&](int64_t i, auto count) TORCHCORR_FLAT {
+    const Wide<BYTES> mean_a = read_some<BYTES>(count, r.plane(0) + i);
+    const Wide<BYTES> mean_b = read_some<BYTES>(count, r.plane(1) + i);
+    const PairFactors<BYTES> of(pair_scores<BYTES>(count, r.at(i), by),
+                                read_some<BYTES>(count, grad + i) * by.share);
+    write_some(count, of.through, maps[0] + i);
+    write_some(count, of.factor_a, maps[1] + i);
+    write_some(count, of.factor_a * mean_a - of.through * mean_b, maps[2] + i);
+    if constexpr (N == kMaps) {
+      write_some(count, of.factor_b, maps[3] + i);
+      write_some(count, of.factor_b * mean_b - of.through * mean_a, maps[4] + i);
     }
-  }
+  });
 }
 
 template <class T>
@@ -153,18 +137,21 @@ TORCHCORR_INLINE void combined(int64_t n, const Rows& r, int map, const T* self,
   }
 }
 
+#define TORCHCORR_GRADS(name, N, T)                                                           \
+  template <int BYTES>                                                                        \
+  TORCHCORR_INLINE void name(int64_t n, const Rows& r, const T* grad, const LnccRule& by,     \
+                             double* const(&maps)[kMaps]) {                                   \
+    window_grads<BYTES, N>(n, r, grad, by, maps);                                             \
+  }                                                                                           \
+  TORCHCORR_FOR_CPUS(void, name,                                                              \
+                     (int64_t n, const Rows& r, const T* grad, const LnccRule& by,            \
+                      double* const(&maps)[kMaps]),                                           \
+                     (n, r, grad, by, maps))
 #define TORCHCORR_LNCC(T)                                                                         \
-  TORCHCORR_CLONES void scores(int64_t n, const Rows& r, const LnccRule& by, T* out) {            \
-    scores_of(n, r, by, out);                                                                     \
-  }                                                                                               \
-  TORCHCORR_CLONES void window_grads_of_one(int64_t n, const Rows& r, const T* grad,              \
-                                            const LnccRule& by, double* const(&maps)[kMaps]) {    \
-    window_grads_of<3>(n, r, grad, by, maps);                                                     \
-  }                                                                                               \
-  TORCHCORR_CLONES void window_grads_of_both(int64_t n, const Rows& r, const T* grad,             \
-                                             const LnccRule& by, double* const(&maps)[kMaps]) {   \
-    window_grads_of<kMaps>(n, r, grad, by, maps);                                                 \
-  }                                                                                               \
+  TORCHCORR_FOR_CPUS(void, scores, (int64_t n, const Rows& r, const LnccRule& by, T* out),        \
+                     (n, r, by, out))                                                             \
+  TORCHCORR_GRADS(window_grads_of_one, 3, T)                                                      \
+  TORCHCORR_GRADS(window_grads_of_both, kMaps, T)                                                 \
   TORCHCORR_CLONES void combine(int64_t n, const Rows& r, int map, const T* self, const T* other, \
                                 T* out) {                                                         \
     combined(n, r, map, self, other, out);                                                        \
@@ -172,6 +159,7 @@ TORCHCORR_INLINE void combined(int64_t n, const Rows& r, int map, const T* self,
 TORCHCORR_LNCC(float)
 TORCHCORR_LNCC(double)
 #undef TORCHCORR_LNCC
+#undef TORCHCORR_GRADS
 
 template <class T>
 struct ScoreSink {
@@ -292,7 +280,9 @@ class Gradients {
     }
     const int64_t k = window_[0], s = stride_[0];
     const int64_t kept = ceil_div(k - 1, s), most = kMapBytes / (N * 8 * map_row_);
-    const int64_t slab = std::max({(most - kept) * s, k / 2, int64_t{4}});
+    int64_t slab = std::max({(most - kept) * s, k / 2, int64_t{4}});
+    // The march reads fewest elements for each window in blocks as long as windows.
+    if (slab > k) slab -= slab % k;
     capacity_ = kept + ceil_div(slab, s) + 1;
     memory_.reset(new double[N * map_row_ * capacity_]);
     for (int64_t lead = 0; lead < shape_.leads; ++lead) slabs_of(lead, slab);

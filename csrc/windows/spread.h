@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "common/vectors.h"
 #include "windows/engine.h"
 
 namespace torchcorr {
@@ -28,17 +29,26 @@ class SpreadSource {
   }
 
   void load(const Stretch& s, int64_t n, Rows to) const {
-    for (int p = 0; p < N; ++p) std::fill_n(to.plane(p), n, 0.0);
     const int64_t z = axis_[0].index(s.z), y = axis_[1].index(s.y);
-    if (z < 0 || y < 0) return;
+    if (z < 0 || y < 0) return fill(0, n, to);
     const Line& a = axis_[2];
     const int64_t from = s.lead * pitch_ + (z * axis_[1].count + y) * a.count;
     const int64_t shift = a.shift - s.x;
     const int64_t first = std::max<int64_t>(0, ceil_div(std::max<int64_t>(0, -shift), a.step));
     const int64_t left = s.valid - 1 - shift;
-    const int64_t last = left < 0 ? -1 : std::min(a.count - 1, left / a.step);
+    const int64_t behind = left < 0 ? 0 : std::min(a.count - 1, left / a.step) + 1;
+    if (a.step == 1 && first < behind) {
+      fill(0, first + shift, to);
+      for (int p = 0; p < N; ++p) {
+        const T* row = data_[p] + from + first;
+        prefetch(behind - first, row + a.count);
+        widen(behind - first, row, to.plane(p) + first + shift);
+      }
+      return fill(behind + shift, n, to);
+    }
+    fill(0, n, to);
     for (int p = 0; p < N; ++p) {
-      for (int64_t u = first; u <= last; ++u) {
+      for (int64_t u = first; u < behind; ++u) {
         to.plane(p)[u * a.step + shift] = static_cast<double>(data_[p][from + u]);
       }
     }
@@ -54,6 +64,10 @@ class SpreadSource {
       return at < 0 || at % step != 0 || at / step >= count ? -1 : at / step;
     }
   };
+
+  static void fill(int64_t begin, int64_t end, Rows to) {
+    for (int p = 0; p < N; ++p) std::fill(to.plane(p) + begin, to.plane(p) + end, 0.0);
+  }
 
   const T* data_[N];
   Line axis_[3];
