@@ -76,18 +76,8 @@ TORCHCORR_INLINE Doubles read(const T* p) {
   return widened<64>(p);
 }
 template <class T>
-TORCHCORR_INLINE Doubles read_part(int64_t n, const T* p) {
-  return widened_part<64>(n, p);
-}
-
-template <class T>
 TORCHCORR_INLINE void write(T* p, const Doubles& v) {
   put(v, p);
-}
-
-template <class T>
-TORCHCORR_INLINE void write_part(int64_t n, T* p, const Doubles& v) {
-  for (int64_t l = 0; l < n; ++l) p[l] = static_cast<T>(v[l]);
 }
 
 TORCHCORR_INLINE double total_of(const Doubles& v) {
@@ -95,19 +85,48 @@ TORCHCORR_INLINE double total_of(const Doubles& v) {
 }
 
 // The sum of n elements, one a lane at a time.
-template <class T>
+template <int BYTES, class T>
 TORCHCORR_INLINE double sum_of_row(int64_t n, const T* x) {
-  Doubles total = {};
+  Wide<BYTES> total = {};
   int64_t i = 0;
-  for (; i + kDoubles <= n; i += kDoubles) total += read(x + i);
-  return total_of(total + read_part(n - i, x + i));
+  for (; i + lanes_of<double, BYTES> <= n; i += lanes_of<double, BYTES>) {
+    total += widened<BYTES>(x + i);
+  }
+  double rest = 0;
+  for (; i < n; ++i) rest += static_cast<double>(x[i]);
+  return sum_of_lanes(total) + rest;
 }
 
+template <int BYTES>
 TORCHCORR_INLINE double dot_of_rows(int64_t n, const double* x, const double* y) {
-  Doubles total = {};
+  Wide<BYTES> total = {};
   int64_t i = 0;
-  for (; i + kDoubles <= n; i += kDoubles) total += read(x + i) * read(y + i);
-  return total_of(total + read_part(n - i, x + i) * read_part(n - i, y + i));
+  for (; i + lanes_of<double, BYTES> <= n; i += lanes_of<double, BYTES>) {
+    total += load<BYTES>(x + i) * load<BYTES>(y + i);
+  }
+  double rest = 0;
+  for (; i < n; ++i) rest += x[i] * y[i];
+  return sum_of_lanes(total) + rest;
+}
+
+// The largest size of n elements; those that are not a number have none.
+template <int BYTES>
+TORCHCORR_INLINE double largest_of_row(int64_t n, const double* x) {
+  Wide<BYTES> most = {};
+  int64_t i = 0;
+  for (; i + lanes_of<double, BYTES> <= n; i += lanes_of<double, BYTES>) {
+    const Wide<BYTES> v = load<BYTES>(x + i), size = v < 0 ? -v : v;
+    most = size > most ? size : most;
+  }
+  double largest = 0;
+  for (int64_t l = 0; l < lanes_of<double, BYTES>; ++l) {
+    largest = most[l] > largest ? most[l] : largest;
+  }
+  for (; i < n; ++i) {
+    const double size = x[i] < 0 ? -x[i] : x[i];
+    largest = size > largest ? size : largest;
+  }
+  return largest;
 }
 
 TORCHCORR_INLINE double total_of_lanes(const double* lanes) { return total_of(read(lanes)); }

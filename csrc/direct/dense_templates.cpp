@@ -5,7 +5,7 @@
 #include <optional>
 
 #include "common/parallel.h"
-#include "common/vectors.h"
+#include "common/targets.h"
 
 namespace torchcorr {
 namespace {
@@ -16,12 +16,14 @@ TORCHCORR_INLINE void subtract(int64_t n, double value, double* x) {
   for (int64_t i = 0; i < n; ++i) x[i] -= value;
 }
 
-TORCHCORR_CLONES double narrow_row(int64_t n, const double* x, float* out) {
-  Doubles total = {};
+template <int BYTES>
+TORCHCORR_INLINE double narrow_row(int64_t n, const double* x, float* out) {
+  constexpr int64_t lanes = lanes_of<double, BYTES>;
+  Wide<BYTES> total = {};
   int64_t i = 0;
-  for (; i + kDoubles <= n; i += kDoubles) {
-    const Doubles v = read(x + i);
-    write(out + i, v);
+  for (; i + lanes <= n; i += lanes) {
+    const Wide<BYTES> v = load<BYTES>(x + i);
+    put(v, out + i);
     total += v < 0 ? -v : v;
   }
   double rest = 0;
@@ -29,8 +31,9 @@ TORCHCORR_CLONES double narrow_row(int64_t n, const double* x, float* out) {
     out[i] = static_cast<float>(x[i]);
     rest += std::abs(x[i]);
   }
-  return total_of(total) + rest;
+  return sum_of_lanes(total) + rest;
 }
+TORCHCORR_FOR_CPUS(double, narrow_row, (int64_t n, const double* x, float* out), (n, x, out))
 
 // Standardised templates (K, C, n) in float32, and of each channel the sum of all sizes.
 std::tuple<Tensor, Tensor> dense_weights(const Tensor& given) {
@@ -63,8 +66,8 @@ struct Common {
 
 // One gradient without what goes along means and, if these are the channels', along the
 // standardised template; the largest size of what is left behind the standardisation.
-template <class T>
-TORCHCORR_INLINE double project_one(int64_t channels, int64_t n, const T* x, const double* weights,
+template <int BYTES, class T>
+TORCHCORR_INLINE double project_any(int64_t channels, int64_t n, const T* x, const double* weights,
                                     const Common& common, double* out) {
   const int64_t all = channels * n;
   const double* sums = common.sums;
@@ -76,29 +79,38 @@ TORCHCORR_INLINE double project_one(int64_t channels, int64_t n, const T* x, con
     const int64_t groups = common.own_means ? channels : 1, each = all / groups;
     for (int64_t g = 0; g < groups; ++g) {
       double* of = out + g * each;
-      subtract(each, sum_of_row(each, of) / static_cast<double>(each), of);
+      subtract(each, sum_of_row<BYTES>(each, of) / static_cast<double>(each), of);
     }
   }
-  const double along = dot_of_rows(all, out, weights) / static_cast<double>(all);
+  const double along = dot_of_rows<BYTES>(all, out, weights) / static_cast<double>(all);
+  constexpr int64_t lanes = lanes_of<double, BYTES>;
+  Wide<BYTES> most = {};
+  int64_t i = 0;
+  for (; i + lanes <= all; i += lanes) {
+    const Wide<BYTES> left = load<BYTES>(out + i) - load<BYTES>(weights + i) * along;
+    if (common.own_means) put(left, out + i);
+    const Wide<BYTES> size = left < 0 ? -left : left;
+    most = size > most ? size : most;
+  }
   double largest = 0;
-  for (int64_t i = 0; i < all; ++i) {
-    const double left = out[i] - weights[i] * along, size = std::abs(left);
+  for (int64_t l = 0; l < lanes; ++l) largest = std::max(largest, most[l]);
+  for (; i < all; ++i) {
+    const double left = out[i] - weights[i] * along;
     if (common.own_means) out[i] = left;
-    largest = size > largest ? size : largest;
+    largest = std::max(largest, std::abs(left));
   }
   return largest;
 }
+TORCHCORR_FOR_CPUS(double, project_any,
+                   (int64_t channels, int64_t n, const float* x, const double* weights,
+                    const Common& common, double* out),
+                   (channels, n, x, weights, common, out))
+TORCHCORR_FOR_CPUS(double, project_any,
+                   (int64_t channels, int64_t n, const double* x, const double* weights,
+                    const Common& common, double* out),
+                   (channels, n, x, weights, common, out))
 
-TORCHCORR_CLONES double project_any(int64_t channels, int64_t n, const float* x,
-                                    const double* weights, const Common& common, double* out) {
-  return project_one(channels, n, x, weights, common, out);
-}
-TORCHCORR_CLONES double project_any(int64_t channels, int64_t n, const double* x,
-                                    const double* weights, const Common& common, double* out) {
-  return project_one(channels, n, x, weights, common, out);
-}
-
-// Gradients (K, C, n) plus `common` (K) times `sums` (C, n), if given, through `project_one`.
+// Gradients (K, C, n) plus `common` (K) times `sums` (C, n), if given, through `project_any`.
 std::tuple<Tensor, Tensor> dense_project(const Tensor& given, std::optional<Tensor> common,
                                          const Tensor& sums, const Tensor& weights, bool zero_mean,
                                          bool own_means) {

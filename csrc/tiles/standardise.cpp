@@ -5,7 +5,7 @@
 #include <tuple>
 
 #include "common/parallel.h"
-#include "common/vectors.h"
+#include "common/targets.h"
 
 namespace torchcorr {
 namespace {
@@ -19,8 +19,8 @@ TORCHCORR_INLINE void subtract(int64_t n, double value, double* x) {
 // One template of `groups` times n elements, each group of which has a mean; the deviation that it was
 // divided by. Centred twice: the first mean is rounded in units of the offset, the second of the
 // contrast. Dividing by the peak before squaring keeps the range.
-template <class T>
-TORCHCORR_INLINE double standardise_one(int64_t groups, int64_t n, const T* x, bool zero_mean,
+template <int BYTES, class T>
+TORCHCORR_INLINE double standardise_any(int64_t groups, int64_t n, const T* x, bool zero_mean,
                                         double* out) {
   const int64_t all = groups * n;
   for (int64_t g = 0; g < groups; ++g) {
@@ -35,29 +35,27 @@ TORCHCORR_INLINE double standardise_one(int64_t groups, int64_t n, const T* x, b
       continue;
     }
     for (int pass = 0; pass < 2; ++pass) {
-      subtract(n, sum_of_row(n, to) / static_cast<double>(n), to);
+      subtract(n, sum_of_row<BYTES>(n, to) / static_cast<double>(n), to);
     }
   }
-  double peak = 0;
-  for (int64_t i = 0; i < all; ++i) peak = std::abs(out[i]) > peak ? std::abs(out[i]) : peak;
+  const double peak = largest_of_row<BYTES>(all, out);
   if (peak == 0) {
-    std::fill_n(out, all, sum_of_row(all, out));  // a NaN, if there is one
+    std::fill_n(out, all, sum_of_row<BYTES>(all, out));  // a NaN, if there is one
     return 0;
   }
   for (int64_t i = 0; i < all; ++i) out[i] /= peak;
-  const double size = std::sqrt(dot_of_rows(all, out, out) / static_cast<double>(all)), by = 1 / size;
+  const double size = std::sqrt(dot_of_rows<BYTES>(all, out, out) / static_cast<double>(all));
+  const double by = 1 / size;
   for (int64_t i = 0; i < all; ++i) out[i] *= by;
   return size * peak;
 }
 
-TORCHCORR_CLONES double standardise_any(int64_t groups, int64_t n, const float* x, bool zero_mean,
-                                        double* out) {
-  return standardise_one(groups, n, x, zero_mean, out);
-}
-TORCHCORR_CLONES double standardise_any(int64_t groups, int64_t n, const double* x, bool zero_mean,
-                                        double* out) {
-  return standardise_one(groups, n, x, zero_mean, out);
-}
+TORCHCORR_FOR_CPUS(double, standardise_any,
+                   (int64_t groups, int64_t n, const float* x, bool zero_mean, double* out),
+                   (groups, n, x, zero_mean, out))
+TORCHCORR_FOR_CPUS(double, standardise_any,
+                   (int64_t groups, int64_t n, const double* x, bool zero_mean, double* out),
+                   (groups, n, x, zero_mean, out))
 
 // All templates of x, and their deviations where there is a place for them.
 void standardise_all(const Tensor& x, int64_t groups, int64_t n, bool zero_mean, double* to,
