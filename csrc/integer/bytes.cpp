@@ -3,10 +3,12 @@
 
 #include <algorithm>
 #include <atomic>
+#include <iterator>
 #include <tuple>
 
 #include "common/item_layout.h"
 #include "common/parallel.h"
+#include "integer/bytes.h"
 
 namespace torchcorr {
 namespace {
@@ -124,6 +126,12 @@ std::tuple<Tensor, int64_t, int64_t> as_bytes(const Tensor& given) {
 }
 
 }  // namespace
+
+bool begins_with_bytes(const Tensor& x) {
+  return std::any_of(std::begin(kKinds), std::end(kKinds),
+                     [&](const Kind& kind) { return begins_with(kind, x); });
+}
+
 }  // namespace torchcorr
 
 STABLE_TORCH_LIBRARY_IMPL(torchcorr_cpu, CPU, m) {

@@ -8,10 +8,13 @@
 #include <utility>
 
 #include "common/counters.h"
+#include "common/large_pages.h"
 #include "direct/correlate.h"
+#include "integer/bytes.h"
 #include "tiles/faint_windows.h"
 #include "tiles/pass.h"
 #include "tiles/score_rows.h"
+#include "tiles/standardise.h"
 #include "tiles/steps.h"
 #include "tiles/units.h"
 #include "tiles/weighted_moments.h"
@@ -32,7 +35,7 @@ class ScorePass {
         tiling_(TileBatch(batch, input).tiling), lanes_(spectra ? 2 : 1),
         wide_(packed(part_of(part_of(coefficients, 0, block.first_pair, block.pairs()), 1,
                              block.first_template, block.templates()))),
-        narrow_(lanes_ == 1 ? in_type_of(input, wide_) : wide_), out_(out) {
+        narrow_(lanes_ == 1 ? in_type_of_input(wide_) : wide_), out_(out) {
     if (spectra) spectra_.emplace(tiling_, wide_, *spectra);
     if (mask) weights_.emplace(tiling_, *mask, weights);
   }
@@ -75,6 +78,16 @@ class ScorePass {
   }
 
  private:
+  // Converted here: PyTorch takes longer to begin than a small template takes.
+  static Tensor in_type_of_input(const Tensor& wide) {
+    if (std::is_same_v<T, double>) return wide;
+    const Tensor narrow = torch::stable::new_empty(wide, sizes_of(wide), ScalarType::Float);
+    const double* from = wide.const_data_ptr<double>();
+    float* to = narrow.mutable_data_ptr<float>();
+    for (int64_t i = 0; i < wide.numel(); ++i) to[i] = static_cast<float>(from[i]);
+    return narrow;
+  }
+
   // How many of the tiles that are transformed together are no filler.
   int64_t existing(const Sizes& tiles, size_t i) const {
     return std::count_if(tiles.begin() + i, tiles.begin() + i + lanes_,
@@ -254,9 +267,31 @@ void score_tiles(const Tensor& input, const Tensor& coefficients, std::optional<
   });
 }
 
+// A map in this shape of scores of all templates, one block by the direct loop, with templates as they
+// are given; nothing if both tensors may hold bytes.
+Tensor score_at_once(const Tensor& input, const Tensor& given, Sizes shape, Sizes batch,
+                     Sizes block_numbers, Numbers rule, Numbers wide_rule) {
+  const Tensor templates = packed(given);
+  if (templates.scalar_type() == ScalarType::Float && begins_with_bytes(templates) &&
+      begins_with_bytes(input)) {
+    return torch::stable::new_empty(input, Sizes{0});
+  }
+  const Tiling tiling = TileBatch(batch, input).tiling;
+  const Block block(block_numbers);
+  Sizes whole{block.pairs(), block.templates(), tiling.channels};
+  for (int64_t k : sizes_of(tiling.window, tiling.ndim)) whole.push_back(k);
+  const Tensor coefficients =
+      standardised(templates, tiling.window_size(), ScoreRule(rule).zero_mean, whole);
+  const Tensor out = new_map(input, shape);
+  score_tiles(input, coefficients, std::nullopt, batch, block_numbers, rule, wide_rule, std::nullopt,
+              {}, out);
+  return out;
+}
+
 }  // namespace
 }  // namespace torchcorr
 
 STABLE_TORCH_LIBRARY_IMPL(torchcorr_cpu, CPU, m) {
   m.impl("score_tiles", TORCH_BOX(&torchcorr::score_tiles));
+  m.impl("score_at_once", TORCH_BOX(&torchcorr::score_at_once));
 }

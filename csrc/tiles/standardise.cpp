@@ -6,6 +6,7 @@
 
 #include "common/parallel.h"
 #include "common/targets.h"
+#include "tiles/standardise.h"
 
 namespace torchcorr {
 namespace {
@@ -76,12 +77,9 @@ void standardise_all(const Tensor& x, int64_t groups, int64_t n, bool zero_mean,
 
 Tensor standardise(const Tensor& given, int64_t ndim, bool zero_mean) {
   const Tensor x = packed(is_half(given) ? in_float32(given) : given);
-  Tensor out = new_float64(x, Sizes(x.sizes().begin(), x.sizes().end()));
-  if (x.numel() == 0) return out;
   int64_t n = 1;
   for (int64_t i = x.dim() - ndim - 1; i < x.dim(); ++i) n *= x.size(i);
-  standardise_all(x, 1, n, zero_mean, out.mutable_data_ptr<double>(), nullptr);
-  return out;
+  return standardised(x, n, zero_mean, Sizes(x.sizes().begin(), x.sizes().end()));
 }
 
 // Templates (K, C, n) with a mean for each channel, and their deviations (K).
@@ -95,6 +93,14 @@ std::tuple<Tensor, Tensor> standardise_channels(const Tensor& given) {
 }
 
 }  // namespace
+
+Tensor standardised(const Tensor& templates, int64_t n, bool zero_mean, const Sizes& shape) {
+  const Tensor out = new_float64(templates, shape);
+  if (templates.numel() == 0) return out;
+  standardise_all(templates, 1, n, zero_mean, out.mutable_data_ptr<double>(), nullptr);
+  return out;
+}
+
 }  // namespace torchcorr
 
 STABLE_TORCH_LIBRARY_IMPL(torchcorr, CPU, m) {

@@ -38,6 +38,13 @@ class Weights(NamedTuple):
             if mask is not None:
                 _checks.mask(mask, of, name, values=not (is_traced() or mask.is_cuda))
 
+    def are_absent(self) -> bool:
+        """Whether these say nothing, in valid arguments, whatever tensors contain."""
+        if self.input_mask is not None or self.template_mask is not None:
+            return False
+        share = self.min_overlap
+        return self.nan == "propagate" and type(share) is float and 0 <= share <= 1
+
     def are_needed(self, input: Tensor, template: Tensor, arguments: Arguments) -> bool:
         if self.input_mask is not None or self.template_mask is not None:
             return True

@@ -1,18 +1,15 @@
-"""Correlation and its normalised scores: check, then call one operator."""
+"""Correlation and its normalised scores, as users call them."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from . import _checks, _contract
-from ._arguments import Arguments, Window, normal_pair
+from . import _checks
+from ._arguments import Arguments, Window
 from ._definition.traced import is_traced
 from ._docstrings import shared
-from ._plan.dtypes import HALVES, MAYBE_BYTES
-from ._prepared import PreparedTemplate
+from ._pairs import scores, sums
 from ._weights import Weights
 
 
@@ -352,97 +349,3 @@ def coverage(
     axes = tuple(range(-ndim - arguments.joint, 0))
     total = w.sum(axes)[(..., *(None,) * ndim)]
     return (sums(x, w, arguments) / torch.where(total > 0, total, 1.0)).clamp(0, 1)
-
-
-def sums(
-    input: Tensor,
-    template: Tensor,
-    arguments: Arguments,
-    *,
-    name: str = "template",
-    flip: bool = False,
-    prepared: PreparedTemplate | None = None,
-    pads: Sequence[int] | None = None,
-) -> Tensor:
-    """`correlate`, or `convolve` with `flip`, of arguments that are parsed.
-
-    With `pads`, so many zeros are before and behind the input along each axis in turn, instead of
-    the padding of the mode.
-    """
-    # Spectra are prepared for the tiles of a padded input.
-    zeros = prepared is None and arguments.surrounds and arguments.pad_value == 0
-    padded = pads is None and not zeros
-    x, w, result = normal_pair(
-        input, template, arguments, name=name, complex_allowed=True, padded=padded
-    )
-    if pads is None:
-        pads = () if padded else arguments.pads_of(tuple(w.shape[-arguments.ndim :]))
-    if flip:
-        w = w.flip(tuple(range(-arguments.ndim, 0)))
-    elif w.is_complex():
-        w = w.conj().resolve_conj()
-    how = (arguments.stride, arguments.method)
-    spectra = None
-    if prepared is not None:
-        spectra = prepared.spectra_for(x, w, *how, normalised=False)
-    out: Tensor = _contract.correlate(x, w, *how, spectra, pads)
-    if _checks.is_integral(input.dtype) and arguments.pads_with_whole_numbers():
-        return out.round()
-    return out if out.dtype == result else out.to(result)
-
-
-def scores(
-    input: Tensor,
-    template: Tensor,
-    arguments: Arguments,
-    eps: float,
-    weights: Weights,
-    *,
-    zero_mean: bool,
-    prepared: PreparedTemplate | None = None,
-) -> Tensor:
-    _checks.not_negative(eps, "eps")
-    _checks.tensor(input, "input")
-    _checks.tensor(template, "template")
-    weights.check(input, template)
-    own_means = zero_mean and arguments.joint and not arguments.pooled
-    if own_means:
-        own_means = input.dim() > arguments.ndim and input.shape[-arguments.ndim - 1] > 1
-    if own_means or weights.are_needed(input, template, arguments):
-        return _weighted_scores(input, template, arguments, eps, weights, zero_mean)
-    x, whole, result = normal_pair(
-        input, template, arguments, name="template", complex_allowed=False, bytes_kept=True
-    )
-    w = whole
-    if whole.is_floating_point():
-        w = _contract.standardise(whole, arguments.ndim, zero_mean)
-    stride, method = arguments.stride, arguments.method
-    spectra = None
-    # Those of bytes are of other numbers, and made in each call.
-    if prepared is not None and x.is_floating_point():
-        spectra = prepared.spectra_for(x, w, stride, method, normalised=True)
-    given = whole.detach() if whole.dtype in MAYBE_BYTES else None
-    out: Tensor = _contract.ncc(x, w, stride, zero_mean, float(eps), method, spectra, given)
-    return out if out.dtype == result else out.to(result)
-
-
-def _weighted_scores(
-    input: Tensor,
-    template: Tensor,
-    arguments: Arguments,
-    eps: float,
-    weights: Weights,
-    zero_mean: bool,
-) -> Tensor:
-    x, w, result = normal_pair(input, template, arguments, name="template", complex_allowed=False)
-    if x.dtype in HALVES:
-        x, w = x.float(), w.float()
-    if zero_mean and input.dtype == template.dtype == torch.int8:
-        # From 0 on, as bytes are scored exactly: a level of either changes no coefficient.
-        x, w = x + 128, w + 128
-    window = tuple(w.shape[-arguments.ndim :])
-    of_input = weights.of_input(input, arguments, window, x.dtype)
-    of_template = weights.of_template(template, arguments, x.dtype)
-    how = (zero_mean, arguments.pooled, float(eps), float(weights.min_overlap), arguments.method)
-    out: Tensor = _contract.weighted_ncc(x, w, of_input, of_template, arguments.stride, *how)
-    return out.to(result)

@@ -9,9 +9,9 @@ from . import _checks
 from ._arguments import Arguments, Window
 from ._definition.traced import is_traced
 from ._docstrings import shared
+from ._pairs import scores, sums
 from ._prepared import PreparedTemplate
 from ._weights import Weights
-from .functional import scores, sums
 from .layers import (
     Conv1d,
     Conv2d,

@@ -27,7 +27,7 @@ LAYERS = (
     {"_definition"},
     {"_contract"},
     {"_cpu", "_triton"},
-    {"_arguments", "_checks", "_docstrings", "_engines", "_prepared", "_weights"},
+    {"_arguments", "_checks", "_docstrings", "_engines", "_pairs", "_prepared", "_weights"},
     {"convolution", "functional", "layers", "local", "similarity", "nn", "planning"},
     {"match", "align", "plot"},
     {"_command", "__init__", "__main__"},

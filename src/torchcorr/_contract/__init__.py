@@ -9,7 +9,7 @@ from .lncc import lncc, lncc_grads
 from .medians import medians
 from .overlap import overlap_scores
 from .peaks import pick_lowest, pick_peaks
-from .registry import Operator
+from .registry import Operator, is_plain
 from .scores import ncc, ncc_grads, standardise
 from .weighted import weighted_ncc, weighted_ncc_grads
 from .weighted_lncc import weighted_lncc, weighted_lncc_grads
@@ -32,6 +32,7 @@ __all__ = [
     "correlate",
     "correlate_input_grad",
     "correlate_template_grad",
+    "is_plain",
     "lncc",
     "lncc_grads",
     "local_std",

@@ -36,6 +36,9 @@ class Operator:
         self.kernel: Callable[..., Any] = getattr(torch.ops.torchcorr, name).default
         self._rules: dict[str, Callable[..., Any]] = {}  # of its derivative
         self._on_cpu: Callable[..., Any] | None = None
+        # Of an engine for the CPU: what computes plain calls with some shapes and options in one
+        # step, or None.
+        self.at_once: Callable[..., Callable[..., Any] | None] = _never
 
     def __call__(self, *args: Any) -> Any:
         if not self._rules:
@@ -124,6 +127,22 @@ class Operator:
         function: Any = type(self.name, (torch.autograd.Function,), members)
         apply: Callable[..., Any] = function.apply
         return apply
+
+
+def _never(*_: Any) -> None:
+    """No engine computes calls in one step."""
+
+
+def is_plain(*tensors: Tensor) -> bool:
+    """Whether an operator of these is no more than a kernel for the CPU: nothing is recorded,
+    traced or transformed, and no subclass or mode has a say."""
+    if torch.compiler.is_compiling() or forward_ad._current_level >= 0:
+        return False
+    recorded = torch.is_grad_enabled()
+    for x in tensors:
+        if type(x) not in (Tensor, Parameter) or (recorded and x.requires_grad):
+            return False
+    return _dispatch_is_plain(tensors)
 
 
 def _are_plain(args: Sequence[Any]) -> bool:

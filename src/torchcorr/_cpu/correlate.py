@@ -63,7 +63,7 @@ def correlate(
         return correlate(*wide, stride, method, None, pads).to(input.dtype)
     if pads:
         return _among_zeros(input, template, stride, method, spectra, pads)
-    if method == "auto" and _has_few_positions(input, input.shape, template, stride):
+    if _has_few_positions(input.shape, template.shape, stride, method, input.dtype):
         positions = input.shape[-1] - template.shape[-1] + 1
         x, y = (v.reshape(v.shape[-1]).contiguous() for v in (input, template))
         sums = steps.overlap_sums(x, y, [0], [positions - 1]).to(input.dtype)
@@ -87,6 +87,24 @@ def correlate(
     if spectra is None and _on_lattices(*sizes, input.dtype) and definition.all_finite(input):
         return strided.correlate(input, template, stride, correlate)
     return _sums(input, template, call, spectra)
+
+
+def at_once(
+    input: Ints, template: Ints, stride: Ints, method: str, dtype: torch.dtype
+) -> Callable[[Tensor, Tensor], Tensor] | None:
+    """Sums of tensors in normal form and of these shapes, in float32 or float64, in one step; None
+    if they take several."""
+    if _has_few_positions(input, template, stride, method, dtype):
+        return None
+    if _arranged(input, template, stride, method, dtype).plan.method != "direct":
+        return None
+
+    def step(x: Tensor, w: Tensor) -> Tensor:
+        with torch._C._AutoDispatchBelowAutograd():
+            out: Tensor = steps.correlate_direct(x, w, stride)
+        return out
+
+    return step
 
 
 def _from_parts(
@@ -242,15 +260,19 @@ def _on_lattices(
     return on_lattices(input, template, stride, dtype=dtype, device="cpu") is not None
 
 
-def _has_few_positions(input: Tensor, shape: Ints, template: Tensor, stride: Sequence[int]) -> bool:
+def _has_few_positions(
+    input: Ints, template: Ints, stride: Sequence[int], method: str, dtype: torch.dtype
+) -> bool:
     """Whether both are one line of real numbers, so alike in length that sums of many positions
-    side by side take less time than any other way; of an input that is padded to a shape.
+    side by side take less time than any other way; of an input that is padded to this shape.
     """
-    size, window = shape[-1], template.shape[-1]
-    if math.prod(shape) != size or template.numel() != window or input.is_complex():
+    size, window = input[-1], template[-1]
+    if method != "auto" or dtype.is_complex or list(stride) != [1]:
+        return False
+    if math.prod(input) != size or math.prod(template) != window:
         return False
     lags = AxisLags(size, window, 0, size - window)
-    return list(stride) == [1] and is_long(lags) and is_quick(Lags((lags,), (0,)))
+    return is_long(lags) and is_quick(Lags((lags,), (0,)))
 
 
 def _among_zeros(
@@ -274,7 +296,7 @@ def _among_zeros(
             lone = call.problem.is_complex or _is_lone(call, input.dtype, needed)
             if lone and definition.all_finite(input):
                 return transforms.correlate(input, template, stride, pads)
-            few = method == "auto" and _has_few_positions(input, shape, template, stride)
+            few = _has_few_positions(shape, template.shape, stride, method, input.dtype)
             lattices = _on_lattices(shape, template.shape, stride, input.dtype)
             if not (few or lattices or input.is_complex()):
                 return _sums(input, template, call, spectra, pads)
@@ -431,5 +453,6 @@ def _live(x: Tensor, axis: int) -> tuple[int, int]:
 
 def register() -> None:
     _contract.correlate.implement(correlate, "CPU")
+    _contract.correlate.at_once = at_once
     _contract.correlate_input_grad.implement(correlate_input_grad, "CPU")
     _contract.correlate_template_grad.implement(correlate_template_grad, "CPU")

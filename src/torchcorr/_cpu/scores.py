@@ -8,7 +8,7 @@ float64 instead, and the few that remain are recomputed exactly, from their defi
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 import torch
@@ -19,6 +19,8 @@ from .._definition import scores as definition
 from .._plan import rounding
 from .._plan.choose import Arrangement, arrange
 from .._plan.dtypes import HALVES, widen
+from .._plan.predict import is_dense
+from .._plan.shapes import Ints
 from .._plan.tiling import Block
 from . import bytes, dense_scores, steps
 from .rules import ScoreRule
@@ -53,9 +55,16 @@ class TiledScores:
         self.coefficients = leads.template(widen(coefficients), core).contiguous()
         self.count = self.problem.channels * math.prod(self.tiling.window)
         self.is_direct = self.plan.method == "direct"
-        budget = max(1, _RECOMPUTED * math.prod(self.tiling.length) // self.count)
         means = (zero_mean, own_means)
-        self.rule, self.wide_rule = _rules(input.dtype, self.is_direct, means, eps, budget)
+        self.rule, self.wide_rule = rules_of(call, input.dtype, means, eps)
+
+
+def rules_of(
+    call: Arrangement, dtype: torch.dtype, means: tuple[bool, bool], eps: float
+) -> tuple[ScoreRule, ScoreRule]:
+    count = call.problem.channels * math.prod(call.tiling.window)
+    budget = max(1, _RECOMPUTED * math.prod(call.tiling.length) // count)
+    return _rules(dtype, call.plan.method == "direct", means, eps, budget)
 
 
 @lru_cache(maxsize=256)
@@ -166,5 +175,38 @@ def ncc(
     return Scores(input, template, call, zero_mean, eps).run(spectra)
 
 
+def at_once(
+    input: Ints,
+    template: Ints,
+    stride: Ints,
+    zero_mean: bool,
+    eps: float,
+    method: str,
+    dtype: torch.dtype,
+) -> Callable[[Tensor, Tensor], Tensor | None] | None:
+    """Scores of an input with templates that are not standardised, both in normal form and of these
+    shapes, in float32 or float64, in one step; None if they take several. That step gives None
+    where both may be bytes."""
+    if 0 in input or 0 in template:
+        return None
+    sizes = (input, template, stride, method)
+    call = arrange(*sizes, normalised=True, dtype=dtype, device="cpu")
+    if call.plan.method != "direct" or len(call.blocks) > 1 or not call.problem.leads.are_sorted:
+        return None
+    if dtype == torch.float32 and is_dense(call.problem):
+        return None
+    shape = (*call.problem.leads.sorted_lead, *call.tiling.positions)
+    rules = (rule.numbers for rule in rules_of(call, dtype, (zero_mean, False), eps))
+    numbers = (shape, call.tiling.batch_numbers, call.blocks[0].numbers, *rules)
+
+    def step(x: Tensor, w: Tensor) -> Tensor | None:
+        with torch._C._AutoDispatchBelowAutograd():
+            out = steps.score_at_once(steps.readable(x), w, *numbers)
+        return out if out.numel() > 0 else None
+
+    return step
+
+
 def register() -> None:
     _contract.ncc.implement(ncc, "CPU")
+    _contract.ncc.at_once = at_once

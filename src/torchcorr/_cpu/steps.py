@@ -31,6 +31,7 @@ tile_moments = torch.ops.torchcorr_cpu.tile_moments.default
 merged_moments = torch.ops.torchcorr_cpu.merged_moments.default
 normalise_tiles = torch.ops.torchcorr_cpu.normalise_tiles.default
 score_tiles = torch.ops.torchcorr_cpu.score_tiles.default
+score_at_once = torch.ops.torchcorr_cpu.score_at_once.default
 score_masked_tiles = torch.ops.torchcorr_cpu.score_masked_tiles.default
 weighted_moment_tiles = torch.ops.torchcorr_cpu.weighted_moment_tiles.default
 score_weighted_windows = torch.ops.torchcorr_cpu.score_weighted_windows.default

@@ -41,7 +41,7 @@ class Leads:
         return cls(lead, (*paired, *inputs, *templates), kinds, *sizes)
 
     @cached_property
-    def _is_sorted(self) -> bool:
+    def are_sorted(self) -> bool:
         return list(self.order) == sorted(self.order)
 
     @cached_property
@@ -50,7 +50,7 @@ class Leads:
         return tuple(self.lead[i] for i in self.order)
 
     def _sorted(self, x: Tensor, core: int) -> Tensor:
-        if not self._is_sorted:
+        if not self.are_sorted:
             missing = len(self.order) + core - x.dim()
             x = x.reshape((1,) * missing + tuple(x.shape))
             x = x.permute(*self.order, *range(len(self.order), len(self.order) + core))
@@ -87,7 +87,7 @@ class Leads:
 
     def _unsorted(self, x: Tensor, core: int) -> Tensor:
         rank = len(self.order)
-        if self._is_sorted:
+        if self.are_sorted:
             return x
         inverse = sorted(range(rank), key=self.order.__getitem__)
         return x.permute(*inverse, *range(rank, rank + core)).contiguous()

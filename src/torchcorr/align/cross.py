@@ -8,10 +8,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .. import _checks, functional
+from .. import _checks
 from .._arguments import Arguments
 from .._definition.overlap import reach
 from .._definition.transforms import bordered
+from .._pairs import sums
 from .._plan.lags import AxisLags, Lags
 from .lags import lags_of
 
@@ -102,11 +103,11 @@ def cross_correlation(
     ends = reach(left)
     x = bordered(x, [min(0, n) for n in ends])
     arguments = Arguments.parse(ndim, "full", 1, "independent", "constant", 0.0, method)
-    sums = functional.sums(x, y, arguments, pads=[max(0, n) for n in ends])
+    total = sums(x, y, arguments, pads=[max(0, n) for n in ends])
     if scale == "coeff":
-        sums = sums / (first * second)
-        return sums.to(dtype) if dtype.is_floating_point else sums
-    return sums / _divisor(a, asked, scale) if scale != "none" else sums
+        total = total / (first * second)
+        return total.to(dtype) if dtype.is_floating_point else total
+    return total / _divisor(a, asked, scale) if scale != "none" else total
 
 
 def _scaled(x: Tensor, ndim: int) -> tuple[Tensor, Tensor]:
