@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from . import _checks, _contract
 from ._arguments import Arguments, normal_pair
@@ -23,6 +24,7 @@ from ._weights import Weights
 Key = tuple[Any, ...]
 Step = Callable[[Tensor, Tensor], Any]
 
+_TYPES = (Tensor, Parameter)
 _FLOATS = (torch.float32, torch.float64)
 _KEPT = 1024
 # Of plain calls that passed all checks, by all that these depend on besides values: a step, or None
@@ -32,11 +34,15 @@ _at_once: dict[Key, Step | None] = {}
 
 def _plain_key(input: Tensor, template: Tensor, arguments: Arguments, *options: Any) -> Key | None:
     """All that a plain call depends on besides values; None for calls that take several steps."""
-    if arguments.mode != "valid" or getattr(input, "dtype", None) not in _FLOATS:
+    if arguments.mode != "valid" or torch.compiler.is_compiling():
         return None
-    if not _contract.is_plain(input, template):
+    if type(input) not in _TYPES or type(template) not in _TYPES or input.dtype not in _FLOATS:
         return None
-    return input.shape, template.shape, input.dtype, template.dtype, arguments, options
+    key = (input.shape, template.shape, input.dtype, template.dtype, arguments, options)
+    # Looked up first, since the question whether a call is plain takes longer.
+    if _at_once.get(key, key) is None or not _contract.is_plain(input, template):
+        return None
+    return key
 
 
 def _keep(key: Key | None, operator: _contract.Operator, x: Tensor, w: Tensor, *how: Any) -> None:
