@@ -9,6 +9,7 @@
 #include <type_traits>
 
 #include "common/in_order.h"
+#include "tiles/emit_sums.h"
 #include "tiles/pass.h"
 #include "tiles/steps.h"
 
@@ -47,6 +48,8 @@ struct UnitNoise {
   bool is_finite() const { return std::isfinite(transforms + scores + squares); }
 };
 constexpr int64_t kNoise = sizeof(UnitNoise) / sizeof(double);
+// Roundings of the maps that go to windows, in units of those of a transform.
+constexpr double kMapRounding = 0.4;
 
 Tensor lines_like(const Tensor& lines, int64_t count, const Tiling& t) {
   Sizes shape{count};
@@ -278,6 +281,21 @@ class ScoreGradPass {
     return scores;
   }
 
+  // What goes to the means of the windows of a tile nearly cancels what goes to their squares where
+  // means are far from the level: the largest of either, as often as roundings of it add up.
+  template <class R>
+  double largest_of_means(const Work<R>& work, int64_t lane) const {
+    const int64_t each = tiling_.positions();
+    double largest = 0;
+    for (int64_t g = 1; g <= groups(); ++g) {
+      const R* means = work.window_grads.template const_data_ptr<R>();
+      const Contents of = contents_of(each, means + (g * work.tiles() + lane) * each);
+      largest = std::max(largest, of.largest);
+    }
+    const int64_t terms = tiling_.window_size() * units_.block.templates();
+    return largest * std::sqrt(static_cast<double>(terms));
+  }
+
   template <class R>
   UnitNoise noise_of(const Work<R>& work) const {
     const TileStats* stats = rows_of_stats(work.moments[0]);
@@ -291,7 +309,8 @@ class ScoreGradPass {
       noise.squares += (stats[i].mean_square + stats[i + 1].mean_square) * power;
       for (int64_t lane = i; lane < i + 2; ++lane) {
         const double score = std::max(4 * work.total[lane].largest, 5 * root * std::sqrt(count));
-        noise.transforms = std::max(noise.transforms, stats[lane].scale * root * count);
+        const double transforms = root * count + kMapRounding * largest_of_means(work, lane);
+        noise.transforms = std::max(noise.transforms, stats[lane].scale * transforms);
         noise.scores = std::max(noise.scores, stats[lane].scale * score);
       }
     }

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from inputs import draw
+from inputs import draw, normal
 from tile_geometries import LIMITS, batch_of, every_dtype, every_tiling, image_of, rule_of, same
 from tolerances import GRADIENT_OF_FLOAT32
 
@@ -106,6 +106,24 @@ def test_score_grads_of_what_is_not_finite(place: str) -> None:
     block = Block(slice(0, 1), slice(0, 3), 2)
     *_, noise = score_grads(operands, batch_of("2d", True).tiling, block, [], 100)
     assert noise.isnan().any()
+
+
+@pytest.mark.parametrize("channels", ("independent", "joint"))
+@pytest.mark.parametrize("offset", (1e3, 1e4))
+def test_a_faint_region_far_from_the_level(channels: str, offset: float) -> None:
+    """What goes to means and to squares of its windows nearly cancels."""
+    size = (64, 64) if channels == "independent" else (2, 64, 64)
+    image, template = normal(*size, seed=1).float(), normal(*size[:-2], 8, 8, seed=2).float()
+    image[..., 20:40, 20:40] = offset + 1e-2 * image[..., 20:40, 20:40]
+    upstream = normal(57, 57, seed=3).float()
+    grads = []
+    for dtype in LIMITS:
+        # Alone: the template's gradient may need float64 by itself.
+        x = image.to(dtype).requires_grad_()
+        score = torchcorr.zncc(x, template.to(dtype), channels=channels)
+        grads += torch.autograd.grad(score, x, upstream.to(dtype))
+    got, want = grads
+    assert float((got - want).abs().max()) <= GRADIENT_OF_FLOAT32 * float(want.abs().max())
 
 
 def test_a_hard_tile_among_easy_ones(
