@@ -59,19 +59,6 @@ TORCHCORR_CLONES void fold(int64_t n, int64_t folds, bool add, const double* fro
   fold_row(n, folds, add, from, to);
 }
 
-TORCHCORR_CLONES void narrow_row(int64_t n, const double* from, float* to) {
-  for (int64_t i = 0; i < n; ++i) to[i] = static_cast<float>(from[i]);
-}
-
-// Complex numbers in float32.
-Tensor narrowed(const Tensor& wide) {
-  const Tensor narrow =
-      torch::stable::new_empty(wide, sizes_of(wide), ScalarType::ComplexFloat);
-  narrow_row(2 * wide.numel(), static_cast<const double*>(wide.const_data_ptr()),
-             static_cast<float*>(narrow.mutable_data_ptr()));
-  return narrow;
-}
-
 Sizes lines_of(int64_t count, const Axes3& size, int64_t ndim) {
   Sizes shape{count};
   for (int64_t n : sizes_of(size, ndim)) shape.push_back(n);
@@ -199,18 +186,12 @@ const void* TemplateSpectra::numbers(int64_t line, bool wide) {
     return first + numbers * static_cast<int64_t>(wide ? sizeof(double) : sizeof(float));
   }
   STD_TORCH_CHECK(wide || !given_, "float64 spectra are not rounded to float32");
-  const auto made = [&] {
+  Tensor& made = wide ? wide_[line] : narrow_[line];
+  std::call_once(wide ? wide_ready_[line] : narrow_ready_[line], [&] {
     Tensor all = torch::stable::flatten(coefficients_, 0, 1);
-    return template_spectra(tiling_, torch::stable::narrow(all, 0, line, 1), true, true);
-  };
-  if (wide) {
-    std::call_once(wide_ready_[line], [&] { wide_[line] = made(); });
-    return wide_[line].const_data_ptr();
-  }
-  std::call_once(narrow_ready_[line], [&] {
-    narrow_[line] = narrowed(made());
+    made = template_spectra(tiling_, torch::stable::narrow(all, 0, line, 1), wide, true);
   });
-  return narrow_[line].const_data_ptr();
+  return made.const_data_ptr();
 }
 
 }  // namespace torchcorr
