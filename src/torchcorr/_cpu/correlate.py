@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,35 +12,25 @@ from torch import Tensor
 from .. import _contract
 from .._definition import correlate as definition
 from .._definition import transforms
-from .._definition.spectra import inverse_fft
-from .._definition.transposes import Transpose
 from .._plan import rounding
-from .._plan.choose import Arrangement, Plan, blocks, scratch_allowed
+from .._plan.choose import Arrangement, scratch_allowed
 from .._plan.dtypes import HALVES, widen
 from .._plan.lags import AxisLags, Lags
-from .._plan.predict import Problem, transform_cost
+from .._plan.predict import transform_cost
 from .._plan.shapes import Ints, fast_length
 from .._plan.strided import arrange_grad, arrange_sums, on_lattices
-from .._plan.tiling import Tiling
-from . import steps, strided
+from . import steps, strided, tiled_sums
 from .overlap import is_long, is_quick
 from .rules import SumRule
+from .tiled_sums import UNCHECKED, Tiled
 
 # Multiply-adds of recomputed windows, for each element of a tile, that take about as long as its
 # transform.
 _RECOMPUTED = 32
-# Groups of tiles, or of templates, that workers share in the gradient of a template, and bytes of
-# the spectra that groups are summed in.
-_GROUPS = 4
-_ROOM = 16 << 20
 # A part of a tile is cut smaller as long as that leaves out this share of its elements. Then it is
 # computed by the direct loop, if that takes no more than so many times as long as transforms.
 _LEFT_OUT = 0.3
 _WORTH_LOOP = 16.0
-# Bytes of the numbers that gradients are transformed in, in turn until they are precise enough, and
-# the share of what is allowed that transforms may take.
-_ITEMSIZES = {torch.float32: (4, 8), torch.float64: (8,)}
-_SHARE = 0.5
 # Scratch of whole transforms, for each element: two spectra, their product and its inverse.
 _WHOLE_BYTES = 4 * 8
 # Their time for lines, planes and volumes, relative to that of transforming as many elements both
@@ -145,21 +134,7 @@ def correlate_input_grad(
     if _on_lattices(shape, template.shape, stride, grad.dtype):
         pair = (grad, template)
         return strided.correlate_input_grad(*pair, shape, stride, correlate_input_grad)
-    for itemsize in _ITEMSIZES[grad.dtype]:
-        call = Transpose.into_input(grad, template, shape, stride, "cpu", itemsize)
-        total = _onto_input(call, shape[-len(stride) :])
-        if itemsize == 8 or _is_known(total, _contents_of_input_grad(call)):
-            break
-    return call.leads.input_restored(total, shape, len(stride) + 1)
-
-
-def _onto_input(call: Transpose, size: Ints) -> Tensor:
-    upstream, weights = call.upstream, call.other
-    out = steps.new_map(upstream, (upstream.shape[0], weights.shape[1], *size))
-    # A gradient is exact relative to its largest element, so no sum is computed again.
-    rule = _UNCHECKED if call.problem.itemsize == 8 else _NARROW
-    _Tiled(call.problem, call.plan, call.tiling).sum(upstream, weights, rule, out)
-    return out
+    return tiled_sums.onto_input(grad, template, shape, stride)
 
 
 def correlate_template_grad(
@@ -185,56 +160,7 @@ def correlate_template_grad(
     if _on_lattices(input.shape, shape, stride, grad.dtype):
         pair = (grad, input)
         return strided.correlate_template_grad(*pair, shape, stride, correlate_template_grad)
-    for itemsize in _ITEMSIZES[grad.dtype]:
-        call = Transpose.into_template(grad, input, shape, stride, "cpu", itemsize)
-        total = _onto_template(call)
-        if itemsize == 8 or _is_known(total, _contents_of_template_grad(call)):
-            break
-    return call.leads.template_restored(total.to(grad.dtype), shape, ndim + 1)
-
-
-def _onto_template(call: Transpose) -> Tensor:
-    leads, upstream, tiling = call.leads, call.upstream, call.tiling
-    seen, ndim = steps.readable(call.other), len(tiling.window)
-    # Tiles of the gradient: the same positions, and nothing around them.
-    of_upstream = replace(tiling, window=(1,) * ndim, extent=tiling.outputs)
-    spectra = upstream.shape[1] * call.problem.channels * math.prod(tiling.length) * 16
-    groups = max(1, min(_ROOM // spectra, _GROUPS, -(-leads.inputs * tiling.tiles // 2)))
-    parts = 1 if groups > 1 else _GROUPS
-    numbers = (of_upstream.batch_numbers, tiling.batch_numbers)
-    how = (leads.paired, groups, parts, call.problem.itemsize == 8)
-    total = steps.template_grad_spectra(upstream, seen, *numbers, *how)
-    lead = total.shape[:3]
-    lines = inverse_fft(total.flatten(0, 2), ndim).unflatten(0, lead).real
-    return lines[(..., *(slice(0, k) for k in tiling.window))] / math.prod(tiling.length)
-
-
-def _is_known(gradient: Tensor, contents: float) -> bool:
-    """Whether a gradient by transforms in float32 that contain so much is precise enough, relative
-    to its largest element (docs/math.md, What float32 can carry)."""
-    largest = _largest(gradient)
-    noise = rounding.TRANSFORM * rounding.unit(torch.float32) * (contents + 1.5 * largest)
-    return math.isfinite(largest) and noise <= _SHARE * rounding.ALLOWED_GRADIENT_ERROR * largest
-
-
-def _contents_of_input_grad(call: Transpose) -> float:
-    upstream, weights = call.upstream, call.other
-    axes = tuple(range(2, weights.dim()))
-    elements = math.prod(call.tiling.length)
-    size = min(_largest(upstream), float(upstream.norm()) / math.sqrt(elements))
-    norm = float(torch.linalg.vector_norm(weights, dim=axes).amax())
-    return math.sqrt(2 * upstream.shape[1]) * size * norm
-
-
-def _contents_of_template_grad(call: Transpose) -> float:
-    leads, tiles = call.leads, call.leads.inputs * call.tiling.tiles
-    upstream = call.upstream.unflatten(0, (leads.paired, leads.inputs)).flatten(3)
-    norm = float(torch.linalg.vector_norm(upstream, dim=(1, 3)).amax())
-    return math.sqrt(2 * tiles) * _largest(call.other) * norm
-
-
-def _largest(x: Tensor) -> float:
-    return max(abs(float(y)) for y in torch.aminmax(x))
+    return tiled_sums.onto_template(grad, input, shape, stride)
 
 
 def _arranged(
@@ -319,14 +245,10 @@ def _is_lone(call: Arrangement, dtype: torch.dtype, size: Sequence[int]) -> bool
     return time < call.plan.cost * (_IN_PARTS if max(call.plan.parts) > 1 else 1.0)
 
 
-_UNCHECKED = SumRule(0.0, 0.0, 0.0, math.inf, 0)
-_NARROW = SumRule(0.0, 0.0, math.inf, math.inf, 0)
-
-
 def _rule_of(call: Arrangement, dtype: torch.dtype) -> SumRule:
     """Sums of float32 are within a few roundings of their terms, those of float64 as transforms."""
     if dtype == torch.float64:
-        return _UNCHECKED
+        return UNCHECKED
     unit = rounding.unit(dtype)
     count = call.problem.channels * math.prod(call.tiling.window)
     # One precision for a template in parts, whose spectra are large.
@@ -338,39 +260,6 @@ def _rule_of(call: Arrangement, dtype: torch.dtype) -> SumRule:
         rounding.ALLOWED_ROUNDINGS * unit,
         max(1, _RECOMPUTED * math.prod(call.tiling.length) // count),
     )
-
-
-class _Tiled(NamedTuple):
-    """Tiles in which sums are computed."""
-
-    problem: Problem
-    plan: Plan
-    tiling: Tiling
-
-    def sum(
-        self,
-        input: Tensor,
-        template: Tensor,
-        rule: SumRule,
-        out: Tensor,
-        prepared: Tensor | None = None,
-    ) -> list[list[int]]:
-        """Writes sums of tensors in normal form; (tile, template) that have many unknown ones."""
-        working = torch.float32 if rule.narrow_allowed > 0 else torch.float64
-        batch = self.tiling.batch_numbers
-        left = []
-        for block in blocks(self.problem, self.plan):
-            part = (block.pairs, block.templates)
-            spectra = None
-            if prepared is not None and prepared.dtype == working.to_complex():
-                spectra = prepared[part].flatten(0, 1).contiguous()
-            elif len(self.tiling.window) > 1:
-                # Quicker here, axis by axis; that of a line is made by a worker.
-                wide = working == torch.float64
-                spectra = steps.spectra_of_templates(template[part], self.tiling, wide)
-            how = (batch, block.numbers, rule.numbers)
-            left += steps.sum_tiles(input, template, spectra, *how, out).tolist()
-        return left
 
 
 def _sums(
@@ -387,7 +276,7 @@ def _sums(
     shape = (leads.paired * leads.inputs, leads.templates, *tiling.positions)
     out = steps.new_map(image, shape)
     seen = replace(tiling, size=tuple(image.shape[-ndim:]), pad=tuple(pads[::2]) or tiling.pad)
-    tiled = _Tiled(call.problem, call.plan, seen)
+    tiled = Tiled(call.problem, call.plan, seen)
     left = tiled.sum(image, weights, _rule_of(call, input.dtype), out, prepared)
     wide = transforms.bordered(image, pads) if left else image
     for tile, k in left:
