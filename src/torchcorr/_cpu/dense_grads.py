@@ -25,9 +25,8 @@ from . import steps
 from .dense_scores import Norms
 
 # Roundings of a sum of the direct loop and of its factors, relative to the sum of absolute products
-# (DESIGN: promise 8), and share of the allowed error that they may take.
+# (DESIGN: promise 8).
 _ROUNDINGS = 10.0
-_SHARE = 0.5
 # Energy of windows, relative to their mean square, that is known well enough from sums.
 _LEAST_VARIANCE = 1e-8
 
@@ -133,7 +132,7 @@ def _by_operators(
         window = of.template.shape[-len(of.stride) :]
         rest = _contract.window_combine.kernel(first, second.contiguous(), seen, window, of.stride)
         to += rest.squeeze(like) if own_means else rest
-        return _largest(to)
+        return steps.largest_size(to)
 
     squares = widen(centred).square().sum(axes)
     return _Parts(into, stats, centred, squares, add_through)
@@ -160,11 +159,7 @@ def _is_exact(largest_sum: float, largest: float) -> bool:
     """Whether a sum in float32 whose absolute products have at most this sum keeps the promise,
     relative to the largest element of a gradient."""
     noise = _ROUNDINGS * rounding.unit(torch.float32) * largest_sum
-    return noise <= _SHARE * rounding.ALLOWED_GRADIENT_ERROR * largest
-
-
-def _largest(x: Tensor) -> float:
-    return max(abs(float(y)) for y in torch.aminmax(x))
+    return rounding.is_precise_gradient(noise, largest)
 
 
 def _onto_input(

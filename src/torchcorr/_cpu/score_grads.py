@@ -152,7 +152,7 @@ class _Gradients(TiledScores):
         unit = rounding.unit(self.input.dtype)
         bad = torch.zeros_like(narrow)
         if self.for_input.numel() > 0:
-            most = max(abs(float(x)) for x in torch.aminmax(self.for_input))
+            most = steps.largest_size(self.for_input)
             of_input = torch.cat([n.of_input(unit) for n in noise])
             bad |= ~(of_input <= rounding.ALLOWED_GRADIENT_ERROR * most)
         if self.for_template.numel() > 0:

@@ -63,6 +63,10 @@ def spectra_of_templates(templates: Tensor, tiling: Tiling, wide: bool) -> Tenso
     return template_spectra(templates.flatten(0, 1), tiling.batch_numbers, wide)
 
 
+def largest_size(x: Tensor) -> float:
+    return max(abs(float(y)) for y in torch.aminmax(x))
+
+
 def readable(x: Tensor) -> Tensor:
     """An input as tiles are cut from it: in place, unless its last axis has a step."""
     if x.shape[-1] == 1 or x.stride(-1) == 1:

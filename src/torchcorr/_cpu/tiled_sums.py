@@ -24,10 +24,8 @@ from .rules import SumRule
 # the spectra that groups are summed in.
 _GROUPS = 4
 _ROOM = 16 << 20
-# Bytes of the numbers that gradients are transformed in, in turn until they are precise enough, and
-# the share of what is allowed that transforms may take.
+# Bytes of the numbers that gradients are transformed in, in turn until they are precise enough.
 _ITEMSIZES = {torch.float32: (4, 8), torch.float64: (8,)}
-_SHARE = 0.5
 # Sums of either precision that are not looked at.
 UNCHECKED = SumRule(0.0, 0.0, 0.0, math.inf, 0)
 _NARROW = SumRule(0.0, 0.0, math.inf, math.inf, 0)
@@ -114,16 +112,16 @@ def _onto_template(call: Transpose) -> Tensor:
 def _is_known(gradient: Tensor, contents: float) -> bool:
     """Whether a gradient by transforms in float32 that contain so much is precise enough, relative
     to its largest element (docs/math.md, What float32 can carry)."""
-    largest = _largest(gradient)
+    largest = steps.largest_size(gradient)
     noise = rounding.TRANSFORM * rounding.unit(torch.float32) * (contents + 1.5 * largest)
-    return math.isfinite(largest) and noise <= _SHARE * rounding.ALLOWED_GRADIENT_ERROR * largest
+    return math.isfinite(largest) and rounding.is_precise_gradient(noise, largest)
 
 
 def _contents_of_input_grad(call: Transpose) -> float:
     upstream, weights = call.upstream, call.other
     axes = tuple(range(2, weights.dim()))
     elements = math.prod(call.tiling.length)
-    size = min(_largest(upstream), float(upstream.norm()) / math.sqrt(elements))
+    size = min(steps.largest_size(upstream), float(upstream.norm()) / math.sqrt(elements))
     norm = float(torch.linalg.vector_norm(weights, dim=axes).amax())
     return math.sqrt(2 * upstream.shape[1]) * size * norm
 
@@ -132,8 +130,4 @@ def _contents_of_template_grad(call: Transpose) -> float:
     leads, tiles = call.leads, call.leads.inputs * call.tiling.tiles
     upstream = call.upstream.unflatten(0, (leads.paired, leads.inputs)).flatten(3)
     norm = float(torch.linalg.vector_norm(upstream, dim=(1, 3)).amax())
-    return math.sqrt(2 * tiles) * _largest(call.other) * norm
-
-
-def _largest(x: Tensor) -> float:
-    return max(abs(float(y)) for y in torch.aminmax(x))
+    return math.sqrt(2 * tiles) * steps.largest_size(call.other) * norm

@@ -16,11 +16,19 @@ ALLOWED_ROUNDINGS_IN_FLOAT32 = 7.0
 ALLOWED_SCORE_ERROR = {torch.float32: 8e-6, torch.float64: 8e-11}
 # Error that a gradient may have, relative to its largest element.
 ALLOWED_GRADIENT_ERROR = 1e-4
+# Share of it that sums in float32 may take.
+_SHARE_OF_SUMS = 0.5
 
 
 def unit(dtype: torch.dtype) -> float:
     """Half the distance from 1 to the next number: the largest relative error of one rounding."""
     return torch.finfo(dtype).eps / 2
+
+
+def is_precise_gradient(noise: float, largest: float) -> bool:
+    """Whether a gradient whose sums in float32 have this rounding error keeps the promise, relative
+    to its largest element."""
+    return noise <= _SHARE_OF_SUMS * ALLOWED_GRADIENT_ERROR * largest
 
 
 def transform_noise(result: torch.dtype, working: torch.dtype) -> float:
