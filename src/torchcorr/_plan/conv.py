@@ -13,7 +13,7 @@ import torch
 from .choose import Plan, arrange
 from .lattice import Lattices
 from .shapes import Ints
-from .strided import GRADS_BY_FFT, GRADS_BY_LOOP
+from .strided import GRADS_BY_FFT, grad_by_loop
 from .tiling import tile_length
 
 # Bytes of the spectra of weights that a module keeps.
@@ -420,8 +420,8 @@ def _direct_grad(layer: Layer, form: str) -> float:
         row = min(layer.lattices.rows[-1], _DIRECT_WEIGHT_ROW)
         return layer.products / (_DIRECT_WEIGHT * row)
     dense, size = layer.dense, layer.lattices.dense
-    share = math.prod(size) / math.prod(dense.positions)
-    return _SUMS * arrangement(dense, size, "direct").cost * share * GRADS_BY_LOOP[0]
+    sums = _SUMS * arrangement(dense, size, "direct").cost
+    return sums * grad_by_loop(False, size, dense.positions)
 
 
 @lru_cache(maxsize=4096)

@@ -15,7 +15,7 @@ from .shapes import Ints
 # Times of the gradients of the input and of the template, relative to sums: by transforms, which
 # are not checked, and by the direct loop, for each element of the input and for each position.
 GRADS_BY_FFT = (0.9, 1.25)
-GRADS_BY_LOOP = (1.1, 1.45)
+_GRADS_BY_LOOP = (1.1, 1.45)
 # Time of laying out an element of the input as sub-lattices, in the units of a plan's cost.
 _COPIED = 1e-6
 
@@ -57,12 +57,14 @@ def arrange_grad(
     if method != "auto" or call.plan.method != "direct" or 0 in call.plan.tile:
         return call
     quick = arrange_sums(input, template, stride, "fft", dtype=dtype, device=device)
-    ndim = len(stride)
-    size, positions = input[-ndim:], call.tiling.positions
-    loop = GRADS_BY_LOOP[of_template]
-    if not of_template:
-        loop *= math.prod(size) / max(1, math.prod(positions))
+    loop = grad_by_loop(of_template, input[-len(stride) :], call.tiling.positions)
     return quick if GRADS_BY_FFT[of_template] * quick.plan.cost < loop * call.plan.cost else call
+
+
+def grad_by_loop(of_template: bool, size: Sequence[int], positions: Sequence[int]) -> float:
+    """Time of a gradient by the direct loop, relative to that of the sums."""
+    runs_over_input = 1.0 if of_template else math.prod(size) / max(1, math.prod(positions))
+    return _GRADS_BY_LOOP[of_template] * runs_over_input
 
 
 def on_lattices(
