@@ -234,8 +234,9 @@ int64_t first_seen(const double* coefficients, const ExactWindow& by) {
   while (at < n && coefficients[at] == 0) ++at;
   if (at == n) return 0;
   const Axes3 place = unravel(at % each, by.window);
-  return at / each * by.strides.channel + place[0] * by.strides.plane +
-         place[1] * by.strides.row + place[2];
+  const int64_t channel = by.own_means ? 0 : at / each;
+  return channel * by.strides.channel + place[0] * by.strides.plane + place[1] * by.strides.row +
+         place[2];
 }
 
 }  // namespace torchcorr

@@ -19,16 +19,15 @@ struct ExactWindow {
   int64_t groups() const { return own_means ? channels : 1; }  // of channels that share a mean
 };
 
-// The place of the first element whose coefficient is not 0: others may be hidden.
+// The place of the first element whose coefficient is not 0, as others may be hidden; in its channel, if
+// channels have their own means.
 int64_t first_seen(const double* coefficients, const ExactWindow& by);
 
-// Levels of a window's groups: where means are subtracted, that of an element of each, which lies
-// as in the group of the element at `seen`; otherwise 0.
+// Levels of a window's groups: where means are subtracted, the element of each at `seen`; otherwise 0.
 template <class T>
 void write_levels(const T* x, int64_t seen, const ExactWindow& by, double* levels) {
-  const int64_t step = by.strides.channel, first = by.own_means ? seen % step : seen;
   for (int64_t g = 0; g < by.groups(); ++g) {
-    levels[g] = by.zero_mean ? static_cast<double>(x[first + g * step]) : 0.0;
+    levels[g] = by.zero_mean ? static_cast<double>(x[seen + g * by.strides.channel]) : 0.0;
   }
 }
 

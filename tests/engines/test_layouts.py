@@ -153,6 +153,19 @@ def test_exact_windows_of_several_leading_axes(method):
         torch.testing.assert_close(score, want, rtol=0, atol=SCORE[torch.float32])
 
 
+@pytest.mark.parametrize("method", ["direct", "fft"])
+@pytest.mark.parametrize("hidden", [False, True])
+def test_exact_windows_of_channels_with_a_mean_each(method, hidden):
+    """Also of a grey picture that is expanded to three channels."""
+    x, template = (normal(*n, seed=1, dtype=torch.float32) for n in ((2, 3, 90, 100), (3, 5, 5)))
+    x[..., 50:] *= 1e-4
+    if hidden:
+        template[0] = 0
+    counters.take()
+    same_bits(lambda v, t: torchcorr.zncc(v, t, channels="joint", method=method), x, template)
+    assert counters.take().exact_windows > 0
+
+
 def test_sums_that_are_computed_again():
     x = draw((3, 220, 230), torch.float32)
     x[:2, :70] *= 1e-9
