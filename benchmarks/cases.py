@@ -125,10 +125,11 @@ def c5(settings: Settings) -> Iterator[Row]:
         ("a disk as mask", at_most(2), {"template_mask": mask}),
         ("a tenth missing", None, {"input_mask": valid}),
         ("both", at_most(3.5), {"template_mask": mask, "input_mask": valid}),
+        ("same size, border ignored", None, {"mode": "same", "pad_mode": "ignore"}),
     ):
         timings = alternate(
             {
-                "plain": lambda i=image, t=template: torchcorr.zncc(i, t),
+                "plain": partial(torchcorr.zncc, image, template, mode=masks.get("mode", "valid")),
                 "ours": partial(torchcorr.zncc, image, template, **masks),
             },
             settings.rounds,

@@ -7,6 +7,8 @@
 #include <memory>
 #include <vector>
 
+#include "tiles/box_sums.h"
+#include "tiles/mask_region.h"
 #include "tiles/masked_factors.h"
 #include "tiles/masked_flat.h"
 #include "tiles/masked_rows.h"
@@ -20,6 +22,7 @@ constexpr int64_t kRowsToSampleOfWindow = 16;  // along each of two axes
 // Elements of windows that are computed one by one, for each element of a tile.
 constexpr int64_t kExactProducts = 8;
 constexpr int64_t kLooks = 8;  // at windows that may be flat, for each that is computed
+constexpr int64_t kAhead = 4;  // rows that are asked for before they are read
 constexpr double kNoEnergy = 1e-12;  // energy of such a window, relative to its squares, if it is flat
 
 // How weighted scores are computed: `MaskedRule` of _cpu/rules.py.
@@ -43,6 +46,8 @@ class MaskedInput {
               const Sizes& batch, const Block& block, const Numbers& rule)
       : like_(input), block_(block), rule_(rule), t_(TileBatch(batch, input).tiling),
         image_(input.const_data_ptr<T>()), weight_(weight ? weight->const_data_ptr<T>() : nullptr),
+        region_(weight ? region_of(weight_, weight->numel() / product(t_.size), t_.size)
+                       : std::nullopt),
         groups_(rule_.own_means ? t_.channels : 1),
         of_group_(with_channels(t_, t_.channels / groups_)) {
     for (int64_t g = 0; g < groups_; ++g) {
@@ -80,13 +85,85 @@ class MaskedInput {
     return levels;
   }
 
+  // A row of a tile and its weights; all are 1 in what it has of a region.
+  WeightedRow<T> weighted_row(const TilePlace& place, int64_t row) const {
+    const TileRow<T> x = row_of(place, image_, row);
+    if (!region_) return {x, row_of(place, weight_, row)};
+    const int64_t y = row % t_.length[1], z = row / t_.length[1] % t_.length[0];
+    return {region_->clip(x, place, z, y), {}};
+  }
+
   int64_t rows_of_group() const { return of_group_.channels * t_.length[0] * t_.length[1]; }
 
   TileLevel level_of(const TilePlace& place, int64_t group) const {
     const int64_t rows = rows_of_group(), from = group * rows;
-    return level_of_rows<T>(rows, rule_.zero_mean, weight_ != nullptr, [&](int64_t r) {
-      return WeightedRow<T>{row_of(place, image_, from + r), row_of(place, weight_, from + r)};
+    const bool read = weight_ && !region_;  // to know whether all weights are 1
+    TileLevel of = level_of_rows<T>(rows, rule_.zero_mean, read, [&](int64_t r) {
+      return weighted_row(place, from + r);
     });
+    if (region_) of.is_whole = region_->contains_tile(t_, place);
+    return of;
+  }
+
+  // What either precision takes of two tiles: which windows are flat, found when one of a tile is
+  // doubtful, and the sums of boxes, in float64, of the channels that were asked for last.
+  struct KnownOfPair {
+    std::vector<uint8_t> flat[2];
+    std::unique_ptr<double[]> boxes[kSums];
+    SumBounds bounds[2];
+    int64_t group = -1;
+  };
+
+  // Sums of windows whose own weights are all equal.
+  void add_boxes(const TilePlace (&places)[2], const Levels (&levels)[2], int64_t group,
+                 double weight, bool whole, KnownOfPair& known) const {
+    const int64_t n = t_.positions();
+    for (auto& map : known.boxes) {
+      if (!map) map.reset(new double[2 * n]);
+    }
+    for (int lane = 0; lane < 2; ++lane) {
+      if (!places[lane].exists) {
+        for (auto& map : known.boxes) std::fill_n(&map[lane * n], n, 0.0);
+        continue;
+      }
+      const auto row = [&](int64_t c, int64_t z, int64_t y) {
+        const int64_t channel = group * of_group_.channels + c;
+        return weighted_row(places[lane], (channel * t_.length[0] + z) * t_.length[1] + y);
+      };
+      double* to[kSums];
+      for (int s = 0; s < kSums; ++s) to[s] = known.boxes[s].get() + lane * n;
+      if (whole || region_) to[kWeights] = nullptr;
+      known.bounds[lane] = box_sums<T>(of_group_, levels[lane][group], weight, row, to);
+    }
+    known.group = group;
+  }
+
+  // Row r of a group in both tiles, which begin inside the input: what both have, what one has, and
+  // zeros.
+  template <class R>
+  void cut_two_rows(const TilePlace (&places)[2], const Levels (&levels)[2], int64_t group,
+                    int64_t r, int which, bool weighted, R* to) const {
+    const T* weight = weighted ? weight_ : nullptr;
+    const int64_t row = group * rows_of_group() + r;
+    CutRow<T> rows[2];
+    int64_t ends[2];
+    for (int lane = 0; lane < 2; ++lane) {
+      const auto row_at = [&](int64_t at) {
+        return WeightedRow<T>{row_of(places[lane], image_, at), row_of(places[lane], weight, at)};
+      };
+      const WeightedRow<T> here = row_at(row);
+      if (r + kAhead < rows_of_group()) ask_for(row_at(row + kAhead));
+      rows[lane] = {here.x.data, here.weight.data, levels[lane][group]}, ends[lane] = here.x.end;
+    }
+    const int64_t both = std::min(ends[0], ends[1]);
+    cut_two(both, rows[0], rows[1], which, to);
+    std::fill(to + 2 * both, to + 2 * t_.length[2], R(0));
+    const int lane = ends[1] > ends[0];
+    CutRow<T> rest = rows[lane];
+    if (ends[lane] == both) return;
+    rest.x += both;
+    if (rest.weight) rest.weight += both;
+    cut_one(ends[lane] - both, rest, which, to + 2 * both + lane);
   }
 
   // Of some windows of a tile that have enough weight and are not flat, the least energy.
@@ -129,7 +206,7 @@ class MaskedInput {
     for (int64_t g = 0; g < groups_; ++g) {
       const auto row = [&](int64_t c, int64_t z, int64_t y) {
         const int64_t r = ((g * of_group_.channels + c) * t_.length[0] + z) * t_.length[1] + y;
-        return WeightedRow<T>{row_of(place, image_, r), row_of(place, weight_, r)};
+        return weighted_row(place, r);
       };
       const std::vector<uint8_t> of_group = flat_windows<T>(of_group_, rule_.zero_mean, row);
       if (flat.empty()) flat.assign(of_group.size(), 1);
@@ -213,6 +290,7 @@ class MaskedInput {
   const MaskedRule rule_;
   const Tiling t_;
   const T *image_, *weight_;
+  const std::optional<MaskRegion> region_;  // of the weights, if that is what they are
   const int64_t groups_;  // of channels that share a mean
   const Tiling of_group_;
   std::vector<std::unique_ptr<GroupFactors>> factors_;

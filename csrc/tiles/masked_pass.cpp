@@ -12,7 +12,6 @@
 #include <type_traits>
 
 #include "common/counters.h"
-#include "tiles/box_sums.h"
 #include "tiles/masked_input.h"
 
 namespace torchcorr {
@@ -30,6 +29,7 @@ template <class T>
 class MaskedPass : MaskedInput<T> {
   using Base = MaskedInput<T>;
   using Base::t_, Base::block_;
+  using typename Base::KnownOfPair;
   using typename Base::Levels;
 
  public:
@@ -54,15 +54,6 @@ class MaskedPass : MaskedInput<T> {
   }
 
  private:
-  // What either precision takes of two tiles: which windows are flat, found when one of a tile is
-  // doubtful, and the sums of boxes, in float64, of the channels that were asked for last.
-  struct KnownOfPair {
-    std::vector<uint8_t> flat[2];
-    std::unique_ptr<double[]> boxes[kSums];
-    SumBounds bounds[2];
-    int64_t group = -1;
-  };
-
   // Two tiles that are transformed together, in one precision.
   template <class R>
   class Pair {
@@ -125,7 +116,7 @@ class MaskedPass : MaskedInput<T> {
 
     bool has_faint_boxes(int64_t k) {
       auto& [products, weights, energies] = *pass_.factors_[0];
-      boxes(0, weights.box());
+      boxes(0, k);
       double mean_square = 0;
       for (const Levels& of : levels_) mean_square += of[0].mean_square * of[0].scale * of[0].scale;
       const double unit = static_cast<double>(std::numeric_limits<float>::epsilon()) / 2;
@@ -169,34 +160,12 @@ class MaskedPass : MaskedInput<T> {
       Contents in;
       for (int64_t r = 0; r < rows; ++r) {
         R* row = first + 2 * r * width;
-        cut_both(group, r, which, row);
+        pass_.cut_two_rows(places_, levels_, group, r, which, !is_whole_, row);
         add_contents(2 * width, row, in);
       }
       of.squares = in.squares;
       of.lines = transform(lines_of_tiles(tiles), true);
       return of;
-    }
-
-    // One row of both tiles, which begin inside the input: what both have, what one has, and zeros.
-    void cut_both(int64_t group, int64_t r, int which, R* to) const {
-      const T* weight = is_whole_ ? nullptr : pass_.weight_;
-      const int64_t row = group * pass_.rows_of_group() + r;
-      CutRow<T> rows[2];
-      int64_t ends[2];
-      for (int lane = 0; lane < 2; ++lane) {
-        const TileRow<T> x = pass_.row_of(places_[lane], pass_.image_, row);
-        const TileRow<T> w = pass_.row_of(places_[lane], weight, row);
-        rows[lane] = {x.data, w.data, levels_[lane][group]}, ends[lane] = x.end;
-      }
-      const int64_t both = std::min(ends[0], ends[1]);
-      cut_two(both, rows[0], rows[1], which, to);
-      std::fill(to + 2 * both, to + 2 * t_.length[2], R(0));
-      const int lane = ends[1] > ends[0];
-      CutRow<T> rest = rows[lane];
-      if (ends[lane] == both) return;
-      rest.x += both;
-      if (rest.weight) rest.weight += both;
-      cut_one(ends[lane] - both, rest, which, to + 2 * both + lane);
     }
 
     void release(int64_t group, int which) { spectra_[group][which].lines.reset(); }
@@ -234,30 +203,32 @@ class MaskedPass : MaskedInput<T> {
       return {map.get(), 0.0, error, in.largest};
     }
 
-    // Sums of windows whose own weights are all equal.
-    const KnownOfPair& boxes(int64_t group, double weight) {
-      if (known_.group == group) return known_;
-      const Tiling& of_group = pass_.of_group_;
-      const int64_t n = t_.positions();
-      known_.group = group;
-      for (auto& map : known_.boxes) {
-        if (!map) map.reset(new double[2 * n]);
-      }
+    // Sums of one of the factors over what windows have of the region, whose sizes add up to at most
+    // `size` in all.
+    template <class M>
+    WindowSum<M> sum_in_region(const Factors& of, int64_t k, double size, std::unique_ptr<M[]>& map) {
+      if (!map) map.reset(new M[2 * t_.positions()]);
+      if (!clipped_) clipped_.emplace(pass_.of_group_, *pass_.region_);
+      double error = 0;
       for (int lane = 0; lane < 2; ++lane) {
-        if (!places_[lane].exists) {
-          for (auto& map : known_.boxes) std::fill_n(&map[lane * n], n, 0.0);
-          continue;
+        if (!places_[lane].exists) continue;
+        M* to = map.get() + lane * t_.positions();
+        error = clipped_->write(of.values(pair_, k), size, places_[lane], to);
+      }
+      return {map.get(), 0.0, error, size};
+    }
+
+    // Sums of windows of channels whose own weights are all equal.
+    const KnownOfPair& boxes(int64_t g, int64_t k) {
+      if (known_.group == g) return known_;
+      Factors& weights = pass_.factors_[g]->weights;
+      pass_.add_boxes(places_, levels_, g, weights.box(), is_whole_, known_);
+      if (pass_.region_ && !is_whole_) {
+        const double error =
+            sum_in_region(weights, k, weights.sum(pair_, k), known_.boxes[kWeights]).error;
+        for (SumBounds& of : known_.bounds) {
+          for (RowSize& row : of.errors) row.of[kWeights] = error;
         }
-        const auto row_of = [&](int64_t c, int64_t z, int64_t y) {
-          const int64_t channel = group * of_group.channels + c;
-          const int64_t row = (channel * t_.length[0] + z) * t_.length[1] + y;
-          return WeightedRow<T>{pass_.row_of(places_[lane], pass_.image_, row),
-                                pass_.row_of(places_[lane], pass_.weight_, row)};
-        };
-        double* to[kSums];
-        for (int s = 0; s < kSums; ++s) to[s] = known_.boxes[s].get() + lane * n;
-        if (is_whole_) to[kWeights] = nullptr;
-        known_.bounds[lane] = box_sums<T>(of_group, levels_[lane][group], weight, row_of, to);
       }
       return known_;
     }
@@ -269,7 +240,7 @@ class MaskedPass : MaskedInput<T> {
       const bool centred = pass_.rule_.zero_mean;
       const bool once = !keeps_spectra_;
       if (all && pass_.boxed(weights)) {
-        const KnownOfPair& of = boxes(g, weights.box());
+        const KnownOfPair& of = boxes(g, k);
         const auto sum_of = [&](int s) -> WindowSum<double> {
           const SumBounds &a = of.bounds[0], &b = of.bounds[1];
           return {of.boxes[s].get(), 0.0, std::max(a.error[s], b.error[s]),
@@ -283,14 +254,17 @@ class MaskedPass : MaskedInput<T> {
         if (centred) sums_.first = sum(g, kFirst, weights, k, false, wide_[1]);
       }
       sums_.product = sum(g, kFirst, products, k, once, maps_[0]);
-      if (is_whole_) {
-        sums_.count = {};
-        sums_.count.constant = weights.sum(pair_, k);
-        sums_.other.constant = centred ? products.sum(pair_, k) : 0.0;
-        sums_.energy.constant = energies.sum(pair_, k);
+      if (is_whole_) return make_whole(k, g, sums_);
+      const bool counts = all && !pass_.boxed(weights);
+      if (pass_.region_) {
+        const double of_weights = weights.sum(pair_, k), squares = energies.sum(pair_, k);
+        if (counts) sums_.count = sum_in_region(weights, k, of_weights, wide_[2]);
+        const double most = std::sqrt(of_weights * squares);  // as Cauchy and Schwarz showed
+        if (centred) sums_.other = sum_in_region(products, k, most, maps_[1]);
+        sums_.energy = sum_in_region(energies, k, squares, maps_[2]);
         return;
       }
-      if (all && !pass_.boxed(weights)) sums_.count = sum(g, kWeights, weights, k, false, wide_[2]);
+      if (counts) sums_.count = sum(g, kWeights, weights, k, false, wide_[2]);
       if (centred) sums_.other = sum(g, kWeights, products, k, false, maps_[1]);
       sums_.energy = sum(g, kWeights, energies, k, once, maps_[2]);
     }
@@ -330,11 +304,9 @@ class MaskedPass : MaskedInput<T> {
                              count_error_};
         for_rows(lane, k, [&](int64_t n, int64_t at, int64_t to) {
           const int64_t from = lane * each + at;
-          doubtful[lane] += pass_.groups_ == 1
-                                ? score_row(is_whole_, n, sums_at(lane, at), by, pass_.out_ + to,
-                                            &states_[from])
-                                : score_moments(is_whole_, n, moments().at(from), by,
-                                                pass_.out_ + to, &states_[from]);
+          if (pass_.groups_ == 1) return void(doubtful[lane] += score(lane, k, n, at, to, by));
+          doubtful[lane] += score_moments(is_whole_, n, moments().at(from), by, pass_.out_ + to,
+                                          &states_[from]);
         });
         if (doubtful[lane] > 0) doubtful[lane] -= clear_flat(lane, k, doubtful[lane]);
       }
@@ -349,6 +321,32 @@ class MaskedPass : MaskedInput<T> {
         });
       }
       return 0;
+    }
+
+    // Scores of a row of windows; how many are doubtful. Those that lie in a region are whole.
+    int64_t score(int lane, int64_t k, int64_t n, int64_t at, int64_t to, const ScoreLimits& by) {
+      std::array<int64_t, 2> whole{0, is_whole_ ? n : 0};
+      if (!is_whole_ && pass_.region_) {
+        whole = pass_.region_->whole_windows(t_, places_[lane], at / t_.outputs[2]);
+      }
+      const int64_t ends[] = {0, std::min(whole[0], n), std::min(whole[1], n), n};
+      int64_t doubtful = 0;
+      for (int part = 0; part < 3; ++part) {
+        const int64_t from = ends[part], some = ends[part + 1] - from;
+        if (some <= 0) continue;
+        ScoreSums<R> sums = sums_at(lane, at + from);
+        if (part == 1) make_whole(k, 0, sums);
+        doubtful += score_row(part == 1, some, sums, by, pass_.out_ + to + from,
+                              &states_[lane * t_.positions() + at + from]);
+      }
+      return doubtful;
+    }
+
+    void make_whole(int64_t k, int64_t g, ScoreSums<R>& sums) const {
+      auto& [products, weights, energies] = *pass_.factors_[g];
+      sums.count = {nullptr, weights.sum(pair_, k)};
+      sums.other = {nullptr, pass_.rule_.zero_mean ? products.sum(pair_, k) : 0.0};
+      sums.energy = {nullptr, energies.sum(pair_, k)};
     }
 
     // Scores of doubtful windows that are flat are 0; how many there are.
@@ -412,6 +410,7 @@ class MaskedPass : MaskedInput<T> {
     bool keeps_spectra_ = false;
     std::vector<std::array<Spectrum, 3>> spectra_;  // of each group
     ScoreSums<R> sums_;
+    std::optional<ClippedSums> clipped_;
     std::unique_ptr<double[]> wide_[3];
     std::unique_ptr<R[]> maps_[3];
     std::vector<double> added_;  // moments of channels

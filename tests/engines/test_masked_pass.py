@@ -210,6 +210,50 @@ def test_a_mask_of_ones_costs_and_scores_what_none_does():
     assert torch.equal(got, torch.ops.torchcorr.weighted_ncc(image, template, None, *args))
 
 
+@pytest.mark.parametrize("dtype", (torch.float32, torch.float64), ids=str)
+@pytest.mark.parametrize("mask", ("none", "own", "of each"))
+@pytest.mark.parametrize("pooled", (True, False))
+@pytest.mark.parametrize(
+    "box",
+    (
+        ((5, 140), (23, 160)),
+        ((0, 150), (0, 90)),
+        ((60, 71), (30, 38)),  # smaller than a window
+        ((143, 150), (0, 9)),
+    ),
+    ids=str,
+)
+def test_weights_of_1_in_a_box(box, pooled, mask, dtype):
+    """What windows have of them is known from where they are. Hidden elements are large."""
+    image, template = normal(2, 150, 163, seed=0).to(dtype) + 2, normal(2, 2, 21, 24, seed=1)
+    (top, bottom), (left, right) = box
+    there = torch.zeros(1, 150, 163, dtype=dtype)
+    there[0, top:bottom, left:right] = 1
+    image = torch.where(there > 0, image, 1e5)
+    shape = {"none": None, "own": (1, 21, 24), "of each": (2, 2, 21, 24)}[mask]
+    weights = None if shape is None else soft(shape, dtype)
+    args = (image, template.to(dtype), there, weights)
+    check(*args, (1, 2) if pooled else (1, 1), 0.05, pooled=pooled)
+    check(*args, (2, 1), 1e-4, pooled=pooled, zero_mean=False, eps=0.02)
+
+
+@pytest.mark.parametrize("ndim", (1, 3))
+def test_weights_of_1_in_a_box_of_lines_and_volumes(ndim):
+    size, window, box = {
+        1: ((5000,), (300,), (slice(40, 4000),)),
+        3: ((30, 31, 32), (8, 9, 10), (slice(3, 27), slice(0, 20), slice(5, 32))),
+    }[ndim]
+    image, template = normal(*size, seed=0).float() + 9, normal(*window, seed=1).float()
+    there = torch.zeros(size)
+    there[box] = 1
+    exact = oracle.zncc(array(image), array(template), ndim=ndim, input_mask=array(there))
+    for stride in (1, 3):
+        how = {"ndim": ndim, "stride": stride, "method": "fft"}
+        got = torchcorr.zncc(image, template, input_mask=there, **how)
+        of_stride = exact[(slice(None, None, stride),) * ndim]
+        assert float(abs(array(got) - of_stride).max()) <= SCORE[torch.float32]
+
+
 @pytest.mark.parametrize("least", (0.0, 0.5, 1.0))
 def test_windows_are_scored_from_exactly_the_least_weight_on(least):
     image, template = normal(70, 80, seed=0).float(), normal(10, 10, seed=1).float()
