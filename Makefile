@@ -83,6 +83,7 @@ sanitize: $(READY)
 	  $(PY) setup.py --quiet build_ext --build-lib $(SANITIZED)
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
 	  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 PYTHONPATH=$(SANITIZED) \
+	  OMP_WAIT_POLICY=passive \
 	  $(PY) -m pytest --capture=sys --without _triton tests/engines/test_kernels.py \
 	    tests/engines/test_direct_kernel.py tests/engines/test_tiles.py tests/engines/test_parts.py \
 	    tests/engines/test_score_grads.py tests/engines/test_folds.py tests/engines/test_sum_pass.py \
@@ -103,7 +104,8 @@ sanitize-threads: $(READY)
 	TORCHCORR_SANITIZE=thread TORCHCORR_REQUIRE_KERNELS=1 CXX='$(CXX)' \
 	  $(PY) setup.py --quiet build_ext --build-lib $(SANITIZED)-threads
 	LD_PRELOAD="$$($(CXX) -print-file-name=libtsan.so)" \
-	  TSAN_OPTIONS='ignore_noninstrumented_modules=1 halt_on_error=1' OMP_NUM_THREADS=2 \
+	  TSAN_OPTIONS='ignore_noninstrumented_modules=1 halt_on_error=1' \
+	  OMP_NUM_THREADS=2 OMP_WAIT_POLICY=passive \
 	  PYTHONPATH=$(SANITIZED)-threads setarch -R \
 	  $(PY) -m pytest --capture=sys --without _triton -k 'not forked' tests/engines/test_threads.py \
 	    tests/engines/test_sum_pass.py tests/engines/test_score_grads.py tests/contract/test_bytes.py
