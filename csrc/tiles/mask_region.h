@@ -118,9 +118,8 @@ class ClippedSums {
     const double of_sums = 8 * static_cast<double>(roundings) * std::numeric_limits<double>::epsilon();
     const int64_t count = t_.channels * product(t_.window);
     const bool narrow = sizeof(M) < sizeof(double);
-    const bool exact = !narrow && std::all_of(values, values + count, [](double x) {
-      return x == std::trunc(x);
-    });
+    const bool exact = (!narrow || size <= 0x1p24) &&
+                       std::all_of(values, values + count, [](double x) { return x == std::trunc(x); });
     return exact ? 0.0 : size * (of_sums + (narrow ? std::numeric_limits<float>::epsilon() / 2 : 0.0));
   }
 

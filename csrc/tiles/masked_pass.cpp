@@ -88,7 +88,6 @@ class MaskedPass : MaskedInput<T> {
         for (int which : {kFirst, kSecond, kWeights}) release(g, which);
       }
       for (auto& map : maps_) map.reset();
-      for (auto& map : wide_) map.reset();
       typename MaskedPass::template Pair<double>(pass_, places_, levels_, pair_, known_).score(left);
     }
 
@@ -241,30 +240,32 @@ class MaskedPass : MaskedInput<T> {
       const bool once = !keeps_spectra_;
       if (all && pass_.boxed(weights)) {
         const KnownOfPair& of = boxes(g, k);
-        const auto sum_of = [&](int s) -> WindowSum<double> {
+        const auto bound_of = [&](int s) -> WindowSum<R> {
           const SumBounds &a = of.bounds[0], &b = of.bounds[1];
-          return {of.boxes[s].get(), 0.0, std::max(a.error[s], b.error[s]),
+          return {nullptr, 0.0, std::max(a.error[s], b.error[s]),
                   std::max(a.largest[s], b.largest[s])};
         };
-        sums_.square = sum_of(kSecond), sums_.count = sum_of(kWeights);
-        if (centred) sums_.first = sum_of(kFirst);
+        sums_.square = bound_of(kSecond), sums_.count = bound_of(kWeights);
+        sums_.wide_square = of.boxes[kSecond].get(), sums_.wide_count = of.boxes[kWeights].get();
+        if (centred) sums_.first = bound_of(kFirst), sums_.wide_first = of.boxes[kFirst].get();
       } else if (all) {
+        sums_.wide_square = sums_.wide_count = sums_.wide_first = nullptr;
         const bool shared = pass_.groups_ == 1 && weights.is_shared();
-        sums_.square = sum(g, kSecond, weights, k, once || shared, wide_[0]);
-        if (centred) sums_.first = sum(g, kFirst, weights, k, false, wide_[1]);
+        sums_.square = sum(g, kSecond, weights, k, once || shared, maps_[3]);
+        if (centred) sums_.first = sum(g, kFirst, weights, k, false, maps_[4]);
       }
       sums_.product = sum(g, kFirst, products, k, once, maps_[0]);
       if (is_whole_) return make_whole(k, g, sums_);
       const bool counts = all && !pass_.boxed(weights);
       if (pass_.region_) {
         const double of_weights = weights.sum(pair_, k), squares = energies.sum(pair_, k);
-        if (counts) sums_.count = sum_in_region(weights, k, of_weights, wide_[2]);
+        if (counts) sums_.count = sum_in_region(weights, k, of_weights, maps_[5]);
         const double most = std::sqrt(of_weights * squares);  // as Cauchy and Schwarz showed
         if (centred) sums_.other = sum_in_region(products, k, most, maps_[1]);
         sums_.energy = sum_in_region(energies, k, squares, maps_[2]);
         return;
       }
-      if (counts) sums_.count = sum(g, kWeights, weights, k, false, wide_[2]);
+      if (counts) sums_.count = sum(g, kWeights, weights, k, false, maps_[5]);
       if (centred) sums_.other = sum(g, kWeights, products, k, false, maps_[1]);
       sums_.energy = sum(g, kWeights, energies, k, once, maps_[2]);
     }
@@ -392,6 +393,9 @@ class MaskedPass : MaskedInput<T> {
       const int64_t by = lane * t_.positions() + at;
       const auto move = [by](auto&... sum) { ((sum.map += sum.map ? by : 0), ...); };
       move(sums.count, sums.first, sums.square, sums.product, sums.other, sums.energy);
+      for (const double** map : {&sums.wide_count, &sums.wide_first, &sums.wide_square}) {
+        if (*map) *map += by;
+      }
       if (known_.group >= 0) {
         const RowSize& errors = known_.bounds[lane].errors[at / t_.outputs[2]];
         if (!is_whole_) sums.count.error = errors.of[kWeights];
@@ -411,8 +415,7 @@ class MaskedPass : MaskedInput<T> {
     std::vector<std::array<Spectrum, 3>> spectra_;  // of each group
     ScoreSums<R> sums_;
     std::optional<ClippedSums> clipped_;
-    std::unique_ptr<double[]> wide_[3];
-    std::unique_ptr<R[]> maps_[3];
+    std::unique_ptr<R[]> maps_[6];
     std::vector<double> added_;  // moments of channels
     double count_error_ = 0;
     std::vector<uint8_t> states_;  // of the windows of both tiles

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <type_traits>
 
 #include "common/targets.h"
 
@@ -14,17 +15,31 @@ struct WindowMoments {
   double e_error, f_error, p_error;  // bounds of their rounding
 };
 
+// Maps of sums that do not depend on the template's elements, as S numbers.
+template <class S>
+struct InputMaps {
+  const S *count, *first, *square;
+
+  template <class R>
+  TORCHCORR_INLINE explicit InputMaps(const ScoreSums<R>& sums) {
+    if constexpr (std::is_same_v<S, R>) {
+      count = sums.count.map, first = sums.first.map, square = sums.square.map;
+    } else {
+      count = sums.wide_count, first = sums.wide_first, square = sums.wide_square;
+    }
+  }
+};
+
 // Those of one window, from sums. WHOLE: all elements have weight 1, so that three are constants.
-template <bool WHOLE, bool CENTRED, class R>
+template <bool WHOLE, bool CENTRED, class S, class R>
 struct MomentsOfSums {
-  const double *count, *first, *square;
+  const S *count, *first, *square;
   const R *product, *other, *energy;
   double n_count, n_first, n_square, n_product, n_other, n_energy;
   double weight_of_all, other_of_all, energy_of_all;
 
-  TORCHCORR_INLINE explicit MomentsOfSums(const ScoreSums<R>& sums)
-      : count(sums.count.map), first(sums.first.map), square(sums.square.map),
-        product(sums.product.map), other(sums.other.map), energy(sums.energy.map),
+  TORCHCORR_INLINE MomentsOfSums(const ScoreSums<R>& sums, const InputMaps<S>& maps)
+      : count(maps.count), first(maps.first), square(maps.square), product(sums.product.map), other(sums.other.map), energy(sums.energy.map),
         n_count(sums.count.error), n_first(sums.first.error), n_square(sums.square.error),
         n_product(sums.product.error), n_other(sums.other.error), n_energy(sums.energy.error),
         weight_of_all(sums.count.constant), other_of_all(sums.other.constant),
@@ -32,12 +47,12 @@ struct MomentsOfSums {
 
   TORCHCORR_INLINE WindowMoments at(int64_t i) const {
     WindowMoments of;
-    of.weight = WHOLE ? weight_of_all : count[i];
+    of.weight = WHOLE ? weight_of_all : static_cast<double>(count[i]);
     const double share = 1 / (of.weight > n_count ? of.weight : 1.0);
-    const double s = CENTRED ? first[i] : 0.0;
+    const double s = CENTRED ? static_cast<double>(first[i]) : 0.0;
     const double o = !CENTRED ? 0.0 : WHOLE ? other_of_all : static_cast<double>(other[i]);
     const double mean = s * share, of_template = o * share;
-    of.e = square[i] - s * mean;
+    of.e = static_cast<double>(square[i]) - s * mean;
     of.f = (WHOLE ? energy_of_all : static_cast<double>(energy[i])) - o * of_template;
     of.p = static_cast<double>(product[i]) - s * of_template;
     const double a = mean < 0 ? -mean : mean, b = of_template < 0 ? -of_template : of_template;
@@ -79,10 +94,10 @@ TORCHCORR_INLINE int64_t score_each(int64_t n, const Get& get, double n_count,
   return doubtful;
 }
 
-template <bool WHOLE, bool CENTRED, class R, class T>
+template <bool WHOLE, bool CENTRED, class S, class R, class T>
 TORCHCORR_INLINE int64_t score_windows(int64_t n, const ScoreSums<R>& sums, const ScoreLimits& by,
                                        T* out, uint8_t* states) {
-  const MomentsOfSums<WHOLE, CENTRED, R> of(sums);
+  const MomentsOfSums<WHOLE, CENTRED, S, R> of(sums, InputMaps<S>(sums));
   const auto get = [&](int64_t i) TORCHCORR_FLAT { return of.at(i); };
   return score_each<WHOLE, R>(n, get, of.n_count, by, out, states);
 }
@@ -103,18 +118,19 @@ TORCHCORR_INLINE double least_known(const ScoreSums<R>& sums, double f, double a
 }
 
 // Scores of n windows whose elements all have weight 1; how many of them have less than an energy.
-template <bool CENTRED, class R, class T>
+template <bool CENTRED, class S, class R, class T>
 TORCHCORR_INLINE int64_t score_whole(int64_t n, const ScoreSums<R>& sums, double f, double least,
                                      T* __restrict out) {
-  const double *first = sums.first.map, *square = sums.square.map;
+  const InputMaps<S> maps(sums);
+  const S *first = maps.first, *square = maps.square;
   const R* product = sums.product.map;
   const double share = 1 / sums.count.constant, of_template = sums.other.constant * share;
   const R size = std::sqrt(static_cast<R>(f));
   int64_t few = 0;
 #pragma GCC ivdep
   for (int64_t i = 0; i < n; ++i) {
-    const double s = CENTRED ? first[i] : 0.0;
-    const double e = square[i] - s * s * share;
+    const double s = CENTRED ? static_cast<double>(first[i]) : 0.0;
+    const double e = static_cast<double>(square[i]) - s * s * share;
     const double p = static_cast<double>(product[i]) - s * of_template;
     const R ratio = static_cast<R>(p) / (std::sqrt(static_cast<R>(e)) * size);
     const R low = ratio < -1 ? R(-1) : ratio;
@@ -124,23 +140,35 @@ TORCHCORR_INLINE int64_t score_whole(int64_t n, const ScoreSums<R>& sums, double
   return few;
 }
 
-template <bool CENTRED, class R, class T>
+template <bool CENTRED, class S, class R, class T>
 TORCHCORR_INLINE int64_t score_all(int64_t n, const ScoreSums<R>& sums, const ScoreLimits& by,
                                    T* out, uint8_t* states) {
   const double of_all = sums.other.constant;
   const double f = sums.energy.constant - of_all * of_all / sums.count.constant;
   const double least = least_known(sums, f, by.allowed);
   if (by.softening == 0 && least <= std::numeric_limits<R>::max() &&
-      score_whole<CENTRED>(n, sums, f, least, out) == 0) {
+      score_whole<CENTRED, S>(n, sums, f, least, out) == 0) {
     std::fill(states, states + n, uint8_t{0});
     return 0;
   }
-  return score_windows<true, CENTRED>(n, sums, by, out, states);
+  return score_windows<true, CENTRED, S>(n, sums, by, out, states);
 }
 
-template <bool WHOLE, class R>
+// S is the type of the sums that do not depend on the template's elements.
+template <class S, class R, class T>
+TORCHCORR_INLINE int64_t score_row_of(bool whole, int64_t n, const ScoreSums<R>& sums,
+                                      const ScoreLimits& by, T* out, uint8_t* states) {
+  if (!InputMaps<S>(sums).first) {
+    return whole ? score_all<false, S>(n, sums, by, out, states)
+                 : score_windows<false, false, S>(n, sums, by, out, states);
+  }
+  return whole ? score_all<true, S>(n, sums, by, out, states)
+               : score_windows<false, true, S>(n, sums, by, out, states);
+}
+
+template <bool WHOLE, class S, class R>
 TORCHCORR_INLINE void add_moments(int64_t n, const ScoreSums<R>& sums, const ChannelMoments& to) {
-  const MomentsOfSums<WHOLE, true, R> of(sums);
+  const MomentsOfSums<WHOLE, true, S, R> of(sums, InputMaps<S>(sums));
   double *weight = to.map[0], *e = to.map[1], *f = to.map[2], *p = to.map[3];
   double *e_error = to.map[4], *f_error = to.map[5], *p_error = to.map[6];
 #pragma GCC ivdep
@@ -295,12 +323,8 @@ TORCHCORR_INLINE void add_contents(int64_t n, const R* x, Contents& to) {
 #define TORCHCORR_SCORE(R, T)                                                                  \
   TORCHCORR_CLONES int64_t score_row(bool whole, int64_t n, const ScoreSums<R>& sums,          \
                                      const ScoreLimits& by, T* out, uint8_t* states) {         \
-    if (!sums.first.map) {                                                                     \
-      return whole ? score_all<false>(n, sums, by, out, states)                                \
-                   : score_windows<false, false>(n, sums, by, out, states);                    \
-    }                                                                                          \
-    return whole ? score_all<true>(n, sums, by, out, states)                                   \
-                 : score_windows<false, true>(n, sums, by, out, states);                       \
+    return sums.wide_square ? score_row_of<double>(whole, n, sums, by, out, states)             \
+                            : score_row_of<R>(whole, n, sums, by, out, states);                \
   }
 TORCHCORR_SCORE(float, float)
 TORCHCORR_SCORE(double, float)
@@ -309,7 +333,11 @@ TORCHCORR_SCORE(double, double)
 #define TORCHCORR_MOMENTS(T)                                                                    \
   TORCHCORR_CLONES void add_channel(bool whole, int64_t n, const ScoreSums<T>& sums,            \
                                     const ChannelMoments& to) {                                 \
-    whole ? add_moments<true>(n, sums, to) : add_moments<false>(n, sums, to);                   \
+    if (sums.wide_square) {                                                                     \
+      return whole ? add_moments<true, double>(n, sums, to)                                     \
+                   : add_moments<false, double>(n, sums, to);                                   \
+    }                                                                                           \
+    whole ? add_moments<true, T>(n, sums, to) : add_moments<false, T>(n, sums, to);             \
   }                                                                                             \
   TORCHCORR_CLONES int64_t score_moments(bool whole, int64_t n, const ChannelMoments& of,       \
                                          const ScoreLimits& by, T* out, uint8_t* states) {      \

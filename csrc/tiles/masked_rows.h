@@ -14,11 +14,11 @@ struct WindowSum {
 };
 
 // The sums of a template and tile: of weights, elements and squares, and those that depend on the
-// template's elements.
+// template's elements. The first three are in float64 if they are running sums: their maps are none.
 template <class R>
 struct ScoreSums {
-  WindowSum<double> count, first, square;
-  WindowSum<R> product, other, energy;
+  WindowSum<R> count, first, square, product, other, energy;
+  const double *wide_count = nullptr, *wide_first = nullptr, *wide_square = nullptr;
 };
 
 // What is the same for all windows of a template and tile.
