@@ -16,6 +16,11 @@ namespace torchcorr {
 struct SumBounds {
   double largest[kSums] = {}, error[kSums] = {};
   std::vector<RowSize> errors;
+
+  void set_error(int sum, double value) {
+    error[sum] = value;
+    for (RowSize& row : errors) row.of[sum] = value;
+  }
 };
 
 // Of n columns, the sums of the windows of `size` neighbours that begin at every step-th.

@@ -45,6 +45,10 @@ class Factors {
   const R* spectrum(int64_t pair, int64_t k) {
     return spectra_.of<R>(line(pair, k));
   }
+  template <class R>
+  void prepare(int64_t pair, int64_t k) {
+    spectra_.prepare<R>(line(pair, k));
+  }
 
  private:
   int64_t lines() const { return of_block_.size(0) * of_block_.size(1); }

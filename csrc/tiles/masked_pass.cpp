@@ -223,11 +223,9 @@ class MaskedPass : MaskedInput<T> {
       Factors& weights = pass_.factors_[g]->weights;
       pass_.add_boxes(places_, levels_, g, weights.box(), is_whole_, known_);
       if (pass_.region_ && !is_whole_) {
-        const double error =
-            sum_in_region(weights, k, weights.sum(pair_, k), known_.boxes[kWeights]).error;
-        for (SumBounds& of : known_.bounds) {
-          for (RowSize& row : of.errors) row.of[kWeights] = error;
-        }
+        auto& map = known_.boxes[kWeights];
+        const double error = sum_in_region(weights, k, weights.sum(pair_, k), map).error;
+        for (SumBounds& of : known_.bounds) of.set_error(kWeights, error);
       }
       return known_;
     }
@@ -236,9 +234,12 @@ class MaskedPass : MaskedInput<T> {
     // that a single template needs one at a time.
     void sum_windows(int64_t k, int64_t g, bool all) {
       auto& [products, weights, energies] = *pass_.factors_[g];
-      const bool centred = pass_.rule_.zero_mean;
-      const bool once = !keeps_spectra_;
-      if (all && pass_.boxed(weights)) {
+      const bool centred = pass_.rule_.zero_mean, once = !keeps_spectra_;
+      const bool boxed = pass_.boxed(weights);
+      if (!boxed) weights.template prepare<R>(pair_, k);
+      products.template prepare<R>(pair_, k);
+      if (!is_whole_ && !pass_.region_) energies.template prepare<R>(pair_, k);
+      if (all && boxed) {
         const KnownOfPair& of = boxes(g, k);
         const auto bound_of = [&](int s) -> WindowSum<R> {
           const SumBounds &a = of.bounds[0], &b = of.bounds[1];
@@ -256,16 +257,15 @@ class MaskedPass : MaskedInput<T> {
       }
       sums_.product = sum(g, kFirst, products, k, once, maps_[0]);
       if (is_whole_) return make_whole(k, g, sums_);
-      const bool counts = all && !pass_.boxed(weights);
       if (pass_.region_) {
         const double of_weights = weights.sum(pair_, k), squares = energies.sum(pair_, k);
-        if (counts) sums_.count = sum_in_region(weights, k, of_weights, maps_[5]);
+        if (all && !boxed) sums_.count = sum_in_region(weights, k, of_weights, maps_[5]);
         const double most = std::sqrt(of_weights * squares);  // as Cauchy and Schwarz showed
         if (centred) sums_.other = sum_in_region(products, k, most, maps_[1]);
         sums_.energy = sum_in_region(energies, k, squares, maps_[2]);
         return;
       }
-      if (counts) sums_.count = sum(g, kWeights, weights, k, false, maps_[5]);
+      if (all && !boxed) sums_.count = sum(g, kWeights, weights, k, false, maps_[5]);
       if (centred) sums_.other = sum(g, kWeights, products, k, false, maps_[1]);
       sums_.energy = sum(g, kWeights, energies, k, once, maps_[2]);
     }

@@ -176,6 +176,8 @@ TemplateSpectra::TemplateSpectra(const Tiling& tiling, const Tensor& coefficient
   wide_.resize(lines), narrow_.resize(lines);
   wide_ready_.reset(new std::once_flag[lines]);
   narrow_ready_.reset(new std::once_flag[lines]);
+  wide_begun_.reset(new std::atomic<bool>[lines]());
+  narrow_begun_.reset(new std::atomic<bool>[lines]());
 }
 
 const void* TemplateSpectra::numbers(int64_t line, bool wide) {

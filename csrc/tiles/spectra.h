@@ -1,6 +1,7 @@
 // Transforms of tiles by PyTorch's FFT, and the spectra of templates that they are multiplied by.
 #pragma once
 
+#include <atomic>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -60,6 +61,14 @@ class TemplateSpectra {
     return static_cast<const T*>(numbers(line, sizeof(T) == sizeof(double)));
   }
 
+  // Makes one that will be needed soon, unless another worker has begun to. Workers that need several
+  // make one each, where they would wait for the one who makes the first.
+  template <class T>
+  void prepare(int64_t line) {
+    auto& begun = sizeof(T) == sizeof(double) ? wide_begun_ : narrow_begun_;
+    if (!begun[line].exchange(true)) of<T>(line);
+  }
+
  private:
   const void* numbers(int64_t line, bool wide);
 
@@ -68,6 +77,7 @@ class TemplateSpectra {
   const std::optional<Tensor> given_;
   std::vector<Tensor> wide_, narrow_;
   std::unique_ptr<std::once_flag[]> wide_ready_, narrow_ready_;
+  std::unique_ptr<std::atomic<bool>[]> wide_begun_, narrow_begun_;
 };
 
 }  // namespace torchcorr

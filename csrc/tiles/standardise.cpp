@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <optional>
 #include <tuple>
 
 #include "common/parallel.h"
@@ -75,6 +76,84 @@ void standardise_all(const Tensor& x, int64_t groups, int64_t n, bool zero_mean,
   });
 }
 
+// One template of `groups` times n elements with weights: these times deviations, and times squares of
+// them. Centred as above; the largest element is at most 1, by a power of two.
+template <int BYTES, class T>
+TORCHCORR_INLINE void weigh_any(int64_t groups, int64_t n, const T* x, const T* weights,
+                                bool zero_mean, double* products, double* energies) {
+  const int64_t all = groups * n;
+  const auto weight = [&](int64_t i) TORCHCORR_FLAT {
+    return weights ? static_cast<double>(weights[i]) : 1.0;
+  };
+  for (int64_t i = 0; i < all; ++i) products[i] = weight(i) > 0 ? static_cast<double>(x[i]) : 0.0;
+  int exponent = 0;
+  std::frexp(largest_of_row<BYTES>(all, products), &exponent);
+  const double scale = std::ldexp(1.0, -exponent);
+  for (int64_t i = 0; i < all; ++i) products[i] *= scale;
+  for (int64_t from = 0; zero_mean && from < all; from += n) {
+    double *t = products + from, *w = energies + from, value = 0;
+    int64_t first = n, different = 0;
+    for (int64_t i = 0; i < n; ++i) w[i] = weight(from + i);
+    for (int64_t i = n; i-- > 0;) first = w[i] > 0 ? i : first;
+    if (first < n) value = t[first];
+    for (int64_t i = 0; i < n; ++i) different += (w[i] > 0) & (t[i] != value);
+    if (different == 0) {
+      std::fill_n(t, n, 0.0);
+      continue;
+    }
+    const double total = sum_of_row<BYTES>(n, w);
+    for (int pass = 0; pass < 2; ++pass) {
+      const double mean = dot_of_rows<BYTES>(n, t, w) / total;
+      for (int64_t i = 0; i < n; ++i) t[i] = w[i] > 0 ? t[i] - mean : 0.0;
+    }
+  }
+  for (int64_t i = 0; i < all; ++i) {
+    const double t = products[i], product = weight(i) * t;
+    products[i] = product, energies[i] = product * t;
+  }
+}
+
+TORCHCORR_FOR_CPUS(void, weigh_any,
+                   (int64_t groups, int64_t n, const float* x, const float* weights,
+                    bool zero_mean, double* products, double* energies),
+                   (groups, n, x, weights, zero_mean, products, energies))
+TORCHCORR_FOR_CPUS(void, weigh_any,
+                   (int64_t groups, int64_t n, const double* x, const double* weights,
+                    bool zero_mean, double* products, double* energies),
+                   (groups, n, x, weights, zero_mean, products, energies))
+
+// Finite templates (K, groups, n), each group with its mean, and weights as many or (1, groups, n): in
+// float64, the weights times deviations from the mean and times squares of them.
+std::tuple<Tensor, Tensor> weigh_templates(const Tensor& given, const std::optional<Tensor>& by,
+                                           bool zero_mean) {
+  const Tensor x = packed(given);
+  std::optional<Tensor> weight;
+  if (by) weight = packed(*by);
+  const Sizes shape{x.size(0), x.size(1), x.size(2)};
+  STD_TORCH_CHECK(!weight || (weight->scalar_type() == x.scalar_type() &&
+                              (weight->size(0) == 1 || weight->size(0) == shape[0]) &&
+                              weight->size(1) == shape[1] && weight->size(2) == shape[2]),
+                  "weights must be those of one template, or of all");
+  const Tensor products = new_float64(x, shape), energies = new_float64(x, shape);
+  const int64_t all = shape[1] * shape[2];
+  const bool shared = weight && weight->size(0) == 1;
+  with_real_type(x, "template", [&](auto zero) {
+    using T = decltype(zero);
+    const T* from = x.const_data_ptr<T>();
+    const T* weights = weight ? weight->const_data_ptr<T>() : nullptr;
+    double *to = products.mutable_data_ptr<double>(), *squares = energies.mutable_data_ptr<double>();
+    parallel_for(0, shape[0], std::max<int64_t>(1, kGrain / std::max<int64_t>(1, all)),
+                 [&](int64_t begin, int64_t end) {
+                   for (int64_t k = begin; k < end; ++k) {
+                     const T* own = weights && !shared ? weights + k * all : weights;
+                     weigh_any(shape[1], shape[2], from + k * all, own, zero_mean, to + k * all,
+                               squares + k * all);
+                   }
+                 });
+  });
+  return {products, energies};
+}
+
 Tensor standardise(const Tensor& given, int64_t ndim, bool zero_mean) {
   const Tensor x = packed(is_half(given) ? in_float32(given) : given);
   int64_t n = 1;
@@ -108,5 +187,6 @@ STABLE_TORCH_LIBRARY_IMPL(torchcorr, CPU, m) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(torchcorr_cpu, CPU, m) {
+  m.impl("weigh_templates", TORCH_BOX(&torchcorr::weigh_templates));
   m.impl("standardise_channels", TORCH_BOX(&torchcorr::standardise_channels));
 }

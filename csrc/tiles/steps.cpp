@@ -23,6 +23,7 @@ STABLE_TORCH_LIBRARY(torchcorr_cpu, m) {
       " int[] stride, Tensor(a!) out) -> Tensor");
   m.def("dense_position_sums(Tensor input, int[] window, int[] stride) -> Tensor");
   m.def("standardise_channels(Tensor template) -> (Tensor, Tensor)");
+  m.def("weigh_templates(Tensor template, Tensor? weight, bool zero_mean) -> (Tensor, Tensor)");
   m.def("dense_weights(Tensor template) -> (Tensor, Tensor)");
   m.def(
       "dense_project(Tensor grad, Tensor? common, Tensor sums, Tensor template, bool zero_mean,"

@@ -65,6 +65,35 @@ def test_finite_elements_whose_sum_is_not() -> None:
     assert np.abs(got - wanted).max() <= ROUNDINGS * np.abs(wanted).max()
 
 
+@pytest.mark.parametrize("zero_mean", (True, False))
+@pytest.mark.parametrize("weights", ("none", "shared", "own"))
+@pytest.mark.parametrize("dtype", (torch.float32, torch.float64))
+@pytest.mark.parametrize("size", (1, 31, 4097))
+def test_weighed(size: int, dtype: torch.dtype, weights: str, zero_mean: bool) -> None:
+    """Of three templates with two means each, one of which is that of equal elements."""
+    x = normal(3, 2, size, seed=size, dtype=dtype) + 300
+    x[1, 0] = 0.1
+    m = None
+    if weights != "none":
+        m = draw((3 if weights == "own" else 1, 2, size), dtype, 1)
+        m[..., ::3] = 0
+        x[..., ::3] = torch.nan  # hidden, but for templates without elements
+        m[:, 1] = 0 if size == 1 else m[:, 1]
+    products, energies = steps.weigh_templates(x, m, zero_mean)
+    there = np.ones((3, 2, size)) if m is None else array(m.expand(3, -1, -1))
+    w, t = there.astype(np.longdouble), np.where(there > 0, array(x), 0).astype(np.longdouble)
+    t = np.ldexp(t, -np.frexp(np.abs(t).max((1, 2), keepdims=True))[1])
+    scale = np.abs(t).max()
+    if zero_mean:
+        total = w.sum(2, keepdims=True)
+        t = np.where(w > 0, t - (w * t).sum(2, keepdims=True) / np.where(total > 0, total, 1), 0)
+        t[1, 0] = 0
+    assert np.abs(array(products) - w * t).max() <= ROUNDINGS * scale
+    assert np.abs(array(energies) - w * t**2).max() <= ROUNDINGS * scale
+    if zero_mean:
+        assert not products[1, 0].any() and not energies[1, 0].any()
+
+
 @pytest.mark.parametrize("wide", (False, True))
 @pytest.mark.parametrize(
     ("window", "length", "parts"),

@@ -164,12 +164,12 @@ def memory_fits(x: Tensor) -> None:
         )
 
 
-def _finite_and_not_negative(weights: Tensor, name: str) -> None:
-    if weights.numel() == 0:
-        return
+def _finite_and_not_negative(weights: Tensor, name: str) -> Tensor:
+    """The largest of weights."""
     lowest, highest = weights.aminmax()  # either is NaN if one of them is
     if not bool((lowest >= 0) & (highest < float("inf"))):
         raise ValueError(f"{name} must be finite and not negative")
+    return highest
 
 
 def mask(value: object, of: Tensor, name: str, *, values: bool) -> None:
@@ -191,10 +191,12 @@ def mask(value: object, of: Tensor, name: str, *, values: bool) -> None:
             f"{name}_mask must broadcast to {name}: got shapes {tuple(value.shape)} and "
             f"{tuple(of.shape)}"
         )
-    if not values or value.dtype == torch.bool and bool(value.any()):
+    if not values or value.numel() == 0:
         return
-    _finite_and_not_negative(value, f"{name}_mask")
-    if value.numel() > 0 and not bool(value.any()):
+    # As bytes, since `any` looks at flags one by one.
+    flags = value.view(torch.uint8).any() if value.dtype == torch.bool else None
+    highest = _finite_and_not_negative(value, f"{name}_mask") if flags is None else flags
+    if not bool(highest):
         raise ValueError(f"{name}_mask must not be zero everywhere")
 
 
@@ -211,10 +213,10 @@ def window_weights(value: Tensor, of: Tensor, ndim: int, *, values: bool) -> Non
         )
     rank(value, ndim, False, "window")
     window_not_empty(value.shape[-ndim:], "window")
-    if not values:
+    if not values or value.numel() == 0:
         return
     _finite_and_not_negative(value, "window")
-    if value.numel() > 0 and not bool(value.flatten(-ndim).any(-1).all()):
+    if not bool(value.flatten(-ndim).any(-1).all()):
         raise ValueError("window must not be zero everywhere")
 
 
@@ -235,5 +237,7 @@ def window_mask(value: object, input: Tensor, core: int, name: str) -> None:
         )
     leads_broadcast(input.shape[:-core], shape[: len(shape) - core], ("the input", name))
     if value.device.type == "meta" or is_traced() or value.dtype == torch.bool:
+        return
+    if value.numel() == 0:
         return
     _finite_and_not_negative(value, name)

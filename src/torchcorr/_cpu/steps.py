@@ -23,6 +23,7 @@ dense_norms = torch.ops.torchcorr_cpu.dense_norms.default
 dense_upstream = torch.ops.torchcorr_cpu.dense_upstream.default
 dense_spread = torch.ops.torchcorr_cpu.dense_spread.default
 dense_position_sums = torch.ops.torchcorr_cpu.dense_position_sums.default
+weigh_templates = torch.ops.torchcorr_cpu.weigh_templates.default
 standardise_channels = torch.ops.torchcorr_cpu.standardise_channels.default
 dense_weights = torch.ops.torchcorr_cpu.dense_weights.default
 dense_project = torch.ops.torchcorr_cpu.dense_project.default

@@ -192,16 +192,22 @@ def _items(x: Tensor | None, ndim: int, lead: Sequence[int]) -> Tensor:
 def _factors(
     template: Tensor, weight: Tensor | None, ndim: int, zero_mean: bool, pooled: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """What sums are correlations with: the template times its weights, these, and its squares."""
+    """What sums are correlations with: the template times its weights, these, and its squares. The
+    template has the leading axes of its weights."""
     core = template.shape[-ndim - 1 :]
-    of = weighted(template.new_zeros(core), template, None, weight, ndim, zero_mean, pooled)
-    weights = of.template_weights()
-    products = weights * of.template
-    lead = products.shape[: -ndim - 1]
-    if math.prod(weights.shape[: -ndim - 1]) == 1:
-        lead = torch.Size()  # the same for all templates
+    groups = 1 if pooled else core[0]
+    form = (-1, groups, math.prod(core) // groups)
+    lead, of_weights = template.shape[: -ndim - 1], torch.Size()
+    weights = template.new_ones((1, *core[1:])) if weight is None else weight
+    if math.prod(weights.shape[: -ndim - 1]) == 1:  # the same for all templates
         weights = weights.reshape(weights.shape[-ndim - 1 :])
-    return products, weights.expand(*lead, *core), products * of.template
+    else:
+        of_weights = lead
+    weights = weights.expand(*of_weights, *core)
+    by = None if weight is None else weights.reshape(form)
+    found = steps.weigh_templates(template.reshape(form), by, zero_mean)
+    products, energies = (x.reshape(*lead, *core) for x in found)
+    return products, widen(weights), energies
 
 
 def _coefficients(
