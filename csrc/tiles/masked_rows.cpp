@@ -24,7 +24,9 @@ struct InputMaps {
   TORCHCORR_INLINE explicit InputMaps(const ScoreSums<R>& sums) {
     if constexpr (std::is_same_v<S, R>) {
       count = sums.count.map, first = sums.first.map, square = sums.square.map;
-    } else {
+    }
+    if constexpr (std::is_same_v<S, double>) {
+      if (!sums.wide_square) return;
       count = sums.wide_count, first = sums.wide_first, square = sums.wide_square;
     }
   }

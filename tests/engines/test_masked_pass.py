@@ -124,6 +124,19 @@ def test_one_faint_patch_takes_float64_in_its_tiles_only():
     assert ways.float64 > 0 and ways.float32 > 0
 
 
+@pytest.mark.parametrize("there", ("soft", "box"))
+@pytest.mark.parametrize("zero_mean", (True, False))
+def test_faint_parts_whose_energies_are_running_sums(zero_mean, there):
+    """In float64 the other sums are of its type too."""
+    image, template = normal(1, 300, 310, seed=0).float(), normal(1, 40, 41, seed=1).float()
+    image[:, :, :200] *= 1e-7
+    weights = soft((1, 300, 310), torch.float32)
+    if there == "box":
+        weights = torch.zeros(1, 300, 310)
+        weights[:, 20:290, 10:300] = 1
+    assert check(image, template, weights, None, zero_mean=zero_mean).float64 > 0
+
+
 @pytest.mark.parametrize("weights", ("input", "template", "both", "channels"))
 def test_tiles_with_faint_windows_are_transformed_once(weights):
     """As photographs have them: texture beside what is nearly flat."""
