@@ -87,11 +87,24 @@ class ClippedSums {
       : t_(tiling), region_(region), pitch_(tiling.window[2] + 1), row_(pitch_),
         totals_((tiling.window[0] + 1) * (tiling.window[1] + 1) * pitch_) {}
 
-  // For (channels, *window) numbers whose sizes add up to at most `size`, sums (*outputs); a bound of
-  // their rounding.
+  // Takes (channels, *window) numbers whose sizes add up to at most `size`; a bound of the rounding of
+  // their sums as M numbers. Sums of whole numbers are exact.
   template <class M>
-  double write(const double* values, double size, const TilePlace& place, M* to) {
+  double take(const double* values, double size) {
     add_up(values);
+    int64_t roundings = 8 + t_.channels;
+    for (int axis = 0; axis < 3; ++axis) roundings += t_.window[axis];
+    const double of_sums = 8 * static_cast<double>(roundings) * std::numeric_limits<double>::epsilon();
+    const int64_t count = t_.channels * product(t_.window);
+    const bool narrow = sizeof(M) < sizeof(double);
+    const bool exact = (!narrow || size <= 0x1p24) &&
+                       std::all_of(values, values + count, [](double x) { return x == std::trunc(x); });
+    return exact ? 0.0 : size * (of_sums + (narrow ? std::numeric_limits<float>::epsilon() / 2 : 0.0));
+  }
+
+  // Writes the sums (*outputs) of the numbers that were taken.
+  template <class M>
+  void write(const TilePlace& place, M* to) {
     const int64_t n = t_.outputs[2];
     std::vector<std::array<int64_t, 2>> columns(n);
     for (int64_t x = 0; x < n; ++x) columns[x] = clip(place, 2, x);
@@ -112,15 +125,6 @@ class ClippedSums {
         to[x] = static_cast<M>(row_[columns[x][1]] - row_[columns[x][0]]);
       }
     }
-    // Sums of whole numbers are exact.
-    int64_t roundings = 8 + t_.channels;
-    for (int axis = 0; axis < 3; ++axis) roundings += t_.window[axis];
-    const double of_sums = 8 * static_cast<double>(roundings) * std::numeric_limits<double>::epsilon();
-    const int64_t count = t_.channels * product(t_.window);
-    const bool narrow = sizeof(M) < sizeof(double);
-    const bool exact = (!narrow || size <= 0x1p24) &&
-                       std::all_of(values, values + count, [](double x) { return x == std::trunc(x); });
-    return exact ? 0.0 : size * (of_sums + (narrow ? std::numeric_limits<float>::epsilon() / 2 : 0.0));
   }
 
  private:

@@ -22,7 +22,6 @@ constexpr int64_t kRowsToSampleOfWindow = 16;  // along each of two axes
 // Elements of windows that are computed one by one, for each element of a tile.
 constexpr int64_t kExactProducts = 8;
 constexpr int64_t kLooks = 8;  // at windows that may be flat, for each that is computed
-constexpr int64_t kAhead = 4;  // rows that are asked for before they are read
 constexpr double kNoEnergy = 1e-12;  // energy of such a window, relative to its squares, if it is flat
 
 // How weighted scores are computed: `MaskedRule` of _cpu/rules.py.
@@ -148,12 +147,9 @@ class MaskedInput {
     CutRow<T> rows[2];
     int64_t ends[2];
     for (int lane = 0; lane < 2; ++lane) {
-      const auto row_at = [&](int64_t at) {
-        return WeightedRow<T>{row_of(places[lane], image_, at), row_of(places[lane], weight, at)};
-      };
-      const WeightedRow<T> here = row_at(row);
-      if (r + kAhead < rows_of_group()) ask_for(row_at(row + kAhead));
-      rows[lane] = {here.x.data, here.weight.data, levels[lane][group]}, ends[lane] = here.x.end;
+      const TileRow<T> x = row_of(places[lane], image_, row);
+      const TileRow<T> w = row_of(places[lane], weight, row);
+      rows[lane] = {x.data, w.data, levels[lane][group]}, ends[lane] = x.end;
     }
     const int64_t both = std::min(ends[0], ends[1]);
     cut_two(both, rows[0], rows[1], which, to);

@@ -208,11 +208,9 @@ class MaskedPass : MaskedInput<T> {
     WindowSum<M> sum_in_region(const Factors& of, int64_t k, double size, std::unique_ptr<M[]>& map) {
       if (!map) map.reset(new M[2 * t_.positions()]);
       if (!clipped_) clipped_.emplace(pass_.of_group_, *pass_.region_);
-      double error = 0;
+      const double error = clipped_->template take<M>(of.values(pair_, k), size);
       for (int lane = 0; lane < 2; ++lane) {
-        if (!places_[lane].exists) continue;
-        M* to = map.get() + lane * t_.positions();
-        error = clipped_->write(of.values(pair_, k), size, places_[lane], to);
+        if (places_[lane].exists) clipped_->write(places_[lane], map.get() + lane * t_.positions());
       }
       return {map.get(), 0.0, error, size};
     }

@@ -19,13 +19,6 @@ struct WeightedRow {
 constexpr int64_t kSampled = 8;        // one row in so many is read to choose level and scale
 constexpr int64_t kRowsToSample = 64;  // a tile of fewer rows is read whole
 
-// Reads a row soon.
-template <class T>
-void ask_for(const WeightedRow<T>& row) {
-  prefetch(row.x.end - row.x.begin, row.x.data + row.x.begin);
-  prefetch(row.weight.end - row.weight.begin, row.weight.data + row.weight.begin);
-}
-
 // Level and scale of the elements with weight of some rows. `row_of` gives a `WeightedRow`.
 template <class T, class F>
 TileLevel level_of_rows(int64_t rows, bool centred, bool is_weighted, const F& row_of) {
@@ -36,7 +29,6 @@ TileLevel level_of_rows(int64_t rows, bool centred, bool is_weighted, const F& r
       const WeightedRow<T> row = row_of(r);
       const TileRow<T>&x = row.x, &w = row.weight;
       if (x.end <= x.begin) continue;
-      if (r + step < rows) ask_for(row_of(r + step));
       survey(x.end - x.begin, x.data + x.begin, w.data ? w.data + w.begin : nullptr, level, all);
     }
     return all;

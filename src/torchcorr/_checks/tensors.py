@@ -193,10 +193,11 @@ def mask(value: object, of: Tensor, name: str, *, values: bool) -> None:
         )
     if not values or value.numel() == 0:
         return
-    # As bytes, since `any` looks at flags one by one.
-    flags = value.view(torch.uint8).any() if value.dtype == torch.bool else None
-    highest = _finite_and_not_negative(value, f"{name}_mask") if flags is None else flags
-    if not bool(highest):
+    if value.dtype == torch.bool:
+        largest = value.view(torch.uint8).amax()  # of bytes, since `any` looks at flags one by one
+    else:
+        largest = _finite_and_not_negative(value, f"{name}_mask")
+    if not bool(largest):
         raise ValueError(f"{name}_mask must not be zero everywhere")
 
 
@@ -238,6 +239,5 @@ def window_mask(value: object, input: Tensor, core: int, name: str) -> None:
     leads_broadcast(input.shape[:-core], shape[: len(shape) - core], ("the input", name))
     if value.device.type == "meta" or is_traced() or value.dtype == torch.bool:
         return
-    if value.numel() == 0:
-        return
-    _finite_and_not_negative(value, name)
+    if value.numel() > 0:
+        _finite_and_not_negative(value, name)

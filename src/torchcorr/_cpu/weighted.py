@@ -197,13 +197,12 @@ def _factors(
     core = template.shape[-ndim - 1 :]
     groups = 1 if pooled else core[0]
     form = (-1, groups, math.prod(core) // groups)
-    lead, of_weights = template.shape[: -ndim - 1], torch.Size()
+    lead = template.shape[: -ndim - 1]
     weights = template.new_ones((1, *core[1:])) if weight is None else weight
     if math.prod(weights.shape[: -ndim - 1]) == 1:  # the same for all templates
-        weights = weights.reshape(weights.shape[-ndim - 1 :])
+        weights = weights.reshape(weights.shape[-ndim - 1 :]).expand(core)
     else:
-        of_weights = lead
-    weights = weights.expand(*of_weights, *core)
+        weights = weights.expand(*lead, *core)
     by = None if weight is None else weights.reshape(form)
     found = steps.weigh_templates(template.reshape(form), by, zero_mean)
     products, energies = (x.reshape(*lead, *core) for x in found)
