@@ -1,5 +1,7 @@
 #include "integer/dots.h"
 
+#include <cstring>
+
 #include "common/vectors.h"
 #include "direct/kernels.h"
 #include "integer/amx.h"
@@ -11,18 +13,18 @@ using direct::visit_rows;
 
 // Bytes of the widest vector, and the most results that a vector of it stands for.
 constexpr int64_t kWidest = 64;
-constexpr int64_t kRows = 4;
 // Rows and columns that a kernel may read and write at once.
 constexpr int64_t kRowsAtOnce = 32, kColumnsAtOnce = 1024;
 
 int64_t rounded_up(int64_t n, int64_t step) { return ceil_div(n, step) * step; }
 
 // A way to add products: `lanes` sums of 32 bits, each of `group` neighbours among the elements
-// from some place on times the same numbers. Here tiles are read as they are, four bytes a sum.
+// from some place on times the same numbers, for `rows` rows of results at once, as many as the
+// registers hold. Here tiles are read as they are, four bytes a sum.
 template <int BYTES>
 struct FourBytes {
   using Sums = Vector<int32_t, BYTES>;
-  static constexpr int group = 4, lanes = BYTES / 4;
+  static constexpr int group = 4, lanes = BYTES / 4, rows = BYTES == 64 ? 4 : 2;
 
   static TORCHCORR_INLINE Sums read(const uint8_t* x) {
     return __builtin_bit_cast(Sums, load<BYTES>(x));
@@ -46,7 +48,9 @@ struct PlainDots : FourBytes<BYTES> {
 struct Dots512 : FourBytes<64> {
   static TORCHCORR_INLINE void add(Sums& sums, const Sums& x, int32_t numbers) {
     const Sums all = Sums{} + numbers;
-    asm("vpdpbusd %2, %1, %0" : "+v"(sums) : "v"(x), "v"(all));
+    Sums s = sums;
+    asm("vpdpbusd %2, %1, %0" : "+v"(s) : "v"(x), "v"(all));
+    sums = s;
   }
 };
 
@@ -55,7 +59,9 @@ struct Dots512 : FourBytes<64> {
 struct Dots256 : FourBytes<32> {
   static TORCHCORR_INLINE void add(Sums& sums, const Sums& x, int32_t numbers) {
     const Sums all = Sums{} + numbers;
-    asm("%{vex%} vpdpbusd %2, %1, %0" : "+x"(sums) : "x"(x), "x"(all));
+    Sums s = sums;
+    asm("%{vex%} vpdpbusd %2, %1, %0" : "+x"(s) : "x"(x), "x"(all));
+    sums = s;
   }
 };
 #endif
@@ -63,7 +69,7 @@ struct Dots256 : FourBytes<32> {
 // Two products of 16 bits at once: bytes are widened as they are read.
 struct DotsOfPairs {
   using Sums = Vector<int32_t, 32>;
-  static constexpr int group = 2, lanes = 8;
+  static constexpr int group = 2, lanes = 8, rows = 4;
 
   static TORCHCORR_INLINE Sums read(const uint8_t* x) {
     Sums wide;
@@ -79,12 +85,27 @@ struct DotsOfPairs {
 };
 #endif
 
+// Adds the products of one row of bytes with rows of a template to rows `first` to `last` of results.
+template <class Dots, int first, int last, int R>
+TORCHCORR_INLINE void add_row(const uint8_t* bytes, const int32_t* numbers, int64_t groups,
+                              typename Dots::Sums (&sums)[R][Dots::group]) {
+  for (int64_t g = 0; g < groups; ++g) {
+#pragma GCC unroll 4
+    for (int p = 0; p < Dots::group; ++p) {
+      const auto x = Dots::read(bytes + g * Dots::group + p);
+#pragma GCC unroll 8
+      for (int j = first; j <= last; ++j) Dots::add(sums[j][p], x, numbers[g - j * groups]);
+    }
+  }
+}
+
 // R rows of results by group * lanes columns, in registers over the whole template. Sums of one
-// register are `group` columns apart.
+// register are `group` columns apart. Compilers keep them in registers where all indices are constants.
 template <class Dots, int R>
 TORCHCORR_INLINE void block(const ByteTile& tile, const PackedTemplate& weights, const Axes3& at,
                             int32_t* out, int64_t pitch) {
-  typename Dots::Sums sums[R][Dots::group] = {};
+  constexpr int group = Dots::group, lanes = Dots::lanes;
+  typename Dots::Sums sums[R][group] = {};
   const int64_t ky = weights.window[1], groups = weights.groups;
   for (int64_t c = 0; c < weights.channels; ++c) {
     for (int64_t z = 0; z < weights.window[0]; ++z) {
@@ -92,24 +113,20 @@ TORCHCORR_INLINE void block(const ByteTile& tile, const PackedTemplate& weights,
       for (int64_t r = 0; r < ky + R - 1; ++r) {
         const uint8_t* row = tile.row(c, at[0] + z, at[1] + r) + at[2];
         visit_rows<R>(r, ky, R, [&](auto first, auto last) TORCHCORR_FLAT {
-          for (int64_t g = 0; g < groups; ++g) {
-#pragma GCC unroll 4
-            for (int p = 0; p < Dots::group; ++p) {
-              const auto x = Dots::read(row + g * Dots::group + p);
-#pragma GCC unroll 4
-              for (int j = 0; j < R; ++j) {
-                if (j < first || j > last) continue;
-                Dots::add(sums[j][p], x, numbers[(r - j) * groups + g]);
-              }
-            }
-          }
+          add_row<Dots, decltype(first)::value, decltype(last)::value>(row, numbers + r * groups,
+                                                                       groups, sums);
         });
       }
     }
   }
+#pragma GCC unroll 8
   for (int j = 0; j < R; ++j) {
-    for (int p = 0; p < Dots::group; ++p) {
-      for (int l = 0; l < Dots::lanes; ++l) out[j * pitch + l * Dots::group + p] = sums[j][p][l];
+    int32_t parts[group][lanes];
+#pragma GCC unroll 4
+    for (int p = 0; p < group; ++p) std::memcpy(parts[p], &sums[j][p], sizeof(parts[p]));
+    for (int l = 0; l < lanes; ++l) {
+#pragma GCC unroll 4
+      for (int p = 0; p < group; ++p) out[j * pitch + l * group + p] = parts[p][l];
     }
   }
 }
@@ -118,22 +135,22 @@ TORCHCORR_INLINE void block(const ByteTile& tile, const PackedTemplate& weights,
 template <class Dots>
 TORCHCORR_INLINE void correlate(const Tiling& t, const ByteTile& tile,
                                 const PackedTemplate& weights, SumMap& out) {
-  constexpr int64_t width = Dots::group * Dots::lanes;
+  constexpr int64_t width = Dots::group * Dots::lanes, rows = Dots::rows;
   const int64_t columns = (t.outputs[2] - 1) * t.stride[2] + 1;
   for (int64_t z = 0; z < t.outputs[0]; ++z) {
     int32_t* plane = out.sums.get() + z * out.plane;
     for (int64_t y = 0; y < t.outputs[1];) {
-      const bool together = t.stride[1] == 1 && t.outputs[1] >= kRows;
+      const bool together = t.stride[1] == 1 && t.outputs[1] >= rows;
       for (int64_t x = 0; x < columns; x += width) {
         const Axes3 at{z * t.stride[0], y * t.stride[1], x};
         int32_t* to = plane + y * out.pitch + x;
         if (together) {
-          block<Dots, kRows>(tile, weights, at, to, out.pitch);
+          block<Dots, rows>(tile, weights, at, to, out.pitch);
         } else {
           block<Dots, 1>(tile, weights, at, to, out.pitch);
         }
       }
-      y += together ? kRows : 1;
+      y += together ? rows : 1;
     }
   }
 }
