@@ -152,8 +152,8 @@ def with_values(costs: Costs, values: Sequence[float]) -> Costs:
 
 
 def predicted(sample: Sample, costs: Costs) -> float:
-    """Nanoseconds of one core by the model, with these costs."""
-    _COSTS["fit"] = costs
+    """Nanoseconds of one core by the model, with these costs, for noise."""
+    _COSTS["fit"] = costs._replace(smooth=1.0)
     problem, plan = sample.call.problem._replace(device="fit"), sample.call.plan
     args = (problem, sample.call.tiling, plan.method, plan.batch, plan.templates)
     return CORES * cost(*args)

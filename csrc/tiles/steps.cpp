@@ -61,6 +61,7 @@ STABLE_TORCH_LIBRARY(torchcorr_cpu, m) {
   m.def("as_bytes(Tensor x) -> (Tensor, int, int)");
   m.def("byte_kernels(Tensor x) -> int");
   m.def("byte_loop(Tensor x) -> int");
+  m.def("has_own_transforms(Tensor x) -> bool");
   m.def(
       "score_bytes(Tensor input, Tensor templates, Tensor? coefficients, Tensor? spectra, int[] batch,"
       " int[] block, float[] rule, Tensor(a!) out) -> ()");

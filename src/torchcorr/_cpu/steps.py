@@ -39,6 +39,7 @@ score_weighted_windows = torch.ops.torchcorr_cpu.score_weighted_windows.default
 as_bytes = torch.ops.torchcorr_cpu.as_bytes.default
 byte_kernels = torch.ops.torchcorr_cpu.byte_kernels.default
 byte_loop = torch.ops.torchcorr_cpu.byte_loop.default
+has_own_transforms = torch.ops.torchcorr_cpu.has_own_transforms.default
 score_bytes = torch.ops.torchcorr_cpu.score_bytes.default
 score_grad_tiles = torch.ops.torchcorr_cpu.score_grad_tiles.default
 take_counts = torch.ops.torchcorr_cpu.take_counts.default

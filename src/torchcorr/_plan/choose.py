@@ -24,8 +24,10 @@ _WORTH_TILES = 2.5
 # Sides of windows of lines, planes and volumes from which on dividing them may pay.
 _LARGE_WINDOW = (1 << 15, 192, 64)
 _MOST_BYTE_PRODUCTS = 2**16
-# Tiles of the direct loop that are tried, relative to what is kept.
+# Tiles of the direct loop that are tried, relative to what is kept, and what those of whole rows
+# may hold with the rows that they share: of real numbers, and of bytes, of which these cost little.
 _SHARES = (4.0, 2.0, 1.0, 0.5, 0.25)
+_WITH_SHARED = (1.5, 4.0)
 _MOST = 2**31 - 2**12  # elements of a tile that a GPU's kernels number
 
 
@@ -118,9 +120,8 @@ def _tiling(
     parts: Ints | None = None,
     folds: Ints | None = None,
 ) -> Tiling:
-    powers = not problem.costs.pairs
-    sizes = (problem.size, problem.window, problem.stride)
-    return Tiling.cut(*sizes, grid, parts=parts, folds=folds, fast=fast, powers=powers)
+    at, powers = (problem.size, problem.window, problem.stride, grid), not problem.costs.pairs
+    return Tiling.cut(*at, parts=parts, folds=folds, fast=fast, powers=powers)
 
 
 def _sizes(tiling: Tiling) -> tuple[Ints, Ints, Ints, Ints]:
@@ -271,8 +272,7 @@ def make_plan(problem: Problem, method: str) -> Plan:
 
 def _overflows(problem: Problem) -> bool:
     """Whether direct sums of bytes may exceed 32 bits; by either method they are the same."""
-    products = problem.channels * math.prod(problem.window)
-    return problem.of_bytes and products > _MOST_BYTE_PRODUCTS
+    return problem.of_bytes and problem.channels * math.prod(problem.window) > _MOST_BYTE_PRODUCTS
 
 
 def _direct_plan(problem: Problem) -> Plan:
@@ -294,7 +294,7 @@ def _direct_tiling(problem: Problem, share: float) -> Tiling:
     for axis in range(len(total)):
         tiling = _tiling(problem, grid, False)
         excess = math.prod(tiling.length) * problem.channels / (share * problem.costs.direct_tile)
-        if excess <= 1:
+        if excess <= (1.0 if axis == 0 else _WITH_SHARED[problem.of_bytes]):
             break
         grid[axis] = min(total[axis], math.ceil(excess))
     return _tiling(problem, grid, False)

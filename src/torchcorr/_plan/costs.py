@@ -26,7 +26,12 @@ class Costs(NamedTuple):
     channel_product: float  # a complex multiply-add of spectra, for each channel after the first
     byte_product: float  # a product of 8-bit integers
     byte_line: int  # elements of a template's row that are multiplied at once
+    byte_columns: int  # columns of results that are computed at once
+    byte_unit: float  # a unit of their direct scores, as `unit`
+    byte_score: tuple[float, float]  # an element and a position of their direct scores
     digits: float  # factor of transforms of 8-bit integers, often once for each of two digits
+    # Factor of float32 scores by transforms: a second look at the smooth tiles of pictures.
+    smooth: float
     scored: float  # its factor where moments are summed in the same loop
     shape: tuple[float, float, float]  # its factor for lines, planes and volumes
     # Of direct sums with a stride along rows: its factor, and an element of the input, whose rows
@@ -36,6 +41,8 @@ class Costs(NamedTuple):
     # A unit of tiles that one worker carries through all steps, whatever its size: of direct
     # scores, and by transforms.
     unit: tuple[float, float]
+    # Time of a single one, whose steps workers share, relative to that of an even division.
+    shared_unit: tuple[float, float]
     strain: tuple[float, float, float]  # of a transform: added share for each MiB of a tile
     most_strain: tuple[float, float, float]  # the largest share that is added
     prepared: float  # an element of an axis, for each call of a transform, of any number of tiles
@@ -70,12 +77,17 @@ _COSTS = {
         channel_product=0.6,
         byte_product=0.06,
         byte_line=1,
+        byte_columns=1,
+        byte_unit=1.5e4,
+        byte_score=(1.54, 0.51),
         digits=4.0,
+        smooth=1.25,
         scored=1.0,
         shape=(1.0, 1.0, 1.4),
         strided=(1.5, 0.6),
         batch=1.2e5,
         unit=(5.6e4, 9e4),
+        shared_unit=(1.5, 1.5),
         strain=(16.0, 0.2, 0.02),
         most_strain=(1.5, 1.5, 2.0),
         # Roots of unity are computed in each call. Measured of the transforms that PyTorch is
@@ -130,12 +142,17 @@ _COSTS = {
         channel_product=0.0,
         byte_product=6e-5,
         byte_line=1,
+        byte_columns=1,
+        byte_unit=5e4,
+        byte_score=(0.0, 3e-3),
         digits=1.0,
+        smooth=1.0,
         scored=2.5,
         shape=(1.0, 1.0, 1.0),
         strided=(1.0, 0.0),
         batch=5e4,
         unit=(5e4, 5e4),
+        shared_unit=(1.0, 1.0),
         strain=(0.0, 0.0, 0.0),
         most_strain=(0.0, 0.0, 0.0),
         prepared=0.0,
@@ -154,27 +171,51 @@ _COSTS = {
 }
 
 
-# The same cores with instructions for 8-bit integers: a product, and elements of a row at once.
+# Two cores with AVX-512 for which the library of transforms has generic code (MKL on AMD's), fitted
+# in the same way; digits and scores of bytes were set by hand, from photographs.
+_COSTS["cpu generic"] = _COSTS["cpu"]._replace(
+    transform=(0.039, 0.047, 0.065),
+    sums=(1.5, 0.58),
+    tile_element=0.68,
+    emitted=0.54,
+    score_element=1.6,
+    position=0.37,
+    scored_position=0.41,
+    product=0.011,
+    dense_product=0.01,
+    byte_score=(0.2, 1.0),
+    digits=4.5,
+    shape=(0.95, 1.0, 1.3),
+    unit=(2.3e4, 7.5e4),
+    shared_unit=(1.2, 2.0),
+    prepared=1.2,
+)
+# The same cores with instructions for 8-bit integers: a product, elements of a template's row and
+# columns of results at once.
 _BYTE_LOOPS = {
-    "avx2": (0.018, 1),
-    "avxvnni": (0.009, 1),
-    "avx512vnni": (0.0045, 1),
-    "amx": (0.0003, 64),
+    "avx2": (0.0072, 1, 16),
+    "avxvnni": (0.005, 1, 32),
+    "avx512vnni": (0.0027, 1, 64),
+    "amx": (0.0003, 64, 64),
 }
 _COSTS |= {
-    f"cpu {name}": _COSTS["cpu"]._replace(byte_product=product, byte_line=line)
-    for name, (product, line) in _BYTE_LOOPS.items()
+    f"{cpu} {name}": _COSTS[cpu]._replace(
+        byte_product=product, byte_line=line, byte_columns=columns
+    )
+    for cpu in ("cpu", "cpu generic")
+    for name, (product, line, columns) in _BYTE_LOOPS.items()
 }
 
 # The name of the costs of this machine's CPU, as its engine finds it.
 _cpu = "cpu"
 
 
-def name_cpu(byte_loop: str) -> None:
-    """Says which loop for 8-bit integers this CPU has."""
+def name_cpu(byte_loop: str, own_transforms: bool) -> None:
+    """Says which loop for 8-bit integers this CPU has, and whether it has transforms of its own."""
     global _cpu
-    _cpu = "cpu " + byte_loop if byte_loop in _BYTE_LOOPS else "cpu"
-    family.cache_clear()
+    _cpu = "cpu" if own_transforms else "cpu generic"
+    if byte_loop in _BYTE_LOOPS:
+        _cpu += " " + byte_loop
 
 
 @lru_cache
@@ -184,9 +225,9 @@ def family(device: torch.device) -> str:
         major, minor = torch.cuda.get_device_capability(device)
         name = f"cuda {major}.{minor}"
         return name if name in _COSTS else "cuda"
-    return _cpu if device.type == "cpu" else device.type
+    return device.type
 
 
 def costs_of(family: str) -> Costs:
-    """The costs of a kind of device; those of a CPU if it has none."""
-    return _COSTS.get(family, _COSTS["cpu"])
+    """The costs of a kind of device; those of this machine's CPU if it has none."""
+    return _COSTS[_cpu] if family == "cpu" else _COSTS.get(family, _COSTS[_cpu])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from typing import NamedTuple
 
 from .costs import Costs, costs_of
@@ -52,6 +53,8 @@ def folds_of(problem: Problem) -> list[Ints | None]:
     return [None, quick] if can and max(quick) > 1 else [None]
 
 
+# Workers that a plan counts on.
+_WORKERS = (2, 4) if (os.cpu_count() or 1) >= 4 else (2,)
 # Templates whose products are added together in registers of the dense loop.
 _DENSE_LANES = 16
 _FEWEST_TEMPLATES, _FEWEST_CHANNELS = 8, 4
@@ -68,14 +71,22 @@ def is_dense(problem: Problem) -> bool:
     return real and many and leads.paired == 1 and problem.costs.pairs
 
 
-def _idle(units: int, divided: bool) -> float:
+def _idle(tiles: int, of_unit: int, shared: float) -> float:
     """Time on several workers relative to that of work which divides evenly among them.
 
-    The mean of two and four workers: a plan must not depend on the number of threads.
+    The mean of two and four workers, as far as the machine has them: a plan must not depend on the
+    number of threads. Where workers share the steps of a single unit, `shared` says what it takes.
     """
-    if units == 1 and divided:
-        return 1.5  # workers share its steps
-    return sum(w * -(-units // w) / units for w in (2, 4)) / 2
+    units = -(-tiles // of_unit)
+    if units == 1 and shared:
+        return shared
+    times = []
+    for workers in _WORKERS:
+        rounds = (units - 1) // workers
+        alone = units == rounds * workers + 1
+        last = tiles - (units - 1) * of_unit if alone else of_unit
+        times.append(workers * (rounds * of_unit + last) / tiles)
+    return sum(times) / len(times)
 
 
 def _byte_line(problem: Problem) -> int:
@@ -85,6 +96,14 @@ def _byte_line(problem: Problem) -> int:
         return line
     # Neighbouring places of its columns in a cache line share matrix tiles.
     return sum(-(-(line + end) // size) for end in (size // 2 - 1, size - 1)) * size // 2
+
+
+def _computed(problem: Problem, positions: int) -> float:
+    """Columns of a tile whose sums of bytes are computed, relative to those that are wanted."""
+    if not problem.of_bytes:
+        return 1.0
+    dense, at_once = (positions - 1) * problem.stride[-1] + 1, problem.costs.byte_columns
+    return -(-dense // at_once) * at_once / positions
 
 
 def _products(problem: Problem) -> float:
@@ -134,17 +153,24 @@ def cost(problem: Problem, tiling: Tiling, method: str, batch: int, templates: i
         # A plain direct sum is one loop over everything.
         whole = method == "direct" and not problem.normalised
         units = 1 if whole else max(1, leads.paired * -(-each // batch))
-        time = units * blocks * costs.unit[method == "fft"]
-        idle = _idle(units, not problem.of_bytes)
+        unit = costs.unit[method == "fft"]
+        if problem.of_bytes and method == "direct":
+            unit = costs.byte_unit
+        time = units * blocks * unit
+        shared = 0.0 if problem.of_bytes else costs.shared_unit[method == "fft"]
+        idle = shared if whole else _idle(max(1, tiles), batch, shared)
     if method == "fft":
         width = transformed_size(problem) / 4
     element = costs.tile_element if method == "fft" else costs.score_element
+    position = costs.scored_position if problem.normalised else costs.position
+    if problem.of_bytes and method == "direct":
+        element, position = costs.byte_score
     if problem.normalised or method == "fft":
         time += blocks * tiles * problem.channels * n * element * width
     if method == "direct":
         scores = tiles * leads.templates * math.prod(tiling.outputs)
-        position = costs.scored_position if problem.normalised else costs.position
-        loop = scores * (position + _products(problem)) * width
+        products = _products(problem) * _computed(problem, tiling.outputs[-1])
+        loop = scores * (position + products) * width
         if problem.stride[-1] > 1 and not problem.of_bytes:
             loop += tiles * problem.channels * math.prod(tiling.extent) * costs.strided[1] * width
         if problem.of_bytes and costs.byte_line > 1:
@@ -173,4 +199,7 @@ def cost(problem: Problem, tiling: Tiling, method: str, batch: int, templates: i
     calls = -(-tiles // batch) * (blocks + leads.templates) + leads.templates
     time += calls * preparation(costs, tiling.length)
     time += tiles * leads.templates * math.prod(tiling.outputs) * costs.emitted * width
-    return (time + 2 * planes * transform) * idle
+    time += 2 * planes * transform
+    if problem.normalised and problem.itemsize == 4 and not problem.of_bytes:
+        time *= costs.smooth
+    return time * idle
