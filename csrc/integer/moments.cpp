@@ -114,27 +114,19 @@ struct Norms {
   int64_t elements, zero_point;
 };
 
-// The largest and the smallest norm of a row that are not 0; 0 and infinity if there is none.
-struct Range {
-  double largest = 0.0, smallest = std::numeric_limits<double>::infinity();
-};
-
-TORCHCORR_INLINE Range range_of(int64_t n, const double* norms) {
+// The smallest norm of a row that is not 0; infinity if there is none.
+TORCHCORR_INLINE double smallest_of(int64_t n, const double* norms) {
   // Numbers that are not negative are ordered as their bits are; 0 less one is the largest.
-  uint64_t largest = 0, smallest = std::numeric_limits<uint64_t>::max();
+  uint64_t smallest = std::numeric_limits<uint64_t>::max();
   for (int64_t i = 0; i < n; ++i) {
     uint64_t bits;
     std::memcpy(&bits, norms + i, sizeof bits);
-    const uint64_t less = bits - 1;
-    largest = bits > largest ? bits : largest;
-    smallest = less < smallest ? less : smallest;
+    smallest = bits - 1 < smallest ? bits - 1 : smallest;
   }
-  if (largest == 0) return {};
-  ++smallest;
-  Range range;
-  std::memcpy(&range.largest, &largest, sizeof largest);
-  std::memcpy(&range.smallest, &smallest, sizeof smallest);
-  return range;
+  if (++smallest == 0) return std::numeric_limits<double>::infinity();
+  double norm;
+  std::memcpy(&norm, &smallest, sizeof norm);
+  return norm;
 }
 
 // 1 / sqrt(x) for 0 < x < 1e300 by Newton's iteration, within two roundings, from half of the
@@ -235,7 +227,7 @@ TORCHCORR_INLINE void norm_row(int64_t positions, const Norms& by, const U* sums
 TORCHCORR_BYTE_SUMS(uint32_t)
 TORCHCORR_BYTE_SUMS(uint64_t)
 #undef TORCHCORR_BYTE_SUMS
-TORCHCORR_CLONES Range range_of_norms(int64_t n, const double* norms) { return range_of(n, norms); }
+TORCHCORR_CLONES double smallest_norm(int64_t n, const double* norms) { return smallest_of(n, norms); }
 
 // Sums over the planes of a window, and over some channels, slide along z, sums of columns along y.
 template <class U>
@@ -351,10 +343,8 @@ ByteMoments moments_of(const Tiling& tiling, const ByteTile& tile, const ByteRul
   return moments;
 }
 
-void find_range(const Tiling& tiling, ByteMoments& moments) {
-  const Range range = range_of_norms(tiling.positions(), moments.norms.get());
-  moments.largest_norm = range.largest;
-  moments.smallest_norm = range.largest > 0 ? range.smallest : 0.0;
+void find_smallest_norm(const Tiling& tiling, ByteMoments& moments) {
+  moments.smallest_norm = smallest_norm(tiling.positions(), moments.norms.get());
 }
 
 }  // namespace torchcorr::integer

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 #include <memory>
 #include <vector>
 
@@ -17,9 +18,7 @@ struct ByteRule {
   bool zero_mean;
   double eps;  // added to a window's energy, in squared units of the input
   int64_t zero_of_input, zero_of_template;
-  bool exact;      // every numerator must be right, not only those whose rounding would show
   double noise;    // of a float32 transform, relative to what it contains
-  double allowed;  // error of a score
   int64_t kernel;  // of the direct loop
   bool own_means;  // each channel has a mean of its own
 
@@ -30,11 +29,10 @@ struct ByteRule {
   int64_t means(const Tiling& tiling) const { return own_means ? tiling.channels : 1; }
 
   explicit ByteRule(const std::vector<double>& n) {
-    STD_TORCH_CHECK(n.size() == 9, "a rule of bytes has nine numbers");
+    STD_TORCH_CHECK(n.size() == 7, "a rule of bytes has seven numbers");
     zero_mean = n[0] != 0, eps = n[1];
     zero_of_input = static_cast<int64_t>(n[2]), zero_of_template = static_cast<int64_t>(n[3]);
-    exact = n[4] != 0, noise = n[5], allowed = n[6], kernel = static_cast<int64_t>(n[7]);
-    own_means = n[8] != 0;
+    noise = n[4], kernel = static_cast<int64_t>(n[5]), own_means = n[6] != 0;
   }
 };
 
@@ -53,10 +51,11 @@ struct ByteMoments {
   int64_t pitch = 0;
   std::unique_ptr<uint32_t[]> sums;
   std::unique_ptr<double[]> norms;
-  double largest_norm = 0.0, smallest_norm = 0.0;  // of those that are not 0; see find_range
+  // Of those that are not 0; see find_smallest_norm.
+  double smallest_norm = std::numeric_limits<double>::infinity();
 };
 
 ByteMoments moments_of(const Tiling& tiling, const ByteTile& tile, const ByteRule& rule);
-void find_range(const Tiling& tiling, ByteMoments& moments);
+void find_smallest_norm(const Tiling& tiling, ByteMoments& moments);
 
 }  // namespace torchcorr::integer

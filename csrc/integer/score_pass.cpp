@@ -144,7 +144,7 @@ class BytePass {
     });
     tile.moments = moments_of(tiling_, tile.cut, rule_);
     if (!by_transforms()) return tile;
-    find_range(tiling_, tile.moments);
+    find_smallest_norm(tiling_, tile.moments);
     tile.level = count > 0 ? (2 * sum + count) / (2 * count) : 0;
     tile.energy = energy_about(tile.level, count, sum, squares);
     tile.cut = {};
@@ -201,11 +201,11 @@ class BytePass {
       std::optional<Tensor> sums;
       if (tried) sums = products_of(at.all, tiling_, spectra_->of<float>(line));
       for (size_t i = 0; i < tiles.size(); i += 2) {
-        Contents in = likely_contents(&tiles[i], line, true);
+        Contents in = likely_contents(&tiles[i], line);
         if (tried) {
           const float* values = static_cast<const float*>(sums->const_data_ptr()) + i * n;
           in = contents_of(2 * n, values);
-          if (rounds_right(&tiles[i], line, in)) {
+          if (is_whole(&tiles[i], templates_[line].energy, in)) {
             count_way(Way::kFloat32, tiles_of(&tiles[i]));
             emit(&tiles[i], line, k, values);
             continue;
@@ -263,20 +263,17 @@ class BytePass {
 
   // What the sums of two tiles and a template are likely to contain: as much as noise makes of
   // them, and a good match in the window of the highest contrast.
-  Contents likely_contents(const Tile* tiles, int64_t line, bool with_match) const {
+  Contents likely_contents(const Tile* tiles, int64_t line) const {
     Contents in;
     in.squares = energy_of_both(tiles) * templates_[line].energy;
-    if (with_match) {
-      const double norm = std::min(smallest_norm(tiles[0]), smallest_norm(tiles[1]));
-      in.largest = kLikely / (norm * templates_[line].norm * scale());
-    }
+    const double norm = std::min(tiles[0].moments.smallest_norm, tiles[1].moments.smallest_norm);
+    in.largest = kLikely / (norm * templates_[line].norm * scale());
     return in;
   }
 
-  // Whether float32 is likely to do. Where no match may be rounded wrongly it is not tried if a
-  // match would be; elsewhere that depends on where it is.
+  // Whether float32 is tried.
   bool is_worth_a_try(const Tile* tiles, int64_t line) const {
-    return rounds_right(tiles, line, likely_contents(tiles, line, rule_.exact));
+    return is_whole(tiles, templates_[line].energy, likely_contents(tiles, line));
   }
 
   // Whether sums of both digits are near whole numbers if those of the template contain so much.
@@ -302,7 +299,7 @@ class BytePass {
   bool needs_float64(const Tile* tiles, int64_t pair) const {
     for (int64_t k = 0; k < block_.templates(); ++k) {
       const int64_t line = line_of(pair, k);
-      const Contents likely = likely_contents(tiles, line, true);
+      const Contents likely = likely_contents(tiles, line);
       if (is_worth_a_try(tiles, line)) return false;
       if (digits_work() && digits_are_whole(tiles, line, likely)) return false;
     }
@@ -312,21 +309,6 @@ class BytePass {
   // What a numerator counts for in a score (`Constants`).
   double scale() const {
     return rule_.zero_mean ? static_cast<double>(rule_.count(tiling_)) : 1.0;
-  }
-
-  static double smallest_norm(const Tile& tile) {
-    const double norm = tile.moments.smallest_norm;
-    return norm > 0 ? norm : std::numeric_limits<double>::infinity();
-  }
-
-  // Whether they are near enough to whole numbers, or so precise relative to all windows that it
-  // does not show.
-  bool rounds_right(const Tile* tiles, int64_t line, const Contents& contents) const {
-    if (is_whole(tiles, templates_[line].energy, contents)) return true;
-    if (rule_.exact) return false;
-    const double norm = std::max(tiles[0].moments.largest_norm, tiles[1].moments.largest_norm);
-    const double error = error_of(tiles, templates_[line].energy, contents);
-    return error * scale() * norm * templates_[line].norm <= rule_.allowed;
   }
 
   Constants constants_of(const ByteTemplate& one, int64_t level) const {

@@ -1,30 +1,53 @@
 """Scores of whole numbers of a byte, from exact sums.
 
-Tensors of 8-bit integers, and float32 tensors that hold nothing else, or such numbers divided by
-255, as photographs that were converted do. Sums of products come from integer arithmetic, or from
-transforms that are rounded to whole numbers: in float32 where an estimate of their rounding, made
-of what they contain, is below a half, otherwise in float64.
+Tensors of 8-bit integers, and where it pays float32 tensors that hold nothing else, or such numbers
+divided by 255, as photographs that were converted do. Rounding these quotients to float32 changes a
+score by less than 3.8e-6 for each of two tensors (math.md, eq. shares). Sums of products come from
+integer arithmetic, or from transforms that are rounded to whole numbers: in float32 where an
+estimate of their rounding, made of what they contain, is below a half, otherwise in float64.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from .._plan import rounding
-from .._plan.choose import arrange
+from .._plan.choose import Arrangement, arrange
 from .._plan.costs import family
 from . import steps
 from .rules import ByteRule
 
-# What dividing bytes by 255 in float32 changes in a score, for the input and for the template: half
-# the range of the slopes of its rounding (math.md, eq. shares).
-_ROUNDED_SHARE = 3.8e-6
+# Time by transforms of photographs relative to what is planned, from which on integers are expected
+# to pay: some smooth ones take several times as long, integers always the same.
+_SMOOTH = 1.3
 # Elements of a window whose sums of squares, times their number, are less than 2^63.
 _MOST_ELEMENTS = 1 << 24
+
+
+def _arranged(
+    input: Sequence[int],
+    template: Sequence[int],
+    stride: Sequence[int],
+    method: str,
+    must: bool,
+    device: str,
+) -> Arrangement | None:
+    """How exact sums are computed; None if they need not be, and are not likely to pay."""
+    planned = partial(arrange, input, template, stride, normalised=True, device=device)
+    if must:
+        return planned(method, dtype=torch.uint8)
+    if method == "fft":
+        return None
+    call = planned("direct", dtype=torch.uint8)
+    if call.plan.method != "direct":
+        return None
+    real = planned(method, dtype=torch.float32)
+    return call if call.plan.cost < _SMOOTH * real.plan.cost else None
 
 
 def ncc(
@@ -39,8 +62,8 @@ def ncc(
 ) -> Tensor | None:
     """Scores in float32, or None if the elements are not whole numbers of a byte.
 
-    `whole` is the template as it was before it was standardised. float32 scores are within what is
-    promised, those of integers, and those with a mean for each channel, exact but for one rounding.
+    `whole` is the template as it was before it was standardised. Also None for a float32 tensor
+    where sums of real numbers are likely to take less time.
     """
     ndim = len(stride)
     count = math.prod(whole.shape[-ndim - 1 :])
@@ -49,22 +72,20 @@ def ncc(
     small, zero_of_template, scale_of_template = steps.as_bytes(whole)
     if small.numel() == 0:
         return None
+    sizes = (input.shape, whole.shape, stride)
+    must = own_means or not input.is_floating_point()
+    call = _arranged(*sizes, method, must, family(input.device))
+    if call is None:
+        return None
     large, zero_of_input, scale = steps.as_bytes(input)
     if large.numel() == 0:
         return None
-    allowed = rounding.ALLOWED_SCORE_ERROR[torch.float32]
-    allowed -= _ROUNDED_SHARE * ((scale > 1) + (scale_of_template > 1))
-    sizes = (input.shape, whole.shape, stride)
-    device = family(large.device)
-    call = arrange(*sizes, method, normalised=True, dtype=torch.uint8, device=device)
     rule = ByteRule(
         zero_mean,
         eps * scale**2,
         zero_of_input,
         zero_of_template,
-        own_means or not input.is_floating_point(),
         rounding.TRANSFORM * rounding.unit(torch.float32),
-        allowed,
         kernel,
         own_means,
     )

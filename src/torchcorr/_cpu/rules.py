@@ -61,9 +61,7 @@ class ByteRule(NamedTuple):
     eps: float  # added to a window's energy, in squared units of the input
     zero_of_input: int
     zero_of_template: int
-    exact: bool  # every numerator must be right, not only those whose rounding would show
     noise: float  # of a float32 transform, relative to what it contains
-    allowed: float  # error of a score
     kernel: int  # of the direct loop: 0 is the best that the CPU can run
     own_means: bool  # each channel has a mean of its own
 
