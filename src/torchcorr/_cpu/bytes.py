@@ -18,7 +18,6 @@ from torch import Tensor
 
 from .._plan import rounding
 from .._plan.choose import Arrangement, arrange
-from .._plan.costs import family
 from . import steps
 from .rules import ByteRule
 
@@ -35,10 +34,9 @@ def _arranged(
     stride: Sequence[int],
     method: str,
     must: bool,
-    device: str,
 ) -> Arrangement | None:
     """How exact sums are computed; None if they need not be, and are not likely to pay."""
-    planned = partial(arrange, input, template, stride, normalised=True, device=device)
+    planned = partial(arrange, input, template, stride, normalised=True, device="cpu")
     if must:
         return planned(method, dtype=torch.uint8)
     if method == "fft":
@@ -74,7 +72,7 @@ def ncc(
         return None
     sizes = (input.shape, whole.shape, stride)
     must = own_means or not input.is_floating_point()
-    call = _arranged(*sizes, method, must, family(input.device))
+    call = _arranged(*sizes, method, must)
     if call is None:
         return None
     large, zero_of_input, scale = steps.as_bytes(input)
