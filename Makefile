@@ -12,6 +12,8 @@ FALLBACK := $(patsubst %,tests/contract/test_%.py,torture known_answers zncc byt
 # Tests of the C++ loops over vectors, which are also run with the vectors of lesser CPUs.
 VECTORS := $(patsubst %,tests/engines/test_%.py,tiles sum_pass dense_scores long_lines \
   overlap_kernels) tests/contract/test_lncc.py
+# Tests of calls on several threads, which are also run with those that take over from PyTorch's.
+THREADS := $(patsubst %,tests/engines/test_%.py,threads score_grads)
 # Most tests use one core, so two files of them run at the same time. Both keep PyTorch's number of
 # threads; those without work sleep, since by default they would poll on the core of the other file.
 PYTEST := OMP_WAIT_POLICY=passive $(PY) -m pytest --numprocesses 2 --dist loadfile --durations=10
@@ -28,6 +30,7 @@ test: $(KERNELS)
 	$(PYTEST) tests/contract tests/apps tests/engines --without _triton
 	TORCHCORR_VECTOR_BYTES=16 $(PYTEST) $(VECTORS) --without _triton
 	TORCHCORR_VECTOR_BYTES=32 $(PYTEST) $(VECTORS) --without _triton
+	TORCHCORR_OWN_THREADS=1 $(PYTEST) $(THREADS) --without _triton
 	OMP_NUM_THREADS=1 $(PYTEST) tests/engines --without _cpu
 	OMP_NUM_THREADS=1 $(PYTEST) $(FALLBACK) --without _cpu --without _triton
 	$(PYTEST) tests/docs --doctest-modules src/torchcorr
@@ -107,7 +110,7 @@ sanitize-threads: $(READY)
 	  TSAN_OPTIONS='ignore_noninstrumented_modules=1 halt_on_error=1' \
 	  OMP_NUM_THREADS=2 OMP_WAIT_POLICY=passive \
 	  PYTHONPATH=$(SANITIZED)-threads setarch -R \
-	  $(PY) -m pytest --capture=sys --without _triton -k 'not forked' tests/engines/test_threads.py \
+	  $(PY) -m pytest --capture=sys --without _triton -k 'not fork' tests/engines/test_threads.py \
 	    tests/engines/test_sum_pass.py tests/engines/test_score_grads.py tests/contract/test_bytes.py
 
 # An environment's own PyTorch is kept, also one that the base interpreter has.

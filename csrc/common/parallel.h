@@ -1,44 +1,25 @@
-// PyTorch's threads.
+// Loops whose parts are shared among threads.
 #pragma once
 
-#include "common/tensors.h"
+#include <algorithm>
 
-#if defined(__SANITIZE_THREAD__)
-#include <sanitizer/tsan_interface.h>
-#endif
+#include "common/threads.h"
+#include "common/tiling.h"
 
 namespace torchcorr {
 
-#if defined(__SANITIZE_THREAD__)
-
-template <class F>
-__attribute__((noinline)) void call_part(const F& f, int64_t begin, int64_t end) {
-  f(begin, end);
-}
-
-// PyTorch's thread pool is not built with the sanitizer, which must be told what is in order: what
-// came before the region, its parts, and what comes after it.
+// Calls f(begin, end) for parts of a range, of at least `grain` numbers each, one for each thread.
 template <class F>
 void parallel_for(int64_t begin, int64_t end, int64_t grain, const F& f) {
-  char before = 0, after = 0;
-  __tsan_release(&before);
-  const auto part = [&](int64_t first, int64_t last) __attribute__((no_sanitize_thread)) {
-    __tsan_acquire(&before);
-    call_part(f, first, last);
-    __tsan_release(&after);
-  };
-  torch::stable::parallel_for(begin, end, grain, part);
-  __tsan_acquire(&after);
+  if (begin >= end) return;
+  const int64_t n = end - begin;
+  const int64_t threads = n > 1 && n > grain ? threads_to_share() : 1;
+  const int64_t most = std::min(threads, ceil_div(n, std::max<int64_t>(1, grain)));
+  if (most <= 1) return f(begin, end);
+  const int64_t size = ceil_div(n, most);
+  share(ceil_div(n, size), [&](int64_t part) {
+    f(begin + part * size, std::min(end, begin + (part + 1) * size));
+  });
 }
-
-#else
-
-// Calls f(begin, end) for parts of a range, of at least `grain` numbers each, on several threads.
-template <class F>
-void parallel_for(int64_t begin, int64_t end, int64_t grain, const F& f) {
-  torch::stable::parallel_for(begin, end, grain, f);
-}
-
-#endif
 
 }  // namespace torchcorr

@@ -39,7 +39,7 @@ void DigitSpectra::make(int64_t line) {
   }
   for (const bool of_high : {false, true}) {
     digits_[2 * line + of_high] = torch::stable::to(
-        template_spectra(tiling_, of_high ? high : low, true, true), ScalarType::ComplexFloat);
+        template_spectra(tiling_, of_high ? high : low, true), ScalarType::ComplexFloat);
   }
 }
 

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <atomic>
 
+#include "common/parallel.h"
 #include "overlap/growing.h"
 #include "overlap/values.h"
 
@@ -38,7 +39,7 @@ class Scores {
   int64_t run() {
     const int64_t blocks = ceil_div(lanes_, kLanes);
     std::atomic<int64_t> unknown{0};
-    torch::stable::parallel_for(0, 3 * blocks, 1, [&](int64_t begin, int64_t end) {
+    parallel_for(0, 3 * blocks, 1, [&](int64_t begin, int64_t end) {
       int64_t found = 0;
       for (int64_t i = begin; i < end; ++i) {
         const int64_t first = i / 3 * kLanes, lanes = std::min(kLanes, lanes_ - first);
@@ -161,7 +162,7 @@ void overlap_parts(Tensors part, const std::optional<Tensor>& elements, Sizes nu
   double *mean = out.at(0).mutable_data_ptr<double>(), *energy = out.at(1).mutable_data_ptr<double>();
   Rows rows = rows_of(part, each);
   rows.row = last ? 1 : inner, rows.lane = last ? lags.size : 1;
-  torch::stable::parallel_for(0, items * blocks, 1, [&](int64_t begin, int64_t end) {
+  parallel_for(0, items * blocks, 1, [&](int64_t begin, int64_t end) {
     double means[kValues], energies[kValues];
     for (int64_t i = begin; i < end; ++i) {
       const int64_t first = i % blocks * most_lanes, width = std::min(most_lanes, lanes - first);

@@ -75,7 +75,7 @@ class ScoreGradPass {
   const Units& units() const { return units_; }
   // What waits for its turn takes room that all workers share.
   static int64_t most_kept() {
-    return std::max<int64_t>(1, torch::stable::get_num_threads() - 1);
+    return std::max<int64_t>(1, threads_to_share() - 1);
   }
   // Of channels that share a mean.
   int64_t groups() const { return rule_.own_means ? tiling_.channels : 1; }

@@ -191,7 +191,7 @@ const void* TemplateSpectra::numbers(int64_t line, bool wide) {
   Tensor& made = wide ? wide_[line] : narrow_[line];
   std::call_once(wide ? wide_ready_[line] : narrow_ready_[line], [&] {
     Tensor all = torch::stable::flatten(coefficients_, 0, 1);
-    made = template_spectra(tiling_, torch::stable::narrow(all, 0, line, 1), wide, true);
+    made = template_spectra(tiling_, torch::stable::narrow(all, 0, line, 1), wide);
   });
   return made.const_data_ptr();
 }

@@ -47,8 +47,8 @@ void add_conjugate_products(int64_t size, const double* a, const double* b, doub
 
 // The conjugate spectra (lines, parts * C, *length) of the parts of float64 templates (lines, C, *window),
 // divided by the number of elements that are transformed; in float64 if `wide`, otherwise in float32.
-// In a worker no other thread takes part in a transform.
-Tensor template_spectra(const Tiling& tiling, const Tensor& templates, bool wide, bool in_worker);
+// Threads share the lines, none of which is divided.
+Tensor template_spectra(const Tiling& tiling, const Tensor& templates, bool wide);
 
 // The same of templates (lines, C, *window): those that are given, (lines, parts * C, *length), if any, and others, made when a tile first needs them.
 class TemplateSpectra {

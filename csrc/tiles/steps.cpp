@@ -30,6 +30,8 @@ STABLE_TORCH_LIBRARY(torchcorr_cpu, m) {
       " bool own_means) -> (Tensor, Tensor)");
   m.def("take_counts(Tensor(a!) counts) -> ()");
   m.def("take_large_pages(Tensor(a!) x) -> ()");
+  m.def("hold_threads(Tensor x) -> bool");
+  m.def("release_threads(Tensor x) -> ()");
   m.def(
       "cut_tiles(Tensor input, int[] batch, bool centred, bool wide, bool pairs)"
       " -> (Tensor, Tensor)");

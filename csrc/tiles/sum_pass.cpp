@@ -402,7 +402,7 @@ class SumPass {
     double* part = weights.mutable_data_ptr<double>();
     for (int64_t i = 0; i < weights.numel(); ++i) part[i] = weight(from[i]);
     const Operand operand = transformed(std::move(tiles), tiling_, true);
-    const Tensor spectrum = template_spectra(tiling_, weights, true, true);
+    const Tensor spectrum = template_spectra(tiling_, weights, true);
     return products_of(operand, tiling_, static_cast<const double*>(spectrum.const_data_ptr()));
   }
 

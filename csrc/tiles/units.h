@@ -65,8 +65,7 @@ void run_units(int64_t units, bool undivided, const F& given) {
     return f(0, scratch);
   }
   std::atomic<int64_t> next{0};
-  const int64_t threads = torch::stable::get_num_threads();
-  parallel_for(0, std::max<int64_t>(2, std::min(threads, units)), 1, [&](int64_t, int64_t) {
+  share(std::min(threads_to_share(), units), [&](int64_t) {
     Scratch scratch;
     for (int64_t u = next++; u < units; u = next++) f(u, scratch);
   });

@@ -1,10 +1,17 @@
-"""Results do not depend on the number of threads or on the process."""
+"""Results do not depend on the number of threads, on whose threads they are, or on the process.
+
+`make test` runs this file a second time with `TORCHCORR_OWN_THREADS=1`, for the threads that take
+over while PyTorch's come late.
+"""
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 import torch
 from inputs import draw
@@ -125,6 +132,20 @@ def test_single_transforms_have_the_same_bits_for_all_numbers_of_threads(
     assert all(same(other, found[0]) for other in found[1:])
 
 
+@pytest.mark.parametrize("dtype", (torch.float32, torch.float64))
+@pytest.mark.parametrize("name", ("correlate", "zncc"))
+def test_no_transform_of_a_long_line_is_divided(name: str, dtype: torch.dtype) -> None:
+    """MKL divides one among as many threads as it was told to, also inside a worker."""
+    lines, windows = draw((2, 1, 100_000), dtype), draw((3, 4000), dtype, 1)
+    found = []
+    for threads in (1, 2, 2, 2, 2, 3, 3, 3, 3):
+        torch.set_num_threads(threads)
+        one = getattr(torchcorr, name)(lines[0, 0], windows[0], ndim=1, method="fft")
+        all_of_them = getattr(torchcorr, name)(lines, windows, ndim=1, method="fft")
+        found.append([one, all_of_them])
+    assert all(same(other, found[0]) for other in found[1:])
+
+
 @pytest.mark.parametrize("hard", (False, True), ids=("easy", "hard"))
 @pytest.mark.parametrize("size", LARGE)
 def test_gradients_of_scores_do_not_depend_on_which_worker_is_first(size: str, hard: bool) -> None:
@@ -190,6 +211,27 @@ def test_concurrent_callers_get_the_results_of_one() -> None:
                 assert same(future.result(SECONDS), want)
 
 
+def test_calls_leave_the_number_of_threads_as_it_was() -> None:
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        for name, method in CALLS:
+            results(name, method, LARGE["2d"])
+            assert torch.get_num_threads() == threads
+
+
+def test_a_call_that_fails_leaves_the_number_of_threads_as_it_was() -> None:
+    from torchcorr._cpu.threads import without_late_threads
+
+    @without_late_threads
+    def fail(x: Tensor) -> None:
+        raise ValueError("as it must")
+
+    torch.set_num_threads(2)
+    with pytest.raises(ValueError, match="as it must"):
+        fail(draw((600, 500), torch.float32))
+    assert torch.get_num_threads() == 2
+
+
 class Scored(Dataset):
     """A data set whose workers make one call of each kind for an item."""
 
@@ -214,3 +256,23 @@ def test_forked_workers_get_the_results_of_their_parent() -> None:
     )
     for got, wanted in zip(loader, want, strict=True):
         assert same(got, wanted)
+
+
+@pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
+@pytest.mark.parametrize("name", PAIRS)
+def test_a_fork_shares_its_work_among_threads_of_its_own(name: str) -> None:
+    """OpenMP waits for ever for the threads that its parent had."""
+
+    def found() -> list[np.ndarray]:
+        shapes = (LARGE["2d-short-rows"], ((170, 190), (9, 9)))
+        return [x.numpy() for shape in shapes for x in results(name, "fft", shape)]
+
+    torch.set_num_threads(2)
+    results(name, "fft", LARGE["2d"])
+    want = found()
+    child = os.fork()
+    if child == 0:
+        signal.alarm(SECONDS // 6)
+        equal = all((x == y).all() for x, y in zip(found(), want, strict=True))
+        os._exit(0 if equal else 1)
+    assert os.waitpid(child, 0)[1] == 0

@@ -22,6 +22,7 @@ from .._plan.strided import arrange_grad, arrange_sums, on_lattices
 from . import steps, strided, tiled_sums
 from .overlap import is_long, is_quick
 from .rules import SumRule
+from .threads import without_late_threads
 from .tiled_sums import UNCHECKED, Tiled
 
 # Multiply-adds of recomputed windows, for each element of a tile, that take about as long as its
@@ -342,7 +343,9 @@ def _live(x: Tensor, axis: int) -> tuple[int, int]:
 
 
 def register() -> None:
-    _contract.correlate.implement(correlate, "CPU")
+    _contract.correlate.implement(without_late_threads(correlate), "CPU")
     _contract.correlate.at_once = at_once
-    _contract.correlate_input_grad.implement(correlate_input_grad, "CPU")
-    _contract.correlate_template_grad.implement(correlate_template_grad, "CPU")
+    _contract.correlate_input_grad.implement(without_late_threads(correlate_input_grad), "CPU")
+    _contract.correlate_template_grad.implement(
+        without_late_threads(correlate_template_grad), "CPU"
+    )

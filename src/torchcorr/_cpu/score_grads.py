@@ -27,6 +27,7 @@ from .._plan.dtypes import HALVES
 from .._plan.tiling import Block
 from . import dense_grads, steps
 from .scores import TiledScores
+from .threads import without_late_threads
 
 # Error of the float32 score that a gradient is computed from.
 _SCORE_ERROR = rounding.ALLOWED_SCORE_ERROR[torch.float32]
@@ -244,4 +245,4 @@ _KERNELS = definition.ScoreOperators(
 
 
 def register() -> None:
-    _contract.ncc_grads.implement(ncc_grads, "CPU")
+    _contract.ncc_grads.implement(without_late_threads(ncc_grads), "CPU")

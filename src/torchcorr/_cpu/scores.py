@@ -24,6 +24,7 @@ from .._plan.shapes import Ints
 from .._plan.tiling import Block
 from . import bytes, dense_scores, steps
 from .rules import ScoreRule
+from .threads import without_late_threads
 
 # What the numerators of a transform usually contain, relative to the deviation of their tile.
 _USUAL_CONTENT = 0.4
@@ -208,5 +209,5 @@ def at_once(
 
 
 def register() -> None:
-    _contract.ncc.implement(ncc, "CPU")
+    _contract.ncc.implement(without_late_threads(ncc), "CPU")
     _contract.ncc.at_once = at_once

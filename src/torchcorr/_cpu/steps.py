@@ -52,6 +52,8 @@ overlap_sums = torch.ops.torchcorr_cpu.overlap_sums.default
 score_long_lines = torch.ops.torchcorr_cpu.score_long_lines.default
 score_overlaps = torch.ops.torchcorr_cpu.score_overlaps.default
 take_large_pages = torch.ops.torchcorr_cpu.take_large_pages.default
+hold_threads = torch.ops.torchcorr_cpu.hold_threads.default
+release_threads = torch.ops.torchcorr_cpu.release_threads.default
 
 # What `byte_loop` numbers: the instructions for 8-bit integers that this CPU has.
 BYTE_LOOPS = ("plain", "avx2", "avxvnni", "avx512vnni", "amx")

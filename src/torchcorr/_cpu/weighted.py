@@ -27,6 +27,7 @@ from . import bytes, dense_scores, steps
 from .rules import MaskedRule
 from .score_grads import score_grads
 from .scores import LIMITS_OF_LOOP, Scores
+from .threads import without_late_threads
 
 # Elements of windows that are computed from their definition; sums along runs of the template's
 # weights take less time than more of them. And how many take as long as the sums of a run.
@@ -312,5 +313,5 @@ def _standard(template: Tensor, ndim: int) -> tuple[Tensor, Tensor]:
 
 
 def register() -> None:
-    _contract.weighted_ncc.implement(weighted_ncc, "CPU")
-    _contract.weighted_ncc_grads.implement(weighted_ncc_grads, "CPU")
+    _contract.weighted_ncc.implement(without_late_threads(weighted_ncc), "CPU")
+    _contract.weighted_ncc_grads.implement(without_late_threads(weighted_ncc_grads), "CPU")

@@ -11,6 +11,7 @@ from torch import Tensor
 from .. import _contract
 from .._definition.weighted_lncc import Windows
 from .._plan.shapes import border_pads, windows_at
+from .threads import without_late_threads
 
 _lncc = torch.ops.torchcorr_cpu.weighted_lncc.default
 _in_zeros = torch.ops.torchcorr_cpu.lncc_in_zeros.default
@@ -63,5 +64,5 @@ def weighted_lncc_grads(
 
 
 def register() -> None:
-    _contract.weighted_lncc.implement(weighted_lncc, "CPU")
-    _contract.weighted_lncc_grads.implement(weighted_lncc_grads, "CPU")
+    _contract.weighted_lncc.implement(without_late_threads(weighted_lncc), "CPU")
+    _contract.weighted_lncc_grads.implement(without_late_threads(weighted_lncc_grads), "CPU")

@@ -17,6 +17,7 @@ from .._plan.choose import arrange_masked, blocks
 from .._plan.tiling import TileBatch
 from . import steps
 from .rules import MomentRule
+from .threads import without_late_threads
 
 # Elements whose squares and their sums are numbers of float64.
 _LARGEST, _SMALLEST = 2.0**400, 2.0**-400
@@ -86,4 +87,4 @@ def _are_moderate(largest: Tensor) -> bool:
 
 
 def register() -> None:
-    _contract.weighted_moments.implement(weighted_moments, "CPU")
+    _contract.weighted_moments.implement(without_late_threads(weighted_moments), "CPU")
