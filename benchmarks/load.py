@@ -26,8 +26,9 @@ from . import ROOT, accuracy, peers
 from .cases import cut
 from .measure import Accuracy, Bound, Call, Row, Settings, Timing, at_most
 
-# Calls with the other process at work and then at rest, and seconds after each change.
-CALLS, SETTLED = 5, 0.05
+# Calls with the other process at work and then at rest, and for how many seconds they are repeated
+# after each change: torchcorr takes half a second to see that PyTorch's threads are in time again.
+CALLS, SETTLED = 5, 0.7
 BUSY = "busy"
 
 
@@ -53,6 +54,7 @@ def _ours(case: str, image: torch.Tensor, template: torch.Tensor, method: str) -
 
 def contestants(settings: Settings) -> dict[str, Contestant]:
     size, window = settings.small(1024, 64)
+    short_size = settings.small(512, 64)[0]
     few = settings.small(1024, 16)[1]
     samples, short = settings.small(1_000_000, 500)
     image, series = draw((size, size), torch.float32), draw((samples,), torch.float64)
@@ -64,6 +66,9 @@ def contestants(settings: Settings) -> dict[str, Contestant]:
 
     return {
         "fft": _ours(f"{size}²/{window}²", image, template, "fft"),
+        "short": _ours(
+            f"{short_size}²/{window}²", image[:short_size, :short_size], template, "fft"
+        ),
         "direct": _ours(f"{size}²/{few}²", image, cut(image, few), "direct"),
         "line": _ours(line, series, series[samples // 3 :][:short].clone(), "fft"),
         "OpenCV": Contestant(f"OpenCV {size}²/{window}²", peers.opencv(image, template)),
@@ -97,7 +102,6 @@ class Neighbour:
 
     def works(self, working: bool) -> None:
         self.child.send_signal(signal.SIGCONT if working else signal.SIGSTOP)
-        time.sleep(SETTLED)
 
 
 def beside(neighbour: Neighbour, call: Call, rounds: int) -> tuple[Timing, Timing]:
@@ -106,7 +110,9 @@ def beside(neighbour: Neighbour, call: Call, rounds: int) -> tuple[Timing, Timin
     for _ in range(rounds):
         for working, times in spent.items():
             neighbour.works(working)
-            call()
+            settled = time.perf_counter() + SETTLED
+            while time.perf_counter() < settled:
+                call()
             for _ in range(CALLS):
                 start = time.perf_counter()
                 call()
