@@ -315,9 +315,10 @@ bool may_choose() { return OneThread::is_possible() && !ThreadNumbers::found().a
 // Of an engine's call while PyTorch's threads are late: its small operators run on one, too.
 thread_local std::optional<OneThread> held;
 
-// Also true if they are held already, so that an interrupted call leaves nothing behind the next one.
+// Whether the caller is to release them. In a call inside another that is the outer one, unless the
+// reason has gone meanwhile: so a hold that an interrupted call left behind ends with a later one.
 bool hold_threads(const Tensor&) {
-  if (held) return true;
+  if (held) return of_torch.are_called();
   if (inside || !may_choose() || of_torch.are_called() || threads_to_share() == 1) return false;
   held.emplace();
   return true;

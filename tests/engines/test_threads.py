@@ -219,6 +219,23 @@ def test_calls_leave_the_number_of_threads_as_it_was() -> None:
             assert torch.get_num_threads() == threads
 
 
+def test_a_call_inside_another_leaves_its_number_of_threads() -> None:
+    from torchcorr._cpu.threads import without_late_threads
+
+    @without_late_threads
+    def inner(x: Tensor) -> int:
+        return torch.get_num_threads()
+
+    @without_late_threads
+    def outer(x: Tensor) -> list[int]:
+        return [torch.get_num_threads(), inner(x), torch.get_num_threads()]
+
+    torch.set_num_threads(2)
+    before, during, after = outer(draw((600, 500), torch.float32))
+    assert before == during == after
+    assert torch.get_num_threads() == 2
+
+
 def test_a_call_that_fails_leaves_the_number_of_threads_as_it_was() -> None:
     from torchcorr._cpu.threads import without_late_threads
 
