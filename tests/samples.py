@@ -24,6 +24,8 @@ def scores(method, dtype):
     if not dtype.is_complex:
         yield "standardise", (template, 2, True)
         yield "standardise", (template, 2, False)
+        for_standard = draw(template.shape, torch.float64, 3)
+        yield "standardise_grad", (template.detach(), for_standard, 2, True)
         for zero_mean in (True, False):
             how = (STRIDE, zero_mean, 0.1, method)
             yield "ncc", (image, template, *how)

@@ -16,6 +16,7 @@
 #include "common/large_pages.h"
 #include "common/parallel.h"
 #include "direct/dense.h"
+#include "direct/dense_taps.h"
 #include "direct/geometry.h"
 #include "direct/kernels.h"
 #include "direct/template_grad.h"
@@ -148,11 +149,27 @@ void correlate(const Geometry& g, const T* image, const T* templ, T* score,
   run_sums(sums, g.terms());
 }
 
+// Where the gradient's elements of a phase are written: sums over templates without planes.
+template <class T>
+DenseSums<T> dense_gradient(const Geometry& g, const DenseLeads& leads, const Phase& p,
+                            const T* score) {
+  DenseSums<T> sums{{}, {}, {}, score, g.score_stride, {}, {}};
+  int64_t start = 0;
+  for (int a = 0; a < 3; ++a) {
+    sums.size[a] = strided_count(g.size[a], p.start[a], g.step[a]);
+    sums.output_stride[a] = g.image_stride[a] * g.step[a];
+    start += p.start[a] * g.image_stride[a];
+  }
+  for (const Lead& lead : leads.images) sums.members.push_back({lead.score, lead.image + start});
+  for (int64_t c = 0; c < g.channels; ++c) sums.outputs.push_back(c * g.image_channel);
+  return sums;
+}
+
 template <class T>
 void dense_input_grad(const Geometry& g, const DenseLeads& leads, const std::vector<Phase>& phases,
                       const PackedCoefficients<T>& packed, const T* score, T* image) {
   for (const Phase& p : phases) {
-    DenseSums<T> sums{{}, {}, {}, score, g.score_stride, {}, {}};
+    DenseSums<T> sums = dense_gradient(g, leads, p, score);
     for (const Lead& lead : leads.templates) {
       for (int64_t z = 0; z < p.count[0] && p.plane() > 0; ++z) {
         sums.planes.push_back({lead.score - leads.templates[0].score,
@@ -163,19 +180,39 @@ void dense_input_grad(const Geometry& g, const DenseLeads& leads, const std::vec
                                p.count[2]});
       }
     }
-    int64_t start = 0;
-    for (int a = 0; a < 3; ++a) {
-      sums.size[a] = strided_count(g.size[a], p.start[a], g.step[a]);
-      sums.output_stride[a] = g.image_stride[a] * g.step[a];
-      start += p.start[a] * g.image_stride[a];
-    }
-    for (const Lead& lead : leads.images) sums.members.push_back({lead.score, lead.image + start});
     std::vector<const T*> first;
     for (int64_t c = 0; c < g.channels; ++c) {
-      sums.outputs.push_back(c * g.image_channel);
       first.push_back(packed.data() + c * p.count[0] * p.plane());
     }
     run_dense_sums(sums, first, image);
+  }
+}
+
+// `step` lies between the templates.
+template <class T>
+void dense_input_grad_by_taps(const Geometry& g, const DenseLeads& leads,
+                              const std::vector<Phase>& phases, int64_t step, const T* score,
+                              const T* templ, T* image) {
+  std::vector<int64_t> sources;
+  for (const Lead& lead : leads.templates) {
+    sources.push_back(lead.score - leads.templates[0].score);
+  }
+  const int64_t number = static_cast<int64_t>(sources.size());
+  for (const Phase& p : phases) {
+    std::vector<Plane> taps;
+    for (int64_t i = 0; i < p.count[0] * p.plane(); ++i) {
+      const Axes3 tap{i / p.plane(), i / p.count[2] % p.count[1], i % p.count[2]};
+      int64_t from = leads.templates[0].templ;
+      for (int a = 0; a < 3; ++a) from += (tap[a] * g.step[a] + p.start[a]) * g.templ_stride[a];
+      taps.push_back({0, from, {}, {}, 1, number});
+    }
+    const auto row = [&](int64_t c, const Plane& tap, int64_t) {
+      return templ + tap.coefficients + c * g.templ_channel;
+    };
+    DenseCoefficients<T> packed(taps, g.channels, step, row);
+    const DenseTaps<T> of{dense_gradient(g, leads, p, score), p.count, g.output, sources,
+                          std::move(packed)};
+    of.run(dense_output(of.sums, image));
   }
 }
 
@@ -183,13 +220,18 @@ void dense_input_grad(const Geometry& g, const DenseLeads& leads, const std::vec
 template <class T>
 bool input_grad(const Geometry& g, const T* score, const T* templ, T* image) {
   const std::vector<Phase> phases = split_phases(g);
-  const PackedCoefficients<T> packed(g, phases, templ, true);
-  if (!packed.finite()) return false;
-  if (g.channels >= kFewestTemplates) {
-    if (const auto leads = dense_leads(g)) {
-      dense_input_grad(g, *leads, phases, packed, score, image);
+  const auto leads = g.channels >= kFewestTemplates ? dense_leads(g) : std::nullopt;
+  if (leads && is_quick_by_taps(g, static_cast<int64_t>(leads->templates.size()))) {
+    if (const auto step = even_step(leads->templates)) {
+      dense_input_grad_by_taps(g, *leads, phases, *step, score, templ, image);
       return true;
     }
+  }
+  const PackedCoefficients<T> packed(g, phases, templ, true);
+  if (!packed.finite()) return false;
+  if (leads) {
+    dense_input_grad(g, *leads, phases, packed, score, image);
+    return true;
   }
   const auto groups = group_leads(g, &Lead::image);
   std::vector<std::vector<Plane>> planes;

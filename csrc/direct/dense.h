@@ -102,25 +102,29 @@ class DenseCoefficients {
   }
 
  private:
-  // One plane of a block. Few columns at a time, whose terms stay near while templates pass.
+  // One plane of a block: vectors of templates, then the others, few columns at a time, whose terms stay
+  // near while templates pass.
   template <class Row>
   void pack(const std::vector<Plane>& planes, int64_t block, size_t i, int64_t step,
             const Row& row) {
     constexpr int64_t kColumns = 32;
     const Plane& p = planes[i];
     const int64_t lanes = 2 * lanes_, width = width_of(block), some = of_block(block);
+    const int64_t whole = step == 1 ? some / lanes_ * lanes_ : 0;
     T* to = values_.data() + block * lanes * terms() + first_[i] * width;
-    for (int64_t r = 0; r < p.rows; ++r) {
-      for (int64_t first = 0; first < p.columns; first += kColumns) {
+    for (int64_t r = 0; r < p.rows; ++r, to += p.columns * width) {
+      const T* rows[2 * kMostLanes];
+      for (int64_t t = 0; t < some; ++t) rows[t] = row(block * lanes + t, p, r);
+      for (int64_t t = 0; t < whole; t += lanes_) {
+        kernels<T>().interleave(rows + t, p.columns, to + t, width);
+      }
+      for (int64_t first = 0; first < p.columns && whole < width; first += kColumns) {
         const int64_t last = std::min(first + kColumns, p.columns);
         for (int64_t k = first; k < last && some < width; ++k) {
-          std::fill_n(to + (r * p.columns + k) * width + some, width - some, T(0));
+          std::fill_n(to + k * width + some, width - some, T(0));
         }
-        for (int64_t t = 0; t < some; ++t) {
-          const T* from = row(block * lanes + t, p, r);
-          for (int64_t k = first; k < last; ++k) {
-            to[(r * p.columns + k) * width + t] = from[k * step];
-          }
+        for (int64_t t = whole; t < some; ++t) {
+          for (int64_t k = first; k < last; ++k) to[k * width + t] = rows[t][k * step];
         }
       }
     }

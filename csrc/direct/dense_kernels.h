@@ -253,15 +253,36 @@ TORCHCORR_INLINE void dense_positions(const DenseRow<T>& row, int64_t x, int64_t
   dense_registers<T, BYTES, V, 1, P>(row, x);
 }
 
-// P positions at most. Few terms at a time, whose coefficients stay near while positions pass.
+// One row of positions, P at a time at most.
 template <class T, int BYTES, int V, int P>
-TORCHCORR_INLINE void dense_rows(const DenseTask<T>& task, DenseScratch<T>& scratch) {
-  constexpr int R = P < 9 ? 2 : 3;
+TORCHCORR_INLINE void dense_row(const DenseRow<T>& row, int64_t columns) {
+  const int64_t blocks = (columns + P - 1) / P;
+  for (int64_t i = 0; i < blocks; ++i) {
+    const int64_t x = columns * i / blocks, number = columns * (i + 1) / blocks - x;
+    dense_positions<T, BYTES, V, P>(row, x, number);
+  }
+}
+
+// Up to 2 P vectors of sums.
+template <class T, int BYTES, int P>
+TORCHCORR_INLINE void dense_row_of(const DenseRow<T>& row, int64_t columns, int64_t width) {
+  if (width > lanes_of<T, BYTES>) return dense_row<T, BYTES, 2, P>(row, columns);
+  dense_row<T, BYTES, 1, 2 * P>(row, columns);
+}
+
+// Adds the products of a row of `columns` positions, `width` lanes of totals for each.
+template <class T>
+using AddDenseRow = void (*)(const DenseRow<T>& row, int64_t columns, int64_t width);
+
+// Few terms at a time, whose coefficients stay near while positions pass. R rows of few columns at once.
+template <class T, int BYTES, int V, int R>
+TORCHCORR_INLINE void dense_rows(const DenseTask<T>& task, DenseScratch<T>& scratch,
+                                 AddDenseRow<T> add) {
   constexpr int64_t width = V * static_cast<int>(lanes_of<T, BYTES>);
   locate_terms(task, scratch);
   if (!scratch.in_place) copy_planes(task, scratch);
   const T* source = scratch.in_place ? task.sum.source : scratch.copies.data();
-  const int64_t columns = task.columns, blocks = (columns + P - 1) / P;
+  const int64_t columns = task.columns;
   const int64_t count = static_cast<int64_t>(scratch.terms.size());
   const int64_t near = kNearBytes / (width * static_cast<int64_t>(sizeof(T)));
   const int64_t parts = (count + near - 1) / near;
@@ -281,21 +302,17 @@ TORCHCORR_INLINE void dense_rows(const DenseTask<T>& task, DenseScratch<T>& scra
         if (columns == 3) dense_registers<T, BYTES, V, R, 3>(row, 0);
       }
     }
-    for (; y < task.rows; ++y) {
-      const DenseRow<T> row = row_at(y, 1);
-      for (int64_t i = 0; i < blocks; ++i) {
-        const int64_t x = columns * i / blocks, number = columns * (i + 1) / blocks - x;
-        dense_positions<T, BYTES, V, P>(row, x, number);
-      }
-    }
+    for (; y < task.rows; ++y) add(row_at(y, 1), columns, width);
   }
 }
 
-// Up to 2 P vectors of sums.
 template <class T, int BYTES, int P>
-TORCHCORR_INLINE void dense_block(const DenseTask<T>& task, DenseScratch<T>& scratch) {
-  if (task.width > lanes_of<T, BYTES>) return dense_rows<T, BYTES, 2, P>(task, scratch);
-  dense_rows<T, BYTES, 1, 2 * P>(task, scratch);
+TORCHCORR_INLINE void dense_block(const DenseTask<T>& task, DenseScratch<T>& scratch,
+                                  AddDenseRow<T> add) {
+  if (task.width > lanes_of<T, BYTES>) {
+    return dense_rows<T, BYTES, 2, (P < 9 ? 2 : 3)>(task, scratch, add);
+  }
+  dense_rows<T, BYTES, 1, (2 * P < 9 ? 2 : 3)>(task, scratch, add);
 }
 
 // Lanes of a vector and of the one `STEP` rows below, whose bit `STEP` of the lane is `HIGH`.
@@ -316,6 +333,24 @@ TORCHCORR_INLINE void exchange_blocks(Vec (&rows)[LANES]) {
       rows[i + STEP] = exchanged<STEP, true>(a, b, std::make_index_sequence<LANES>{});
     }
     exchange_blocks<2 * STEP>(rows);
+  }
+}
+
+// Rows of as many elements as a vector has lanes, side by side, `width` apart.
+template <class T, int BYTES>
+TORCHCORR_INLINE void interleave_rows(const T* const* rows, int64_t count, T* to, int64_t width) {
+  constexpr int lanes = static_cast<int>(lanes_of<T, BYTES>);
+  int64_t x = 0;
+  for (; x + lanes <= count; x += lanes) {
+    Vector<T, BYTES> block[lanes];
+#pragma GCC unroll 64
+    for (int i = 0; i < lanes; ++i) block[i] = load<BYTES>(rows[i] + x);
+    exchange_blocks<1>(block);
+#pragma GCC unroll 64
+    for (int i = 0; i < lanes; ++i) std::memcpy(to + (x + i) * width, &block[i], BYTES);
+  }
+  for (; x < count; ++x) {
+    for (int i = 0; i < lanes; ++i) to[x * width + i] = rows[i][x];
   }
 }
 

@@ -192,14 +192,15 @@ Tensor dense_spread(const Tensor& x, const Tensor& levels, const Tensor& means, 
 }
 
 // Adds x.
-template <int BYTES>
-TORCHCORR_INLINE void add_elements(int64_t n, const float* x, double* to) {
+template <int BYTES, class T>
+TORCHCORR_INLINE void add_any(int64_t n, const T* x, double* to) {
   constexpr int64_t lanes = lanes_of<double, BYTES>;
   int64_t i = 0;
   for (; i + lanes <= n; i += lanes) put(load<BYTES>(to + i) + widened<BYTES>(x + i), to + i);
   for (; i < n; ++i) to[i] += static_cast<double>(x[i]);
 }
-TORCHCORR_FOR_CPUS(void, add_elements, (int64_t n, const float* x, double* to), (n, x, to))
+TORCHCORR_FOR_CPUS(void, add_any, (int64_t n, const float* x, double* to), (n, x, to))
+TORCHCORR_FOR_CPUS(void, add_any, (int64_t n, const double* x, double* to), (n, x, to))
 
 // For each element of a template the sum of what all windows see there, (C, *window).
 Tensor dense_position_sums(const Tensor& x, Sizes window, Sizes stride) {
@@ -209,34 +210,30 @@ Tensor dense_position_sums(const Tensor& x, Sizes window, Sizes stride) {
   const Tensor out = new_float64(x, shape);
   const float* from = x.const_data_ptr<float>();
   double* to = out.mutable_data_ptr<double>();
-  const int64_t n = w.elements(), each = product(w.window);
-  const int64_t below = w.count[0] * w.count[1];
+  const int64_t n = w.elements(), line = w.size[2], below = w.count[0] * w.count[1];
+  const int64_t lines = w.window[0] * w.window[1];
   parallel_for(0, w.channels, std::max<int64_t>(1, kGrain / (w.items * n)),
                [&](int64_t begin, int64_t end) {
-    std::vector<double> plane(n), rows(w.size[0] * w.size[1] * w.window[2]);
+    std::vector<double> plane(n), sums(line);
     for (int64_t c = begin; c < end; ++c) {
       std::fill(plane.begin(), plane.end(), 0.0);
       for (int64_t item = 0; item < w.items; ++item) {
-        add_elements(n, from + (item * w.channels + c) * n, plane.data());
+        add_any(n, from + (item * w.channels + c) * n, plane.data());
       }
-      // Along the rows first.
-      double* sums = rows.data();
-      for (int64_t row = 0; row < w.size[0] * w.size[1]; ++row) {
-        for (int64_t v = 0; v < w.window[2]; ++v, ++sums) {
-          *sums = 0;
-          const double* seen = plane.data() + row * w.size[2] + v;
-          for (int64_t u = 0; u < w.count[2]; ++u) *sums += seen[u * w.step[2]];
-        }
-      }
-      for (int64_t v = 0; v < each; ++v) {
-        const Axes3 at = unravel(v, w.window);
-        double total = 0;
+      for (int64_t v = 0; v < lines; ++v) {
+        // Lines first, which are whole vectors.
+        std::fill(sums.begin(), sums.end(), 0.0);
         for (int64_t row = 0; row < below; ++row) {
-          const int64_t z = row / w.count[1] * w.step[0] + at[0];
-          const int64_t y = row % w.count[1] * w.step[1] + at[1];
-          total += rows[(z * w.size[1] + y) * w.window[2] + at[2]];
+          const int64_t z = row / w.count[1] * w.step[0] + v / w.window[1];
+          const int64_t y = row % w.count[1] * w.step[1] + v % w.window[1];
+          add_any(line, plane.data() + (z * w.size[1] + y) * line, sums.data());
         }
-        to[c * each + v] = total;
+        double* of = to + (c * lines + v) * w.window[2];
+        for (int64_t k = 0; k < w.window[2]; ++k) {
+          double total = 0;
+          for (int64_t u = 0; u < w.count[2]; ++u) total += sums[k + u * w.step[2]];
+          of[k] = total;
+        }
       }
     }
   });

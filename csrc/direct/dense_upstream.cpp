@@ -65,9 +65,10 @@ TORCHCORR_INLINE void scale_some(int64_t n, const Upstream& of, const double* no
   }
 }
 
+// `count` is N.
 template <int BYTES>
-TORCHCORR_INLINE void scale_upstream(int64_t n, int64_t templates, Upstream of, const double* norm,
-                                     double* share, UpstreamRow* rows) {
+TORCHCORR_INLINE void scale_upstream(int64_t n, int64_t templates, double count, Upstream of,
+                                     const double* norm, double* share, UpstreamRow* rows) {
   std::fill_n(share, n, 0.0);
   int64_t k = 0;
   for (; k + 2 <= templates; k += 2) {
@@ -75,17 +76,18 @@ TORCHCORR_INLINE void scale_upstream(int64_t n, int64_t templates, Upstream of, 
     of.grad += 2 * of.pitch, of.score += 2 * of.pitch, of.out += 2 * of.pitch;
   }
   if (k < templates) scale_some<BYTES, 1>(n, of, norm, share, rows + k);
+  for (int64_t i = 0; i < n; ++i) share[i] *= norm[i] * norm[i] * count;
 }
 TORCHCORR_FOR_CPUS(void, scale_upstream,
-                   (int64_t n, int64_t templates, const Upstream& of, const double* norm,
-                    double* share, UpstreamRow* rows),
-                   (n, templates, of, norm, share, rows))
+                   (int64_t n, int64_t templates, double count, const Upstream& of,
+                    const double* norm, double* share, UpstreamRow* rows),
+                   (n, templates, count, of, norm, share, rows))
 
-// An upstream gradient (items, K, *positions) times norms (items, *positions); the sums over
-// templates of its products with scores, of the shape of norms; and of templates the sums, sums of
-// squares and largest sizes (K, 3).
+// An upstream gradient (items, K, *positions) times norms 1 / (N sigma), (items, *positions); of the
+// shape of norms the sums over templates of its products with scores, over N sigma^2; and of templates
+// the sums, sums of squares and largest sizes (K, 3). `count` is N.
 std::tuple<Tensor, Tensor, Tensor> dense_upstream(const Tensor& grad, const Tensor& score,
-                                                  const Tensor& norms) {
+                                                  const Tensor& norms, int64_t count) {
   const Tensor from = packed(grad), scores = packed(score), by = packed(norms);
   const int64_t items = from.size(0), templates = from.size(1), n = by.numel() / items;
   const Tensor out = new_map(from, sizes_of(from)), share = new_float64(by, sizes_of(by));
@@ -102,8 +104,8 @@ std::tuple<Tensor, Tensor, Tensor> dense_upstream(const Tensor& grad, const Tens
       const int64_t item = unit / strips, first = unit % strips * kStrip;
       const int64_t some = std::min(kStrip, n - first), at = item * n + first;
       const int64_t i = item * templates * n + first;
-      scale_upstream(some, templates, {g + i, s + i, to + i, n}, norm + at, shares + at,
-                     rows.data() + unit * templates);
+      scale_upstream(some, templates, static_cast<double>(count), {g + i, s + i, to + i, n},
+                     norm + at, shares + at, rows.data() + unit * templates);
     }
   });
   double* of = stats.mutable_data_ptr<double>();

@@ -392,6 +392,8 @@ struct Kernels {
   void (*correlate)(const SumOfPlanes<T>&, int64_t, int64_t, std::vector<T>&);
   void (*dots)(const std::vector<Dots<T>>&, int64_t, double*, int64_t);
   void (*dense)(const DenseTask<T>&, DenseScratch<T>&);
+  AddDenseRow<T> dense_row;
+  void (*interleave)(const T* const*, int64_t, T*, int64_t);
   void (*transpose)(const double*, int64_t, int64_t, T*, int64_t);
   int64_t dense_lanes;  // of one of the two vectors of a block of templates
 };
@@ -407,8 +409,16 @@ struct Kernels {
     dot_columns<T, bytes, vectors>(runs, n, out, p);                                             \
   }                                                                                              \
   template <class T>                                                                             \
+  target void dense_row_##name(const DenseRow<T>& row, int64_t columns, int64_t width) {         \
+    dense_row_of<T, bytes, positions>(row, columns, width);                                      \
+  }                                                                                              \
+  template <class T>                                                                             \
   target void dense_##name(const DenseTask<T>& task, DenseScratch<T>& s) {                       \
-    dense_block<T, bytes, positions>(task, s);                                                   \
+    dense_block<T, bytes, positions>(task, s, dense_row_##name<T>);                              \
+  }                                                                                              \
+  template <class T>                                                                             \
+  target void interleave_##name(const T* const* rows, int64_t n, T* to, int64_t width) {         \
+    interleave_rows<T, bytes>(rows, n, to, width);                                               \
   }                                                                                              \
   template <class T>                                                                             \
   target void transpose_##name(const double* from, int64_t n, int64_t width, T* to, int64_t p) { \
@@ -416,8 +426,8 @@ struct Kernels {
   }                                                                                              \
   template <class T>                                                                             \
   Kernels<T> kernels_##name() {                                                                  \
-    return {correlate_##name<T>, dots_##name<T>, dense_##name<T>, transpose_##name<T>,           \
-            lanes_of<T, bytes>};                                                                 \
+    return {correlate_##name<T>, dots_##name<T>, dense_##name<T>, dense_row_##name<T>,             \
+            interleave_##name<T>, transpose_##name<T>, lanes_of<T, bytes>};                      \
   }
 
 TORCHCORR_KERNELS(base, , 16, 2, 6)

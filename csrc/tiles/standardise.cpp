@@ -4,6 +4,7 @@
 #include <cmath>
 #include <optional>
 #include <tuple>
+#include <vector>
 
 #include "common/parallel.h"
 #include "common/targets.h"
@@ -59,21 +60,74 @@ TORCHCORR_FOR_CPUS(double, standardise_any,
                    (int64_t groups, int64_t n, const double* x, bool zero_mean, double* out),
                    (groups, n, x, zero_mean, out))
 
-// All templates of x, and their deviations where there is a place for them.
-void standardise_all(const Tensor& x, int64_t groups, int64_t n, bool zero_mean, double* to,
-                     double* sizes) {
+// All templates of x.
+void standardise_all(const Tensor& x, int64_t groups, int64_t n, bool zero_mean, double* to) {
   const int64_t all = groups * n;
   with_real_type(x, "template", [&](auto zero) {
     const auto* from = x.const_data_ptr<decltype(zero)>();
     parallel_for(0, x.numel() / all, std::max<int64_t>(1, kGrain / all),
                  [&](int64_t begin, int64_t end) {
-                   for (int64_t k = begin; k < end; ++k) {
-                     const double size =
-                         standardise_any(groups, n, from + k * all, zero_mean, to + k * all);
-                     if (sizes) sizes[k] = size;
+                   for (int64_t at = begin * all; at < end * all; at += all) {
+                     standardise_any(groups, n, from + at, zero_mean, to + at);
                    }
                  });
   });
+}
+
+// What a gradient for such a template, of the same form, is for the template before it: nothing of it
+// goes along means, nor along the template itself. `gradient` is overwritten, `standard` is scratch.
+template <int BYTES, class T>
+TORCHCORR_INLINE void through_any(int64_t groups, int64_t n, const T* x, bool zero_mean,
+                                  double* standard, double* gradient, T* out) {
+  const int64_t all = groups * n;
+  const double size = standardise_any<BYTES>(groups, n, x, zero_mean, standard);
+  if (size == 0) {
+    std::fill_n(out, all, static_cast<T>(standard[0]));  // zeros, or NaN
+    return;
+  }
+  for (int64_t g = 0; zero_mean && g < groups; ++g) {
+    double* of = gradient + g * n;
+    subtract(n, sum_of_row<BYTES>(n, of) / static_cast<double>(n), of);
+  }
+  const double along = dot_of_rows<BYTES>(all, gradient, standard) / static_cast<double>(all);
+  for (int64_t i = 0; i < all; ++i) {
+    out[i] = static_cast<T>((gradient[i] - standard[i] * along) / size);
+  }
+}
+
+TORCHCORR_FOR_CPUS(void, through_any,
+                   (int64_t groups, int64_t n, const float* x, bool zero_mean, double* standard,
+                    double* gradient, float* out),
+                   (groups, n, x, zero_mean, standard, gradient, out))
+TORCHCORR_FOR_CPUS(void, through_any,
+                   (int64_t groups, int64_t n, const double* x, bool zero_mean, double* standard,
+                    double* gradient, double* out),
+                   (groups, n, x, zero_mean, standard, gradient, out))
+
+// Gradients in float64 of templates x of `groups` times n elements, in the type and shape of x.
+Tensor through_standardised(const Tensor& x, const Tensor& grad, int64_t groups, int64_t n,
+                            bool zero_mean) {
+  STD_TORCH_CHECK(grad.scalar_type() == ScalarType::Double && grad.numel() == x.numel(),
+                  "gradients of standardised templates are float64, one for each element");
+  const Tensor out = torch::stable::empty_like(x), given = packed(grad);
+  const int64_t all = groups * n;
+  if (x.numel() == 0) return out;
+  const double* gradients = given.const_data_ptr<double>();
+  with_real_type(x, "template", [&](auto zero) {
+    using T = decltype(zero);
+    const T* from = x.const_data_ptr<T>();
+    T* to = out.mutable_data_ptr<T>();
+    parallel_for(0, x.numel() / all, std::max<int64_t>(1, kGrain / all),
+                 [&](int64_t begin, int64_t end) {
+                   std::vector<double> standard(all), gradient(all);
+                   for (int64_t at = begin * all; at < end * all; at += all) {
+                     std::copy_n(gradients + at, all, gradient.data());
+                     through_any(groups, n, from + at, zero_mean, standard.data(), gradient.data(),
+                                 to + at);
+                   }
+                 });
+  });
+  return out;
 }
 
 // One template of `groups` times n elements with weights: these times deviations, and times squares of
@@ -154,21 +208,38 @@ std::tuple<Tensor, Tensor> weigh_templates(const Tensor& given, const std::optio
   return {products, energies};
 }
 
-Tensor standardise(const Tensor& given, int64_t ndim, bool zero_mean) {
-  const Tensor x = packed(is_half(given) ? in_float32(given) : given);
+// Of a template: its last axes.
+int64_t elements(const Tensor& x, int64_t ndim) {
   int64_t n = 1;
   for (int64_t i = x.dim() - ndim - 1; i < x.dim(); ++i) n *= x.size(i);
-  return standardised(x, n, zero_mean, Sizes(x.sizes().begin(), x.sizes().end()));
+  return n;
 }
 
-// Templates (K, C, n) with a mean for each channel, and their deviations (K).
-std::tuple<Tensor, Tensor> standardise_channels(const Tensor& given) {
+Tensor in_real_type(const Tensor& x) { return packed(is_half(x) ? in_float32(x) : x); }
+
+Tensor standardise(const Tensor& given, int64_t ndim, bool zero_mean) {
+  const Tensor x = in_real_type(given);
+  return standardised(x, elements(x, ndim), zero_mean, Sizes(x.sizes().begin(), x.sizes().end()));
+}
+
+Tensor standardise_grad(const Tensor& given, const Tensor& grad, int64_t ndim, bool zero_mean) {
+  const Tensor x = in_real_type(given);
+  const Tensor out = through_standardised(x, grad, 1, elements(x, ndim), zero_mean);
+  return is_half(given) ? in_type_of(given, out) : out;
+}
+
+// Templates (K, C, n) with a mean for each channel.
+Tensor standardise_channels(const Tensor& given) {
   const Tensor x = packed(given);
   const Tensor out = new_float64(x, {x.size(0), x.size(1), x.size(2)});
-  const Tensor sizes = new_float64(x, {x.size(0)});
-  standardise_all(x, x.size(1), x.size(2), true, out.mutable_data_ptr<double>(),
-                  sizes.mutable_data_ptr<double>());
-  return {out, sizes};
+  standardise_all(x, x.size(1), x.size(2), true, out.mutable_data_ptr<double>());
+  return out;
+}
+
+// The gradient behind it, (K, C, n), in the type of the templates.
+Tensor standardise_channels_grad(const Tensor& given, const Tensor& grad) {
+  const Tensor x = packed(given);
+  return through_standardised(x, grad, x.size(1), x.size(2), true);
 }
 
 }  // namespace
@@ -176,7 +247,7 @@ std::tuple<Tensor, Tensor> standardise_channels(const Tensor& given) {
 Tensor standardised(const Tensor& templates, int64_t n, bool zero_mean, const Sizes& shape) {
   const Tensor out = new_float64(templates, shape);
   if (templates.numel() == 0) return out;
-  standardise_all(templates, 1, n, zero_mean, out.mutable_data_ptr<double>(), nullptr);
+  standardise_all(templates, 1, n, zero_mean, out.mutable_data_ptr<double>());
   return out;
 }
 
@@ -184,9 +255,11 @@ Tensor standardised(const Tensor& templates, int64_t n, bool zero_mean, const Si
 
 STABLE_TORCH_LIBRARY_IMPL(torchcorr, CPU, m) {
   m.impl("standardise", TORCH_BOX(&torchcorr::standardise));
+  m.impl("standardise_grad", TORCH_BOX(&torchcorr::standardise_grad));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(torchcorr_cpu, CPU, m) {
   m.impl("weigh_templates", TORCH_BOX(&torchcorr::weigh_templates));
   m.impl("standardise_channels", TORCH_BOX(&torchcorr::standardise_channels));
+  m.impl("standardise_channels_grad", TORCH_BOX(&torchcorr::standardise_channels_grad));
 }

@@ -17,12 +17,14 @@ STABLE_TORCH_LIBRARY(torchcorr_cpu, m) {
   m.def(
       "dense_norms(Tensor input, int[] window, int[] stride, bool zero_mean, bool own_means,"
       " float eps, bool centred) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
-  m.def("dense_upstream(Tensor grad, Tensor score, Tensor norms) -> (Tensor, Tensor, Tensor)");
+  m.def("dense_upstream(Tensor grad, Tensor score, Tensor norms, int count)"
+        " -> (Tensor, Tensor, Tensor)");
   m.def(
       "dense_spread(Tensor input, Tensor levels, Tensor means, Tensor share, int[] window,"
       " int[] stride, Tensor(a!) out) -> Tensor");
   m.def("dense_position_sums(Tensor input, int[] window, int[] stride) -> Tensor");
-  m.def("standardise_channels(Tensor template) -> (Tensor, Tensor)");
+  m.def("standardise_channels(Tensor template) -> Tensor");
+  m.def("standardise_channels_grad(Tensor template, Tensor grad) -> Tensor");
   m.def("weigh_templates(Tensor template, Tensor? weight, bool zero_mean) -> (Tensor, Tensor)");
   m.def("dense_weights(Tensor template) -> (Tensor, Tensor)");
   m.def(

@@ -120,6 +120,11 @@ CASES = [
     ((1, 2, 9, 7, 30), (16, 1, 9, 2, 5), (1, 1)),
     ((2, 1, 4, 5, 6, 7), (8, 4, 3, 2, 3), (1, 1, 1)),
     ((2, 1, 9, 6, 7, 8), (8, 9, 3, 3, 3), (2, 1, 2)),
+    # Of these the gradient of the input adds up tap by tap.
+    ((2, 1, 8, 16, 16), (40, 8, 7, 7), (1, 1)),
+    ((2, 1, 9, 12, 13), (24, 9, 6, 7), (2, 3)),
+    ((1, 8, 700), (210, 8, 333), (1,)),
+    ((2, 1, 33, 6, 5, 9), (30, 33, 3, 2, 5), (1, 1, 2)),
 ]
 
 
@@ -198,6 +203,40 @@ def test_layout_of_many_templates(layout: Callable[[Tensor], Tensor], stride: li
     assert torch.equal(a, ops.correlate_direct_input_grad(other, layout(template), a.shape, stride))
     c = ops.correlate_direct_template_grad(score, input, [10, 9, 5, 4], stride)
     assert torch.equal(c, ops.correlate_direct_template_grad(other, layout(input), c.shape, stride))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("stride", [[1, 1], [2, 3]])
+def test_layout_of_many_templates_tap_by_tap(
+    layout: Callable[[Tensor], Tensor], stride: list[int]
+) -> None:
+    input, template = rand(2, 1, 9, 13, 15), rand(20, 9, 7, 10, seed=1)
+    score = ops.correlate_direct(input, template, stride)
+    shape = [2, 1, 9, 13, 15]
+    want = ops.correlate_direct_input_grad(score, template, shape, stride)
+    for grad in (score, layout(score[None])[0]):
+        got = ops.correlate_direct_input_grad(grad, layout(template), shape, stride)
+        assert torch.equal(got, want)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_not_finite_reaches_what_it_multiplies_tap_by_tap(value: float) -> None:
+    grad, template, shape = rand(2, 20, 6, 5), rand(20, 9, 7, 10, seed=1), [2, 1, 9, 12, 14]
+    clean = ops.correlate_direct_input_grad(grad, template, shape, [1, 1])
+    bad = grad.clone()
+    bad[1, 3, 2, 4] = value
+    got = ops.correlate_direct_input_grad(bad, template, shape, [1, 1])
+    touched = torch.zeros(shape, dtype=torch.bool)
+    touched[1, :, :, 2:9, 4:14] = True
+    assert torch.equal(~got.isfinite(), touched)
+    assert torch.equal(got[~touched], clean[~touched])
+    bad = template.clone()
+    bad[3, 2, 4, 9] = value
+    got = ops.correlate_direct_input_grad(grad, bad, shape, [1, 1])
+    touched = torch.zeros(shape, dtype=torch.bool)
+    touched[:, :, 2, 4:10, 9:14] = True
+    assert torch.equal(~got.isfinite(), touched)
+    assert torch.equal(got[~touched], clean[~touched])
 
 
 def test_one_window_that_is_not_finite_among_many_templates() -> None:
@@ -296,6 +335,19 @@ def test_threads_do_not_change_a_bit(
     finally:
         torch.set_num_threads(before)
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+def test_threads_do_not_change_a_bit_tap_by_tap() -> None:
+    grad, template = rand(5, 64, 22, 22).float(), rand(64, 40, 7, 7, seed=1).float()
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            shape = [5, 1, 40, 28, 28]
+            results.append(ops.correlate_direct_input_grad(grad, template, shape, [1, 1]))
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
 
 
 def test_conjugate_views() -> None:

@@ -11,6 +11,7 @@ from inputs import array, draw, normal
 
 from torchcorr import _contract
 from torchcorr._cpu import steps
+from torchcorr._definition import scores as definition
 from torchcorr._plan.tiling import Tiling
 
 # Of a standardised element, whose mean square is 1.
@@ -63,6 +64,55 @@ def test_finite_elements_whose_sum_is_not() -> None:
     got = array(_contract.standardise(x, 1, False)).ravel()
     wanted = standard(array(x).ravel(), False)
     assert np.abs(got - wanted).max() <= ROUNDINGS * np.abs(wanted).max()
+
+
+def through(values: np.ndarray, grad: np.ndarray, zero_mean: bool) -> np.ndarray:
+    """The gradient behind `standard`, by central differences of its product with `grad`."""
+    x, step = values.astype(np.longdouble), 1e-6 * np.abs(values - values.mean()).max()
+    result = np.zeros(x.size, np.longdouble)
+    for i in range(x.size):
+        there = np.eye(x.size, dtype=np.longdouble)[i] * step
+        ahead, behind = (standard(x + sign * there, zero_mean) for sign in (1, -1))
+        result[i] = ((ahead - behind) * grad).sum() / (2 * step)
+    return result
+
+
+@pytest.mark.parametrize("zero_mean", (True, False))
+@pytest.mark.parametrize("dtype", (torch.float32, torch.float64))
+@pytest.mark.parametrize("offset", (0.0, 300.0))
+def test_gradient_of_standardised(offset: float, dtype: torch.dtype, zero_mean: bool) -> None:
+    x, grad = normal(3, 1, 43, seed=1, dtype=dtype) + offset, normal(3, 1, 43, seed=2)
+    got = torch.ops.torchcorr.standardise_grad(x, grad, 1, zero_mean)
+    assert got.dtype == dtype
+    for i in range(3):
+        wanted = through(array(x[i, 0]), array(grad[i, 0]), zero_mean)
+        allowed = (1e-9 + 2.0 ** (-24 if dtype == torch.float32 else -53)) * np.abs(wanted).max()
+        assert np.abs(array(got[i, 0]) - wanted).max() <= allowed
+    torch.testing.assert_close(got, definition.standardise_grad(x, grad, 1, zero_mean))
+
+
+def test_gradient_of_flat_and_not_finite() -> None:
+    x, grad = normal(3, 1, 43, seed=1), normal(3, 1, 43, seed=2)
+    x[1], x[2, 0, 5] = 0.1, torch.nan
+    got = torch.ops.torchcorr.standardise_grad(x, grad, 1, True)
+    assert bool(got[0].isfinite().all()) and not got[1].any() and bool(got[2].isnan().all())
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.float64))
+def test_gradient_of_channels(dtype: torch.dtype) -> None:
+    """Each channel has a mean, all have one deviation: autograd of the formula in float64."""
+    x, grad = normal(5, 3, 31, seed=1, dtype=dtype) + 20, normal(5, 3, 31, seed=2)
+    x[3] = 0.6
+    leaf = x.double().requires_grad_()
+    rest = leaf - leaf.mean(-1, keepdim=True)
+    scaled = rest / rest.square().mean((1, 2), keepdim=True).sqrt()
+    (wanted,) = torch.autograd.grad((scaled * grad).sum(), leaf)
+    got = steps.standardise_channels_grad(x, grad)
+    assert got.dtype == dtype and not got[3].any()
+    live = [0, 1, 2, 4]
+    unit = 2.0 ** (-24 if dtype == torch.float32 else -49)
+    error = (got.double() - wanted)[live].abs().amax((1, 2))
+    assert bool((error <= unit * wanted[live].abs().amax((1, 2))).all())
 
 
 @pytest.mark.parametrize("zero_mean", (True, False))

@@ -417,6 +417,24 @@ def test_standardise(zero_mean: bool, dtype: torch.dtype) -> None:
     assert torch.equal(got == 0, want == 0)
 
 
+@pytest.mark.parametrize("dtype", EPS)
+@pytest.mark.parametrize("zero_mean", [True, False])
+def test_standardise_grad(zero_mean: bool, dtype: torch.dtype) -> None:
+    given, grad = rand(5, 2, 11, 13, dtype=dtype) + 3, rand(5, 2, 11, 13, seed=1).double()
+    given[1] = 0.1
+    given[2] = 0
+    given[3, 0, 1, 2] = float("nan")
+    given[4] *= 1e-2
+    got, want = (
+        call(standardise.standardise_grad, given, grad, 2, zero_mean),
+        scores_definition.standardise_grad(given, grad, 2, zero_mean),
+    )
+    assert got.dtype == dtype
+    rtol = max(2 * EPS[dtype], 1e-10)
+    torch.testing.assert_close(got, want, rtol=rtol, atol=1e-10, equal_nan=True)
+    assert torch.equal(got[1:3] == 0, want[1:3] == 0)
+
+
 @pytest.mark.parametrize("shape", [(1, 50, 47), (2, 1, 1), (1, 3, 5)])
 def test_standardise_few_and_many_elements(shape: tuple[int, ...]) -> None:
     given = rand(2, *shape) + 1e4

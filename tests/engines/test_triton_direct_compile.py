@@ -64,6 +64,12 @@ def standardise(dtype: str) -> Variant:
     return Variant("standardise", "_standardise_kernel", types, constants, 8)
 
 
+def standardise_grad(dtype: str) -> Variant:
+    types = {"source": f"*{dtype}", "out": f"*{dtype}", "standard": "*fp64", "grad": "*fp64"}
+    constants = {"ZERO_MEAN": True, "LANES": 1024}
+    return Variant("standardise", "_through_kernel", types, constants, 8)
+
+
 # What a kernel of windows with weights writes (weighted/records.py).
 SCORES, STATISTICS, MOMENTS = range(3)
 NUMBERS = ("factors", "sums", "fixed", "totals", "base", "noise", "stats", "planes", "powers")
@@ -133,6 +139,7 @@ VARIANTS = [
     score("bf16", True, 1, 8, 1, 128),
     score("fp64", True, 4, 4, 3, 128),
     *(standardise(dtype) for dtype in ("fp16", "bf16", "fp32", "fp64")),
+    *(standardise_grad(dtype) for dtype in ("fp16", "bf16", "fp32", "fp64")),
 ]
 # Bytes a thread that may be spilled, outside the innermost loops.
 MOST_SPILLED = 128

@@ -10,7 +10,7 @@ from .medians import medians
 from .overlap import overlap_scores
 from .peaks import pick_lowest, pick_peaks
 from .registry import Operator, is_plain
-from .scores import ncc, ncc_grads, standardise
+from .scores import ncc, ncc_grads, standardise, standardise_grad
 from .weighted import weighted_ncc, weighted_ncc_grads
 from .weighted_lncc import weighted_lncc, weighted_lncc_grads
 from .weighted_moments import weighted_moments
@@ -44,6 +44,7 @@ __all__ = [
     "pick_lowest",
     "pick_peaks",
     "standardise",
+    "standardise_grad",
     "weighted_lncc",
     "weighted_lncc_grads",
     "weighted_moments",
@@ -63,6 +64,7 @@ OPERATORS: tuple[Operator, ...] = (
     conv_input_grad,
     conv_weight_grad,
     standardise,
+    standardise_grad,
     ncc,
     ncc_grads,
     weighted_ncc,

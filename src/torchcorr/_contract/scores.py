@@ -36,33 +36,20 @@ def _save_template(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     ctx.ndim, ctx.zero_mean = inputs[1:]
 
 
-def _through_standardise(template: Tensor, grad: Tensor, ndim: int, zero_mean: bool) -> Tensor:
-    """The derivative of `standardise`, a symmetric matrix and so its own transpose."""
-    axes = tuple(range(-ndim - 1, 0))
-    standard = standardise(template, ndim, zero_mean)
-    wide = widen(template)
-    if zero_mean:
-        grad = grad - grad.mean(axes, keepdim=True)
-        wide = wide - wide.mean(axes, keepdim=True)
-    # The mean product of a deviation and its standardised self is the deviation's size.
-    size = (wide * standard).mean(axes, keepdim=True)
-    flat = (standard == 0).all(-1, keepdim=True)
-    for axis in axes[:-1]:
-        flat = flat.all(axis, keepdim=True)
-    through = grad - standard * (grad * standard).mean(axes, keepdim=True)
-    return torch.where(flat, 0.0, through / torch.where(flat, 1.0, size))
-
-
 def _standardise_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    (template,) = ctx.saved_tensors
-    result = _through_standardise(template, grad, ctx.ndim, ctx.zero_mean)
-    return result.to(template.dtype), None, None
+    args = (*ctx.saved_tensors, grad, ctx.ndim, ctx.zero_mean)
+    if differentiated_again():
+        result = definition.through_standardise(standardise, *args).to(args[0].dtype)
+    else:
+        result = standardise_grad(*args)
+    return result, None, None
 
 
 def _standardise_tangent(
     operator: Any, ctx: Any, primals: Sequence[Tensor], tangent: Tensor, *_: Any
 ) -> Tensor:
-    return _through_standardise(primals[0], widen(tangent), ctx.ndim, ctx.zero_mean)
+    args = (primals[0], widen(tangent), ctx.ndim, ctx.zero_mean)
+    return definition.through_standardise(standardise, *args)
 
 
 def _batch_standardise(info: Any, dims: Dims, *args: Any) -> Any:
@@ -151,6 +138,12 @@ standardise = register(
     backward=_standardise_backward,
     batch=_batch_standardise,
     tangent=_standardise_tangent,
+)
+standardise_grad = register(
+    "standardise_grad",
+    "(Tensor template, Tensor grad, int ndim, bool zero_mean) -> Tensor",
+    definition.standardise_grad,
+    lambda template, *_: template.new_empty(template.shape),
 )
 ncc = register(
     "ncc",

@@ -62,7 +62,8 @@ def score_grads(of: ScoreGradCall, own_means: bool) -> tuple[Tensor, Tensor] | N
     x = leads.input(of.input, ndim + 1).contiguous()
     weights = leads.template(of.template, ndim + 1)[0]
     narrow, sizes = steps.dense_weights(weights.flatten(2))
-    if not all_finite(sizes):
+    largest = float(sizes.max())
+    if not math.isfinite(largest):
         return None
     grad, score = (leads.output(y, ndim) for y in (of.grad, of.score))
     parts = _in_one_pass(of, x, grad, score, own_means) if x.dtype == torch.float32 else None
@@ -70,12 +71,12 @@ def score_grads(of: ScoreGradCall, own_means: bool) -> tuple[Tensor, Tensor] | N
         if not all_finite(of.input, of.grad):
             return None
         parts = _by_operators(of, x, grad, score, own_means)
-    if not bool(parts.stats.isfinite().all()):
+    if not math.isfinite(float(parts.stats.sum())):
         return None
     for_input, for_template = x.new_empty(0), weights.new_empty(0)
     if of.need_input:
         narrow = narrow.view(weights.shape)
-        total = _onto_input(of, parts, (narrow, weights), float(sizes.max()), x)
+        total = _onto_input(of, parts, (narrow, weights), largest, x)
         for_input = leads.input_restored(total.to(x.dtype), tuple(of.input.shape), ndim + 1)
     if of.need_template:
         total = _onto_template(of, parts, weights, x, own_means)
@@ -102,8 +103,8 @@ def _in_one_pass(
     norms = Norms.of(x, (window, stride), how, centred=True)
     if not norms.are_clear(_LEAST_VARIANCE, 0.0):
         return None
-    into, share, stats = steps.dense_upstream(grad, score, norms.norm)
-    share *= norms.norm.square_().mul_(math.prod(of.template.shape[-len(of.stride) - 1 :]))
+    count = math.prod(of.template.shape[-len(of.stride) - 1 :])
+    into, share, stats = steps.dense_upstream(grad, score, norms.norm, count)
 
     def add_through(to: Tensor) -> float:
         of_norms = (norms.level, norms.mean, share)

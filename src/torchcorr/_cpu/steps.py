@@ -25,6 +25,7 @@ dense_spread = torch.ops.torchcorr_cpu.dense_spread.default
 dense_position_sums = torch.ops.torchcorr_cpu.dense_position_sums.default
 weigh_templates = torch.ops.torchcorr_cpu.weigh_templates.default
 standardise_channels = torch.ops.torchcorr_cpu.standardise_channels.default
+standardise_channels_grad = torch.ops.torchcorr_cpu.standardise_channels_grad.default
 dense_weights = torch.ops.torchcorr_cpu.dense_weights.default
 dense_project = torch.ops.torchcorr_cpu.dense_project.default
 cut_tiles = torch.ops.torchcorr_cpu.cut_tiles.default

@@ -95,7 +95,7 @@ def _own_means(
         exact = bytes.ncc(input, template, stride, True, eps, method, own_means=True)
         if exact is not None:
             return exact
-    standard, _ = _standard(template, ndim)
+    standard = steps.standardise_channels(_channels_of(template, ndim)).reshape(template.shape)
     sizes = (input.shape, template.shape, stride, method)
     call = arrange(*sizes, normalised=True, dtype=input.dtype, device="cpu")
     found = dense_scores.scores(input, standard, call, (True, True, eps), LIMITS_OF_LOOP)
@@ -247,16 +247,15 @@ def weighted_ncc_grads(
 ) -> tuple[Tensor, ...]:
     alone = input_weight is None and template_weight is None and zero_mean and not pooled
     if alone and 0 not in (grad.numel(), input.numel(), template.numel()):
-        standard, size = _standard(template, len(stride))
+        form = _channels_of(template, len(stride))
+        standard = steps.standardise_channels(form).reshape(template.shape)
         how = (stride, zero_mean, eps, method, needed[0], needed[1])
         found = score_grads(ScoreGradCall(grad, input, standard, score, *how), True)
         if found is not None:
             for_input, for_template = found
             if needed[1]:
-                axes = tuple(range(-len(stride) - 1, 0))
-                along = (for_template * standard).mean(axes, keepdim=True)
-                through = (for_template - standard * along) / torch.where(size > 0, size, 1.0)
-                for_template = torch.where(size > 0, through, 0.0).to(template.dtype)
+                for_template = steps.standardise_channels_grad(form, for_template)
+                for_template = for_template.reshape(template.shape)
             return for_input, for_template, grad.new_empty(0), grad.new_empty(0)
     args = (grad, score, input, template, input_weight, template_weight)
     options = (stride, zero_mean, pooled, eps, least, method, needed)
@@ -304,12 +303,10 @@ def _grads_in_parts(
     return tuple(y if x is None else y.to(x.dtype) for x, y in zip(dtypes, found, strict=True))
 
 
-def _standard(template: Tensor, ndim: int) -> tuple[Tensor, Tensor]:
-    """A template whose channels have a mean of 0 each, scaled to a mean square of 1; 0 if flat. And
-    the deviation that it was divided by, (*lead, 1, 1, ..., 1)."""
-    lead, core = template.shape[: -ndim - 1], template.shape[-ndim - 1 :]
-    standard, size = steps.standardise_channels(template.reshape(-1, core[0], math.prod(core[1:])))
-    return standard.reshape(template.shape), size.reshape(*lead, *(1,) * (ndim + 1))
+def _channels_of(template: Tensor, ndim: int) -> Tensor:
+    """Templates as (K, C, n)."""
+    core = template.shape[-ndim - 1 :]
+    return template.reshape(-1, core[0], math.prod(core[1:]))
 
 
 def register() -> None:

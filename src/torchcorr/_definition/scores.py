@@ -47,6 +47,34 @@ def standardise(template: Tensor, ndim: int, zero_mean: bool) -> Tensor:
     return torch.where(flat, 0.0, scaled)
 
 
+def through_standardise(
+    standardise: Callable[[Tensor, int, bool], Tensor],
+    template: Tensor,
+    grad: Tensor,
+    ndim: int,
+    zero_mean: bool,
+) -> Tensor:
+    """The derivative of `standardise`, a symmetric matrix and so its own transpose, in float64."""
+    axes = tuple(range(-ndim - 1, 0))
+    standard = standardise(template, ndim, zero_mean)
+    wide = widen(template)
+    if zero_mean:
+        grad = grad - grad.mean(axes, keepdim=True)
+        wide = wide - wide.mean(axes, keepdim=True)
+    # The mean product of a deviation and its standardised self is the deviation's size.
+    size = (wide * standard).mean(axes, keepdim=True)
+    flat = (standard == 0).all(-1, keepdim=True)
+    for axis in axes[:-1]:
+        flat = flat.all(axis, keepdim=True)
+    through = grad - standard * (grad * standard).mean(axes, keepdim=True)
+    return torch.where(flat, 0.0, through / torch.where(flat, 1.0, size))
+
+
+def standardise_grad(template: Tensor, grad: Tensor, ndim: int, zero_mean: bool) -> Tensor:
+    """A gradient behind `standardise`, in the type of the template."""
+    return through_standardise(standardise, template, grad, ndim, zero_mean).to(template.dtype)
+
+
 def ncc(
     input: Tensor,
     template: Tensor,

@@ -25,6 +25,7 @@ KERNELS: dict[str, str] = {
     "conv_input_grad": "conv",
     "conv_weight_grad": "conv",
     "standardise": "standardise",
+    "standardise_grad": "standardise",
     "ncc": "scores",
     "ncc_grads": "tiles.score_grads",
     "weighted_ncc": "weighted.scores",

@@ -66,14 +66,67 @@ def _standardise_kernel(source, out, n, ZERO_MEAN: tl.constexpr, LANES: tl.const
         tl.store(out + first + lane, x, inside)
 
 
+@triton.jit(do_not_specialize=["n"])
+def _through_kernel(source, standard, grad, out, n, ZERO_MEAN: tl.constexpr, LANES: tl.constexpr):
+    """One gradient: means, products with the standardised template, result."""
+    lane = tl.arange(0, LANES)
+    start = tl.program_id(0).to(tl.int64) * n
+    count = n.to(tl.float64)
+    mean, of_grad = count * 0.0, count * 0.0
+    if ZERO_MEAN:
+        sums, sums_of_grad = tl.zeros([LANES], tl.float64), tl.zeros([LANES], tl.float64)
+        for first in range(0, n, LANES):
+            at, inside = start + first + lane, first + lane < n
+            sums += tl.load(source + at, inside, 0.0).to(tl.float64)
+            sums_of_grad += tl.load(grad + at, inside, 0.0)
+        mean, of_grad = tl.sum(sums, 0) / count, tl.sum(sums_of_grad, 0) / count
+    sizes, along = tl.zeros([LANES], tl.float64), tl.zeros([LANES], tl.float64)
+    peaks = tl.zeros([LANES], tl.float64)
+    for first in range(0, n, LANES):
+        at, inside = start + first + lane, first + lane < n
+        unit = tl.load(standard + at, inside, 0.0)
+        sizes += (tl.load(source + at, inside, 0.0).to(tl.float64) - mean) * unit
+        along += (tl.load(grad + at, inside, 0.0) - of_grad) * unit
+        peaks = tl.where(unit != 0.0, 1.0, peaks)
+    # The mean product of a deviation and its standardised self is the deviation's size.
+    size, share = tl.sum(sizes, 0) / count, tl.sum(along, 0) / count
+    flat = tl.max(peaks, 0) == 0.0
+    for first in range(0, n, LANES):
+        at, inside = start + first + lane, first + lane < n
+        left = tl.load(grad + at, inside, 0.0) - of_grad
+        left -= tl.load(standard + at, inside, 0.0) * share
+        result = tl.where(flat, 0.0, left / tl.where(flat, 1.0, size))
+        if out.dtype.element_ty != tl.float64:
+            result = result.to(tl.float32)
+        tl.store(out + at, result, inside)
+
+
+def _is_small(template: Tensor, n: int) -> bool:
+    return supported(template) and n <= _LARGEST and template.numel() // n <= MOST_LANES
+
+
 def standardise(template: Tensor, ndim: int, zero_mean: bool) -> Tensor:
     """The template in float64, scaled to a mean square of 1, centred if asked; a flat one is 0."""
     n = math.prod(template.shape[-ndim - 1 :])
-    if not supported(template) or n > _LARGEST or template.numel() // n > MOST_LANES:
+    if not _is_small(template, n):
         return definition.standardise(template, ndim, zero_mean)
     source = template.contiguous()
     out = torch.empty_like(source, dtype=torch.float64)
     _standardise_kernel[(source.numel() // n,)](
         source, out, n, ZERO_MEAN=zero_mean, LANES=1024 if n > 1024 else 256, num_warps=8
+    )
+    return out
+
+
+def standardise_grad(template: Tensor, grad: Tensor, ndim: int, zero_mean: bool) -> Tensor:
+    """A gradient behind `standardise`, in the type of the template."""
+    n = math.prod(template.shape[-ndim - 1 :])
+    if not _is_small(template, n):
+        return definition.standardise_grad(template, grad, ndim, zero_mean)
+    source = template.contiguous()
+    tensors = (source, standardise(source, ndim, zero_mean), grad.contiguous())
+    out = torch.empty_like(source)
+    _through_kernel[(source.numel() // n,)](
+        *tensors, out, n, ZERO_MEAN=zero_mean, LANES=1024 if n > 1024 else 256, num_warps=8
     )
     return out
