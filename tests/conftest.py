@@ -28,6 +28,7 @@ ENGINE_TESTS = {
         "test_dense_grads.py",
         "test_dense_scores.py",
         "test_direct_kernel.py",
+        "test_exact_windows.py",
         "test_faint_windows.py",
         "test_folds.py",
         "test_kernels.py",

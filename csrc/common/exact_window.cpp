@@ -12,59 +12,75 @@
 namespace torchcorr {
 namespace {
 
-// Sum of f(lane vector of elements, index) over n elements, in lanes.
-template <int BYTES, class T, class F>
-TORCHCORR_INLINE double lane_sum(int64_t n, const T* x, const F& f) {
-  constexpr int64_t kLanes = lanes_of<double, BYTES>;
-  Wide<BYTES> acc = {};
-  int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) acc += f(widened<BYTES>(x + i), i, kLanes);
-  if (i < n) {
-    Wide<BYTES> last = f(widened_part<BYTES>(n - i, x + i), i, n - i);
-    for (int64_t l = n - i; l < kLanes; ++l) last[l] = 0;
-    acc += last;
-  }
-  return sum_of_lanes(acc);
-}
-
-template <int BYTES, class T>
-TORCHCORR_INLINE double row_sum(int64_t n, const T* x, double scale, double level) {
-  return lane_sum<BYTES>(
-      n, x, [&](const Wide<BYTES>& v, int64_t, int64_t) TORCHCORR_FLAT { return v * scale - level; });
-}
-
-template <int BYTES, class T>
-TORCHCORR_INLINE double row_squares(int64_t n, const T* x, double scale, double level) {
-  return lane_sum<BYTES>(n, x, [&](const Wide<BYTES>& v, int64_t, int64_t) TORCHCORR_FLAT {
-    const Wide<BYTES> d = v * scale - level;
-    return d * d;
-  });
-}
-
-template <int BYTES, class T>
-TORCHCORR_INLINE double row_products(int64_t n, const T* x, double scale, double level,
-                                     const double* w) {
-  return lane_sum<BYTES>(n, x, [&](const Wide<BYTES>& v, int64_t i, int64_t part) TORCHCORR_FLAT {
-    const bool whole = part == lanes_of<double, BYTES>;
-    return (v * scale - level) * (whole ? widened<BYTES>(w + i) : widened_part<BYTES>(part, w + i));
-  });
-}
-
-// Sum of of_row(row, coefficients of the row) over the rows of some channels of a window.
+// Calls f(row, coefficients of the row) for the rows of some channels of a window.
 template <class T, class F>
-TORCHCORR_INLINE double over_rows(const T* x, const double* coefficients, const ExactWindow& by,
-                                  int64_t begin, int64_t end, const F& of_row) {
-  double sum = 0;
+TORCHCORR_INLINE void for_rows(const T* x, const double* coefficients, const ExactWindow& by,
+                               int64_t begin, int64_t end, const F& f) {
   for (int64_t c = begin; c < end; ++c) {
     for (int64_t z = 0; z < by.window[0]; ++z) {
       for (int64_t y = 0; y < by.window[1]; ++y) {
         const int64_t row = (c * by.window[0] + z) * by.window[1] + y;
-        sum += of_row(x + c * by.strides.channel + z * by.strides.plane + y * by.strides.row,
-                      coefficients + row * by.window[2]);
+        f(x + c * by.strides.channel + z * by.strides.plane + y * by.strides.row,
+          coefficients + row * by.window[2]);
       }
     }
   }
-  return sum;
+}
+
+// Calls f(register, elements, coefficients, how many there are) for the vectors of a row of n elements,
+// and zeros for coefficients where there are none. Four registers: an addition need not wait for the
+// one before.
+template <int BYTES, class T, class F>
+TORCHCORR_INLINE void for_vectors(int64_t n, const T* x, const double* w, const F& f) {
+  constexpr int64_t kLanes = lanes_of<double, BYTES>;
+  const auto whole = [&](int64_t k, int64_t i) TORCHCORR_FLAT {
+    f(k, widened<BYTES>(x + i), w ? widened<BYTES>(w + i) : Wide<BYTES>{}, kLanes);
+  };
+  int64_t i = 0;
+  for (; i + 4 * kLanes <= n; i += 4 * kLanes) {
+    whole(0, i), whole(1, i + kLanes), whole(2, i + 2 * kLanes), whole(3, i + 3 * kLanes);
+  }
+  if (i + 2 * kLanes <= n) {
+    whole(0, i), whole(1, i + kLanes);
+    i += 2 * kLanes;
+  }
+  if (i + kLanes <= n) {
+    whole(2, i);
+    i += kLanes;
+  }
+  if (i < n) {
+    f(3, widened_part<BYTES>(n - i, x + i),
+      w ? widened_part<BYTES>(n - i, w + i) : Wide<BYTES>{}, n - i);
+  }
+}
+
+// The first lanes of a vector, and zeros.
+template <int BYTES>
+TORCHCORR_INLINE Wide<BYTES> first_lanes(int64_t part, Wide<BYTES> v) {
+  for (int64_t l = part; l < lanes_of<double, BYTES>; ++l) v[l] = 0;
+  return v;
+}
+
+template <int BYTES>
+struct Registers {
+  Wide<BYTES> sums[4] = {};
+
+  TORCHCORR_INLINE double total() const {
+    return sum_of_lanes((sums[0] + sums[1]) + (sums[2] + sums[3]));
+  }
+};
+
+// The sum of term(elements, coefficients) over some channels of a window.
+template <int BYTES, class T, class F>
+TORCHCORR_INLINE double sum_over(const T* x, const double* coefficients, const ExactWindow& by,
+                                 int64_t begin, int64_t end, const F& term) {
+  Registers<BYTES> all;
+  for_rows(x, coefficients, by, begin, end, [&](const T* r, const double* w) TORCHCORR_FLAT {
+    for_vectors<BYTES>(by.window[2], r, coefficients ? w : nullptr,
+                       [&](int64_t k, const Wide<BYTES>& v, const Wide<BYTES>& c, int64_t part)
+                           TORCHCORR_FLAT { all.sums[k] += first_lanes<BYTES>(part, term(v, c)); });
+  });
+  return all.total();
 }
 
 // Calls f(group, first of its channels, last + 1) for the groups of channels that share a mean.
@@ -77,15 +93,14 @@ TORCHCORR_INLINE void for_groups(const ExactWindow& by, const F& f) {
 template <int BYTES, class T>
 TORCHCORR_INLINE double squares_about_means(const T* x, const ExactWindow& by, double scale,
                                             double* levels) {
-  const int64_t n = by.window[2];
   const double count = by.count / static_cast<double>(by.groups());
   double sum = 0;
   write_levels(x, 0, by, levels);
   for_groups(by, [&](int64_t g, int64_t begin, int64_t end) TORCHCORR_FLAT {
     const auto mean_from = [&](double level) TORCHCORR_FLAT {
-      return over_rows(x, nullptr, by, begin, end,
-                       [&](const T* r, const double*)
-                           TORCHCORR_FLAT { return row_sum<BYTES>(n, r, scale, level); }) /
+      return sum_over<BYTES>(x, nullptr, by, begin, end,
+                             [&](const Wide<BYTES>& v, const Wide<BYTES>&)
+                                 TORCHCORR_FLAT { return v * scale - level; }) /
              count;
     };
     double level = 0;
@@ -96,59 +111,75 @@ TORCHCORR_INLINE double squares_about_means(const T* x, const ExactWindow& by, d
       level += mean_from(level);
     }
     levels[g] = level;
-    sum += over_rows(x, nullptr, by, begin, end, [&](const T* r, const double*) TORCHCORR_FLAT {
-      return row_squares<BYTES>(n, r, scale, level);
-    });
+    sum += sum_over<BYTES>(x, nullptr, by, begin, end,
+                           [&](const Wide<BYTES>& v, const Wide<BYTES>&) TORCHCORR_FLAT {
+                             const Wide<BYTES> d = v * scale - level;
+                             return d * d;
+                           });
   });
   return sum;
+}
+
+// Sums of (element times scale - level of its group) times coefficients.
+template <int BYTES, class T>
+TORCHCORR_INLINE double products_above(const T* x, const double* coefficients,
+                                       const ExactWindow& by, double scale, const double* levels) {
+  double sum = 0;
+  for_groups(by, [&](int64_t g, int64_t begin, int64_t end) TORCHCORR_FLAT {
+    const double level = levels[g];
+    sum += sum_over<BYTES>(x, coefficients, by, begin, end,
+                           [&](const Wide<BYTES>& v, const Wide<BYTES>& c)
+                               TORCHCORR_FLAT { return (v * scale - level) * c; });
+  });
+  return sum;
+}
+
+// In one pass, relative to the first element of each group. That is at most the root of a group's count
+// of deviations from its mean, which costs as many roundings of float64: none that float32 shows.
+template <int BYTES>
+TORCHCORR_INLINE double score_in_one_pass(const float* x, const double* coefficients,
+                                          const ExactWindow& by, double scale) {
+  const double count = by.count / static_cast<double>(by.groups());
+  double energies = 0;
+  Registers<BYTES> products;
+  for_groups(by, [&](int64_t g, int64_t begin, int64_t end) TORCHCORR_FLAT {
+    const double level = static_cast<double>(x[g * by.strides.channel]);
+    Registers<BYTES> sums, squares;
+    for_rows(x, coefficients, by, begin, end, [&](const float* r, const double* w) TORCHCORR_FLAT {
+      for_vectors<BYTES>(by.window[2], r, w, [&](int64_t k, const Wide<BYTES>& v,
+                                                 const Wide<BYTES>& c, int64_t part) TORCHCORR_FLAT {
+        const Wide<BYTES> above = first_lanes<BYTES>(part, v - level);
+        sums.sums[k] += above;
+        squares.sums[k] += above * above;
+        products.sums[k] += above * c;
+      });
+    });
+    const double sum = sums.total();
+    energies += squares.total() - sum * sum / count;
+  });
+  if (energies <= 0) return 0;
+  const double energy = energies * scale * scale / by.count + scaled_eps(by.eps, scale);
+  return products.total() * scale / (by.count * std::sqrt(energy));
 }
 
 template <int BYTES, class T>
 TORCHCORR_INLINE double score_of_window(const T* x, const double* coefficients,
                                         const ExactWindow& by, double scale) {
+  if constexpr (std::is_same_v<T, float>) {
+    if (by.zero_mean) return score_in_one_pass<BYTES>(x, coefficients, by, scale);
+  }
   std::vector<double> levels(by.groups());
   const double energies = squares_about_means<BYTES>(x, by, scale, levels.data());
   if (energies == 0) return 0;
-  double products = 0;
-  for_groups(by, [&](int64_t g, int64_t begin, int64_t end) TORCHCORR_FLAT {
-    const double mean = levels[g];
-    products += over_rows(x, coefficients, by, begin, end,
-                          [&](const T* r, const double* w) TORCHCORR_FLAT {
-                            return row_products<BYTES>(by.window[2], r, scale, mean, w);
-                          });
-  });
+  const double products = products_above<BYTES>(x, coefficients, by, scale, levels.data());
   const double energy = energies / by.count + scaled_eps(by.eps, scale);
   return products / (by.count * std::sqrt(energy));
 }
 
-// Four accumulators: an addition need not wait for the one before.
 template <int BYTES, class T>
 TORCHCORR_INLINE double numerator_of_window(const T* x, const double* coefficients,
                                             const ExactWindow& by, const double* levels) {
-  constexpr int64_t kLanes = lanes_of<double, BYTES>, kStep = 4 * kLanes;
-  Wide<BYTES> acc[4] = {};
-  for_groups(by, [&](int64_t g, int64_t begin, int64_t end) TORCHCORR_FLAT {
-    const double level = levels[g];
-    over_rows(x, coefficients, by, begin, end, [&](const T* r, const double* w) TORCHCORR_FLAT {
-      const int64_t n = by.window[2];
-      int64_t i = 0;
-      for (; i + kStep <= n; i += kStep) {
-        for (int64_t k = 0; k < 4; ++k) {
-          const int64_t at = i + k * kLanes;
-          acc[k] += (widened<BYTES>(r + at) - level) * widened<BYTES>(w + at);
-        }
-      }
-      for (; i + kLanes <= n; i += kLanes) {
-        acc[0] += (widened<BYTES>(r + i) - level) * widened<BYTES>(w + i);
-      }
-      // The coefficients past the row's end are zeros, so what is read there adds nothing.
-      if (i < n) {
-        acc[1] += (widened_part<BYTES>(n - i, r + i) - level) * widened_part<BYTES>(n - i, w + i);
-      }
-      return 0.0;
-    });
-  });
-  return sum_of_lanes((acc[0] + acc[1]) + (acc[2] + acc[3]));
+  return products_above<BYTES>(x, coefficients, by, 1.0, levels);
 }
 
 template <int BYTES>
@@ -182,9 +213,8 @@ TORCHCORR_INLINE void numerators_of_windows(const T* x, const double* coefficien
   Wide<BYTES> acc[neighbour_vectors<BYTES>] = {};
   for_groups(by, [&](int64_t g, int64_t begin, int64_t end) TORCHCORR_FLAT {
     const double level = levels[g];
-    over_rows(x, coefficients, by, begin, end, [&](const T* r, const double* w) TORCHCORR_FLAT {
+    for_rows(x, coefficients, by, begin, end, [&](const T* r, const double* w) TORCHCORR_FLAT {
       add_row_of_neighbours<BYTES>(by.window[2], r, level, w, acc);
-      return 0.0;
     });
   });
   for (int64_t k = 0; k < neighbour_vectors<BYTES>; ++k) {
@@ -195,13 +225,9 @@ TORCHCORR_INLINE void numerators_of_windows(const T* x, const double* coefficien
 template <int BYTES, class T>
 TORCHCORR_INLINE double sum_of_window(const T* x, const double* coefficients,
                                       const ExactWindow& by) {
-  double sum = 0;
-  over_rows(x, coefficients, by, 0, by.channels, [&](const T* r, const double* w) TORCHCORR_FLAT {
-    // A NaN stays one: the rest need not be read.
-    if (sum == sum) sum += row_products<BYTES>(by.window[2], r, 1.0, 0.0, w);
-    return 0.0;
-  });
-  return sum;
+  return sum_over<BYTES>(x, coefficients, by, 0, by.channels,
+                         [&](const Wide<BYTES>& v, const Wide<BYTES>& w)
+                             TORCHCORR_FLAT { return v * w; });
 }
 
 }  // namespace

@@ -213,9 +213,13 @@ FaintTiles cut_faint(const Tensor& input, const Tensors& tensors, const Sizes& n
     }
     faint.mean_square += squares / all;
   }
-  // As far as the elements tell; what the numerators contain is known later.
+  // As far as the elements tell: the numerators of the first look, where there was one, contained as
+  // much of its elements as those of the second will. Their true content is known later.
   const double window = static_cast<double>(t.window_size());
-  const double best = 1 / (window * std::sqrt(rule.least_energy * faint.mean_square));
+  const double first = moments.rows()[0].mean_square + moments.rows()[1].mean_square;
+  const double best = std::isfinite(limit)
+                          ? limit * std::sqrt(first / faint.mean_square)
+                          : 1 / (window * std::sqrt(rule.least_energy * faint.mean_square));
   for (int64_t lane = 0; lane < 2; ++lane) {
     const float most = static_cast<float>(best * faint.scales[lane]);
     faint.hopeless = std::max(faint.hopeless, count_above(each, marked + lane * each,

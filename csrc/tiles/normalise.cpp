@@ -5,11 +5,13 @@
 #include <cmath>
 #include <limits>
 #include <numeric>
+#include <optional>
 #include <type_traits>
 #include <utility>
 
 #include "common/counters.h"
 #include "common/exact_window.h"
+#include "common/narrow_window.h"
 #include "common/parallel.h"
 #include "tiles/faint_windows.h"
 #include "tiles/score_rows.h"
@@ -17,6 +19,11 @@
 
 namespace torchcorr {
 namespace {
+
+// Windows of a tile that are worth a template in float32; the error that these scores may have, of 1e-5;
+// and the least sum of squares that float32 holds well enough.
+constexpr int64_t kFewWindows = 8;
+constexpr double kNarrowError = 5e-6, kLeastSquares = 1e-30;
 
 bool is_complex(const Tensor& x) {
   return x.scalar_type() == ScalarType::ComplexFloat ||
@@ -263,30 +270,65 @@ class Normalise {
     const int64_t sum = std::accumulate(counts.begin(), counts.end(), int64_t{0});
     if (static_cast<double>(sum) > rule_.budget) return sum;
     count_way(Way::kExactWindows, sum);
+    std::optional<NarrowTemplate> narrow;
+    if (std::is_same_v<Out, float> && sum >= kFewWindows) {
+      const TilePlace place(t_, batch_.tiles[t]);
+      if (place.exists) narrow.emplace(coefficients_of(place, k), exact_);
+    }
+    const NarrowTemplate* by = narrow && !narrow->empty() ? &*narrow : nullptr;
     parallel_for(0, rows(), 1, [&](int64_t begin, int64_t end) {
       for (int64_t row = begin; row < end; ++row) {
-        if (counts[row] > 0) recompute_exactly(t, row, k, most);
+        if (counts[row] > 0) recompute_exactly(t, row, k, most, by);
       }
     });
     return 0;
   }
 
+  const double* coefficients_of(const TilePlace& place, int64_t k) const {
+    const int64_t which = place.item / items_each_ * templates_ + batch_.first_template + k;
+    return coefficients_ + which * t_.window_size();
+  }
+
+  // Sums in float32; of float64 inputs there are none.
+  static NarrowTemplate::Sum sum_of(const NarrowTemplate& by, const float* x,
+                                    const double* levels) {
+    return by.sum_of_window(x, levels);
+  }
+  static NarrowTemplate::Sum sum_of(const NarrowTemplate&, const double*, const double*) {
+    return {0, 0};
+  }
+  static void sums_of(const NarrowTemplate& by, const float* x, const double* levels,
+                      NarrowTemplate::Sum* out) {
+    by.sums_of_windows(x, levels, out);
+  }
+  static void sums_of(const NarrowTemplate&, const double*, const double*, NarrowTemplate::Sum*) {}
+
+  // The score from a sum in float32, if that is exact enough for it.
+  std::optional<double> narrow_score(const NarrowTemplate::Sum& sum, double norm) const {
+    const double error = kNarrowRoundings * std::sqrt(sum.squares * exact_.count) * norm;
+    if (!(sum.squares > kLeastSquares && error <= kNarrowError)) return {};
+    return sum.products * norm;
+  }
+
   // The doubtful windows of a row from their definition.
-  void recompute_exactly(int64_t t, int64_t row, int64_t k, In limit) const {
+  void recompute_exactly(int64_t t, int64_t row, int64_t k, In limit,
+                         const NarrowTemplate* narrow) const {
     in_row(t, row, [&](const PositionRow& r) {
       const Out* start = image_ + r.place.origin +
                          r.first[0] * t_.stride[0] * exact_.strides.plane +
                          r.first[1] * t_.stride[1] * exact_.strides.row + r.first[2] * t_.stride[2];
-      const int64_t which = r.place.item / items_each_ * templates_ + batch_.first_template + k;
-      const double* coefficients = coefficients_ + which * t_.window_size();
+      const double* coefficients = coefficients_of(r.place, k);
       Out* to = target(r, k);
       const double scale = stats_[t].scale;
       const auto put = [&](int64_t v, double score) {
         to[v] = static_cast<Out>(score > 1 ? 1.0 : score < -1 ? -1.0 : score);
       };
-      int64_t ready = 0, first = 0;  // `sums` are those of the windows from first to ready
+      // The sums are those of the windows from first to ready.
+      int64_t ready = 0, first = 0;
       double sums[kNeighbours];
+      NarrowTemplate::Sum narrow_sums[kNeighbours];
       std::vector<double> levels(exact_.groups());
+      const int64_t few = kNeighbours / (narrow ? 3 : 8);
       for (int64_t v = 0; v < r.n; ++v) {
         if (!doubtful(r.offset + v, limit)) continue;
         const Out* window = start + v * t_.stride[2];
@@ -294,21 +336,30 @@ class Normalise {
           put(v, score_of_window(window, coefficients, exact_, scale));
           continue;
         }
-        // Relative to elements of the window, so that a large offset costs no digits.
-        write_levels(window, first_seen_, exact_, levels.data());
         if (std::is_same_v<Out, float> && v >= ready && t_.stride[2] == 1 && r.n >= kNeighbours) {
           const int64_t begin = std::min(v, r.n - kNeighbours);
           const int64_t many = count_beyond(begin + kNeighbours - v, states_ + r.offset + v,
                                             norms_ + r.offset + v, limit);
-          if (many > kNeighbours / 8) {
+          if (many > few) {
             first = begin, ready = begin + kNeighbours;
-            numerators_of_windows(start + first, coefficients, exact_, levels.data(), sums);
+            write_levels(start + first + kNeighbours / 2, first_seen_, exact_, levels.data());
+            if (narrow) {
+              sums_of(*narrow, start + first, levels.data(), narrow_sums);
+            } else {
+              numerators_of_windows(start + first, coefficients, exact_, levels.data(), sums);
+            }
           }
         }
-        const double sum = v < ready
-                               ? sums[v - first]
-                               : numerator_of_window(window, coefficients, exact_, levels.data());
-        put(v, sum * scale * static_cast<double>(norms_[r.offset + v]));
+        const double norm = scale * static_cast<double>(norms_[r.offset + v]);
+        std::optional<double> score;
+        if (v < ready) {
+          score = narrow ? narrow_score(narrow_sums[v - first], norm) : sums[v - first] * norm;
+        }
+        // Relative to elements of the window, so that a large offset costs no digits.
+        if (!score) write_levels(window, first_seen_, exact_, levels.data());
+        if (!score && narrow) score = narrow_score(sum_of(*narrow, window, levels.data()), norm);
+        if (!score) score = numerator_of_window(window, coefficients, exact_, levels.data()) * norm;
+        put(v, *score);
       }
     });
   }

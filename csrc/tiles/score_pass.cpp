@@ -114,13 +114,18 @@ class ScorePass {
            !rule_.own_means && !weights_ && !tiling_.is_divided() && product(tiling_.stride) == 1;
   }
 
+  // Windows that are recomputed come on top of what a second look takes.
+  bool leaves_few(const FaintTiles& faint) const {
+    return 1.5 * static_cast<double>(faint.hopeless) <= rule_.budget;
+  }
+
   // Whether a second look at the windows that are doubtful by their norms alone leaves few of them.
   bool is_worth_a_look(const Sizes& tiles, const Tensors& moments, size_t i) const {
     if constexpr (std::is_same_v<T, float>) {
       if (!may_look_again()) return false;
       const Sizes batch = with_tiles(numbers_, Sizes{tiles[i], tiles[i + 1]});
       const FaintTiles faint = cut_faint(input_, moments_of(moments, i), batch, rule_, HUGE_VAL);
-      return static_cast<double>(faint.hopeless) <= rule_.budget;
+      return leaves_few(faint);
     }
     return false;
   }
@@ -133,7 +138,7 @@ class ScorePass {
       Sizes batch = with_tiles(numbers_, Sizes{tiles[i], tiles[i + 1]});
       const Tensors moments = moments_of(all, i);
       FaintTiles faint = cut_faint(input_, moments, batch, rule_, limit);
-      if (static_cast<double>(faint.hopeless) > rule_.budget) return false;
+      if (!leaves_few(faint)) return false;
       const Operand operand = spectrum_of(std::move(faint.lines), tiling_, true);
       const Numerators sums = numerators<float>(operand, pair, k, 1);
       set_first_template(batch, block_.first_template + k);
@@ -169,10 +174,11 @@ class ScorePass {
                        const Tensor& known_states) const {
     const int64_t count = known_norms.numel(), each = count / lanes_;
     const uint8_t* known_state = known_states.const_data_ptr<uint8_t>();
-    int64_t unknown[2] = {0, 0};
-    for (int64_t at = 0; at < count; ++at) unknown[at / each] += known_state[at] == kUnknown;
-    if (weights_ || (sizeof(T) < sizeof(double) &&
-                     static_cast<double>(std::max(unknown[0], unknown[1])) <= rule_.budget)) {
+    int64_t unknown = 0;
+    for (int64_t first = 0; first < count; first += each) {
+      unknown = std::max(unknown, count_state(each, known_state + first, kUnknown));
+    }
+    if (weights_ || (sizeof(T) < sizeof(double) && static_cast<double>(unknown) <= rule_.budget)) {
       const Sizes shape = sizes_of(known_norms);
       const Tensor norms = new_float64(stats, shape);
       const Tensor states = torch::stable::new_empty(known_states, shape);
@@ -180,10 +186,10 @@ class ScorePass {
       double* norm = norms.mutable_data_ptr<double>();
       uint8_t* state = states.mutable_data_ptr<uint8_t>();
       // Doubtful relative to the rounding of float32 sums, but not of float64 ones.
+      const WindowState doubtful = sizeof(T) < sizeof(double) ? kGood : kDoubtful;
+      for (int64_t at = 0; at < count; ++at) norm[at] = static_cast<double>(known[at]);
       for (int64_t at = 0; at < count; ++at) {
-        norm[at] = static_cast<double>(known[at]);
-        state[at] = known_state[at] == kDoubtful && sizeof(T) < sizeof(double) ? kGood
-                                                                                : known_state[at];
+        state[at] = known_state[at] == kDoubtful ? static_cast<uint8_t>(doubtful) : known_state[at];
       }
       return {stats, norms, states, new_float64(stats, {0})};
     }

@@ -151,6 +151,12 @@ TORCHCORR_FOR_CPUS(RowContent, content_of, (int64_t n, const float* x), (n, x))
 TORCHCORR_FOR_CPUS(RowContent, content_of, (int64_t n, const double* x), (n, x))
 
 // Counts in bytes as long as a byte suffices.
+TORCHCORR_CLONES int64_t count_state(int64_t n, const uint8_t* states, uint8_t state) {
+  int count = 0;
+  for (int64_t i = 0; i < n; ++i) count += states[i] == state;
+  return count;
+}
+
 TORCHCORR_CLONES int64_t count_doubtful(int64_t n, const uint8_t* states) {
   constexpr int64_t kPart = 128;
   int64_t count = 0, i = 0;

@@ -62,6 +62,7 @@ RowContent content_of(int64_t n, const float* x);
 RowContent content_of(int64_t n, const double* x);
 
 int64_t count_doubtful(int64_t n, const uint8_t* states);
+int64_t count_state(int64_t n, const uint8_t* states, uint8_t state);
 // The same, and windows whose norm is above the limit.
 int64_t count_beyond(int64_t n, const uint8_t* states, const float* norms, float limit);
 int64_t count_beyond(int64_t n, const uint8_t* states, const double* norms, double limit);

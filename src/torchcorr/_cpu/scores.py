@@ -34,7 +34,7 @@ _DIRECT_NOISE = 4.0
 _LEAST_VARIANCE = {torch.float32: 1e-8, torch.float64: 3e-5}
 # Multiply-adds of recomputed windows, for each element of a tile, that take as long as transforming
 # it in float64.
-_RECOMPUTED = 128
+_RECOMPUTED = 192
 
 
 class TiledScores:
