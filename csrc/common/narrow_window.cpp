@@ -10,15 +10,18 @@ namespace torchcorr {
 namespace {
 
 // Registers of sums, and vectors that they add before they are added up themselves.
-constexpr int64_t kRegisters = 4, kVectors = 8 * kRegisters;
+constexpr int64_t kRegisters = 4, kVectorsAtOnce = 8 * kRegisters;
 // Products of neighbours that a register adds by twos, and how often before it is added up.
 constexpr int64_t kRun = 16, kRuns = 6;
 // Rows of which elements are taken together.
 constexpr int64_t kRows = 8;
 
+// Of the vectors of this CPU.
+int64_t narrow_lanes() { return kVectorBytes / static_cast<int64_t>(sizeof(float)); }
+
 // Adds the elements of float32 vectors.
 template <int BYTES>
-TORCHCORR_INLINE void fold(const Vector<float, BYTES>& sums, Wide<BYTES>& total) {
+TORCHCORR_INLINE void add_lanes(const Vector<float, BYTES>& sums, Wide<BYTES>& total) {
   constexpr int64_t lanes = lanes_of<double, BYTES>;
   float parts[2 * lanes];
   std::memcpy(parts, &sums, sizeof(parts));
@@ -33,8 +36,8 @@ TORCHCORR_INLINE NarrowTemplate::Sum sum_of_vectors(int64_t n, const float* x, f
   using Vec = Vector<float, BYTES>;
   constexpr int64_t lanes = lanes_of<float, BYTES>;
   Wide<BYTES> products = {}, squares = {};
-  for (int64_t begin = 0; begin < n; begin += kVectors) {
-    const int64_t end = std::min(begin + kVectors, n);
+  for (int64_t begin = 0; begin < n; begin += kVectorsAtOnce) {
+    const int64_t end = std::min(begin + kVectorsAtOnce, n);
     Vec sums[kRegisters] = {}, sizes[kRegisters] = {};
     for (int64_t i = begin; i < end; i += kRegisters) {
 #pragma GCC unroll 4
@@ -44,8 +47,8 @@ TORCHCORR_INLINE NarrowTemplate::Sum sum_of_vectors(int64_t n, const float* x, f
         sizes[k] += above * above;
       }
     }
-    fold<BYTES>((sums[0] + sums[1]) + (sums[2] + sums[3]), products);
-    fold<BYTES>((sizes[0] + sizes[1]) + (sizes[2] + sizes[3]), squares);
+    add_lanes<BYTES>((sums[0] + sums[1]) + (sums[2] + sums[3]), products);
+    add_lanes<BYTES>((sizes[0] + sizes[1]) + (sizes[2] + sizes[3]), squares);
   }
   return {sum_of_lanes(products), sum_of_lanes(squares)};
 }
@@ -169,7 +172,7 @@ TORCHCORR_FOR_CPUS(void, sums_of_neighbours,
 }  // namespace
 
 NarrowTemplate::NarrowTemplate(const double* coefficients, const ExactWindow& by) : by_(by) {
-  const int64_t lanes = kVectorBytes / static_cast<int64_t>(sizeof(float)), n = by.window[2];
+  const int64_t lanes = narrow_lanes(), n = by.window[2];
   if (n < lanes) return;
   const int64_t vectors = ceil_div(n, lanes), groups = by.groups();
   const int64_t rows = by.channels * by.window[0] * by.window[1], rows_each = rows / groups;
@@ -201,7 +204,7 @@ NarrowTemplate::NarrowTemplate(const double* coefficients, const ExactWindow& by
 
 NarrowTemplate::Sum NarrowTemplate::sum_of_window(const float* x, const double* levels) const {
   const int64_t groups = by_.groups(), each = static_cast<int64_t>(offsets_.size()) / groups;
-  const int64_t lanes = kVectorBytes / static_cast<int64_t>(sizeof(float));
+  const int64_t lanes = narrow_lanes();
   Sum all{0, 0};
   for (int64_t g = 0; g < groups; ++g) {
     const float level = static_cast<float>(levels[g]);

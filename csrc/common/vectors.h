@@ -98,6 +98,12 @@ TORCHCORR_INLINE double sum_of_row(int64_t n, const T* x) {
 }
 
 template <int BYTES>
+TORCHCORR_INLINE void subtract_mean(int64_t n, double* x) {
+  const double mean = sum_of_row<BYTES>(n, x) / static_cast<double>(n);
+  for (int64_t i = 0; i < n; ++i) x[i] -= mean;
+}
+
+template <int BYTES>
 TORCHCORR_INLINE double dot_of_rows(int64_t n, const double* x, const double* y) {
   Wide<BYTES> total = {};
   int64_t i = 0;

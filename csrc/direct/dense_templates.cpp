@@ -12,10 +12,6 @@ namespace {
 
 constexpr int64_t kGrain = 1 << 14;  // elements that are worth another thread
 
-TORCHCORR_INLINE void subtract(int64_t n, double value, double* x) {
-  for (int64_t i = 0; i < n; ++i) x[i] -= value;
-}
-
 template <int BYTES>
 TORCHCORR_INLINE double narrow_row(int64_t n, const double* x, float* out) {
   constexpr int64_t lanes = lanes_of<double, BYTES>;
@@ -77,10 +73,7 @@ TORCHCORR_INLINE double project_any(int64_t channels, int64_t n, const T* x, con
   }
   if (common.zero_mean) {
     const int64_t groups = common.own_means ? channels : 1, each = all / groups;
-    for (int64_t g = 0; g < groups; ++g) {
-      double* of = out + g * each;
-      subtract(each, sum_of_row<BYTES>(each, of) / static_cast<double>(each), of);
-    }
+    for (int64_t g = 0; g < groups; ++g) subtract_mean<BYTES>(each, out + g * each);
   }
   const double along = dot_of_rows<BYTES>(all, out, weights) / static_cast<double>(all);
   constexpr int64_t lanes = lanes_of<double, BYTES>;

@@ -289,19 +289,11 @@ class Normalise {
     return coefficients_ + which * t_.window_size();
   }
 
-  // Sums in float32; of float64 inputs there are none.
-  static NarrowTemplate::Sum sum_of(const NarrowTemplate& by, const float* x,
-                                    const double* levels) {
-    return by.sum_of_window(x, levels);
+  // What a narrow template takes, which there is for float32 alone.
+  static const float* in_float32(const Out* window) {
+    if constexpr (std::is_same_v<Out, float>) return window;
+    return nullptr;
   }
-  static NarrowTemplate::Sum sum_of(const NarrowTemplate&, const double*, const double*) {
-    return {0, 0};
-  }
-  static void sums_of(const NarrowTemplate& by, const float* x, const double* levels,
-                      NarrowTemplate::Sum* out) {
-    by.sums_of_windows(x, levels, out);
-  }
-  static void sums_of(const NarrowTemplate&, const double*, const double*, NarrowTemplate::Sum*) {}
 
   // The score from a sum in float32, if that is exact enough for it.
   std::optional<double> narrow_score(const NarrowTemplate::Sum& sum, double norm) const {
@@ -344,7 +336,7 @@ class Normalise {
             first = begin, ready = begin + kNeighbours;
             write_levels(start + first + kNeighbours / 2, first_seen_, exact_, levels.data());
             if (narrow) {
-              sums_of(*narrow, start + first, levels.data(), narrow_sums);
+              narrow->sums_of_windows(in_float32(start + first), levels.data(), narrow_sums);
             } else {
               numerators_of_windows(start + first, coefficients, exact_, levels.data(), sums);
             }
@@ -357,7 +349,9 @@ class Normalise {
         }
         // Relative to elements of the window, so that a large offset costs no digits.
         if (!score) write_levels(window, first_seen_, exact_, levels.data());
-        if (!score && narrow) score = narrow_score(sum_of(*narrow, window, levels.data()), norm);
+        if (!score && narrow) {
+          score = narrow_score(narrow->sum_of_window(in_float32(window), levels.data()), norm);
+        }
         if (!score) score = numerator_of_window(window, coefficients, exact_, levels.data()) * norm;
         put(v, *score);
       }

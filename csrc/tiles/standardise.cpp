@@ -15,10 +15,6 @@ namespace {
 
 constexpr int64_t kGrain = 1 << 14;  // elements that are worth another thread
 
-TORCHCORR_INLINE void subtract(int64_t n, double value, double* x) {
-  for (int64_t i = 0; i < n; ++i) x[i] -= value;
-}
-
 // One template of `groups` times n elements, each group of which has a mean; the deviation that it was
 // divided by. Centred twice: the first mean is rounded in units of the offset, the second of the
 // contrast. Dividing by the peak before squaring keeps the range.
@@ -37,9 +33,7 @@ TORCHCORR_INLINE double standardise_any(int64_t groups, int64_t n, const T* x, b
       std::fill_n(to, n, to[0] - to[0]);  // zeros, or NaN
       continue;
     }
-    for (int pass = 0; pass < 2; ++pass) {
-      subtract(n, sum_of_row<BYTES>(n, to) / static_cast<double>(n), to);
-    }
+    for (int pass = 0; pass < 2; ++pass) subtract_mean<BYTES>(n, to);
   }
   const double peak = largest_of_row<BYTES>(all, out);
   if (peak == 0) {
@@ -85,10 +79,7 @@ TORCHCORR_INLINE void through_any(int64_t groups, int64_t n, const T* x, bool ze
     std::fill_n(out, all, static_cast<T>(standard[0]));  // zeros, or NaN
     return;
   }
-  for (int64_t g = 0; zero_mean && g < groups; ++g) {
-    double* of = gradient + g * n;
-    subtract(n, sum_of_row<BYTES>(n, of) / static_cast<double>(n), of);
-  }
+  for (int64_t g = 0; zero_mean && g < groups; ++g) subtract_mean<BYTES>(n, gradient + g * n);
   const double along = dot_of_rows<BYTES>(all, gradient, standard) / static_cast<double>(all);
   for (int64_t i = 0; i < all; ++i) {
     out[i] = static_cast<T>((gradient[i] - standard[i] * along) / size);

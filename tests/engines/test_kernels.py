@@ -26,6 +26,7 @@ NAMES = (
     "weighted_lncc",
     "weighted_lncc_grads",
     "standardise",
+    "standardise_grad",
 )
 DTYPES = (torch.float32, torch.float64)
 UNIT = {torch.float32: 2.0**-24, torch.float64: 2.0**-53}
