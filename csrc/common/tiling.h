@@ -14,7 +14,7 @@ namespace torchcorr {
 // How tiles cover items (C, z, y, x): `Tiling` of _plan/tiling.py. Tile t of an item begins at
 // element step * t - pad and has `extent` elements an axis, zeros where the item ends, in an array
 // of `length` elements. It covers `outputs` positions of a window. A window may be divided into
-// `parts` an axis, each of which meets `length` elements of a tile that is cut longer. Of the sums of
+// `parts` an axis, each of which meets `length` elements of a tile of more. Of the sums of
 // a tile, transforms give every `folds`th, so that spectra of those are as much shorter.
 struct Tiling {
   int64_t ndim = 1, channels = 1;
@@ -31,7 +31,8 @@ struct Tiling {
       for (int64_t i = 3 - ndim; i < 3; ++i) (*a)[i] = *numbers++;
     }
     for (int64_t i = 3 - ndim; i < 3; ++i) {
-      STD_TORCH_CHECK(parts[i] >= 1 && extent[i] >= 1 && cut_length()[i] >= extent[i],
+      STD_TORCH_CHECK(parts[i] >= 1 && extent[i] >= 1 &&
+                          (parts[i] - 1) * ceil_div(window[i], parts[i]) + length[i] >= extent[i],
                       "a tile must cover its extent");
       STD_TORCH_CHECK(window[i] >= 1 && window[i] <= extent[i] && stride[i] >= 1,
                       "a window must lie in its tile");
@@ -67,12 +68,6 @@ struct Tiling {
   }
   Axes3 folded_stride() const {
     return {stride[0] / folds[0], stride[1] / folds[1], stride[2] / folds[2]};
-  }
-  // Elements of a tile as it is cut, an axis.
-  Axes3 cut_length() const {
-    const Axes3 k = part();
-    return {(parts[0] - 1) * k[0] + length[0], (parts[1] - 1) * k[1] + length[1],
-            (parts[2] - 1) * k[2] + length[2]};
   }
   int64_t tiles_per_item() const { return product(grid); }
   int64_t item_size() const { return product(size); }  // elements of one channel

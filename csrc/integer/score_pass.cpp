@@ -10,11 +10,13 @@
 
 #include "common/counters.h"
 #include "integer/byte_rows.h"
+#include "integer/byte_template.h"
 #include "integer/digits.h"
 #include "integer/dots.h"
 #include "integer/moments.h"
 #include "integer/normalise.h"
 #include "tiles/emit_sums.h"
+#include "tiles/large_tiles.h"
 #include "tiles/pass.h"
 #include "tiles/steps.h"
 
@@ -25,19 +27,6 @@ namespace {
 constexpr double kRoundsRight = 0.4;
 // A score that a tile is expected to contain in its window of the highest contrast.
 constexpr double kLikely = 0.5;
-
-// Sums of one template and what they make of it: the constants of its scores.
-struct ByteTemplate {
-  std::vector<int64_t> sums;    // of the elements that share a mean
-  int64_t centre = 0;           // numerators are of elements minus `centre`
-  double norm = 0.0;            // 1 / sqrt(energy)
-  double energy = 0.0;          // of elements minus `centre`
-};
-
-double energy_about(int64_t level, int64_t count, int64_t sum, int64_t squares) {
-  return static_cast<double>(energy_of(count, static_cast<uint64_t>(sum),
-                                       static_cast<uint64_t>(squares), false, level));
-}
 
 // A tile that is cut, and its moments. For transforms, the cut is not kept, and there is a level.
 struct Tile {
@@ -73,25 +62,33 @@ class BytePass {
         const uint8_t* elements = templates.const_data_ptr<uint8_t>() + line * size;
         const double* centred =
             coefficients ? coefficients->const_data_ptr<double>() + line * size : nullptr;
-        templates_.push_back(template_of(elements, centred));
-        if (!spectra) packed_.push_back(kernel.pack(tiling_, elements));
+        templates_.push_back(template_of(rule, tiling_, elements, centred));
+        if (!coefficients) packed_.push_back(kernel.pack(tiling_, elements));
       }
     }
-    if (!spectra) return;
-    Tensor own = part_of(part_of(*coefficients, 0, block.first_pair, block.pairs()), 1,
-                      block.first_template, block.templates());
-    own = packed(own);
-    spectra_.emplace(tiling_, own, *spectra);
-    digits_.emplace(tiling_, own);
+    STD_TORCH_CHECK(block.large ? coefficients.has_value() : !tiling_.is_divided(),
+                    "only templates of large tiles have parts");
+    if (!coefficients) return;
+    own_ = packed(part_of(part_of(*coefficients, 0, block.first_pair, block.pairs()), 1,
+                          block.first_template, block.templates()));
+    large_ = large_templates(tiling_, *own_, block);
+    for (LargeTemplate& one : large_) if (block.kept) one.keep(*own_, true);
+    if (block.large) return;
+    spectra_.emplace(tiling_, *own_, *spectra);
+    digits_.emplace(tiling_, *own_);
   }
 
   const Tiling& tiling() const { return tiling_; }
-  bool by_transforms() const { return spectra_.has_value(); }
+  bool by_transforms() const { return own_.has_value(); }
 
   // Writes the scores of tiles of one leading index.
-  void score(const Sizes& numbers, int64_t pair) {
-    std::vector<Tile> tiles;
-    for (const int64_t number : numbers) tiles.push_back(tile_of(number));
+  void score(const Sizes& numbers, int64_t pair, Scratch& scratch) {
+    std::vector<Tile> tiles(numbers.size());
+    parallel_for(0, static_cast<int64_t>(numbers.size()), block_.large ? 1 : numbers.size(),
+                 [&](int64_t begin, int64_t end) {
+                   for (int64_t i = begin; i < end; ++i) tiles[i] = tile_of(numbers[i]);
+                 });
+    if (block_.large) return score_large(tiles, pair, scratch);
     if (!by_transforms()) return score_directly(tiles, pair);
     std::vector<Tile> narrow, wide;
     for (size_t i = 0; i < tiles.size(); i += 2) {
@@ -107,28 +104,6 @@ class BytePass {
   }
 
  private:
-  ByteTemplate template_of(const uint8_t* elements, const double* centred) const {
-    ByteTemplate one;
-    const int64_t count = rule_.count(tiling_);
-    int64_t energy = 0, sum = 0, squares = 0;
-    for (int64_t mean = 0; mean < rule_.means(tiling_); ++mean) {
-      int64_t of_mean = 0, squares_of_mean = 0;
-      for (int64_t i = mean * count; i < (mean + 1) * count; ++i) {
-        of_mean += elements[i];
-        squares_of_mean += static_cast<int64_t>(elements[i]) * elements[i];
-      }
-      energy += energy_of(count, static_cast<uint64_t>(of_mean),
-                          static_cast<uint64_t>(squares_of_mean), rule_.zero_mean,
-                          rule_.zero_of_template);
-      one.sums.push_back(of_mean);
-      sum += of_mean, squares += squares_of_mean;
-    }
-    one.centre = centred ? elements[0] - static_cast<int64_t>(centred[0]) : 128;
-    one.norm = energy > 0 ? 1 / std::sqrt(static_cast<double>(energy)) : 0.0;
-    one.energy = energy_about(one.centre, tiling_.window_size(), sum, squares);
-    return one;
-  }
-
   Tile tile_of(int64_t number) const {
     Tile tile;
     tile.number = number;
@@ -164,11 +139,48 @@ class BytePass {
     }
   }
 
+  // Scores of large tiles, all in float64.
+  void score_large(const std::vector<Tile>& tiles, int64_t pair, Scratch& scratch) const {
+    const int64_t count = static_cast<int64_t>(tiles.size());
+    for (int64_t k = 0; k < block_.templates(); ++k) {
+      const int64_t line = line_of(pair, k);
+      LargeTiles& all = LargeTiles::of(scratch, tiling_, out_, true, count);
+      const auto cut = [&](int64_t i, const PartOfTile& part) { cut_part(tiles[i], part); };
+      all.correlate(count, large_[line], cut);
+      for (int64_t i = 0; i < count; i += 2) {
+        const Tensor sums = all.sums(i);
+        emit(&tiles[i], line, k, static_cast<const double*>(sums.const_data_ptr()));
+        count_way(Way::kFloat64, tiles_of(&tiles[i]));
+      }
+    }
+  }
+
+  // Elements of a tile minus its level.
+  void cut_part(const Tile& tile, const PartOfTile& part) const {
+    const Axes3 &from = part.from, &n = part.size;
+    const TilePlace place(tiling_, tile.number);
+    const uint8_t* data = input_.const_data_ptr<uint8_t>();
+    double* to = static_cast<double*>(part.to);
+    parallel_for(0, n[0] * n[1], ceil_div(1 << 14, part.pitch), [&](int64_t begin, int64_t end) {
+      std::fill(to + begin * part.pitch, to + end * part.pitch, 0.0);
+      for (int64_t r = begin; r < end; ++r) {
+        const int64_t z = from[0] + r / n[1], y = from[1] + r % n[1];
+        if (z >= tiling_.extent[0] || y >= tiling_.extent[1]) continue;
+        const TileRow<uint8_t> row(tiling_, place, data, part.channel, z, y);
+        const int64_t end_of_row = std::min(row.end, from[2] + n[2]);
+        double* first = to + r * part.pitch - from[2];
+        for (int64_t x = std::max(row.begin, from[2]); x < end_of_row; ++x) {
+          first[x] = static_cast<double>(row.data[x] - tile.level);
+        }
+      }
+    });
+  }
+
   // Of tiles two by two, minus their levels, zeros where the input ends.
   template <class R>
   Operand operand_of(const std::vector<Tile>& tiles, size_t begin, size_t end) const {
     const int64_t pairs = static_cast<int64_t>(end - begin) / 2;
-    const Axes3 length = tiling_.cut_length();
+    const Axes3 length = tiling_.length;
     Sizes shape{pairs, tiling_.channels};
     for (int64_t n : sizes_of(length, tiling_.ndim)) shape.push_back(n);
     shape.push_back(2);
@@ -327,7 +339,7 @@ class BytePass {
     return {1, to_centre * count * level - fixed, one.norm, {-to_centre}};
   }
 
-  // Scores of two tiles from their numerators, one behind the other.
+  // Scores of two tiles from their numerators, in turn.
   template <class R>
   void emit(const Tile* tiles, int64_t line, int64_t k, const R* values) const {
     const Axes3 &length = tiling_.length, &stride = tiling_.stride;
@@ -383,6 +395,8 @@ class BytePass {
   const Tensor& out_;
   std::vector<ByteTemplate> templates_;
   std::vector<PackedTemplate> packed_;
+  std::optional<Tensor> own_;  // coefficients of the block's templates, for transforms
+  std::vector<LargeTemplate> large_;
   std::optional<TemplateSpectra> spectra_;
   std::optional<DigitSpectra> digits_;
   std::atomic<int64_t> digits_balance_{2};  // high digits that were near whole numbers, less others
@@ -404,9 +418,12 @@ void score_bytes(const Tensor& input, const Tensor& templates, std::optional<Ten
   const Tiling& tiling = pass.tiling();
   const int64_t tiles = tiling.layout.count / templates.size(0) * tiling.tiles_per_item();
   // One unit's threads share its transforms: whole numbers do not depend on how they divide them.
-  const Units units(block, tiles, pass.by_transforms() ? 2 : 1);
-  run_units(units.count(), false,
-            [&](int64_t unit) { pass.score(units.tiles_of(unit), units.pair(unit)); });
+  const Units units(block, tiles, pass.by_transforms() ? 2 : 1, tiling.ndim == 1);
+  const Sharing sharing = block.large ? units.sharing : Sharing::kUnitsOrSteps;
+  run_units(units.count(), sharing,
+            [&](int64_t unit, Scratch& scratch) {
+              pass.score(units.tiles_of(unit), units.pair(unit), scratch);
+            });
 }
 
 // How many kinds of loops for small templates this CPU can run, the best first.

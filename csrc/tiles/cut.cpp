@@ -3,11 +3,11 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
-#include <type_traits>
 
 #include "common/parallel.h"
 #include "common/targets.h"
 #include "common/tiling.h"
+#include "tiles/centre.h"
 #include "tiles/steps.h"
 
 namespace torchcorr {
@@ -21,154 +21,14 @@ constexpr int64_t kPiece = 32;               // that lie side by side
 constexpr double kLargest = 16;              // mean square of a tile whose scale fits
 constexpr int64_t kAhead = 4;                // rows that are asked for before they are read
 
-// Of some elements: their sum, their squares about a level, and how many are finite.
-struct Survey {
-  double sum = 0, squares = 0, count = 0;
-};
-
-// Of elements that were written: the sum of squares, and whether all were finite.
-struct Written {
-  double power = 0;
-  bool finite = true;
-};
-
-// What elements are made of: (x - level) * scale.
-struct Centring {
-  double level, scale;
-};
-
-// v - v is NaN for an Inf or a NaN, and zero otherwise.
-template <int BYTES, class T>
-TORCHCORR_INLINE void survey(int64_t n, const T* x, double level, double scale, Survey& sums) {
-  constexpr int64_t kLanes = lanes_of<double, BYTES>;
-  Wide<BYTES> sum = {}, squares = {}, count = {};
-  const auto add = [&](const Wide<BYTES>& v) TORCHCORR_FLAT {
-    const auto finite = v - v == 0.0;
-    const Wide<BYTES> d = (finite ? v - level : Wide<BYTES>{}) * scale;
-    sum += d;
-    squares += d * d;
-    count += finite ? Wide<BYTES>{} + 1.0 : Wide<BYTES>{};
-  };
-  int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) add(widened<BYTES>(x + i));
-  sums.sum += sum_of_lanes(sum);
-  sums.squares += sum_of_lanes(squares);
-  sums.count += sum_of_lanes(count);
-  for (; i < n; ++i) {
-    if (!std::isfinite(x[i])) continue;
-    const double d = (static_cast<double>(x[i]) - level) * scale;
-    sums.sum += d, sums.squares += d * d, sums.count += 1;
-  }
-}
-
-#define TORCHCORR_SURVEY(T)                                                                     \
-  TORCHCORR_FOR_CPUS(void, survey,                                                              \
-                     (int64_t n, const T* x, double level, double scale, Survey& sums),         \
-                     (n, x, level, scale, sums))
-TORCHCORR_SURVEY(float)
-TORCHCORR_SURVEY(double)
-#undef TORCHCORR_SURVEY
-
-// out = (x - level) * scale where x is finite, 0 elsewhere.
-template <int BYTES, class T, class Out>
-TORCHCORR_INLINE void centre_row(int64_t n, const T* x, const Centring& by, Out* out, Written& w) {
-  constexpr int64_t kLanes = lanes_of<double, BYTES>;
-  const auto [level, scale] = by;
-  Wide<BYTES> power = {}, non_finite = {};
-  const auto take = [&, level = level, scale = scale](const Wide<BYTES>& v) TORCHCORR_FLAT {
-    const Wide<BYTES> nothing = v - v;
-    const Wide<BYTES> d = nothing == 0.0 ? (v - level) * scale : Wide<BYTES>{};
-    non_finite += nothing;
-    power += d * d;
-    return d;
-  };
-  int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) put(take(widened<BYTES>(x + i)), out + i);
-  if (i < n) {
-    // Lanes past the end get the level, which is centred to zero.
-    Wide<BYTES> v = Wide<BYTES>{} + level;
-    for (int64_t l = 0; l < n - i; ++l) v[l] = static_cast<double>(x[i + l]);
-    const Wide<BYTES> last = take(v);
-    for (int64_t l = 0; l < n - i; ++l) out[i + l] = static_cast<Out>(last[l]);
-  }
-  w.power += sum_of_lanes(power);
-  w.finite = w.finite && sum_of_lanes(non_finite) == 0.0;
-}
-
-// The same in float32, where a float32 level makes the difference the nearest float32 number too.
-// Returns false, and the row is to be written again, if the squares are not finite.
-template <int BYTES>
-TORCHCORR_INLINE bool centre_narrow(int64_t n, const float* x, const Centring& by, float* out,
-                                    Written& w) {
-  constexpr double kMost = 0x1p60;  // so that the scale is a float32 number
-  if (!(by.scale < kMost && by.scale * kMost > 1)) return false;
-  const float level = static_cast<float>(by.level), scale = static_cast<float>(by.scale);
-  constexpr int64_t kLanes = lanes_of<float, BYTES>;
-  constexpr int64_t kPart = 64 * kLanes;  // squares of so many elements are added up in float32
-  double all = 0;
-  for (int64_t begin = 0; begin < n; begin += kPart) {
-    const int64_t end = std::min(begin + kPart, n);
-    Vector<float, BYTES> power = {};
-    int64_t i = begin;
-    for (; i + kLanes <= end; i += kLanes) {
-      const Vector<float, BYTES> d = (load<BYTES>(x + i) - level) * scale;
-      put(d, out + i);
-      power += d * d;
-    }
-    float sum = 0;
-    for (; i < end; ++i) {
-      out[i] = (x[i] - level) * scale;
-      sum += out[i] * out[i];
-    }
-    for (int64_t l = 0; l < kLanes; ++l) sum += power[l];
-    if (!(sum <= std::numeric_limits<float>::max())) return false;
-    all += static_cast<double>(sum);
-  }
-  w.power += all;
-  return true;
-}
-
-template <int BYTES, class T, class Out>
-TORCHCORR_INLINE void centre(int64_t n, const T* x, const Centring& by, Out* out, Written& w) {
-  if constexpr (std::is_same_v<T, float> && std::is_same_v<Out, float>) {
-    if (centre_narrow<BYTES>(n, x, by, out, w)) return;
-  }
-  centre_row<BYTES>(n, x, by, out, w);
-}
-
-#define TORCHCORR_CENTRE(T, Out)                                                             \
-  TORCHCORR_FOR_CPUS(void, centre,                                                           \
-                     (int64_t n, const T* x, const Centring& by, Out* out, Written& w),      \
-                     (n, x, by, out, w))
-TORCHCORR_CENTRE(float, float)
-TORCHCORR_CENTRE(float, double)
-TORCHCORR_CENTRE(double, double)
-TORCHCORR_CENTRE(double, float)
-#undef TORCHCORR_CENTRE
-
-template <class Out>
-TORCHCORR_INLINE void zip_rows(int64_t n, const Out* a, const Out* b, Out* out) {
-#pragma GCC ivdep
-  for (int64_t i = 0; i < n; ++i) {
-    out[2 * i] = a[i];
-    out[2 * i + 1] = b[i];
-  }
-}
-
-TORCHCORR_CLONES void zip(int64_t n, const float* a, const float* b, float* out) {
-  zip_rows(n, a, b, out);
-}
-TORCHCORR_CLONES void zip(int64_t n, const double* a, const double* b, double* out) {
-  zip_rows(n, a, b, out);
-}
-
-// Cuts one tile at a time, or two (`lanes`) whose elements alternate.
+// Cuts one tile at a time, or two (`lanes`) whose elements alternate; or only finds out what is known
+// of tiles once they are cut, without an `out`.
 template <class T, class Out>
 class CutTiles {
  public:
   CutTiles(const TileBatch& batch, const T* input, Levels levels, int64_t lanes, Out* out,
            double* stats)
-      : t_(batch.tiling), cut_(t_.cut_length()), tiles_(batch.tiles), input_(input),
+      : t_(batch.tiling), cut_(out ? t_.length : t_.extent), tiles_(batch.tiles), input_(input),
         levels_(levels), lanes_(lanes), out_(out), stats_(reinterpret_cast<TileStats*>(stats)),
         own_(levels == Levels::kOwn ? stats + kStats * batch.count() : nullptr),
         is_packed_(t_.layout.strides == RowStrides(t_.size)) {
@@ -200,7 +60,7 @@ class CutTiles {
   }
 
  private:
-  Centring centring(int64_t tile, int64_t channel) const {
+  LevelAndScale centring(int64_t tile, int64_t channel) const {
     const TileStats& stats = stats_[tile];
     return {own_ ? own_[tile * t_.channels + channel] : stats.level, stats.scale};
   }
@@ -219,11 +79,11 @@ class CutTiles {
     stats = {0, 1, 0, 0};
     if (own_) std::fill_n(own_ + tile * t_.channels, t_.channels, 0.0);
     // Of channels [begin, end).
-    const auto survey_rows = [&](int64_t begin, int64_t end, Survey& sums) {
+    const auto survey_rows = [&](int64_t begin, int64_t end, RowSurvey& sums) {
       for (int64_t r = begin * of_channel_; r < end * of_channel_; r += step) {
         const TileRow<T> row = row_of(place, r);
         if (row.end <= row.begin) continue;
-        const Centring by = centring(tile, r / of_channel_);
+        const LevelAndScale by = centring(tile, r / of_channel_);
         const int64_t n = row.end - row.begin;
         prefetch_below(n, row.data + row.begin, step);
         const int64_t piece = in_pieces && n >= kLongLine ? kPiece : n;
@@ -235,7 +95,7 @@ class CutTiles {
     };
     const int64_t together = own_ ? 1 : t_.channels;
     for (int64_t c = 0; levels_ != Levels::kNone && c < t_.channels; c += together) {
-      Survey sums;
+      RowSurvey sums;
       survey_rows(c, c + together, sums);
       const double count = sums.count;
       if (count == 0) continue;
@@ -243,7 +103,7 @@ class CutTiles {
       const float level = static_cast<float>(sums.sum / count);
       if (std::isfinite(level)) (own_ ? own_[tile * t_.channels + c] : stats.level) = level;
     }
-    Survey sums;
+    RowSurvey sums;
     survey_rows(0, t_.channels, sums);
     const double count = sums.count;
     if (count > 0) stats.scale = scale_for(std::sqrt(sums.squares / count));
@@ -331,13 +191,13 @@ class CutTiles {
     const TilePlace places[2] = {TilePlace(t_, tiles_[group * lanes_]),
                                  TilePlace(t_, tiles_[group * lanes_ + lanes_ - 1])};
     for (int64_t lane = 0; lane < lanes_; ++lane) written[unit * lanes_ + lane] = {};
-    std::vector<Out> line(zipped ? 2 * width : 0);
+    std::vector<Out> line(zipped || !out_ ? lanes_ * width : 0);
     std::vector<T> joined;
     for (int64_t r = first; r < last; ++r) {
-      Out* target = out_ + (group * rows_ + r) * width * lanes_;
+      Out* target = out_ ? out_ + (group * rows_ + r) * width * lanes_ : line.data();
       const Axes3 at = unravel(r, {t_.channels, cut_[0], cut_[1]});
       const int64_t channel = at[0];
-      if (!zipped) {
+      if (!zipped && out_) {
         const int64_t rows = rows_in_one(places[0], r, last);
         if (rows > 1) {
           centre(rows * width, elements_of(places[0], r, rows, joined), centring(group, channel),
@@ -348,7 +208,7 @@ class CutTiles {
       }
       for (int64_t lane = 0; lane < lanes_; ++lane) {
         Out* to = zipped ? line.data() + lane * width : target;
-        const Centring by = centring(group * lanes_ + lane, channel);
+        const LevelAndScale by = centring(group * lanes_ + lane, channel);
         const TileRow<T> row = row_of(places[lane], at);
         std::fill(to, to + row.begin, Out(0));
         if (row.end > row.begin) {
@@ -393,6 +253,29 @@ Tensor cut_tiles_to(const Tensor& out, const Tensor& stats, const TileBatch& bat
   return out;
 }
 
+template <class T, class Out>
+void write_part(const Tensor& input, const Tiling& t, int64_t tile, const LevelAndScale& by,
+                const PartOfTile& part) {
+  const T* image = input.const_data_ptr<T>();
+  const TilePlace place(t, tile);
+  const Axes3 &from = part.from, &size = part.size;
+  const int64_t grain = ceil_div(kChunkElements, part.pitch);
+  parallel_for(0, size[0] * size[1], grain, [&](int64_t begin, int64_t end) {
+    Written ignored;
+    for (int64_t r = begin; r < end; ++r) {
+      const int64_t z = from[0] + r / size[1], y = from[1] + r % size[1];
+      TileRow<T> row;
+      if (z < t.extent[0] && y < t.extent[1]) row = {t, place, image, part.channel, z, y};
+      const int64_t first = std::clamp<int64_t>(row.begin - from[2], 0, size[2]);
+      const int64_t last = std::clamp<int64_t>(row.end - from[2], first, size[2]);
+      Out* to = static_cast<Out*>(part.to) + r * part.pitch;
+      std::fill(to, to + first, Out(0));
+      if (last > first) centre(last - first, row.data + from[2] + first, by, to + first, ignored);
+      std::fill(to + last, to + part.pitch, Out(0));
+    }
+  });
+}
+
 Sizes shape_of_stats(const TileBatch& batch, Levels levels) {
   const int64_t count = batch.count();
   if (levels != Levels::kOwn) return {count, kStats};
@@ -407,7 +290,7 @@ std::tuple<Tensor, Tensor> cut_tiles(const Tensor& input, const Sizes& numbers, 
   const int64_t count = batch.count(), lanes = pairs ? 2 : 1;
   STD_TORCH_CHECK(count % lanes == 0, "pairs need an even number of tiles, got ", count);
   Sizes shape{count / lanes, batch.tiling.channels};
-  for (int64_t n : sizes_of(batch.tiling.cut_length(), batch.tiling.ndim)) shape.push_back(n);
+  for (int64_t n : sizes_of(batch.tiling.length, batch.tiling.ndim)) shape.push_back(n);
   if (pairs) shape.push_back(2);
   const Tensor out = wide ? new_float64(input, shape) : torch::stable::new_empty(input, shape);
   const Tensor stats = new_float64(input, shape_of_stats(batch, levels));
@@ -420,13 +303,34 @@ std::tuple<Tensor, Tensor> cut_operands(Scratch& scratch, const Tensor& input, c
   const int64_t count = batch.count(), channels = batch.tiling.channels;
   const bool narrow = !wide && input.scalar_type() == ScalarType::Float;
   Sizes shape = pairs ? Sizes{count / 2 * channels} : Sizes{count, 1, channels};
-  for (int64_t n : sizes_of(batch.tiling.cut_length(), batch.tiling.ndim)) shape.push_back(n);
+  for (int64_t n : sizes_of(batch.tiling.length, batch.tiling.ndim)) shape.push_back(n);
   const ScalarType type = pairs ? (narrow ? ScalarType::ComplexFloat : ScalarType::ComplexDouble)
                                 : (narrow ? ScalarType::Float : ScalarType::Double);
   const Tensor out = torch::stable::new_empty(input, shape, type);
   const Tensor stats =
       scratch.take(Scratch::kStats, input, shape_of_stats(batch, levels), ScalarType::Double);
   return {cut_tiles_to(out, stats, batch, input, levels, wide, pairs), stats};
+}
+
+Tensor stats_of_tiles(const Tensor& input, const Sizes& numbers, Levels levels) {
+  const TileBatch batch(numbers, input);
+  const Tensor stats = new_float64(input, shape_of_stats(batch, levels));
+  with_real_type(input, "input", [&](auto zero) {
+    using T = decltype(zero);
+    CutTiles<T, T>(batch, input.const_data_ptr<T>(), levels, 1, nullptr,
+                   stats.mutable_data_ptr<double>())
+        .run();
+  });
+  return stats;
+}
+
+void cut_part(const Tensor& input, const Tiling& t, int64_t tile, const LevelAndScale& by,
+              const PartOfTile& part) {
+  with_real_type(input, "input", [&](auto zero) {
+    using T = decltype(zero);
+    part.wide ? write_part<T, double>(input, t, tile, by, part)
+              : write_part<T, float>(input, t, tile, by, part);
+  });
 }
 
 namespace {

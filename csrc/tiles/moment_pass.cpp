@@ -431,7 +431,7 @@ void weighted_moment_tiles(const Tensor& input, std::optional<Tensor> weight,
     MomentPass<decltype(zero)> pass(input, weight, of_windows, batch, block, rule, out);
     const int64_t tiles = input.size(0) / of_windows.size(0) * pass.tiling().tiles_per_item();
     const Units units(block, tiles, 1);
-    run_units(units.count(), true, [&](int64_t unit) {
+    run_units(units.count(), Sharing::kUnits, [&](int64_t unit) {
       for (int64_t tile : units.tiles_of(unit)) pass.compute(tile, units.pair(unit));
     });
   });

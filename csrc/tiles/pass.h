@@ -28,14 +28,13 @@ struct Operand {
   bool by_channel = false;  // each channel is transformed when it is multiplied
 };
 
-// The spectrum of lines of tiles, which may be overwritten by its only product (`once`); tiles whose
-// template is divided are transformed part by part later, and channels one by one if there is only one
-// product, so that a spectrum is still in cache. Takes the lines, so that their memory is free once
-// they are transformed.
+// The spectrum of lines of tiles, which may be overwritten by its only product (`once`); channels are
+// transformed one by one if there is only one product, so that a spectrum is still in cache. Takes the
+// lines, so that their memory is free once they are transformed.
 inline Operand spectrum_of(Tensor lines, const Tiling& tiling, bool once) {
-  const bool by_channel = once && tiling.channels > 1 && !tiling.is_divided();
-  if (!tiling.is_divided() && !by_channel) lines = transform(lines, true);
-  if (once && tiling.channels == 1 && !tiling.is_divided()) return {lines, lines};
+  const bool by_channel = once && tiling.channels > 1;
+  if (!by_channel) lines = transform(lines, true);
+  if (once && tiling.channels == 1) return {lines, lines};
   Sizes shape{lines.size(0) / tiling.channels};
   for (int64_t n : sizes_of(tiling.length, tiling.ndim)) shape.push_back(n);
   return {lines, torch::stable::new_empty(lines, shape), by_channel};
@@ -46,17 +45,6 @@ inline Operand transformed(Tensor cut, const Tiling& tiling, bool once) {
   Tensor lines = lines_of_tiles(cut);
   cut = {};
   return spectrum_of(std::move(lines), tiling, once);
-}
-
-// The elements of tiles that a part of the template meets.
-inline Tensor met_by(const Tensor& lines, const Tiling& tiling, int64_t part) {
-  const Axes3 place = unravel(part, tiling.parts), size = tiling.part();
-  Tensor met = lines;
-  for (int64_t i = 0; i < tiling.ndim; ++i) {
-    const int64_t axis = 3 - tiling.ndim + i;
-    met = torch::stable::narrow(met, 1 + i, place[axis] * size[axis], tiling.length[axis]);
-  }
-  return met;
 }
 
 // Spectra of products with one template: two tiles as one complex one each, (twos, *length).
@@ -71,13 +59,8 @@ Tensor product_spectra_of(const Operand& of, const Tiling& tiling, const R* spec
                      spectrum + 2 * c * sizes.size, products + 2 * (i / sizes.channels) * sizes.size);
   }
   if (of.by_channel) return of.product;
-  for (int64_t part = 0; part < product(tiling.parts); ++part) {
-    const Tensor met = tiling.is_divided()
-                           ? packed(transform(met_by(of.tiles, tiling, part), true))
-                           : of.tiles;
-    multiply_spectra(sizes, part > 0, static_cast<const R*>(met.const_data_ptr()),
-                     spectrum + 2 * part * sizes.channels * sizes.size, products);
-  }
+  const R* tiles = static_cast<const R*>(of.tiles.const_data_ptr());
+  multiply_spectra(sizes, false, tiles, spectrum, products);
   return of.product;
 }
 

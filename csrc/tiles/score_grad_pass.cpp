@@ -81,7 +81,7 @@ class ScoreGradPass {
   int64_t groups() const { return rule_.own_means ? tiling_.channels : 1; }
 
   void run(const std::vector<uint8_t>& is_wide, UnitNoise* noise) {
-    run_units(units_.count(), true, [&](int64_t u) {
+    run_units(units_.count(), Sharing::kUnits, [&](int64_t u) {
       if (stopped_) {
         noise[u] = UnitNoise::of_non_finite();
         return;

@@ -12,6 +12,7 @@
 #include "direct/correlate.h"
 #include "integer/bytes.h"
 #include "tiles/faint_windows.h"
+#include "tiles/large_tiles.h"
 #include "tiles/pass.h"
 #include "tiles/score_rows.h"
 #include "tiles/standardise.h"
@@ -32,10 +33,14 @@ class ScorePass {
             const Tensor& out)
       : input_(input), all_(coefficients), numbers_(batch), block_(block), rule_numbers_(rule),
         wide_rule_numbers_(wide_rule), rule_(rule),
-        tiling_(TileBatch(batch, input).tiling), lanes_(spectra ? 2 : 1),
+        tiling_(TileBatch(batch, input).tiling), lanes_(spectra || block.large ? 2 : 1),
         wide_(packed(part_of(part_of(coefficients, 0, block.first_pair, block.pairs()), 1,
                              block.first_template, block.templates()))),
-        narrow_(lanes_ == 1 ? in_type_of_input(wide_) : wide_), out_(out) {
+        narrow_(lanes_ == 1 ? in_type_of_input(wide_) : wide_),
+        large_(large_templates(tiling_, wide_, block)), out_(out) {
+    STD_TORCH_CHECK(block.large ? !tiling_.is_folded() : !tiling_.is_divided(),
+                    "of large tiles all positions are transformed, and only their templates have parts");
+    for (LargeTemplate& one : large_) if (block.kept) one.keep(wide_, std::is_same_v<T, double>);
     if (spectra) spectra_.emplace(tiling_, wide_, *spectra);
     if (mask) weights_.emplace(tiling_, *mask, weights);
   }
@@ -45,12 +50,10 @@ class ScorePass {
 
   // Writes the scores of tiles of one leading index.
   void score(const Sizes& tiles, int64_t pair, Scratch& scratch) {
+    if (block_.large) return score_large(tiles, pair, scratch);
     const Sizes batch = with_tiles(numbers_, tiles);
     auto [cut, stats] = cut_operands(scratch, input_, batch, levels_of(rule_), false, lanes_ == 2);
-    const auto [norms, states, means, doubtful] =
-        weights_ ? weighted_moments(input_, stats, batch, rule_numbers_, *weights_)
-                 : tile_moments_into(scratch, input_, stats, batch, rule_numbers_, false);
-    const Tensors moments{stats, norms, states, means};
+    const auto [moments, doubtful] = moments_of_tiles(stats, batch, scratch);
     Sizes easy;
     for (size_t i = 0; i < tiles.size(); i += lanes_) {
       if (most(doubtful, i) > rule_.budget && !is_worth_a_look(tiles, moments, i)) {
@@ -88,6 +91,77 @@ class ScorePass {
     return narrow;
   }
 
+  // Stats, norms, states and means of tiles, and how many of their windows are doubtful.
+  std::pair<Tensors, Tensor> moments_of_tiles(const Tensor& stats, const Sizes& batch,
+                                              Scratch& scratch) const {
+    const auto [norms, states, means, doubtful] =
+        weights_ ? weighted_moments(input_, stats, batch, rule_numbers_, *weights_)
+                 : tile_moments_into(scratch, input_, stats, batch, rule_numbers_, false);
+    return {{stats, norms, states, means}, doubtful};
+  }
+
+  // The scores of large tiles.
+  void score_large(const Sizes& tiles, int64_t pair, Scratch& scratch) {
+    const Sizes batch = with_tiles(numbers_, tiles);
+    const Tensor stats = stats_of_tiles(input_, batch, levels_of(rule_));
+    const auto [known, doubtful] = moments_of_tiles(stats, batch, scratch);
+    const Tensors& moments = known;
+    std::vector<size_t> easy, hard;
+    for (size_t i = 0; i < tiles.size(); i += 2) {
+      (most(doubtful, i) > rule_.budget ? hard : easy).push_back(i);
+    }
+    for (int64_t k = 0; k < block_.templates(); ++k) {
+      std::vector<size_t> left = hard;
+      const auto emit = [&](size_t i, const Sizes& two, const Numerators& sums) {
+        Scratch own;  // that of the worker holds moments of all tiles
+        const Normalised done =
+            normalise(own, sums, moments_of(moments, i), two, k, rule_numbers_);
+        if (most(done.left, 0) > 0) {
+          left.push_back(i);
+        } else {
+          count_way(sizeof(T) < sizeof(double) ? Way::kFloat32 : Way::kFloat64, existing(tiles, i));
+        }
+      };
+      emit_large<T>(tiles, easy, stats, pair, k, scratch, emit);
+      const auto emit_wide = [&](size_t i, const Sizes& two, const Numerators& sums) {
+        Scratch own;
+        const Tensors some = moments_of(moments, i);
+        const Tensors wide = wide_moments(two, some[0], some[1], some[2]);
+        normalise(own, sums, wide, two, k, wide_rule_numbers_);
+        count_way(Way::kFloat64, existing(tiles, i));
+      };
+      // In float64 half as many take the same memory.
+      const size_t at_once = std::max<size_t>(1, tiles.size() / 4);
+      for (size_t first = 0; first < left.size(); first += at_once) {
+        const auto begin = left.begin() + first;
+        const std::vector<size_t> some(begin, begin + std::min(at_once, left.size() - first));
+        emit_large<double>(tiles, some, stats, pair, k, scratch, emit_wide);
+      }
+    }
+  }
+
+  // Calls f(i, batch, numerators) for the twos of tiles from the i-th on, for all i of `some`.
+  template <class R, class F>
+  void emit_large(const Sizes& tiles, const std::vector<size_t>& some, const Tensor& stats,
+                  int64_t pair, int64_t k, Scratch& scratch, const F& f) const {
+    if (some.empty()) return;
+    const int64_t twos = static_cast<int64_t>(some.size());
+    LargeTiles& all =
+        LargeTiles::of(scratch, tiling_, input_, sizeof(R) == sizeof(double), 2 * twos);
+    const double* levels = levels_of_stats(stats, static_cast<int64_t>(tiles.size()), rule_);
+    const auto cut = [&](int64_t n, const PartOfTile& part) {
+      const size_t i = some[n / 2] + n % 2;
+      const TileStats& known = rows_of_stats(stats)[i];
+      const double level = levels ? levels[i * tiling_.channels + part.channel] : known.level;
+      cut_part(input_, tiling_, tiles[i], {level, known.scale}, part);
+    };
+    all.correlate(2 * twos, large_[pair * block_.templates() + k], cut);
+    for (int64_t n = 0; n < twos; ++n) {
+      const size_t i = some[n];
+      f(i, with_tiles(numbers_, {tiles[i], tiles[i + 1]}), Numerators{all.sums(2 * n), {}});
+    }
+  }
+
   // How many of the tiles that are transformed together are no filler.
   int64_t existing(const Sizes& tiles, size_t i) const {
     return std::count_if(tiles.begin() + i, tiles.begin() + i + lanes_,
@@ -100,18 +174,32 @@ class ScorePass {
     return static_cast<double>(*std::max_element(from, from + lanes_));
   }
 
-  // Stats, norms, states and means of the tiles that are transformed together from the i-th on.
+  // Stats, norms, states and means, which may be missing, of the tiles that are transformed together
+  // from the i-th on.
   Tensors moments_of(const Tensors& all, size_t i) const {
-    Tensors some;
-    for (const Tensor& x : all) {
-      some.push_back(x.size(0) == all[0].size(0) ? part_of(x, 0, static_cast<int64_t>(i), 2) : x);
+    const int64_t first = static_cast<int64_t>(i), count = all[1].size(0);
+    Tensors some{stats_of(all[0], first, count)};
+    for (size_t j = 1; j < all.size(); ++j) {
+      some.push_back(all[j].numel() > 0 ? part_of(all[j], 0, first, 2) : all[j]);
     }
+    return some;
+  }
+
+  // Stats of two tiles from the first on, of so many.
+  Tensor stats_of(const Tensor& all, int64_t first, int64_t count) const {
+    if (levels_of(rule_) != Levels::kOwn) return part_of(all, 0, first, 2);
+    const int64_t n = tiling_.channels;
+    const Tensor some = new_float64(all, {2 * (kStats + n)});
+    const double* from = all.const_data_ptr<double>();
+    double* to = some.mutable_data_ptr<double>();
+    to = std::copy_n(from + first * kStats, 2 * kStats, to);
+    std::copy_n(from + count * kStats + first * n, 2 * n, to);
     return some;
   }
 
   bool may_look_again() const {
     return std::is_same_v<T, float> && lanes_ == 2 && rule_.zero_mean &&
-           !rule_.own_means && !weights_ && !tiling_.is_divided() && product(tiling_.stride) == 1;
+           !rule_.own_means && !weights_ && product(tiling_.stride) == 1;
   }
 
   // Windows that are recomputed come on top of what a second look takes.
@@ -252,6 +340,7 @@ class ScorePass {
   const int64_t lanes_;
   // The coefficients of the block in float64, and for direct sums in the input's type.
   const Tensor wide_, narrow_;
+  std::vector<LargeTemplate> large_;
   std::optional<TemplateSpectra> spectra_;
   std::optional<WindowWeights> weights_;
   const Tensor& out_;
@@ -266,7 +355,7 @@ void score_tiles(const Tensor& input, const Tensor& coefficients, std::optional<
                                    weights, out);
     const Tiling& tiling = pass.tiling();
     const int64_t tiles = tiling.layout.count / coefficients.size(0) * tiling.tiles_per_item();
-    for_units({block, tiles, pass.lanes()},
+    for_units({block, tiles, pass.lanes(), tiling.ndim == 1},
               [&](const Sizes& some, int64_t pair, Scratch& scratch) {
                 pass.score(some, pair, scratch);
               });

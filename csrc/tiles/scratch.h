@@ -1,17 +1,22 @@
-// Memory that one worker uses for one unit of tiles after another. Tiles and spectra are not among
-// it: memory that was freed just before is still in cache when they take it.
+// Memory that one worker uses for one unit of tiles after another. Tiles and spectra are not among it,
+// unless they are large: memory that was freed just before is still in cache when they take it.
 #pragma once
 
 #include <algorithm>
 #include <array>
+#include <memory>
 #include <optional>
 
 #include "common/tensors.h"
 
 namespace torchcorr {
 
+class LargeTiles;
+
 class Scratch {
  public:
+  std::shared_ptr<LargeTiles> large_tiles;  // those of the last unit, if there are any
+
   enum Use { kStats, kNorms, kStates, kMeans, kDoubtful, kLeft, kUses };
 
   // A tensor for this use, whose elements are those of the last unit or anything. It is made anew

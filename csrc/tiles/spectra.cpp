@@ -12,12 +12,13 @@ Tensor call_operator(const char* name, const Args&... args) {
   return torch::stable::detail::to<Tensor>(stack[0]);
 }
 
-// out = a * b, or out += a * b, of n complex numbers.
-template <bool ADD, class T>
+// out = a * b, or out += a * b, of n complex numbers, or with the conjugate of b.
+template <bool ADD, bool CONJUGATE, class T>
 TORCHCORR_INLINE void multiply_row(int64_t n, const T* a, const T* b, T* out) {
 #pragma GCC ivdep
   for (int64_t i = 0; i < 2 * n; i += 2) {
-    const T re = a[i] * b[i] - a[i + 1] * b[i + 1], im = a[i] * b[i + 1] + a[i + 1] * b[i];
+    const T turned = CONJUGATE ? -b[i + 1] : b[i + 1];
+    const T re = a[i] * b[i] - a[i + 1] * turned, im = a[i] * turned + a[i + 1] * b[i];
     out[i] = ADD ? out[i] + re : re;
     out[i + 1] = ADD ? out[i + 1] + im : im;
   }
@@ -124,7 +125,10 @@ Tensor repeat_spectra(const Tiling& t, const Tensor& spectra) {
 
 #define TORCHCORR_MULTIPLY(T)                                                                      \
   TORCHCORR_CLONES void multiply_complex(int64_t n, bool add, const T* a, const T* b, T* out) {    \
-    add ? multiply_row<true>(n, a, b, out) : multiply_row<false>(n, a, b, out);                    \
+    add ? multiply_row<true, false>(n, a, b, out) : multiply_row<false, false>(n, a, b, out);      \
+  }                                                                                                \
+  TORCHCORR_CLONES void multiply_conjugate(int64_t n, bool add, const T* a, const T* b, T* out) {  \
+    add ? multiply_row<true, true>(n, a, b, out) : multiply_row<false, true>(n, a, b, out);        \
   }
 TORCHCORR_MULTIPLY(float)
 TORCHCORR_MULTIPLY(double)
@@ -152,12 +156,22 @@ Tensor transform_axis(const Tensor& x, int64_t axis, bool forward) {
   return call_operator("aten::_fft_c2c", x, Sizes{axis}, int64_t{0}, forward);
 }
 
+Tensor transform_real(const Tensor& rows) {
+  return call_operator("aten::_fft_r2c", rows, Sizes{1}, int64_t{0}, true);
+}
+
+Tensor transform_to_real(const Tensor& rows, int64_t width) {
+  return call_operator("aten::_fft_c2r", rows, Sizes{1}, int64_t{0}, width);
+}
+
+Tensor view_as_real(const Tensor& x) { return call_operator("aten::view_as_real", x); }
+
 Tensor lines_of_tiles(const Tensor& tiles) {
   return torch::stable::flatten(call_operator("aten::view_as_complex", tiles), 0, 1);
 }
 
 Tensor tiles_of_lines(const Tensor& lines) {
-  return torch::stable::unsqueeze(call_operator("aten::view_as_real", lines), 1);
+  return torch::stable::unsqueeze(view_as_real(lines), 1);
 }
 
 void multiply_spectra(const SpectraSizes& sizes, bool add, const float* spectrum,
@@ -182,8 +196,7 @@ TemplateSpectra::TemplateSpectra(const Tiling& tiling, const Tensor& coefficient
 
 const void* TemplateSpectra::numbers(int64_t line, bool wide) {
   if (given_ && wide == (given_->scalar_type() == ScalarType::ComplexDouble)) {
-    const int64_t numbers =
-        2 * line * product(tiling_.parts) * tiling_.channels * tiling_.tile_size();
+    const int64_t numbers = 2 * line * tiling_.channels * tiling_.tile_size();
     const char* first = static_cast<const char*>(given_->const_data_ptr());
     return first + numbers * static_cast<int64_t>(wide ? sizeof(double) : sizeof(float));
   }

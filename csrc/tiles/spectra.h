@@ -15,6 +15,12 @@ Tensor transform(const Tensor& x, bool forward);
 // The same over one axis.
 Tensor transform_axis(const Tensor& x, int64_t axis, bool forward);
 
+// The unscaled spectra (rows, width / 2 + 1) of rows of real numbers, and the reverse.
+Tensor transform_real(const Tensor& rows);
+Tensor transform_to_real(const Tensor& rows, int64_t width);
+// Complex numbers (...) as real ones (..., 2).
+Tensor view_as_real(const Tensor& x);
+
 // (tiles, C, *length, 2) real numbers as (tiles * C, *length) complex ones, and the reverse for
 // one template: (tiles, *length) as (tiles, 1, *length, 2).
 Tensor lines_of_tiles(const Tensor& tiles);
@@ -23,6 +29,9 @@ Tensor tiles_of_lines(const Tensor& lines);
 // out = a * b of n complex numbers, or out += a * b.
 void multiply_complex(int64_t n, bool add, const float* a, const float* b, float* out);
 void multiply_complex(int64_t n, bool add, const double* a, const double* b, double* out);
+// The same of a times the conjugate of b.
+void multiply_conjugate(int64_t n, bool add, const float* a, const float* b, float* out);
+void multiply_conjugate(int64_t n, bool add, const double* a, const double* b, double* out);
 
 // Spectra of tiles: `channels` of `size` complex elements each.
 struct SpectraSizes {
@@ -45,12 +54,16 @@ Tensor repeat_spectra(const Tiling& tiling, const Tensor& spectra);
 void add_conjugate_products(int64_t size, const float* a, const float* b, double* out);
 void add_conjugate_products(int64_t size, const double* a, const double* b, double* out);
 
-// The conjugate spectra (lines, parts * C, *length) of the parts of float64 templates (lines, C, *window),
-// divided by the number of elements that are transformed; in float64 if `wide`, otherwise in float32.
-// Threads share the lines, none of which is divided.
+// The conjugate spectra (lines, C, *length) of float64 templates (lines, C, *window) that are not divided,
+// over the number of elements that are transformed; in float64 if `wide`, otherwise in float32. Threads
+// share them.
 Tensor template_spectra(const Tiling& tiling, const Tensor& templates, bool wide);
+// The spectrum of a part of one channel, (*window), divided in the same way but not conjugate, or half of
+// it: written to the complex array (1, *length) or (1, *half).
+void template_part_spectrum(const Tiling& tiling, const double* channel, int64_t part,
+                            const Tensor& x);
 
-// The same of templates (lines, C, *window): those that are given, (lines, parts * C, *length), if any, and others, made when a tile first needs them.
+// The same: those that are given, if any, and others, made when a tile first needs them.
 class TemplateSpectra {
  public:
   TemplateSpectra(const Tiling& tiling, const Tensor& coefficients,

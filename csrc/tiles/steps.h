@@ -7,6 +7,7 @@
 
 #include "common/tiling.h"
 #include "common/window_state.h"
+#include "tiles/centre.h"
 #include "tiles/scratch.h"
 
 namespace torchcorr {
@@ -73,6 +74,20 @@ std::tuple<Tensor, Tensor> cut_tiles(const Tensor& input, const Sizes& batch, Le
 // (twos * channels, *length); and their stats.
 std::tuple<Tensor, Tensor> cut_operands(Scratch& scratch, const Tensor& input, const Sizes& batch,
                                         Levels levels, bool wide, bool pairs);
+// The stats alone, of tiles that are cut part by part.
+Tensor stats_of_tiles(const Tensor& input, const Sizes& batch, Levels levels);
+
+// Elements of a channel of a tile, from `from` on, which are written to rows of `pitch` float64 numbers if
+// `wide`, otherwise float32 ones: zeros behind the end of the tile, and in the rest of each row.
+struct PartOfTile {
+  Axes3 from, size;
+  int64_t channel;
+  void* to;
+  int64_t pitch;
+  bool wide;
+};
+void cut_part(const Tensor& input, const Tiling& tiling, int64_t tile, const LevelAndScale& by,
+              const PartOfTile& part);
 
 // Norms, states and means of the windows of tiles, and how many of each tile are doubtful.
 std::tuple<Tensor, Tensor, Tensor, Tensor> tile_moments(const Tensor& input, const Tensor& stats,

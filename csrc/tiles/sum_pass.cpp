@@ -5,16 +5,16 @@
 
 #include <atomic>
 #include <cmath>
-#include <mutex>
 #include <optional>
 #include <utility>
 
 #include "common/counters.h"
+#include "tiles/doubtful_sums.h"
 #include "tiles/emit_sums.h"
+#include "tiles/large_tiles.h"
 #include "tiles/pass.h"
 #include "tiles/steps.h"
 #include "tiles/sum_records.h"
-#include "windows/flat.h"
 
 namespace torchcorr {
 namespace {
@@ -29,20 +29,26 @@ class SumPass {
         // Padding is zero, not level, which sums at a border must know.
         levels_(tiling_.pad == Axes3{0, 0, 0} || is_by_precision() ? Levels::kShared
                                                                     : Levels::kNone),
-        templ_(packed(part_of(part_of(templ, 0, block.first_pair, block.pairs()), 1,
-                              block.first_template, block.templates()))),
-        spectra_(tiling_, templ_, spectra), map_(tiling_, out) {
-    const int64_t n = tiling_.window_size(), lines = block.pairs() * block.templates();
-    for (int64_t line = 0; line < lines; ++line) {
-      facts_.emplace_back(tiling_, templ_.const_data_ptr<double>() + line * n, is_by_precision());
-    }
+        templates_(tiling_, templ, block, is_by_precision()),
+        large_(large_templates(tiling_, templates_.elements, block)),
+        spectra_(tiling_, templates_.elements, spectra), map_(tiling_, out),
+        doubtful_(input, tiling_, block, rule, templates_, map_) {
+    STD_TORCH_CHECK(!block.large || !(is_by_precision() || tiling_.is_folded()),
+                    "large tiles are transformed in one precision, all their positions at once");
+    for (LargeTemplate& one : large_) if (block.kept) one.keep(input, !rule.is_narrow());
     for (int64_t k = 0; k < block.templates(); ++k) all_.push_back(k);
   }
 
   const Tiling& tiling() const { return tiling_; }
 
   // Writes the sums of tiles of one leading index.
-  void sum(const Sizes& tiles, int64_t pair) {
+  void sum(const Sizes& tiles, int64_t pair, Scratch& scratch) {
+    if (block_.large) {
+      if constexpr (sizeof(T) < sizeof(double)) {
+        if (rule_.is_narrow()) return sum_large<float>(tiles, pair, scratch);
+      }
+      return sum_large<double>(tiles, pair, scratch);
+    }
     if constexpr (sizeof(T) < sizeof(double)) {
       if (is_by_precision()) return sum_by_precision(tiles, pair);
       if (rule_.is_narrow()) return sum_in<float>({tiles, {}}, cut(tiles, false), pair, all_);
@@ -50,18 +56,12 @@ class SumPass {
     sum_in<double>({tiles, {}}, cut(tiles, true), pair, all_);
   }
 
-  // Tiles and templates that still have too many unknown sums, in their order.
-  std::vector<std::array<int64_t, 2>> left() {
-    std::sort(left_.begin(), left_.end());
-    return left_;
-  }
+  std::vector<std::array<int64_t, 2>> left() { return doubtful_.left(); }
 
  private:
   bool is_by_precision() const { return sizeof(T) < sizeof(double) && rule_.is_by_precision(); }
-  int64_t line_of(int64_t pair, int64_t k) const { return pair * block_.templates() + k; }
-  const TemplateFacts& facts_of(int64_t pair, int64_t k) const { return facts_[line_of(pair, k)]; }
-  const double* template_of(int64_t pair, int64_t k) const {
-    return templ_.const_data_ptr<double>() + line_of(pair, k) * tiling_.window_size();
+  const TemplateFacts& facts_of(int64_t pair, int64_t k) const {
+    return templates_.facts_of(pair, k);
   }
   double elements() const { return static_cast<double>(tiling_.tile_size()); }
 
@@ -175,7 +175,7 @@ class SumPass {
       std::vector<Two> loud;
       {
         const Tensor sums =
-            complex_products_of(*operand, tiling_, spectra_.template of<float>(line_of(pair, k)));
+            complex_products_of(*operand, tiling_, spectra_.template of<float>(templates_.line_of(pair, k)));
         for (size_t i = 0; i < of.tiles.size(); i += 2) {
           const Two two{of.two(i), rows_of_stats(stats) + i, of.bounds.data() + i};
           const float* numerators =
@@ -212,7 +212,7 @@ class SumPass {
     if (!are_few(products)) return false;
     for (int64_t lane = 0; lane < 2; ++lane) {
       if (products[lane] == 0) continue;
-      two.border(lane)->recompute(input_, template_of(pair, k), states[lane], first[lane],
+      two.border(lane)->recompute(input_, templates_.elements_of(pair, k), states[lane], first[lane],
                                   map_.strides());
     }
     count_way(Way::kFloat32, two.existing());
@@ -227,15 +227,54 @@ class SumPass {
     const Operand operand = spectrum_of(std::move(tiles.lines), tiling_, templates.size() == 1);
     for (int64_t k : templates) {
       const Tensor sums =
-          complex_products_of(operand, tiling_, spectra_.template of<R>(line_of(pair, k)));
+          complex_products_of(operand, tiling_, spectra_.template of<R>(templates_.line_of(pair, k)));
       for (size_t i = 0; i < of.tiles.size(); i += 2) {
         const TileBounds* bounds = of.bounds.empty() ? nullptr : of.bounds.data() + i;
         const Two two{of.two(i), rows_of_stats(stats) + i, bounds};
         const R* numerators = static_cast<const R*>(sums.const_data_ptr()) + i * tiling_.tile_size();
         count_way(sizeof(R) < sizeof(double) ? Way::kFloat32 : Way::kFloat64, two.existing());
         for (int64_t lane = 0; lane < 2; ++lane) write(two, lane, pair, k, numerators);
-        if constexpr (sizeof(R) == sizeof(double)) check(two, pair, k, numerators);
-        if (two.stats[0].non_finite + two.stats[1].non_finite > 0) emit_non_finite(two, pair, k);
+        if constexpr (sizeof(R) == sizeof(double)) {
+          for (const SumCase& one : doubts_of(two, pair, k, numerators)) doubtful_.decide(one);
+        }
+        if (!two.is_finite()) doubtful_.emit_non_finite(two, pair, k);
+      }
+    }
+  }
+
+  // The same of large tiles.
+  template <class R>
+  void sum_large(const Sizes& tiles, int64_t pair, Scratch& scratch) {
+    const Tensor stats = stats_of_tiles(input_, with_tiles(numbers_, tiles), levels_);
+    const TileStats* rows = rows_of_stats(stats);
+    const int64_t count = static_cast<int64_t>(tiles.size());
+    const auto cut = [&](int64_t i, const PartOfTile& part) {
+      cut_part(input_, tiling_, tiles[i], {rows[i].level, rows[i].scale}, part);
+    };
+    for (int64_t k : all_) {
+      LargeTiles& all = LargeTiles::of(scratch, tiling_, input_, sizeof(R) == sizeof(double), count);
+      all.correlate(count, large_[templates_.line_of(pair, k)], cut);
+      std::vector<SumCase> doubts;
+      bool finite = true;
+      for (int64_t i = 0; i < count; i += 2) {
+        const Two two{{tiles[i], tiles[i + 1]}, rows + i};
+        const Tensor sums = all.sums(i);
+        const R* numerators = static_cast<const R*>(sums.const_data_ptr());
+        count_way(sizeof(R) < sizeof(double) ? Way::kFloat32 : Way::kFloat64, two.existing());
+        for (int64_t lane = 0; lane < 2; ++lane) write(two, lane, pair, k, numerators);
+        if constexpr (sizeof(R) == sizeof(double)) {
+          for (const SumCase& one : doubts_of(two, pair, k, numerators)) {
+            if (doubtful_.has_small(one)) doubts.push_back(one);
+          }
+        }
+        finite = finite && two.is_finite();
+      }
+      if (doubts.empty() && finite) continue;
+      scratch.large_tiles.reset();  // what is done about them takes as much
+      for (const SumCase& one : doubts) doubtful_.decide(one);
+      for (int64_t i = 0; i < count; i += 2) {
+        const Two two{{tiles[i], tiles[i + 1]}, rows + i};
+        if (!two.is_finite()) doubtful_.emit_non_finite(two, pair, k);
       }
     }
   }
@@ -253,9 +292,10 @@ class SumPass {
                 offsets ? &*offsets : nullptr});
   }
 
-  // Finds the sums whose rounding may exceed what is allowed, where it does not for all of them.
-  void check(const Two& two, int64_t pair, int64_t k, const double* numerators) {
-    if (!rule_.is_checked()) return;
+  // Which of two tiles have sums whose rounding may exceed what is allowed.
+  std::vector<SumCase> doubts_of(const Two& two, int64_t pair, int64_t k,
+                                 const double* numerators) const {
+    if (!rule_.is_checked()) return {};
     const TemplateFacts& templ = facts_of(pair, k);
     const auto is_safe = [&](int64_t lane, double noise) {
       if (two.tiles[lane] < 0 || two.is_zero(lane)) return true;
@@ -264,146 +304,15 @@ class SumPass {
     };
     // By Young's inequality numerators contain no more than this.
     const double bound = rule_.wide_noise * std::sqrt(2 * two.mean_square()) * templ.sizes;
-    if (is_safe(0, bound) && is_safe(1, bound)) return;
-    const double noise = wide_noise(two.mean_square(), templ, numerators);
+    if (is_safe(0, bound) && is_safe(1, bound)) return {};
+    const double noise = doubtful_.noise_of(two.mean_square(), pair, k, numerators);
+    std::vector<SumCase> found;
     for (int64_t lane = 0; lane < 2; ++lane) {
       if (is_safe(lane, noise)) continue;
-      const TilePlace place(tiling_, two.tiles[lane]);
-      decide({place, two.tiles, lane, pair, k},
-             rounding(two, lane, noise, templ) / rule_.wide_allowed);
+      const double least = rounding(two, lane, noise, templ) / rule_.wide_allowed;
+      found.push_back({TilePlace(tiling_, two.tiles[lane]), two.tiles, lane, pair, k, least});
     }
-  }
-
-  double wide_noise(double mean_square, const TemplateFacts& templ,
-                    const double* numerators) const {
-    const double squares = contents_of(2 * tiling_.tile_size(), numerators).squares;
-    return rule_.wide_noise *
-           std::sqrt(templ.norm * templ.norm * mean_square + squares / elements());
-  }
-
-  // One of two tiles, and a template.
-  struct Case {
-    TilePlace place;
-    Sizes two;
-    int64_t lane, pair, k;
-  };
-
-  // Finds out which of the sums that are smaller than `least` are exactly zero or large relative to
-  // their sum of absolute products; computes the others again, if they are few.
-  void decide(const Case& of, double least) {
-    const int64_t k = block_.first_template + of.k;
-    std::vector<uint8_t> states(tiling_.positions(), kGood);
-    int64_t count = map_.mark_unknown(of.place, k, nullptr, 1, least, states.data());
-    const auto many = [&] { return static_cast<double>(count) > rule_.budget; };
-    const T* image = input_.template const_data_ptr<T>();
-    if (many()) {
-      count -= FlatWindows<T>(tiling_, false).mark(of.two[of.lane], image, states.data());
-    }
-    if (many()) count = mark_large(of, least, states.data());
-    if (many()) {
-      const auto there = [](double x) { return x != 0 ? 1.0 : 0.0; };
-      const Tensor counts = products_of_parts(of, there, there);
-      count -= map_.mark_zeros(of.place, counts.const_data_ptr<double>() + of.lane, states.data());
-    }
-    map_.write_zeros(of.place, k, states.data());
-    if (many()) {
-      const std::lock_guard<std::mutex> lock(mutex_);
-      left_.push_back({of.two[of.lane], k});
-    } else if (count > 0) {
-      map_.recompute(of.place, k, states.data(), image + of.place.origin,
-                     template_of(of.pair, of.k));
-    }
-  }
-
-  // Sums are known if their sums of absolute products are not too small.
-  int64_t mark_large(const Case& of, double least, uint8_t* states) const {
-    double largest = 0;
-    each_element(of.two, [&](int64_t, double x) { largest = std::max(largest, std::abs(x)); });
-    int exponent = 0;
-    std::frexp(largest, &exponent);
-    const double unit = std::ldexp(1.0, exponent);
-    const Tensor sizes = products_of_parts(
-        of, [&](double x) { return std::abs(x) / unit; }, [](double w) { return std::abs(w); });
-    double squares = 0;
-    each_element(of.two, [&](int64_t, double x) { squares += (x / unit) * (x / unit); });
-    const double* first = sizes.const_data_ptr<double>();
-    const double noise = wide_noise(squares / elements(), facts_of(of.pair, of.k), first) * unit;
-    return map_.mark_unknown(of.place, block_.first_template + of.k, first + of.lane, unit,
-                             least + noise, states);
-  }
-
-  // Sums over what is not finite are NaN unless all products are infinite with the same sign.
-  void emit_non_finite(const Two& two, int64_t pair, int64_t k) const {
-    bool infinite = false;
-    for (int64_t lane = 0; lane < 2; ++lane) {
-      each_of(two.tiles[lane], [&](int64_t, double x) { infinite = infinite || std::isinf(x); });
-    }
-    const Case of{TilePlace(tiling_, two.tiles[0]), two.tiles, 0, pair, k};
-    const Tensor counts = products_of_parts(
-        of, [](double x) { return std::isfinite(x) ? 0.0 : 1.0; }, [](double) { return 1.0; },
-        false);
-    std::optional<Tensor> signs;
-    if (infinite) {
-      const auto sign = [](double x) { return x > 0 ? 1.0 : x < 0 ? -1.0 : 0.0; };
-      signs = products_of_parts(
-          of, [&](double x) { return std::isinf(x) ? sign(x) : 0.0; }, sign, false);
-    }
-    for (int64_t lane = 0; lane < 2; ++lane) {
-      const TilePlace place(tiling_, two.tiles[lane]);
-      if (!place.exists || two.stats[lane].non_finite == 0) continue;
-      map_.write_non_finite(place, block_.first_template + k,
-                            signs ? signs->const_data_ptr<double>() + lane : nullptr,
-                            counts.const_data_ptr<double>() + lane);
-    }
-  }
-
-  // Calls f(place in the tile, element) for each element of a tile that is in the input.
-  template <class F>
-  void each_of(int64_t tile, const F& f) const {
-    const TilePlace place(tiling_, tile);
-    const T* image = input_.template const_data_ptr<T>();
-    for (int64_t r = 0; r < tiling_.channels * tiling_.extent[0] * tiling_.extent[1]; ++r) {
-      const Axes3 at = unravel(r, {tiling_.channels, tiling_.extent[0], tiling_.extent[1]});
-      const TileRow<T> row(tiling_, place, image, at[0], at[1], at[2]);
-      const Axes3 cut = tiling_.cut_length();
-      const int64_t first = ((at[0] * cut[0] + at[1]) * cut[1] + at[2]) * cut[2];
-      for (int64_t x = row.begin; x < row.end; ++x) f(first + x, static_cast<double>(row.data[x]));
-    }
-  }
-
-  // The same for two tiles that alternate, and for what is finite.
-  template <class F>
-  void each_element(const Sizes& two, const F& f) const {
-    for (int64_t lane = 0; lane < 2; ++lane) {
-      each_of(two[lane], [&](int64_t at, double x) {
-        if (std::isfinite(x)) f(2 * at + lane, x);
-      });
-    }
-  }
-
-  // Sums of products of what is made of the elements and of the weights, in float64.
-  template <class F, class G>
-  Tensor products_of_parts(const Case& of, const F& element, const G& weight,
-                           bool finite = true) const {
-    Sizes shape{1, tiling_.channels};
-    for (int64_t n : sizes_of(tiling_.cut_length(), tiling_.ndim)) shape.push_back(n);
-    shape.push_back(2);
-    Tensor tiles = torch::stable::new_zeros(templ_, shape);
-    double* to = tiles.mutable_data_ptr<double>();
-    for (int64_t lane = 0; lane < 2; ++lane) {
-      each_of(of.two[lane], [&](int64_t at, double x) {
-        if (std::isfinite(x) || !finite) to[2 * at + lane] = element(x);
-      });
-    }
-    shape = {1, tiling_.channels};
-    for (int64_t n : sizes_of(tiling_.window, tiling_.ndim)) shape.push_back(n);
-    const Tensor weights = new_float64(templ_, shape);
-    const double* from = template_of(of.pair, of.k);
-    double* part = weights.mutable_data_ptr<double>();
-    for (int64_t i = 0; i < weights.numel(); ++i) part[i] = weight(from[i]);
-    const Operand operand = transformed(std::move(tiles), tiling_, true);
-    const Tensor spectrum = template_spectra(tiling_, weights, true);
-    return products_of(operand, tiling_, static_cast<const double*>(spectrum.const_data_ptr()));
+    return found;
   }
 
   const Tensor& input_;
@@ -412,14 +321,13 @@ class SumPass {
   const SumRule& rule_;
   const Tiling tiling_;
   const Levels levels_;
-  const Tensor templ_;  // the templates of the block
+  const SumTemplates templates_;
+  std::vector<LargeTemplate> large_;
   TemplateSpectra spectra_;
-  std::vector<TemplateFacts> facts_;
   Sizes all_;  // numbers of the block's templates
   SumMap<T> map_;
+  DoubtfulSums<T> doubtful_;
   std::atomic<bool> loud_before_{false};
-  std::mutex mutex_;
-  std::vector<std::array<int64_t, 2>> left_;
 };
 
 // Writes sums; the (tile, template) that still have too many unknown ones.
@@ -432,8 +340,10 @@ Tensor sum_tiles(const Tensor& input, const Tensor& templ, std::optional<Tensor>
     SumPass<decltype(zero)> pass(input, templ, spectra, batch, block, rule, out);
     const int64_t items = pass.tiling().layout.count;
     const int64_t tiles = items / templ.size(0) * pass.tiling().tiles_per_item();
-    for_units({block, tiles, 2},
-              [&](const Sizes& some, int64_t pair) { pass.sum(some, pair); });
+    for_units({block, tiles, 2, pass.tiling().ndim == 1},
+              [&](const Sizes& some, int64_t pair, Scratch& scratch) {
+                pass.sum(some, pair, scratch);
+              });
     const auto pairs = pass.left();
     left = torch::stable::new_empty(left, {static_cast<int64_t>(pairs.size()), 2});
     std::copy(pairs.begin(), pairs.end(),

@@ -63,6 +63,7 @@ struct Two {
   const BorderWindows* border(int64_t lane) const {
     return bounds && tiles[lane] >= 0 ? bounds[lane].border() : nullptr;
   }
+  bool is_finite() const { return stats[0].non_finite + stats[1].non_finite == 0; }
   int64_t existing() const { return (tiles[0] >= 0) + (tiles[1] >= 0); }
   double mean_square() const { return stats[0].mean_square + stats[1].mean_square; }
 };

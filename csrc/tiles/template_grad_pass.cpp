@@ -46,7 +46,7 @@ Tensor sum_of_spectra(const Tensor& upstream, const Tensor& input, const Sizes& 
   double* sums = static_cast<double*>(total.mutable_data_ptr());
   const int64_t all_parts = static_cast<int64_t>(upstreams.size());
   const int64_t size = 2 * pairs * templates * channels * n;  // numbers of a group
-  run_units(groups * pairs * all_parts, true, [&](int64_t unit) {
+  run_units(groups * pairs * all_parts, Sharing::kUnits, [&](int64_t unit) {
     const int64_t part = unit % all_parts, pair = unit / all_parts % pairs;
     const int64_t group = unit / all_parts / pairs;
     const int64_t last = std::min((group + 1) * of_group, tiles);

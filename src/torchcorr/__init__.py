@@ -5,8 +5,8 @@ from importlib.metadata import version as _version
 from typing import TYPE_CHECKING as _TYPE_CHECKING
 
 from . import _engines, nn
-from ._plan.choose import Plan
 from ._plan.conv import LayerPlan, LayerWay
+from ._plan.plan import Plan
 from .convolution import (
     conv1d,
     conv2d,

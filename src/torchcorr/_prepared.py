@@ -8,13 +8,21 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from . import _contract
 from ._definition.layer_spectra import weight_spectra
-from ._definition.spectra import tile_spectra
+from ._definition.spectra import template_spectra
 from ._plan.choose import arrange
 from ._plan.conv import Layer, tiles_of, way_of
 from ._plan.costs import family
 from ._plan.dtypes import HALVES, widen
 from ._plan.shapes import Ints
+from ._plan.tiling import Tiling
+
+
+def tile_spectra(template: Tensor, tiling: Tiling, dtype: torch.dtype) -> Tensor:
+    """Those of (pairs, templates, C, *window) as an engine would make them itself."""
+    made = _contract.correlate.spectra(template, tiling, dtype == torch.float64)
+    return template_spectra(template, tiling.length, dtype) if made is None else made
 
 
 @dataclass(frozen=True)
@@ -22,7 +30,7 @@ class PreparedTemplate:
     """A template as it was when it was prepared, and its spectra for each length of tiles."""
 
     template: Tensor
-    spectra: dict[tuple[Ints, Ints, Ints, torch.dtype], Tensor] = field(default_factory=dict)
+    spectra: dict[tuple[Ints, Ints, torch.dtype], Tensor] = field(default_factory=dict)
 
     def is_of(self, template: Tensor) -> bool:
         """Whether the template still has the same values."""
@@ -53,11 +61,13 @@ class PreparedTemplate:
             dtype=input.dtype,
             device=family(input.device),
         )
-        # An engine that does not transform tiles in pairs transforms templates in each call.
-        if call.plan.method != "fft" or input.is_complex() or not call.problem.costs.pairs:
+        # An engine that does not transform tiles in pairs transforms templates in each call, as
+        # all do for large tiles.
+        in_pairs = call.problem.costs.pairs and not call.plan.large
+        if call.plan.method != "fft" or input.is_complex() or not in_pairs:
             return None
         working = torch.float64 if input.dtype == torch.float64 else torch.float32
-        key = (tuple(template.shape), call.tiling.length, call.tiling.parts, working)
+        key = (tuple(template.shape), call.tiling.length, working)
         if key not in self.spectra:
             weights = call.problem.leads.template(widen(template.detach()), len(stride) + 1)
             self.spectra[key] = tile_spectra(weights, call.tiling, working)

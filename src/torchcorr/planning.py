@@ -11,7 +11,7 @@ from torch import Tensor
 from ._arguments import Arguments, Window, normal_pair
 from ._definition.transposes import Transpose
 from ._docstrings import shared
-from ._plan.choose import Plan, arrange
+from ._plan.choose import arrange
 from ._plan.conv import (
     Layer,
     LayerPlan,
@@ -22,6 +22,7 @@ from ._plan.conv import (
     way_of,
 )
 from ._plan.costs import family
+from ._plan.plan import Plan
 from ._plan.strided import arrange_sums, on_lattices
 from .convolution import Sizes, hashable, is_supported, parse
 

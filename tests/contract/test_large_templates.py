@@ -1,4 +1,4 @@
-"""Large templates are divided into parts, so that their transforms stay small."""
+"""Large templates and their tiles take little more memory than they must."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from torchcorr._plan import choose
 CASES = {
     "1d": ((300_000,), (60_000,), 1, ()),
     "2d": ((1800, 1600), (500, 480), 1, ()),
+    "2d-parts": ((1900, 1800), (800, 780), 1, ()),
     "2d-tall": ((2000, 1000), (900, 60), 1, ()),
     "2d-stride": ((2400, 2000), (500, 480), 3, ()),
     "2d-templates": ((1600, 1600), (500, 490), 1, (2,)),
@@ -51,13 +52,14 @@ def test_parts_give_the_definition(
     name: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if name == "1d":
-        # Tiles that are longer take as long as parts.
+        # Other tiles take as long.
         monkeypatch.setattr(choose, "_grids", lambda problem: iter(()))
         monkeypatch.setattr(choose, "_arranged", choose._arranged.__wrapped__)
     x, w, how = pair(name, dtype)
     plan = torchcorr.plan(x, w, method="fft", normalised=False, **how)
     # Sums with a stride are those of sub-lattices, whose templates are smaller.
-    assert math.prod(plan.parts) > 1 or how["stride"] > 1
+    assert plan.large or how["stride"] > 1
+    assert math.prod(plan.parts) > 1 or name not in ("2d-tall", "2d-parts")
     score = torchcorr.zncc(x, w, method="fft", **how)
     sums = torchcorr.correlate(x, w, method="fft", **how)
     x, w = x.double(), w.double()
@@ -79,7 +81,7 @@ def test_parts_give_the_definition(
 def test_bytes_and_threads() -> None:
     x = (draw((1500, 1400)) * 256).to(torch.uint8)
     w = x[200:600, 100:500].clone()
-    assert math.prod(torchcorr.plan(x, w).parts) > 1
+    assert torchcorr.plan(x, w).large
     score = torchcorr.zncc(x, w)
     assert score[200, 100] == 1
     for at in places(score):
@@ -97,14 +99,27 @@ def test_bytes_and_threads() -> None:
         torch.set_num_threads(threads)
 
 
+# Sizes of an image and of a template.
+LARGE = [((8192, 8192), (k, k)) for k in (512, 1024, 2048, 4096)] + [
+    ((512,) * 3, (256,) * 3),
+    ((10**8,), (10**6,)),
+    ((4000, 3000), (2500, 40)),
+]
+
+
+@pytest.mark.cpu_only(reason="a GPU has more memory")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("normalised", [True, False])
-@pytest.mark.parametrize("side", [1024, 2048])
-def test_scratch_is_that_of_eight_transforms(normalised: bool, side: int) -> None:
-    """At most 64 MiB, or eight transforms that hold the template where that is more."""
-    x, w = (torch.empty(n, n, device="meta") for n in (8192, side))
-    plan = torchcorr.plan(x, w, normalised=normalised)
-    complex_bytes = 8 if normalised else 16
-    assert plan.bytes <= 8 * complex_bytes * (side * 9 // 8) ** 2
+@pytest.mark.parametrize("size, window", LARGE, ids=str)
+def test_scratch(
+    size: tuple[int, ...], window: tuple[int, ...], normalised: bool, dtype: torch.dtype
+) -> None:
+    """At most 64 MiB, or eight arrays that hold the template where that is more; and twice as much
+    for lines, of which each thread holds some."""
+    x, w = (torch.empty(n, dtype=dtype, device="meta") for n in (size, window))
+    plan = torchcorr.plan(x, w, normalised=normalised, ndim=len(size))
+    most = max(64 << 20, 8 * dtype.itemsize * math.prod(window))
+    assert plan.bytes <= most * (2 if len(size) == 1 else 1)
 
 
 def test_gradients(device: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from dataclasses import replace
 
 import pytest
@@ -10,7 +12,7 @@ from inputs import draw, normal
 
 import torchcorr
 from torchcorr._cpu import bytes as byte_scores
-from torchcorr._cpu import correlate, scores
+from torchcorr._cpu import correlate, counters, scores, steps
 from torchcorr._plan import choose
 from torchcorr._plan.choose import Arrangement, arrange
 from torchcorr._plan.tiling import Tiling
@@ -20,15 +22,18 @@ GEOMETRIES = {
     "1d": ((300,), (50,), (1,), (3,), (4,)),
     "1d-stride": ((301,), (37,), (2,), (2,), (3,)),
     "2d": ((60, 70), (21, 30), (1, 1), (2, 3), (2, 4)),
+    "2d-whole": ((60, 70), (21, 30), (1, 1), (2, 3), (1, 1)),
     "2d-one-axis": ((60, 70), (30, 9), (1, 2), (3, 1), (5, 1)),
     "3d": ((20, 22, 24), (9, 8, 7), (1, 1, 2), (1, 2, 1), (2, 2, 3)),
 }
 
 
-@pytest.fixture
+@pytest.fixture(params=itertools.product(GEOMETRIES, (True, False)), ids=str)
 def divided(request, monkeypatch):
-    """The name of a geometry in whose tiles and parts everything is computed."""
-    size, window, stride, grid, parts = GEOMETRIES[request.param]
+    """The name of a geometry in whose tiles and parts everything is computed, from spectra that
+    are kept or not."""
+    name, kept = request.param
+    size, window, stride, grid, parts = GEOMETRIES[name]
     tiling = Tiling.cut(size, window, stride, grid, parts=parts)
 
     def in_parts(*args, **options):
@@ -40,7 +45,9 @@ def divided(request, monkeypatch):
             transform=tiling.length,
             parts=tiling.parts,
             tiles=tiling.tiles,
-            batch=2,
+            batch=6,
+            large=True,
+            kept=kept,
         )
         return Arrangement(call.problem, plan, tiling)
 
@@ -50,7 +57,7 @@ def divided(request, monkeypatch):
     for module in (byte_scores, scores):
         monkeypatch.setattr(module, "arrange", in_parts)
     monkeypatch.setattr(correlate, "arrange_sums", sums_in_parts)
-    return request.param
+    return name
 
 
 def operands(name: str, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, dict]:
@@ -63,7 +70,6 @@ def operands(name: str, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor,
     return x, normal(3, *window, seed=2, dtype=dtype), how
 
 
-@pytest.mark.parametrize("divided", GEOMETRIES, indirect=True)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.uint8], ids=str)
 def test_scores(divided, dtype):
     x, w, how = operands(divided, dtype)
@@ -72,7 +78,6 @@ def test_scores(divided, dtype):
     assert (got.double() - want).abs().max() <= (1e-10 if dtype == torch.float64 else 1e-6)
 
 
-@pytest.mark.parametrize("divided", GEOMETRIES, indirect=True)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_sums(divided, dtype):
     x, w, how = operands(divided, dtype)
@@ -82,6 +87,89 @@ def test_sums(divided, dtype):
     assert torch.equal(got.isnan(), want.isnan())
     error = (got - want).nan_to_num(0).abs().max()
     assert error <= 10 * torch.finfo(dtype).eps * want.nan_to_num(0).abs().max()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.uint8], ids=str)
+def test_channels_with_a_mean_each(divided, dtype):
+    x, w, how = operands(divided, dtype)
+    how["channels"] = "pooled"
+    want = torchcorr.zncc(x.double(), w.double(), **{**how, "method": "direct"})
+    got = torchcorr.zncc(x, w, **how)
+    assert (got.double() - want).abs().max() <= (1e-10 if dtype == torch.float64 else 1e-6)
+
+
+def test_faint_windows(divided, monkeypatch):
+    """Tiles with many are computed in float64."""
+    monkeypatch.setattr(scores, "_RECOMPUTED", 0)
+    x, w, how = operands(divided, torch.float32)
+    x[1] *= torch.where(torch.arange(x.shape[-1]) < x.shape[-1] // 2, 1e-6, 1.0)
+    counters.take()
+    got = torchcorr.zncc(x, w, **how)
+    assert counters.take().float64 > 0
+    monkeypatch.undo()
+    want = torchcorr.zncc(x.double(), w.double(), **{**how, "method": "direct"})
+    assert (got.double() - want).abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize("infinite", (False, True))
+def test_sums_that_are_not_determined(divided, infinite, monkeypatch):
+    """Windows of zeros beside large elements, and infinite products of either sign."""
+    x, w, how = operands(divided, torch.float32)
+    half = x.shape[-1] // 2
+    x[0, ..., :half] = 0
+    x[0, ..., half:] *= 1e20
+    if infinite:
+        x[1, 0].view(-1)[11] = torch.inf
+        w = w.abs()
+    got = torchcorr.correlate(x, w, **how).double()
+    monkeypatch.undo()
+    want = torchcorr.correlate(x.double(), w.double(), **{**how, "method": "direct"})
+    assert torch.equal(got.isinf(), want.isinf()) and not got.isnan().any()
+    finite = want.isfinite()
+    sizes = torchcorr.correlate(x.abs().double(), w.abs().double(), **{**how, "method": "direct"})
+    allowed = 8 * 2.0**-24 * sizes[finite]
+    assert bool(((got - want)[finite].abs() <= allowed).all())
+    assert bool((got[want == 0] == 0).all())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.uint8], ids=str)
+def test_bits_do_not_depend_on_threads(divided, dtype):
+    x, w, how = operands(divided, dtype)
+    calls = [torchcorr.zncc] if dtype == torch.uint8 else [torchcorr.zncc, torchcorr.correlate]
+    for call in calls:
+        results = []
+        for n in (1, 2, 3):
+            torch.set_num_threads(n)
+            results.append(call(x, w, **how))
+        assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128], ids=str)
+@pytest.mark.parametrize("size", [(33,), (70_000,), (40, 70), (6, 10, 16), (24, 3, 9), (1, 50)])
+def test_transforms_in_place(size, dtype):
+    axes = tuple(range(1, len(size) + 1))
+    x = torch.zeros(3, *size, dtype=dtype)
+    some = tuple(-(-n // 2) for n in size)
+    inside = (slice(None), *(slice(0, n) for n in some))
+    x[inside] = torch.complex(normal(3, *some, seed=1), normal(3, *some, seed=2)).to(dtype)
+    close = {"rtol": 0, "atol": 1e-4 if dtype == torch.complex64 else 1e-11}
+    for forward, wanted in ((True, torch.fft.fftn), (False, torch.fft.ifftn)):
+        results = []
+        for n in (1, 3):
+            torch.set_num_threads(n)
+            results.append(x.clone())
+            steps.transform_in_place(results[-1], forward, some, 0)
+        assert torch.equal(*results)
+        norm = "backward" if forward else "forward"
+        torch.testing.assert_close(results[0], wanted(x, dim=axes, norm=norm), **close)
+    # Real numbers, in rows with room for their spectra.
+    half = torch.zeros(3, *size[:-1], size[-1] // 2 + 1, dtype=dtype)
+    real = torch.view_as_real(half).flatten(-2)[..., : size[-1]]
+    real[:] = x.real
+    steps.transform_in_place(half, True, some, size[-1])
+    torch.testing.assert_close(half, torch.fft.rfftn(x.real, dim=axes), **close)
+    steps.transform_in_place(half, False, size, size[-1])
+    torch.testing.assert_close(real / math.prod(size), x.real, **close)
 
 
 # Leading axes of an input and of a template.

@@ -39,6 +39,9 @@ class Operator:
         # Of an engine for the CPU: what computes plain calls with some shapes and options in one
         # step, or None.
         self.at_once: Callable[..., Callable[..., Any] | None] = _never
+        # Of the same: the spectra of (pairs, templates, C, *window) for tiles that its calls take,
+        # in float64 or not, or None.
+        self.spectra: Callable[..., Tensor | None] = _never
 
     def __call__(self, *args: Any) -> Any:
         if not self._rules:
@@ -130,7 +133,7 @@ class Operator:
 
 
 def _never(*_: Any) -> None:
-    """No engine computes calls in one step."""
+    """What an engine may do is not done."""
 
 
 def is_plain(*tensors: Tensor) -> bool:

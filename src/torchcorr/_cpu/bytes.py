@@ -99,7 +99,7 @@ def ncc(
         coefficients = wide - wide.mean(tuple(range(2, wide.dim())), keepdim=True).round()
     for block in call.blocks:
         spectra = None
-        if coefficients is not None:
+        if coefficients is not None and not call.plan.large:
             part = coefficients[block.pairs, block.templates]
             spectra = steps.spectra_of_templates(part, call.tiling, False)
         operands = (items, templates, coefficients, spectra)

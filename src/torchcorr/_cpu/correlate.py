@@ -19,6 +19,7 @@ from .._plan.lags import AxisLags, Lags
 from .._plan.predict import transform_cost
 from .._plan.shapes import Ints, fast_length
 from .._plan.strided import arrange_grad, arrange_sums, on_lattices
+from .._plan.tiling import Tiling
 from . import steps, strided, tiled_sums
 from .overlap import is_long, is_quick
 from .rules import SumRule
@@ -35,9 +36,9 @@ _WORTH_LOOP = 16.0
 # Scratch of whole transforms, for each element: two spectra, their product and its inverse.
 _WHOLE_BYTES = 4 * 8
 # Their time for lines, planes and volumes, relative to that of transforming as many elements both
-# ways in tiles in float32, and that of tiles with a template in parts, relative to their plan's.
+# ways in tiles in float32, and that of large tiles relative to their plan's.
 _WHOLE = (30.0, 9.6, 9.6)
-_IN_PARTS = 2.0
+_LARGE = 2.0
 
 
 def correlate(
@@ -244,7 +245,7 @@ def _is_lone(call: Arrangement, dtype: torch.dtype, size: Sequence[int]) -> bool
     ndim = len(problem.size)
     transform = problem.costs.sums[1] * transform_cost(problem.costs, ndim, elements, 4)
     time = _WHOLE[ndim - 1] * transform * 1e-6
-    return time < call.plan.cost * (_IN_PARTS if max(call.plan.parts) > 1 else 1.0)
+    return time < call.plan.cost * (_LARGE if call.plan.large else 1.0)
 
 
 def _rule_of(call: Arrangement, dtype: torch.dtype) -> SumRule:
@@ -253,8 +254,8 @@ def _rule_of(call: Arrangement, dtype: torch.dtype) -> SumRule:
         return UNCHECKED
     unit = rounding.unit(dtype)
     count = call.problem.channels * math.prod(call.tiling.window)
-    # One precision for a template in parts, whose spectra are large.
-    narrow = 0.0 if math.prod(call.tiling.parts) > 1 else rounding.ALLOWED_ROUNDINGS_IN_FLOAT32
+    # Large tiles are transformed in one precision.
+    narrow = 0.0 if call.plan.large else rounding.ALLOWED_ROUNDINGS_IN_FLOAT32
     return SumRule(
         rounding.TRANSFORM * unit,
         rounding.TRANSFORM_OF_SUMS * rounding.unit(torch.float64),
@@ -342,9 +343,16 @@ def _live(x: Tensor, axis: int) -> tuple[int, int]:
     return (int(live[0]), int(live[-1]) + 1) if live.numel() > 0 else (0, 0)
 
 
+def _spectra(template: Tensor, tiling: Tiling, wide: bool) -> Tensor | None:
+    if template.device.type != "cpu":
+        return None
+    return steps.spectra_of_templates(template, tiling, wide).unflatten(0, template.shape[:2])
+
+
 def register() -> None:
     _contract.correlate.implement(without_late_threads(correlate), "CPU")
     _contract.correlate.at_once = at_once
+    _contract.correlate.spectra = _spectra
     _contract.correlate_input_grad.implement(without_late_threads(correlate_input_grad), "CPU")
     _contract.correlate_template_grad.implement(
         without_late_threads(correlate_template_grad), "CPU"

@@ -130,11 +130,14 @@ class Scores(TiledScores):
             steps.score_tiles(*operands, *how, mask, weights, out)
         return leads.restored(out, len(self.tiling.stride))
 
-    def _spectra(self, block: Block, prepared: Tensor | None) -> Tensor:
-        """Spectra of a block's templates; each is needed once, so none are kept."""
+    def _spectra(self, block: Block, prepared: Tensor | None) -> Tensor | None:
+        """Spectra of a block's templates; each is needed once, so none are kept. None if the step
+        makes them."""
         part = (block.pairs, block.templates)
         if prepared is not None and prepared.dtype == self.input.dtype.to_complex():
             return prepared[part].flatten(0, 1).contiguous()
+        if self.plan.large:
+            return None
         wide = self.input.dtype == torch.float64
         return steps.spectra_of_templates(self.coefficients[part], self.tiling, wide)
 

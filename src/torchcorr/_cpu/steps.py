@@ -45,6 +45,7 @@ score_bytes = torch.ops.torchcorr_cpu.score_bytes.default
 score_grad_tiles = torch.ops.torchcorr_cpu.score_grad_tiles.default
 take_counts = torch.ops.torchcorr_cpu.take_counts.default
 sum_tiles = torch.ops.torchcorr_cpu.sum_tiles.default
+transform_in_place = torch.ops.torchcorr_cpu.transform_in_place.default
 template_spectra = torch.ops.torchcorr_cpu.template_spectra.default
 template_grad_spectra = torch.ops.torchcorr_cpu.template_grad_spectra.default
 medians = torch.ops.torchcorr_cpu.medians.default
@@ -63,7 +64,7 @@ _LARGE = 4 << 20
 
 
 def spectra_of_templates(templates: Tensor, tiling: Tiling, wide: bool) -> Tensor:
-    """Conjugate spectra (lines, parts * C, *length) of (pairs, templates, C, *window), in float64
+    """Conjugate spectra (lines, C, *length) of (pairs, templates, C, *window), in float64
     if `wide`, otherwise in float32; divided by the elements of a tile."""
     return template_spectra(templates.flatten(0, 1), tiling.batch_numbers, wide)
 

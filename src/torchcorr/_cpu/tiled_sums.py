@@ -13,7 +13,8 @@ from torch import Tensor
 from .._definition.spectra import inverse_fft
 from .._definition.transposes import Transpose
 from .._plan import rounding
-from .._plan.choose import Plan, blocks
+from .._plan.choose import blocks
+from .._plan.plan import Plan
 from .._plan.predict import Problem
 from .._plan.shapes import Ints
 from .._plan.tiling import Tiling
@@ -55,7 +56,7 @@ class Tiled(NamedTuple):
             spectra = None
             if prepared is not None and prepared.dtype == working.to_complex():
                 spectra = prepared[part].flatten(0, 1).contiguous()
-            elif len(self.tiling.window) > 1:
+            elif len(self.tiling.window) > 1 and not self.plan.large:
                 # Quicker here, axis by axis; that of a line is made by a worker.
                 wide = working == torch.float64
                 spectra = steps.spectra_of_templates(template[part], self.tiling, wide)

@@ -8,8 +8,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .._plan.tiling import Tiling
-
 # Elements from which on MKL uses several threads for one line.
 _LONG_LINE = 4096
 
@@ -27,22 +25,6 @@ def inverse_fft(x: Tensor, ndim: int) -> Tensor:
     for axis in range(-ndim, 0):
         x = torch.fft.ifft(x, dim=axis, norm="forward")
     return x
-
-
-def tile_spectra(template: Tensor, tiling: Tiling, dtype: torch.dtype) -> Tensor:
-    """`template_spectra` of (pairs, templates, C, *window) for the tiles of a tiling; those of the
-    parts of a window lie one behind the other, (pairs, templates, parts * C, *length).
-    """
-    if math.prod(tiling.parts) == 1:
-        return template_spectra(template, tiling.length, dtype)
-    ndim, parts, part = len(tiling.parts), tiling.parts, tiling.part
-    missing = [(0, p * k - n) for p, k, n in zip(parts, part, tiling.window, strict=True)]
-    whole = torch.nn.functional.pad(template, [n for pair in reversed(missing) for n in pair])
-    sizes = [n for pair in zip(parts, part, strict=True) for n in pair]
-    split = whole.reshape(*whole.shape[:3], *sizes)
-    order = [*range(3, 3 + 2 * ndim, 2), 2, *range(4, 4 + 2 * ndim, 2)]
-    split = split.permute(0, 1, *order).flatten(2, 2 + ndim)
-    return template_spectra(split, tiling.length, dtype)
 
 
 def template_spectra(template: Tensor, lengths: Sequence[int], dtype: torch.dtype) -> Tensor:

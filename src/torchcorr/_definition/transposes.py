@@ -11,9 +11,10 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from .._plan.choose import Plan, make_plan
+from .._plan.choose import make_plan
 from .._plan.dtypes import widen
 from .._plan.leads import Leads
+from .._plan.plan import Plan
 from .._plan.predict import Problem
 from .._plan.shapes import Ints, output_size
 from .._plan.tiling import Tiling

@@ -12,7 +12,9 @@ import torch
 
 from .costs import costs_of
 from .dtypes import BYTES
+from .large import is_large, large_plans, large_scratch
 from .leads import Leads
+from .plan import Plan, sizes_of
 from .predict import Problem, cost, folds_of, in_passes, transformed_size
 from .shapes import Ints, output_size
 from .tiling import Block, Tiling, tile_length
@@ -21,59 +23,12 @@ from .tiling import Block, Tiling, tile_length
 # weights, whose tiles are computed two at a time.
 _WORTH_SCRATCH = 16
 _WORTH_TILES = 2.5
-# Sides of windows of lines, planes and volumes from which on dividing them may pay.
-_LARGE_WINDOW = (1 << 15, 192, 64)
 _MOST_BYTE_PRODUCTS = 2**16
 # Tiles of the direct loop that are tried, relative to what is kept, and what those of whole rows
 # may hold with the rows that they share: of real numbers, and of bytes, of which these cost little.
 _SHARES = (4.0, 2.0, 1.0, 0.5, 0.25)
 _WITH_SHARED = (1.5, 4.0)
 _MOST = 2**31 - 2**12  # elements of a tile that a GPU's kernels number
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How one call will be computed: what `plan` returns.
-
-    Sizes are those of a tile, one for each window axis; bytes depend on the dtype.
-
-    Attributes
-    ----------
-    method : str
-        ``"direct"`` or ``"fft"``.
-    tile : tuple of int
-        Positions that a tile covers, ``(*positions)``.
-    transform : tuple of int
-        Elements of a tile along each window axis: the length of its transforms.
-    parts : tuple of int
-        Parts that a large template is divided into along each window axis, so that its transforms
-        stay small.
-    folds : tuple of int
-        Along each window axis, how many times fewer positions are transformed back than a transform
-        has: a stride, or 1 where all are.
-    tiles : int
-        Tiles of one item of the input.
-    batch : int
-        Tiles that are computed at once.
-    templates : int
-        Templates whose scores are computed at once.
-    bytes : int
-        Scratch of one batch, in bytes; input and result are not counted.
-    cost : float
-        Predicted time in milliseconds on the two cores that the model was fitted on. Elsewhere
-        only the ratio of two plans' costs is meaningful.
-    """
-
-    method: str
-    tile: Ints
-    transform: Ints
-    parts: Ints
-    folds: Ints
-    tiles: int
-    batch: int
-    templates: int
-    bytes: int
-    cost: float
 
 
 def _grids(problem: Problem) -> Iterator[Ints]:
@@ -97,35 +52,16 @@ def _grids(problem: Problem) -> Iterator[Ints]:
             yield grid
 
 
-def _divisions(problem: Problem) -> Iterator[tuple[Ints, Ints]]:
-    """Grids, and parts of a large window, for tiles that are shorter than several windows."""
-    if not problem.divisible or max(problem.window) < _LARGE_WINDOW[len(problem.window) - 1]:
-        return
-    total = output_size(problem.size, problem.window, problem.stride)
-    costs = problem.costs
-    for wanted in costs.long if len(total) == 1 else costs.lengths:
-        for share in (3, 2):
-            longest = wanted // share
-            parts = tuple(-(-k // longest) for k in problem.window)
-            if max(parts) == 1:
-                continue
-            sizes = zip(total, problem.window, parts, problem.stride, strict=True)
-            yield tuple(-(-n // ((wanted - -(-k // p)) // s + 1)) for n, k, p, s in sizes), parts
-
-
 def _tiling(
     problem: Problem,
     grid: Sequence[int],
     fast: bool,
     parts: Ints | None = None,
     folds: Ints | None = None,
+    fine: bool = False,
 ) -> Tiling:
     at, powers = (problem.size, problem.window, problem.stride, grid), not problem.costs.pairs
-    return Tiling.cut(*at, parts=parts, folds=folds, fast=fast, powers=powers)
-
-
-def _sizes(tiling: Tiling) -> tuple[Ints, Ints, Ints, Ints]:
-    return tiling.outputs, tiling.length, tiling.parts, tiling.folds
+    return Tiling.cut(*at, parts=parts, folds=folds, fast=fast, powers=powers, fine=fine)
 
 
 def _bytes(problem: Problem, tiling: Tiling, method: str) -> tuple[int, int]:
@@ -159,7 +95,7 @@ def stepwise(problem: Problem, tiling: Tiling, method: str) -> Plan:
     templates = max(1, min(leads.templates, (cache // batch - fixed) // each))
     size = batch * (fixed + templates * each)
     time = cost(problem, tiling, method, batch, templates) * 1e-6
-    return Plan(method, *_sizes(tiling), tiling.tiles, batch, templates, size, time)
+    return Plan(method, *sizes_of(tiling), tiling.tiles, batch, templates, size, time)
 
 
 def _spectra_bytes(problem: Problem, length: Ints) -> int:
@@ -176,17 +112,15 @@ def _passed(problem: Problem, tiling: Tiling, method: str) -> Plan:
     # A tile of bytes, and a norm and a sum of each window instead of a norm.
     bytes_and_sums = channels * n + 8 * m if problem.of_bytes else 0
     if method == "fft":
-        parts = math.prod(tiling.parts)
-        spectra = parts * _spectra_bytes(problem, tiling.length)
+        spectra = _spectra_bytes(problem, tiling.length)
         templates = max(1, min(leads.templates, costs.spectra_bytes // spectra))
         products = 1 if templates == channels == 1 else 2
         if not problem.normalised and width < 8:
             # Some tiles are transformed in float64; what they were in float32 is not kept then.
-            width, spectra = 8, (3 if parts == 1 else 2) * spectra
-            products = 0 if templates == channels == parts == 1 else products
+            width, spectra = 8, 3 * spectra
+            products = 0 if templates == channels == 1 else products
         # The tile and its spectrum, products and their inverse, and what is known of its windows.
-        held = channels * math.prod(tiling.cut_length) if parts > 1 else 0
-        tile = (held + (2 * channels + products) * n + m) * width + bytes_and_sums
+        tile = ((2 * channels + products) * n + m) * width + bytes_and_sums
         batch = min(max(2, unit // tile // 2 * 2), each + each % 2)
     else:
         spectra = channels * math.prod(problem.window) * width
@@ -196,7 +130,7 @@ def _passed(problem: Problem, tiling: Tiling, method: str) -> Plan:
         batch = min(max(1, unit // tile), each)
     time = cost(problem, tiling, method, batch, templates) * 1e-6
     size = costs.workers * batch * tile + templates * spectra
-    return Plan(method, *_sizes(tiling), tiling.tiles, batch, templates, size, time)
+    return Plan(method, *sizes_of(tiling), tiling.tiles, batch, templates, size, time)
 
 
 def gradient_plan(problem: Problem, tiling: Tiling) -> Plan:
@@ -216,7 +150,7 @@ def gradient_plan(problem: Problem, tiling: Tiling) -> Plan:
     kept = (2 + batch) * channels * n * width
     size = costs.workers * (batch * tile + kept) + templates * spectra
     time = cost(problem, tiling, "fft", batch, templates) * 1e-6
-    return Plan("fft", *_sizes(tiling), tiling.tiles, batch, templates, size, time)
+    return Plan("fft", *sizes_of(tiling), tiling.tiles, batch, templates, size, time)
 
 
 def masked_plan(problem: Problem, tiling: Tiling) -> Plan:
@@ -231,14 +165,14 @@ def masked_plan(problem: Problem, tiling: Tiling) -> Plan:
     tile = 8 * 2 * ((kept * channels + 2) * n + 6 * m)
     time = cost(problem, tiling, "fft", 2, templates) * 1e-6
     size = costs.workers * tile + templates * spectra
-    return Plan("fft", *_sizes(tiling), tiling.tiles, 2, templates, size, time)
+    return Plan("fft", *sizes_of(tiling), tiling.tiles, 2, templates, size, time)
 
 
 def tiling_of(problem: Problem, plan: Plan) -> Tiling:
     """The tiles of a plan."""
     total = output_size(problem.size, problem.window, problem.stride)
     grid = tuple(-(-n // m) for n, m in zip(total, plan.tile, strict=True))
-    return _tiling(problem, grid, plan.method == "fft", plan.parts, plan.folds)
+    return _tiling(problem, grid, plan.method == "fft", plan.parts, plan.folds, plan.large)
 
 
 def scratch_allowed(problem: Problem) -> float:
@@ -256,14 +190,19 @@ def make_plan(problem: Problem, method: str) -> Plan:
         plans.append(_direct_plan(problem))
     if method in ("auto", "fft") or not plans:
         grids = _grids(problem) if not problem.is_complex else [(1,) * len(problem.size)]
-        ways = [*((grid, None) for grid in grids), *_divisions(problem)]
-        for (grid, parts), folds in itertools.product(ways, folds_of(problem)):
-            plans.append(_batched(problem, _tiling(problem, grid, True, parts, folds), "fft"))
+        for grid, folds in itertools.product(grids, folds_of(problem)):
+            tiling = _tiling(problem, grid, True, folds=folds)
+            plans.append(_batched(problem, tiling, "fft"))
     if not problem.costs.pairs:
         most = _MOST // problem.channels
         plans = [p for p in plans if p.method == "direct" or math.prod(p.transform) < most] or plans
     allowed = scratch_allowed(problem)
-    fitting = [plan for plan in plans if plan.bytes <= allowed]
+    if is_large(problem):
+        of_large = large_scratch(problem)
+        plans += large_plans(problem, of_large)
+        fitting = [p for p in plans if p.bytes <= (of_large if p.large else min(allowed, of_large))]
+    else:
+        fitting = [plan for plan in plans if plan.bytes <= allowed]
     best = min(fitting or plans, key=lambda plan: plan.cost)
     # A large template takes more scratch by transforms than allowed, and hours by the direct loop.
     quick = [plan for plan in plans if plan.cost * _WORTH_SCRATCH < best.cost]
@@ -284,7 +223,7 @@ def _direct_plan(problem: Problem) -> Plan:
     tiling, leads = _tiling(problem, (1,) * len(problem.size), False), problem.leads
     items = max(1, leads.paired * leads.inputs)
     time = cost(problem, tiling, "direct", items, leads.templates) * 1e-6
-    return Plan("direct", *_sizes(tiling), tiling.tiles, items, leads.templates, 0, time)
+    return Plan("direct", *sizes_of(tiling), tiling.tiles, items, leads.templates, 0, time)
 
 
 def _direct_tiling(problem: Problem, share: float) -> Tiling:
@@ -354,7 +293,7 @@ def _arranged_gradients(
 ) -> Arrangement:
     call = arrange(input, template, stride, "fft", normalised=True, dtype=dtype, device=device)
     problem, tiling = call.problem._replace(divisible=False), call.tiling
-    if math.prod(tiling.parts) > 1:
+    if call.plan.large:
         tiling = tiling_of(problem, make_plan(problem, "fft"))
     return Arrangement(problem, gradient_plan(problem, tiling), tiling)
 
@@ -439,12 +378,12 @@ def _in_real_parts(input: Ints, template: Ints, problem: Problem, method: str) -
 def blocks(problem: Problem, plan: Plan) -> Iterator[Block]:
     """Leading indices and templates that share one parallel region, as many as have room."""
     leads = problem.leads
-    at_once = max(1, leads.paired)
-    if plan.method == "fft":
+    at_once = 1 if plan.large else max(1, leads.paired)
+    if plan.method == "fft" and not plan.large:
         spectra = _spectra_bytes(problem, plan.transform) * plan.templates
         at_once = max(1, problem.costs.spectra_bytes // spectra)
     for pair in range(0, leads.paired, at_once):
         pairs = slice(pair, min(pair + at_once, leads.paired))
         for first in range(0, leads.templates, plan.templates):
             templates = slice(first, min(first + plan.templates, leads.templates))
-            yield Block(pairs, templates, plan.batch)
+            yield Block(pairs, templates, plan.batch, plan.large, plan.kept)

@@ -10,8 +10,9 @@ from typing import NamedTuple
 
 import torch
 
-from .choose import Plan, arrange
+from .choose import arrange
 from .lattice import Lattices
+from .plan import Plan
 from .shapes import Ints
 from .strided import GRADS_BY_FFT, grad_by_loop
 from .tiling import tile_length

@@ -179,15 +179,11 @@ def cost(problem: Problem, tiling: Tiling, method: str, batch: int, templates: i
             time += rows * _byte_line(problem) * _BAND
         return (time + loop) * idle if problem.normalised else time + loop
     # One for each channel of a tile and block of templates, an inverse for each template, and those
-    # of templates. With parts, each of a tile for each template.
-    parts = math.prod(tiling.parts)
-    forward = problem.channels * (parts * leads.templates if parts > 1 else blocks)
+    # of templates.
     folds = math.prod(tiling.folds)
-    planes = (tiles * (forward + leads.templates / folds)) / 2
-    planes += leads.paired * leads.templates * problem.channels * parts
-    if parts > 1:
-        time += tiles * forward * n * costs.tile_element / 4 * width
-    others = tiles / 2 * parts * leads.templates * (problem.channels - 1)
+    planes = (tiles * (problem.channels * blocks + leads.templates / folds)) / 2
+    planes += leads.paired * leads.templates * problem.channels
+    others = tiles / 2 * leads.templates * (problem.channels - 1)
     others += tiles / 2 * leads.templates * (folds > 1)  # adding up parts of spectra
     time += others * n * costs.channel_product * width
     transform = transform_cost(costs, len(tiling.length), n, int(4 * width))

@@ -38,13 +38,19 @@ def tile_length(n: int, ndim: int, powers: bool = False) -> int:
     return best
 
 
+def fine_length(n: int, ndim: int) -> int:
+    """Smallest length of at least n whose transforms are quick where all lines along an axis are
+    transformed one by one, and every element costs memory. Long lines must be powers of two."""
+    return 1 << (n - 1).bit_length() if ndim == 1 else 8 * fast_length(-(-n // 8))
+
+
 @dataclass(frozen=True)
 class Tiling:
     """How tiles cover the valid positions of an input: sizes an axis, arithmetic only.
 
     Tile t of an axis covers the windows of positions [t * outputs, (t + 1) * outputs): `extent`
     elements from t * outputs * stride - pad on, in an array of `length` elements. A window may be
-    divided into `parts`, each of which meets `length` elements of a tile that is cut longer. Of the
+    divided into `parts`, each of which meets `length` elements of a tile of more. Of the
     sums of a tile, transforms give every `folds`th.
     """
 
@@ -74,8 +80,10 @@ class Tiling:
         folds: Sequence[int] | None = None,
         fast: bool = True,
         powers: bool = False,
+        fine: bool = False,
     ) -> Tiling:
-        """Divides the positions evenly into at most `grid` tiles an axis."""
+        """Divides the positions evenly into at most `grid` tiles an axis, whose transforms are as
+        long as `tile_length`, or as `fine_length` says."""
         total = tuple(positions) if positions else output_size(size, window, stride)
         outputs = tuple(-(-n // q) for n, q in zip(total, grid, strict=True))
         needed = tuple(-(-n // m) for n, m in zip(total, outputs, strict=True))
@@ -87,7 +95,9 @@ class Tiling:
             # What one part of the window meets.
             met = tuple(n - k + -(-k // p) for n, k, p in zip(extent, window, divided, strict=True))
             length = tuple(
-                f * tile_length(-(-n // f), len(total), powers)
+                fine_length(n, len(total))
+                if fine
+                else f * tile_length(-(-n // f), len(total), powers)
                 for n, f in zip(met, folded, strict=True)
             )
         return cls(
@@ -108,12 +118,6 @@ class Tiling:
     def part(self) -> Ints:
         """Elements of a part of the window."""
         return tuple(-(-k // p) for k, p in zip(self.window, self.parts, strict=True))
-
-    @property
-    def cut_length(self) -> Ints:
-        """Elements of a tile as it is cut."""
-        sizes = zip(self.parts, self.part, self.length, strict=True)
-        return tuple((p - 1) * k + n for p, k, n in sizes)
 
     @property
     def tiles(self) -> int:
@@ -165,17 +169,21 @@ class TileBatch(NamedTuple):
 
 @dataclass(frozen=True)
 class Block:
-    """Leading indices and templates that are computed at once, and how many tiles make a unit."""
+    """Leading indices and templates that are computed at once, how many tiles make a unit, and
+    whether these are large, with spectra of templates that are kept for all."""
 
     pairs: slice
     templates: slice
     tiles_of_unit: int
+    large: bool = False
+    kept: bool = True
 
     @cached_property
     def numbers(self) -> list[int]:
         """`Block` of csrc/tiles/pass.h is read from them."""
         pairs, templates = self.pairs, self.templates
-        return [pairs.start, pairs.stop, templates.start, templates.stop, self.tiles_of_unit]
+        sizes = (pairs.start, pairs.stop, templates.start, templates.stop, self.tiles_of_unit)
+        return [*sizes, int(self.large), int(self.kept)]
 
 
 class TileStats(NamedTuple):

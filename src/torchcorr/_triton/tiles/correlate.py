@@ -28,7 +28,7 @@ from ..._definition import correlate as definition
 from ..._definition import transforms as whole
 from ..._definition.transposes import Transpose
 from ..._plan import rounding
-from ..._plan.choose import Plan
+from ..._plan.plan import Plan
 from ..._plan.predict import Problem
 from ..._plan.tiling import TileStats, Tiling
 from ..values import converted, three

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from ..._definition.transforms import sum_channels
-from ..._plan.choose import Arrangement, Plan, arrange
+from ..._plan.choose import Arrangement, arrange
 from ..._plan.costs import family
+from ..._plan.plan import Plan
 from ..._plan.predict import Problem
 from ..._plan.shapes import Ints
 from ..._plan.tiling import Tiling

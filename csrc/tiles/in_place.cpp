@@ -1,0 +1,180 @@
+#include "tiles/in_place.h"
+
+#include <algorithm>
+#include <array>
+
+#include "common/threads.h"
+#include "tiles/spectra.h"
+
+namespace torchcorr {
+namespace {
+
+// Bytes of a block, which stays in the cache of a core with its transform; but at least so many lines,
+// whose elements lie side by side in memory where lines run across the rows.
+constexpr int64_t kBytes = 1 << 18, kLines = 16;
+// Elements along each axis of what is turned at once: whole cache lines of float32 numbers.
+constexpr int64_t kTurned = 8;
+
+template <class T>
+using Complex = std::array<T, 2>;
+
+// to[j * to_pitch + i] = from[i * from_pitch + j] for i < n and j < m.
+template <class C>
+void turn(int64_t n, int64_t m, const C* from, int64_t from_pitch, C* to, int64_t to_pitch) {
+  for (int64_t i = 0; i < n; i += kTurned) {
+    for (int64_t j = 0; j < m; j += kTurned) {
+      const int64_t rows = std::min(kTurned, n - i), columns = std::min(kTurned, m - j);
+      const C* first = from + i * from_pitch + j;
+      C* place = to + j * to_pitch + i;
+      const auto turn_some = [&](int64_t a, int64_t b) TORCHCORR_FLAT {
+        for (int64_t column = 0; column < b; ++column) {
+          for (int64_t row = 0; row < a; ++row) {
+            place[column * to_pitch + row] = first[row * from_pitch + column];
+          }
+        }
+      };
+      rows == kTurned && columns == kTurned ? turn_some(kTurned, kTurned) : turn_some(rows, columns);
+    }
+  }
+}
+
+template <class T>
+class InPlace {
+  static constexpr int64_t kBlock = kBytes / static_cast<int64_t>(sizeof(Complex<T>));
+
+ public:
+  // Rows of `width` numbers, which are real or complex.
+  InPlace(const Tensor& x, int64_t width, bool is_real)
+      : all_(x), width_(width), is_real_(is_real), lines_(x.size(0)),
+        length_(last_sizes(x, x.dim() - 1)),
+        data_(static_cast<Complex<T>*>(x.mutable_data_ptr())) {
+    STD_TORCH_CHECK(x.is_contiguous(), "an array that is transformed in its place must be packed");
+    STD_TORCH_CHECK(length_[2] == (is_real ? width / 2 + 1 : width),
+                    "rows must have room for their spectra");
+    all_ = torch::stable::view(all_, {lines_ * length_[0] * length_[1], length_[2]});
+  }
+
+  // Rows of the first `some` planes and rows.
+  void along_rows(const Axes3& some, bool forward) const {
+    const int64_t n = length_[2];
+    // Lines without other axes are rows that follow each other; two share the roots of unity.
+    const bool is_line = length_[0] * length_[1] == 1;
+    const int64_t planes = is_line ? 1 : lines_ * some[0], rows = is_line ? lines_ : some[1];
+    const int64_t at_once = std::clamp<int64_t>(kBlock / n, is_line ? 2 : 1, std::max(rows, int64_t{2}));
+    const int64_t blocks = ceil_div(rows, at_once);
+    share(planes * blocks, [&](int64_t block) {
+      const int64_t plane = block / blocks, first = block % blocks * at_once;
+      const int64_t z = plane / some[0] * length_[0] + plane % some[0];
+      transform_rows(z * length_[1] + first, std::min(at_once, rows - first), forward);
+    });
+  }
+
+  // Along another axis, at the first `some` places of the axes before it.
+  void across_rows(int axis, const Axes3& some, bool forward) const {
+    const Axes3& n = length_;
+    if (axis == 0) transform_lines(lines_, 1, 1, n[0], n[1] * n[2], forward);
+    if (axis == 1) transform_lines(lines_, n[0], some[0], n[1], n[2], forward);
+  }
+
+ private:
+  static const Complex<T>* numbers_of(const Tensor& x) {
+    return static_cast<const Complex<T>*>(x.const_data_ptr());
+  }
+
+  void transform_rows(int64_t first, int64_t rows, bool forward) const {
+    Tensor all = all_;
+    Tensor some = torch::stable::narrow(all, 0, first, rows);
+    Complex<T>* to = data_ + first * length_[2];
+    if (is_real_ && !forward) {
+      const Tensor done = transform_to_real(some, width_);
+      const T* from = static_cast<const T*>(done.const_data_ptr());
+      for (int64_t row = 0; row < rows; ++row) {
+        std::copy_n(from + row * width_, width_, to[row * length_[2]].data());
+      }
+      return;
+    }
+    Tensor done = is_real_ ? transform_real(real_rows(some)) : transform_axis(some, 1, forward);
+    std::copy_n(numbers_of(done), rows * length_[2], to);
+  }
+
+  // The real numbers of rows that have room for their spectra: (rows, width).
+  Tensor real_rows(const Tensor& rows) const {
+    Tensor real = torch::stable::flatten(view_as_real(rows), 1, 2);
+    return torch::stable::narrow(real, 1, 0, width_);
+  }
+
+  // Lines of n elements that are `pitch` apart, as many side by side, in the first `some` of `each`
+  // places of `outer` ones.
+  void transform_lines(int64_t outer, int64_t each, int64_t some, int64_t n, int64_t pitch,
+                       bool forward) const {
+    const int64_t wanted = std::max(kLines, kBlock / n / kTurned * kTurned);
+    const int64_t blocks = ceil_div(pitch, wanted);
+    share(outer * some * blocks, [&](int64_t block) {
+      const int64_t place = block / blocks, first = block % blocks * wanted;
+      const int64_t lines = std::min(wanted, pitch - first);
+      Complex<T>* at = data_ + (place / some * each + place % some) * n * pitch + first;
+      const Tensor turned = torch::stable::new_empty(all_, {lines, n});
+      turn(n, lines, at, pitch, static_cast<Complex<T>*>(turned.mutable_data_ptr()), n);
+      turn(lines, n, numbers_of(transform_axis(turned, 1, forward)), n, at, pitch);
+    });
+  }
+
+  Tensor all_;
+  const int64_t width_;
+  const bool is_real_;
+  const int64_t lines_;
+  const Axes3 length_;
+  Complex<T>* data_;
+};
+
+template <class F>
+void with_complex_type(const Tensor& x, const F& f) {
+  x.scalar_type() == ScalarType::ComplexDouble ? f(double{}) : f(float{});
+}
+
+int first_axis(const Tensor& x) { return 4 - static_cast<int>(x.dim()); }
+
+// Forward: rows first, so that those of zeros are left out.
+template <class T>
+void transform_axes(const InPlace<T>& lines, const Tensor& x, bool forward, const Axes3& some) {
+  lines.along_rows(some, forward);
+  for (int axis = 1; axis >= first_axis(x); --axis) lines.across_rows(axis, some, forward);
+}
+
+}  // namespace
+
+void transform_in_place(const Tensor& x, bool forward, const Axes3& some) {
+  with_complex_type(x, [&](auto zero) {
+    transform_axes(InPlace<decltype(zero)>(x, x.size(x.dim() - 1), false), x, forward, some);
+  });
+}
+
+void transform_real_in_place(const Tensor& x, int64_t width, const Axes3& some) {
+  with_complex_type(x, [&](auto zero) {
+    transform_axes(InPlace<decltype(zero)>(x, width, true), x, true, some);
+  });
+}
+
+void restore_real_in_place(const Tensor& x, int64_t width) {
+  with_complex_type(x, [&](auto zero) {
+    const InPlace<decltype(zero)> lines(x, width, true);
+    const Axes3 all = last_sizes(x, x.dim() - 1);
+    for (int axis = first_axis(x); axis < 2; ++axis) lines.across_rows(axis, all, false);
+    lines.along_rows(all, false);
+  });
+}
+
+namespace {
+
+// With a width that is not 0, of real numbers: forward or back.
+void transform_given(const Tensor& x, bool forward, Sizes some, int64_t width) {
+  if (width == 0) return transform_in_place(x, forward, last_axes(some));
+  forward ? transform_real_in_place(x, width, last_axes(some)) : restore_real_in_place(x, width);
+}
+
+}  // namespace
+}  // namespace torchcorr
+
+STABLE_TORCH_LIBRARY_IMPL(torchcorr_cpu, CPU, m) {
+  m.impl("transform_in_place", TORCH_BOX(&torchcorr::transform_given));
+}

@@ -1,0 +1,22 @@
+// Transforms of arrays that are too large to be held twice. Threads share them in blocks that do not
+// depend on their number, nor does the result.
+#pragma once
+
+#include "common/tiling.h"
+
+namespace torchcorr {
+
+// Replaces a complex array (lines, *length) by its unscaled transforms over all axes but the first. The
+// lines are zero behind `some` elements along each axis.
+void transform_in_place(const Tensor& x, bool forward, const Axes3& some);
+
+// Half of a spectrum of real numbers, (*length), along the last axis: that of the others is conjugate.
+inline Axes3 half_of(const Axes3& length) { return {length[0], length[1], length[2] / 2 + 1}; }
+
+// The same of real numbers, whose rows of `width` lie where their half spectra will, as the first numbers
+// of rows of the complex array (lines, *half).
+void transform_real_in_place(const Tensor& x, int64_t width, const Axes3& some);
+// Such half spectra by the real numbers that they are the spectra of, times their number.
+void restore_real_in_place(const Tensor& x, int64_t width);
+
+}  // namespace torchcorr
