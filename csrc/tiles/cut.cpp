@@ -238,6 +238,8 @@ class CutTiles {
 // Tiles minus their levels, written to `out`.
 Tensor cut_tiles_to(const Tensor& out, const Tensor& stats, const TileBatch& batch,
                     const Tensor& image, Levels levels, bool wide, bool pairs) {
+  STD_TORCH_CHECK(!batch.tiling.is_divided(), "tiles that are larger than their transforms are cut "
+                                              "part by part");
   if (out.numel() == 0) return out;
   with_real_type(image, "input", [&](auto zero) {
     using T = decltype(zero);

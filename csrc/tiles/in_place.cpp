@@ -11,7 +11,7 @@ namespace {
 
 // Bytes of a block, which stays in the cache of a core with its transform; but at least so many lines,
 // whose elements lie side by side in memory where lines run across the rows.
-constexpr int64_t kBytes = 1 << 18, kLines = 16;
+constexpr int64_t kBytes = 1 << 17, kLines = 16;
 // Elements along each axis of what is turned at once: whole cache lines of float32 numbers.
 constexpr int64_t kTurned = 8;
 
@@ -72,8 +72,9 @@ class InPlace {
   // Along another axis, at the first `some` places of the axes before it.
   void across_rows(int axis, const Axes3& some, bool forward) const {
     const Axes3& n = length_;
-    if (axis == 0) transform_lines(lines_, 1, 1, n[0], n[1] * n[2], forward);
-    if (axis == 1) transform_lines(lines_, n[0], some[0], n[1], n[2], forward);
+    // Planes lie so far apart that more lines side by side pay.
+    if (axis == 0) transform_lines(lines_, 1, 1, n[0], n[1] * n[2], 2 * kBlock, forward);
+    if (axis == 1) transform_lines(lines_, n[0], some[0], n[1], n[2], kBlock, forward);
   }
 
  private:
@@ -104,10 +105,10 @@ class InPlace {
   }
 
   // Lines of n elements that are `pitch` apart, as many side by side, in the first `some` of `each`
-  // places of `outer` ones.
+  // places of `outer` ones; about `elements` at once.
   void transform_lines(int64_t outer, int64_t each, int64_t some, int64_t n, int64_t pitch,
-                       bool forward) const {
-    const int64_t wanted = std::max(kLines, kBlock / n / kTurned * kTurned);
+                       int64_t elements, bool forward) const {
+    const int64_t wanted = std::max(kLines, elements / n / kTurned * kTurned);
     const int64_t blocks = ceil_div(pitch, wanted);
     share(outer * some * blocks, [&](int64_t block) {
       const int64_t place = block / blocks, first = block % blocks * wanted;

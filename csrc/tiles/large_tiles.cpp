@@ -13,7 +13,7 @@ namespace torchcorr {
 namespace {
 
 constexpr int64_t kBlock = 1 << 15;  // elements that a thread takes at once
-constexpr int64_t kPiece = 1 << 10;   // elements of a line that stay in the first cache
+constexpr int64_t kPiece = 1 << 10;  // elements of a line that stay in the first cache
 
 Tensor some_of(const Tensor& x, int64_t first, int64_t count) {
   Tensor all = x;
