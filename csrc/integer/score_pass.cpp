@@ -71,8 +71,7 @@ class BytePass {
     if (!coefficients) return;
     own_ = packed(part_of(part_of(*coefficients, 0, block.first_pair, block.pairs()), 1,
                           block.first_template, block.templates()));
-    large_ = large_templates(tiling_, *own_, block);
-    for (LargeTemplate& one : large_) if (block.kept) one.keep(*own_, true);
+    large_ = large_templates(tiling_, *own_, block, true);
     if (block.large) return;
     spectra_.emplace(tiling_, *own_, *spectra);
     digits_.emplace(tiling_, *own_);

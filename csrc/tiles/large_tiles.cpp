@@ -71,11 +71,12 @@ Tensor LargeTemplate::spectrum(int64_t i, const Tensor& room) const {
 }
 
 std::vector<LargeTemplate> large_templates(const Tiling& tiling, const Tensor& templates,
-                                           const Block& block) {
+                                           const Block& block, bool wide) {
   std::vector<LargeTemplate> all;
   const double* elements = templates.const_data_ptr<double>();
   for (int64_t line = 0; block.large && line < block.pairs() * block.templates(); ++line) {
     all.emplace_back(tiling, elements + line * tiling.window_size());
+    if (block.kept) all.back().keep(templates, wide);
   }
   return all;
 }

@@ -33,9 +33,10 @@ class LargeTemplate {
   std::optional<Tensor> kept_;  // (parts * C, *half)
 };
 
-// The templates of a block, (pairs, templates, C, *window), if its tiles are large; otherwise none.
+// The templates of a block, (pairs, templates, C, *window), if its tiles are large; otherwise none. In
+// float64 if `wide` are the spectra that are kept, if the block keeps any.
 std::vector<LargeTemplate> large_templates(const Tiling& tiling, const Tensor& templates,
-                                           const Block& block);
+                                           const Block& block, bool wide);
 
 // Writes elements of the i-th tile; zeros for one that is missing.
 using CutPart = std::function<void(int64_t i, const PartOfTile& part)>;

@@ -37,10 +37,9 @@ class ScorePass {
         wide_(packed(part_of(part_of(coefficients, 0, block.first_pair, block.pairs()), 1,
                              block.first_template, block.templates()))),
         narrow_(lanes_ == 1 ? in_type_of_input(wide_) : wide_),
-        large_(large_templates(tiling_, wide_, block)), out_(out) {
+        large_(large_templates(tiling_, wide_, block, std::is_same_v<T, double>)), out_(out) {
     STD_TORCH_CHECK(block.large ? !tiling_.is_folded() : !tiling_.is_divided(),
                     "of large tiles all positions are transformed, and only their templates have parts");
-    for (LargeTemplate& one : large_) if (block.kept) one.keep(wide_, std::is_same_v<T, double>);
     if (spectra) spectra_.emplace(tiling_, wide_, *spectra);
     if (mask) weights_.emplace(tiling_, *mask, weights);
   }

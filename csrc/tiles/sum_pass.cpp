@@ -30,12 +30,11 @@ class SumPass {
         levels_(tiling_.pad == Axes3{0, 0, 0} || is_by_precision() ? Levels::kShared
                                                                     : Levels::kNone),
         templates_(tiling_, templ, block, is_by_precision()),
-        large_(large_templates(tiling_, templates_.elements, block)),
+        large_(large_templates(tiling_, templates_.elements, block, !rule.is_narrow())),
         spectra_(tiling_, templates_.elements, spectra), map_(tiling_, out),
         doubtful_(input, tiling_, block, rule, templates_, map_) {
     STD_TORCH_CHECK(!block.large || !(is_by_precision() || tiling_.is_folded()),
                     "large tiles are transformed in one precision, all their positions at once");
-    for (LargeTemplate& one : large_) if (block.kept) one.keep(input, !rule.is_narrow());
     for (int64_t k = 0; k < block.templates(); ++k) all_.push_back(k);
   }
 

@@ -115,11 +115,6 @@ class Tiling:
         )
 
     @property
-    def part(self) -> Ints:
-        """Elements of a part of the window."""
-        return tuple(-(-k // p) for k, p in zip(self.window, self.parts, strict=True))
-
-    @property
     def tiles(self) -> int:
         """Tiles of one item."""
         return math.prod(self.grid)
