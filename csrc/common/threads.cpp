@@ -17,6 +17,10 @@
 
 #include "common/tensors.h"
 
+#if defined(__GLIBC__)
+#include <malloc.h>
+#endif
+
 namespace torchcorr {
 namespace {
 
@@ -281,6 +285,23 @@ class Helpers {
 ThreadsOfTorch of_torch;
 Helpers of_pool;
 
+// Which threads worked last. Each has an arena of freed memory that others do not use, so when others
+// take over, it goes back to the system.
+class Kind {
+ public:
+  void note(bool own) {
+    if (own_.load(std::memory_order_relaxed) == own || own_.exchange(own) == own) return;
+#if defined(__GLIBC__)
+    malloc_trim(0);
+#endif
+  }
+
+ private:
+  std::atomic<bool> own_{false};
+};
+
+Kind kind;
+
 // On PyTorch's threads: it waits for all of them, also for those that come when nothing is left.
 void run_on_threads_of_torch(Job& job) {
   const Clock::time_point begin = Clock::now();
@@ -354,11 +375,13 @@ void share(int64_t parts, const Parts& f) {
   const bool alone = job.wanted == 0 && OneThread::is_possible();
   if (!alone && (!may_choose() || (!held && of_torch.are_called()))) {
     job.wanted = std::max<int64_t>(1, job.wanted);  // since PyTorch divides a transform of one part
+    kind.note(false);
     run_on_threads_of_torch(job);
   } else {
     if (!kOnlyOwn) job.wanted = of_pool.allowed(job.wanted);
     const int64_t helpers = job.wanted;
     if (helpers > 0) {
+      kind.note(true);
       of_pool.note(helpers, Pool::current()->run(job));
     } else {
       const OneThread here;
