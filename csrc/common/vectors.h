@@ -97,9 +97,20 @@ TORCHCORR_INLINE double sum_of_row(int64_t n, const T* x) {
   return sum_of_lanes(total) + rest;
 }
 
+// What rounding loses is added to the next element: numbers with few digits, less a mean, are all rounded
+// in the same direction, and sums of many of them lose four digits.
 template <int BYTES>
 TORCHCORR_INLINE void subtract_mean(int64_t n, double* x) {
-  const double mean = sum_of_row<BYTES>(n, x) / static_cast<double>(n);
+  Wide<BYTES> total = {}, lost = {};
+  int64_t whole = 0;
+  for (; whole + lanes_of<double, BYTES> <= n; whole += lanes_of<double, BYTES>) {
+    const Wide<BYTES> added = load<BYTES>(x + whole) + lost, sum = total + added;
+    lost = added - (sum - total);
+    total = sum;
+  }
+  double rest = sum_of_lanes(lost);
+  for (int64_t i = whole; i < n; ++i) rest += x[i];
+  const double mean = (sum_of_lanes(total) + rest) / static_cast<double>(n);
   for (int64_t i = 0; i < n; ++i) x[i] -= mean;
 }
 

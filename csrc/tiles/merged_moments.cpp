@@ -1,11 +1,27 @@
 // The step `moments` in float64, from sums that are merged from parts, so that nothing cancels: for
 // tiles whose windows the quick step leaves unknown.
 
+#include <algorithm>
 #include <cmath>
 
 #include "tiles/steps.h"
 
 namespace torchcorr {
+namespace {
+
+// The numbers of a batch whose tiles are arrays of their extent, which they exceed elsewhere where a
+// transform asks for it, and do not reach where templates are divided.
+Sizes of_extent(const Sizes& numbers) {
+  const int64_t n = numbers.at(0);
+  Sizes whole = numbers;
+  // Behind two numbers: grid, step, pad, extent, length, window, stride, parts and folds.
+  const auto first = whole.begin() + 2;
+  std::copy_n(first + 3 * n, n, first + 4 * n);
+  std::fill_n(first + 7 * n, 2 * n, 1);
+  return whole;
+}
+
+}  // namespace
 
 std::tuple<Tensor, Tensor, Tensor> merged_moments(const Tensor& input, const Tensor& stats,
                                                   Sizes numbers, Numbers rule_numbers, bool pairs,
@@ -13,13 +29,10 @@ std::tuple<Tensor, Tensor, Tensor> merged_moments(const Tensor& input, const Ten
   const TileBatch batch(numbers, input);
   const Tiling& tiling = batch.tiling;
   const ScoreRule rule(rule_numbers);
-  auto [raw, raw_stats] = cut_tiles(input, numbers, Levels::kNone, true, false);
-  for (int64_t i = 0; i < tiling.ndim; ++i) {
-    raw = torch::stable::narrow(raw, 2 + i, 0, tiling.extent[3 - tiling.ndim + i]);
-  }
+  auto [raw, raw_stats] = cut_tiles(input, of_extent(numbers), Levels::kNone, true, false);
   const int64_t groups = rule.own_means ? tiling.channels : 1, count = batch.count();
   if (groups > 1) {
-    raw = torch::stable::unsqueeze(torch::stable::flatten(packed(raw), 0, 1), 1);
+    raw = torch::stable::unsqueeze(torch::stable::flatten(raw, 0, 1), 1);
   }
   // (tiles * groups, *positions)
   const auto [window_means, window_vars] = window_moments(

@@ -47,6 +47,15 @@ def test_an_offset_is_rounded_away_twice() -> None:
 
 
 @pytest.mark.parametrize("dtype", (torch.float32, torch.float64))
+def test_the_mean_of_many_numbers_with_few_digits(dtype: torch.dtype) -> None:
+    """Less a mean they are all rounded in one direction; a window that is far from the level of
+    its tile multiplies what is left of their mean by that."""
+    x = normal(1, 1, 600_000, seed=2, dtype=torch.float32).to(dtype)
+    got = array(_contract.standardise(x, 1, True)).ravel()
+    assert abs(math.fsum(got)) <= 2.0**-53 * len(got)
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.float64))
 def test_flat_and_not_finite(dtype: torch.dtype) -> None:
     for value in (0.0, 0.1, -3e30):
         flat = torch.full((1, 1, 50), value, dtype=dtype)
