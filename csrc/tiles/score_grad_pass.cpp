@@ -1,7 +1,8 @@
 // Both gradients of scores for a block of templates in one parallel region. A worker takes a unit of
 // tiles and carries it through all steps: cut, moments, the transform of the input, and for each
 // template the upstream gradient, its transform and the products with both spectra; then it takes
-// the next unit. What units contribute is added up in their order.
+// the next unit. What units contribute is added up in their order. Threads share the steps of a unit
+// whose tiles are large, and its transforms take the place of what they transform.
 
 #include <atomic>
 #include <cmath>
@@ -9,7 +10,9 @@
 #include <type_traits>
 
 #include "common/in_order.h"
+#include "common/threads.h"
 #include "tiles/emit_sums.h"
+#include "tiles/in_place.h"
 #include "tiles/pass.h"
 #include "tiles/steps.h"
 
@@ -50,6 +53,7 @@ struct UnitNoise {
 constexpr int64_t kNoise = sizeof(UnitNoise) / sizeof(double);
 // Roundings of the maps that go to windows, in units of those of a transform.
 constexpr double kMapRounding = 0.4;
+constexpr int64_t kBlock = 1 << 15;  // elements of a large tile that a thread takes at once
 
 Tensor lines_like(const Tensor& lines, int64_t count, const Tiling& t) {
   Sizes shape{count};
@@ -81,13 +85,13 @@ class ScoreGradPass {
   int64_t groups() const { return rule_.own_means ? tiling_.channels : 1; }
 
   void run(const std::vector<uint8_t>& is_wide, UnitNoise* noise) {
-    run_units(units_.count(), Sharing::kUnits, [&](int64_t u) {
+    run_units(units_.count(), units_.sharing, [&](int64_t u, Scratch& scratch) {
       if (stopped_) {
         noise[u] = UnitNoise::of_non_finite();
         return;
       }
       try {
-        noise[u] = is_wide[u] ? add_unit<double>(u) : add_unit<In>(u);
+        noise[u] = is_wide[u] ? add_unit<double>(u, scratch) : add_unit<In>(u, scratch);
       } catch (...) {
         stop();
         throw;
@@ -117,24 +121,27 @@ class ScoreGradPass {
   };
 
   template <class R>
-  UnitNoise add_unit(int64_t unit) {
+  UnitNoise add_unit(int64_t unit, Scratch& scratch) {
     const int64_t templates = units_.block.templates();
-    std::optional<Work<R>> work = measured<R>(unit);
+    std::optional<Work<R>> work = measured<R>(unit, scratch);
     if (!work) return UnitNoise::of_non_finite();
     for (int64_t k = 0; k < templates; ++k) add_template(*work, k);
-    const UnitNoise noise = noise_of(*work);
+    UnitNoise noise = noise_of(*work);
     if (to_.need_input() && noise.is_finite()) {
       // What only the templates needed is free before the last transform.
       work->spectrum.reset();
+      const Tensor tiles = tiles_of_lines(transformed(*work->products, true, tiling_.length));
+      work->products.reset();
+      noise.transforms = noise_of_transforms(*work, tiles);
       work->moments.resize(1);
-      add_input(*work);
+      if (noise.is_finite()) add_input(*work, tiles);
     }
     return noise;
   }
 
   // Everything before the templates; nothing if an element is not finite.
   template <class R>
-  std::optional<Work<R>> measured(int64_t unit) const {
+  std::optional<Work<R>> measured(int64_t unit, Scratch& scratch) const {
     const Sizes tiles = units_.tiles_of(unit);
     const Sizes batch = with_tiles(numbers_, tiles);
     const auto [spectrum, stats] = seen<R>(batch);
@@ -142,11 +149,14 @@ class ScoreGradPass {
       if (rows_of_stats(stats)[i].non_finite > 0) return std::nullopt;
     }
     const Tensors moments = moments_of<R>(batch, stats);
-    Sizes shape = sizes_of(moments[1]);
+    const Tensor& norms = moments[1];
+    Sizes shape = sizes_of(norms);
     shape.insert(shape.begin(), 1 + groups());
-    return Work<R>{unit % units_.of_pair, units_.pair(unit), batch, moments,
-                   torch::stable::new_zeros(moments[1], shape), spectrum, std::nullopt,
-                   std::vector<UpstreamSums>(tiles.size())};
+    // The largest array of a unit is kept for the next one, or memory is left in pieces.
+    const Tensor window_grads =
+        scratch.take_zeros<R>(Scratch::kWindowGrads, norms, shape, norms.scalar_type());
+    return Work<R>{unit % units_.of_pair, units_.pair(unit), batch, moments, window_grads, spectrum,
+                   std::nullopt, std::vector<UpstreamSums>(tiles.size())};
   }
 
   // The spectrum of tiles, if it is needed, and their stats. The tiles themselves are free again
@@ -156,7 +166,32 @@ class ScoreGradPass {
     constexpr bool kIsWide = sizeof(R) > sizeof(In);
     const auto [cut, stats] = cut_tiles(of_.input, batch, levels_of(rule_), kIsWide, true);
     if (!to_.need_template() && !kIsWide) return {std::nullopt, stats};
-    return {transform(lines_of_tiles(cut), true), stats};
+    return {transformed(lines_of_tiles(cut), true, tiling_.extent), stats};
+  }
+
+  // The transforms of lines that are zero behind `some` elements along each axis. Those of large tiles
+  // take their place.
+  Tensor transformed(const Tensor& lines, bool forward, const Axes3& some) const {
+    if (!units_.block.large) return transform(lines, forward);
+    transform_in_place(lines, forward, some);
+    return lines;
+  }
+
+  // Calls f(first, count) for n elements, which threads share if they are many.
+  template <class F>
+  void over(int64_t n, const F& f) const {
+    if (!units_.block.large) return f(int64_t{0}, n);
+    share(ceil_div(n, kBlock), [&](int64_t i) {
+      f(i * kBlock, std::min(kBlock, n - i * kBlock));
+    });
+  }
+
+  // out = a * b of so many complex numbers, or out += a * b.
+  template <class R>
+  void multiply(int64_t n, bool add, const R* a, const R* b, R* out) const {
+    over(n, [&](int64_t first, int64_t count) {
+      multiply_complex(count, add, a + 2 * first, b + 2 * first, out + 2 * first);
+    });
   }
 
   template <class R>
@@ -189,7 +224,7 @@ class ScoreGradPass {
     const Tensor score = kIsWide ? rescored(work, weights) : of_.score;
     const Upstream upstream{of_.grad, score, kIsWide, static_cast<double>(tiling_.window_size())};
     const Tensor cut = cut_upstream(upstream, work.moments, work.batch, work.window_grads, sums);
-    const Tensor alpha = repeat_spectra(tiling_, transform(lines_of_tiles(cut), false));
+    const Tensor alpha = repeat_spectra(tiling_, transformed(lines_of_tiles(cut), false, tiling_.folded()));
     std::vector<double> offsets(groups());
     for (size_t i = 0; i < sums.size(); ++i) {
       for (size_t g = 0; g < sums[i].offsets.size(); ++g) offsets[g] += sums[i].offsets[g];
@@ -203,7 +238,7 @@ class ScoreGradPass {
     if (is_first && channels == 1) {
       // Element by element, so that the factor may be overwritten.
       for (int64_t p = 0; p < alpha.size(0); ++p) {
-        multiply_complex(size, false, given + 2 * p * size, weights, given + 2 * p * size);
+        multiply<R>(size, false, given + 2 * p * size, weights, given + 2 * p * size);
       }
       work.products = alpha;
       return;
@@ -211,8 +246,8 @@ class ScoreGradPass {
     if (is_first) work.products = lines_like(alpha, alpha.size(0) * channels, tiling_);
     R* to = static_cast<R*>(work.products->mutable_data_ptr());
     for (int64_t i = 0; i < alpha.size(0) * channels; ++i) {
-      multiply_complex(size, !is_first, given + 2 * (i / channels) * size,
-                       weights + 2 * (i % channels) * size, to + 2 * i * size);
+      multiply(size, !is_first, given + 2 * (i / channels) * size,
+               weights + 2 * (i % channels) * size, to + 2 * i * size);
     }
   }
 
@@ -228,24 +263,24 @@ class ScoreGradPass {
     R* to = static_cast<R*>(sum.mutable_data_ptr());
     const R* seen = static_cast<const R*>(work.spectrum->const_data_ptr());
     for (int64_t i = 0; i < lines; ++i) {
-      multiply_complex(size, i >= channels, seen + 2 * i * size, given + 2 * (i / channels) * size,
-                       to + 2 * (i % channels) * size);
+      multiply(size, i >= channels, seen + 2 * i * size, given + 2 * (i / channels) * size,
+               to + 2 * (i % channels) * size);
     }
     const int64_t numbers = 2 * channels * size;
     order_.put(line, work.unit, [this, sum, offsets, line, numbers] {
       const Tensor& spectra = sizeof(R) > sizeof(In) ? to_.wide_spectra : to_.spectra;
       R* out = static_cast<R*>(spectra.mutable_data_ptr()) + line * numbers;
       const R* from = static_cast<const R*>(sum.const_data_ptr());
-      for (int64_t i = 0; i < numbers; ++i) out[i] += from[i];
+      over(numbers, [&](int64_t first, int64_t count) {
+        for (int64_t i = first; i < first + count; ++i) out[i] += from[i];
+      });
       double* to_line = to_.offsets.template mutable_data_ptr<double>() + line * groups();
       for (int64_t g = 0; g < groups(); ++g) to_line[g] += offsets[g];
     });
   }
 
   template <class R>
-  void add_input(Work<R>& work) {
-    const Tensor tiles = tiles_of_lines(transform(*work.products, true));
-    work.products.reset();
+  void add_input(const Work<R>& work, const Tensor& tiles) {
     spread_window_grads(tiles, work.window_grads, work.moments[0], of_.input, work.batch,
                         rule_);
     const int64_t line = units_.block.pairs() * units_.block.templates() + work.pair;
@@ -263,7 +298,7 @@ class ScoreGradPass {
     multiply_spectra({twos, tiling_.channels, size}, false,
                      static_cast<const R*>(work.spectrum->const_data_ptr()), weights,
                      static_cast<R*>(product.mutable_data_ptr()));
-    const Tensor sums = transform(fold_spectra(tiling_, product), false);
+    const Tensor sums = transformed(fold_spectra(tiling_, product), false, tiling_.folded());
     const Tensor& norms = work.moments[1];
     const Tensor scores = torch::stable::new_empty(norms, sizes_of(norms));
     const R *from = static_cast<const R*>(sums.const_data_ptr()),
@@ -299,23 +334,44 @@ class ScoreGradPass {
   template <class R>
   UnitNoise noise_of(const Work<R>& work) const {
     const TileStats* stats = rows_of_stats(work.moments[0]);
-    const double n = static_cast<double>(tiling_.tile_size());
-    const double count = static_cast<double>(tiling_.window_size());
     UnitNoise noise;
     for (int64_t i = 0; i < work.tiles(); i += 2) {
-      const double power = work.total[i].squares + work.total[i + 1].squares;
-      const double root = std::sqrt(power / n);
+      const double power = power_of(work, i), root = std::sqrt(power * window());
       if (!std::isfinite(power)) return UnitNoise::of_non_finite();
-      noise.squares += (stats[i].mean_square + stats[i + 1].mean_square) * power;
+      noise.squares += (stats[i].mean_square + stats[i + 1].mean_square) * power * elements();
       for (int64_t lane = i; lane < i + 2; ++lane) {
-        const double score = std::max(4 * work.total[lane].largest, 5 * root * std::sqrt(count));
-        const double transforms = root * count + kMapRounding * largest_of_means(work, lane);
-        noise.transforms = std::max(noise.transforms, stats[lane].scale * transforms);
+        const double score = std::max(4 * work.total[lane].largest, 5 * root);
         noise.scores = std::max(noise.scores, stats[lane].scale * score);
       }
     }
     return noise;
   }
+
+  // What the transforms contribute to the input's gradient, which `tiles` contain so far.
+  template <class R>
+  double noise_of_transforms(const Work<R>& work, const Tensor& tiles) const {
+    const TileStats* stats = rows_of_stats(work.moments[0]);
+    const int64_t numbers = 2 * tiling_.channels * tiling_.tile_size();
+    const R* values = tiles.template const_data_ptr<R>();
+    double most = 0;
+    for (int64_t i = 0; i < work.tiles(); i += 2, values += numbers) {
+      const Contents in = contents_of(numbers, values);
+      const double even = std::sqrt(power_of(work, i) * window() + in.squares / elements());
+      for (int64_t lane = i; lane < i + 2; ++lane) {
+        const double means = kMapRounding * largest_of_means(work, lane);
+        most = std::max(most, stats[lane].scale * (even + in.largest / 2 + means));
+      }
+    }
+    return most;
+  }
+
+  // The mean square of the upstream gradients of two tiles, over the norms of their windows.
+  template <class R>
+  double power_of(const Work<R>& work, int64_t i) const {
+    return (work.total[i].squares + work.total[i + 1].squares) / elements();
+  }
+  double elements() const { return static_cast<double>(tiling_.tile_size()); }
+  double window() const { return static_cast<double>(tiling_.window_size()); }
 
   const Operands& of_;
   const GradSums& to_;

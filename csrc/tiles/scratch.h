@@ -17,7 +17,7 @@ class Scratch {
  public:
   std::shared_ptr<LargeTiles> large_tiles;  // those of the last unit, if there are any
 
-  enum Use { kStats, kNorms, kStates, kMeans, kDoubtful, kLeft, kUses };
+  enum Use { kStats, kNorms, kStates, kMeans, kDoubtful, kLeft, kWindowGrads, kUses };
 
   // A tensor for this use, whose elements are those of the last unit or anything. It is made anew
   // only where its shape or type differs from the last one.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from inputs import draw, normal
 from torch import Tensor
 
 import torchcorr
+from torchcorr._cpu import score_grads
 from torchcorr._plan import choose
 
 # Sizes, window, stride, leading axes of the template.
@@ -77,6 +79,27 @@ def test_parts_give_the_definition(
         assert abs(float(sums[at]) - float(terms.sum())) <= within
 
 
+@pytest.mark.cpu_only(reason="only the CPU's tiles are divided")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("name", ["2d-parts", "2d-tall"])
+def test_parts_of_an_image_with_a_faint_half(name: str, dtype: torch.dtype) -> None:
+    """Moments of its windows are merged, for tiles that are larger than their transforms."""
+    x, w, how = pair(name, torch.float32)
+    rows = len(x) // 2
+    x[:rows] = 1e-4 * x[:rows] + 10
+    x[-20, -20] = torch.nan
+    x, w = x.to(dtype), w.to(dtype)
+    assert math.prod(torchcorr.plan(x, w, method="fft", **how).parts) > 1
+    score = torchcorr.zncc(x, w, method="fft", **how)
+    for at in places(score):
+        seen = window_at(x, at, CASES[name][1], 1).double()
+        want = (standard(seen) * standard(w.double())).mean()
+        allowed = 1e-5 if dtype == torch.float32 else 1e-10
+        torch.testing.assert_close(
+            score[at].double(), want, rtol=0, atol=allowed, equal_nan=True, check_dtype=False
+        )
+
+
 @pytest.mark.cpu_only(reason="bits are promised on the CPU")
 def test_bytes_and_threads() -> None:
     x = (draw((1500, 1400)) * 256).to(torch.uint8)
@@ -122,8 +145,86 @@ def test_scratch(
     assert plan.bytes <= most * (2 if len(size) == 1 else 1)
 
 
+# Sizes, window, stride and channels of gradients whose tiles threads share.
+GRADIENTS = {
+    "2d": ((900, 800), (400, 380), 1, 1),
+    "2d-tall": ((1200, 300), (700, 30), 1, 1),
+    "2d-joint": ((700, 680), (300, 250), 1, 2),
+    "3d": ((110, 100, 90), (70, 64, 20), 1, 1),
+}
+
+
+@pytest.mark.cpu_only(reason="only the CPU's tiles are shared")
+@pytest.mark.parametrize("hard", [False, True], ids=["easy", "hard"])
+@pytest.mark.parametrize("name", GRADIENTS)
+def test_gradients_of_large_tiles(name: str, hard: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In float64 along a direction, in float32 relative to their largest element, and the same bits
+    for any number of threads. Where they are hard, tiles are transformed in float64."""
+    ways = []
+
+    def arranged(*args: Any, wide: bool, **how: Any) -> choose.Arrangement:
+        ways.append(wide)
+        return choose.arrange_gradients(*args, wide=wide, **how)
+
+    monkeypatch.setattr(score_grads, "arrange_gradients", arranged)
+    size, window, stride, channels = GRADIENTS[name]
+    x, w = normal(channels, *size, seed=1), normal(channels, *window, seed=2)
+    how = {"ndim": len(size), "stride": stride, "channels": "joint"}
+    if hard:
+        x[..., : size[-1] // 2] = 1e-4 * x[..., : size[-1] // 2] + 30
+        x = x.float().double()  # both precisions see the same image
+    sizes = (x.shape, w.shape, (stride,) * len(size))
+    for dtype in (torch.float32, torch.float64):
+        assert choose.arrange_gradients(*sizes, dtype=dtype, device="cpu").plan.large
+    delta = normal(*torchcorr.zncc(x, w, **how).shape, seed=3)
+
+    def gradients(dtype: torch.dtype) -> tuple[Tensor, ...]:
+        leaves = [v.to(dtype, copy=True).requires_grad_() for v in (x, w)]
+        return torch.autograd.grad(torchcorr.zncc(*leaves, **how), leaves, delta.to(dtype))
+
+    want, got = gradients(torch.float64), gradients(torch.float32)
+    assert ways == [False, False, True] if hard else [False, False]
+    # Where a step changes all windows as much.
+    step = [1e-7 * normal(*v.shape, seed=4) for v in (x, w)]
+    step[0][..., : size[-1] // 2] *= float(x[..., 0].std())
+    ends = [
+        (torchcorr.zncc(x + s * step[0], w + s * step[1], **how) * delta).sum() for s in (1, -1)
+    ]
+    along = sum(float((g * d).sum()) for g, d in zip(want, step, strict=True))
+    size_of_terms = sum(float((g * d).norm()) for g, d in zip(want, step, strict=True))
+    assert abs(float(ends[0] - ends[1]) / 2 - along) <= 1e-4 * size_of_terms
+    for exact, single in zip(want, got, strict=True):
+        assert (single - exact).abs().max() <= 1e-4 * exact.abs().max()
+    threads = torch.get_num_threads()
+    try:
+        for n in (1, 3):
+            torch.set_num_threads(n)
+            for first, again in zip(got, gradients(torch.float32), strict=True):
+                assert torch.equal(first, again)
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.mark.cpu_only(reason="a GPU has more memory")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("wide", [False, True])
+@pytest.mark.parametrize("size, window", [pair for pair in LARGE if len(pair[0]) > 1], ids=str)
+def test_scratch_of_gradients(
+    size: tuple[int, ...], window: tuple[int, ...], wide: bool, dtype: torch.dtype
+) -> None:
+    """At most 64 MiB, or eight transforms that hold the template, and one image more. Lengths that
+    are transformed quickly are at most an eighth longer."""
+    call = choose.arrange_gradients(
+        (1, *size), (1, *window), (1,) * len(size), dtype=dtype, device="cpu", wide=wide
+    )
+    width = 8 if wide else dtype.itemsize
+    transforms = 8 * 2 * width * math.prod(1.125 * k for k in window)
+    image = dtype.itemsize * math.prod(size)
+    assert call.plan.bytes <= max(64 << 20, transforms) + image
+
+
 def test_gradients(device: str) -> None:
-    """They take whole transforms."""
+    """Those of whole transforms."""
     x, w, how = pair("2d", torch.float64)
     leaves = [v.to(device).requires_grad_() for v in (x[:700, :600], w[:300, :250])]
     score = torchcorr.zncc(*leaves, method="fft", **how)

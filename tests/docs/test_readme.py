@@ -83,18 +83,15 @@ def test_scratch_is_what_the_readme_says(size: int, window: int, stated: str) ->
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peaks are read in /proc")
-@pytest.mark.parametrize(("size", "window"), [(2048, 64), (4096, 64)])
+@pytest.mark.parametrize(("size", "window"), [(2048, 64), (2048, 512), (4096, 64)])
 def test_scratch_of_gradients_is_bounded(size: int, window: int) -> None:
-    """By 64 MiB and one image, and a plan by 64 MiB, as the page on resources says: where no other
-    program wants the cores. Beside one, more threads take parts, and each keeps freed memory.
-    """
+    """By 64 MiB and one image, and a plan by 64 MiB, as the page on resources says."""
     two = {**os.environ, "OMP_NUM_THREADS": "2"}
     command = [sys.executable, "-m", "benchmarks.memory", str(size), str(window), "backward"]
-    how = {"capture_output": True, "text": True, "check": True, "cwd": ROOT, "env": two}
-    peaks = (float(subprocess.run(command, **how).stdout) for _ in range(10))
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT, env=two)
     sizes = ((1, size, size), (1, window, window), (1, 1))
     call = choose.arrange_gradients(*sizes, dtype=torch.float32, device="cpu")
-    assert any(peak < 64 + 4 * size**2 / 2**20 for peak in peaks)
+    assert float(done.stdout) < 64 + 4 * size**2 / 2**20
     assert call.plan.bytes < 64 * 2**20
 
 

@@ -65,7 +65,10 @@ def score_grad_operands(
 @every_dtype
 @pytest.mark.parametrize("budget", (0, 10**6), ids=("merged", "exact"))
 @pytest.mark.parametrize("wide", ("none", "one", "all"))
-def test_score_grad_tiles(name: str, dtype: torch.dtype, wide: str, budget: int) -> None:
+@pytest.mark.parametrize("large", (False, True), ids=("own", "shared"))
+def test_score_grad_tiles(
+    name: str, dtype: torch.dtype, large: bool, wide: str, budget: int
+) -> None:
     """Whatever the units are and whichever of them are computed in float64."""
     operands, exact = score_grad_operands(name, dtype, 1)
     tiling = batch_of(name, True).tiling
@@ -122,6 +125,22 @@ def test_a_faint_region_far_from_the_level(channels: str, offset: float) -> None
         x = image.to(dtype).requires_grad_()
         score = torchcorr.zncc(x, template.to(dtype), channels=channels)
         grads += torch.autograd.grad(score, x, upstream.to(dtype))
+    got, want = grads
+    assert float((got - want).abs().max()) <= GRADIENT_OF_FLOAT32 * float(want.abs().max())
+
+
+@pytest.mark.parametrize("upstream", ("constant", "smooth"))
+def test_a_template_below_a_smooth_gradient(upstream: str) -> None:
+    """Sums over all positions are large where brightness changes from one end of the template to
+    the other, and their rounding with them; the gradient is what is left without the means."""
+    image, template = 1e-2 * normal(200, 200, seed=1).float(), normal(64, 64, seed=2).float()
+    image[66:86, 66:91] += 50
+    rows = torch.ones(137) if upstream == "constant" else torch.linspace(0, 6, 137).sin()
+    grads = []
+    for dtype in LIMITS:
+        w = template.to(dtype).requires_grad_()
+        score = torchcorr.zncc(image.to(dtype), w, method="fft")
+        grads += torch.autograd.grad(score, w, rows[:, None].expand_as(score).to(dtype))
     got, want = grads
     assert float((got - want).abs().max()) <= GRADIENT_OF_FLOAT32 * float(want.abs().max())
 

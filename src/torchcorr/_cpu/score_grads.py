@@ -51,12 +51,14 @@ class UnitNoise(NamedTuple):
 
 
 class _Gradients(TiledScores):
-    """The gradients of one call; with `own_means` each channel of a window has a mean."""
+    """The gradients of one call; with `own_means` each channel of a window has a mean. If `wide`,
+    all units are computed in float64."""
 
-    def __init__(self, of: ScoreGradCall, own_means: bool) -> None:
+    def __init__(self, of: ScoreGradCall, own_means: bool, wide: bool = False) -> None:
         input = of.input
         sizes = (input.shape, of.template.shape, of.stride)
-        call = arrange_gradients(*sizes, dtype=input.dtype, device="cpu")
+        call = arrange_gradients(*sizes, dtype=input.dtype, device="cpu", wide=wide)
+        self.wide = wide
         super().__init__(input, of.template, call, of.zero_mean, of.eps, own_means)
         leads, ndim = self.problem.leads, len(self.tiling.stride)
         grad, score = (leads.output(x, ndim).contiguous() for x in (of.grad, of.score))
@@ -68,20 +70,25 @@ class _Gradients(TiledScores):
         self.for_template = self.coefficients.new_empty(0)
         if of.need_template:
             self.for_template = torch.empty_like(self.coefficients)
+        # Of sums in the input's precision that the template's gradient is made of.
+        self.contents = 0.0
         # Scores are given: a window is doubtful only if its norm is unknown.
         self.unknown_rule = self.rule._replace(least_energy=0.0)
 
-    def run(self) -> bool:
-        """Computes both gradients; whether everything was finite."""
+    def run(self) -> bool | None:
+        """Computes both gradients; whether everything was finite, and None if other tiles must be,
+        in float64."""
         none = torch.zeros(0, dtype=torch.int64)
-        wide = [none] * len(self.blocks)
+        wide = [torch.arange(self._units(b)) if self.wide else none for b in self.blocks]
         while True:
             noise = self._compute(wide)
             if noise is None:
                 return False
-            chosen = self._too_noisy(noise, wide)
+            chosen = None if self.wide else self._too_noisy(noise, wide)
             if chosen is None:
                 return True
+            if self.plan.large:
+                return None
             # A second time only once: what is too noisy still is computed in float64 throughout.
             wide = chosen if wide[0] is none else [torch.arange(len(n.rows)) for n in noise]
 
@@ -89,6 +96,7 @@ class _Gradients(TiledScores):
         """The noise of each block's units, of which `wide` are computed in float64; None if an
         element is not finite."""
         self.for_input.zero_()
+        self.contents = 0.0
         noise = []
         for block, units in zip(self.blocks, wide, strict=True):
             rows = self._block(block, units.tolist())
@@ -97,21 +105,26 @@ class _Gradients(TiledScores):
             noise.append(UnitNoise(rows))
         return noise
 
+    def _units(self, block: Block) -> int:
+        tiles = self.problem.leads.inputs * self.tiling.tiles
+        return (block.pairs.stop - block.pairs.start) * -(-tiles // block.tiles_of_unit)
+
     def _block(self, block: Block, wide: list[int]) -> Tensor:
         """Adds what a block contributes to the input's gradient, writes the template's."""
         part = (block.pairs, block.templates)
         coefficients = self.coefficients[part]
         lead, dtype = coefficients.shape[:3], self.input.dtype
-        double = dtype == torch.float64
+        double = self.wide or dtype == torch.float64
         spectra = steps.spectra_of_templates(coefficients, self.tiling, double)
         shape, kinds = (*lead, *self.tiling.length), (dtype, torch.float64)
-        needed = (self.for_template.numel() > 0, self.for_template.numel() > 0 and bool(wide))
+        need_template = self.for_template.numel() > 0
+        needed = (need_template and not self.wide, need_template and bool(wide))
         sums = [
             coefficients.new_zeros(shape if need else 0, dtype=kind.to_complex())
             for kind, need in zip(kinds, needed, strict=True)
         ]
         means = self.problem.channels if self.rule.own_means else 1
-        offsets = coefficients.new_zeros((*lead[:2], means) if needed[0] else 0)
+        offsets = coefficients.new_zeros((*lead[:2], means) if need_template else 0)
         rows = steps.score_grad_tiles(
             self.operands,
             spectra,
@@ -121,13 +134,23 @@ class _Gradients(TiledScores):
             self.unknown_rule.numbers,
             [self.for_input, *sums, offsets],
         )
-        if needed[0]:
-            total = self._window_of(sums[0])
+        if need_template:
+            total = torch.zeros_like(coefficients)
+            if needed[0]:
+                total += self._window_of(sums[0])
+                self.contents = max(self.contents, self._contents_of(sums[0], total))
             if needed[1]:
                 total += self._window_of(sums[1])
             total -= offsets[(..., *(None,) * len(self.tiling.stride))]
             self.for_template[part] = total
         return rows
+
+    def _contents_of(self, spectra: Tensor, window: Tensor) -> float:
+        """What sums by transforms contain, of which these are the spectra and the window: their
+        root mean square, and half of the largest (math.md, eq. noise)."""
+        axes = tuple(range(-len(self.tiling.length), 0))
+        norms = torch.linalg.vector_norm(spectra, dim=axes)
+        return float(norms.amax()) / math.prod(self.tiling.length) + steps.largest_size(window) / 2
 
     def _window_of(self, spectra: Tensor) -> Tensor:
         """The template's gradient from its spectra, before the standardisation, in float64."""
@@ -169,7 +192,6 @@ class _Gradients(TiledScores):
         ndim = len(self.tiling.stride)
         axes = tuple(range(-ndim - 1, 0))
         gradient, weights = self.for_template, self.coefficients
-        largest = float(gradient.abs().amax())
         # The promise is on the gradient behind the standardisation.
         if self.rule.zero_mean:
             of_mean = axes[1:] if self.rule.own_means else axes
@@ -179,7 +201,7 @@ class _Gradients(TiledScores):
         allowed /= rounding.TRANSFORM * unit
         # Sums of the quietest units: the noise that is left without the others.
         order = squares.argsort()
-        quiet = 3 * squares[order].cumsum(0).sqrt() + largest <= allowed
+        quiet = 3 * squares[order].cumsum(0).sqrt() + self.contents <= allowed
         if not bool((squares > 0).any()):
             return torch.zeros_like(quiet)
         bad = torch.empty_like(quiet)
@@ -224,7 +246,12 @@ def score_grads(of: ScoreGradCall, own_means: bool) -> tuple[Tensor, Tensor] | N
         if found is not None:
             return found
     call = _Gradients(of, own_means)
-    if not call.run():
+    finite = call.run()
+    if finite is None:
+        del call  # its gradient of the input takes as much as the next one
+        call = _Gradients(of, own_means, wide=True)
+        finite = call.run()
+    if not finite:
         return None
     leads, core = call.problem.leads, len(of.stride) + 1
     for_input, for_template = call.for_input, call.for_template.to(of.template.dtype)

@@ -12,7 +12,7 @@ import torch
 
 from .costs import costs_of
 from .dtypes import BYTES
-from .large import is_large, large_plans, large_scratch
+from .large import is_large, large_gradient_plans, large_plans, large_scratch
 from .leads import Leads
 from .plan import Plan, sizes_of
 from .predict import Problem, cost, folds_of, in_passes, transformed_size
@@ -183,6 +183,13 @@ def scratch_allowed(problem: Problem) -> float:
     return max(problem.costs.scratch, 8 * 2 * width * length)
 
 
+def gradient_scratch(problem: Problem, width: int) -> float:
+    """The same of transforms of numbers of so many bytes, and an item of the input more, whose
+    gradient is a result."""
+    item = problem.itemsize * problem.channels * math.prod(problem.size)
+    return scratch_allowed(problem._replace(itemsize=width)) + item
+
+
 def make_plan(problem: Problem, method: str) -> Plan:
     """The cheapest plan of a method, or of all for `auto`."""
     plans = []
@@ -282,20 +289,29 @@ def arrange_gradients(
     *,
     dtype: torch.dtype,
     device: str,
+    wide: bool = False,
 ) -> Arrangement:
-    """How both gradients of a normalised score are computed: always by transforms."""
-    return _arranged_gradients(tuple(input), tuple(template), tuple(stride), dtype, device)
+    """How both gradients of a normalised score are computed: always by transforms. With `wide` all
+    tiles are transformed in float64, and a large template's are as much smaller."""
+    return _arranged_gradients(tuple(input), tuple(template), tuple(stride), dtype, device, wide)
 
 
 @lru_cache(maxsize=1024)
 def _arranged_gradients(
-    input: Ints, template: Ints, stride: Ints, dtype: torch.dtype, device: str
+    input: Ints, template: Ints, stride: Ints, dtype: torch.dtype, device: str, wide: bool
 ) -> Arrangement:
     call = arrange(input, template, stride, "fft", normalised=True, dtype=dtype, device=device)
     problem, tiling = call.problem._replace(divisible=False), call.tiling
     if call.plan.large:
         tiling = tiling_of(problem, make_plan(problem, "fft"))
-    return Arrangement(problem, gradient_plan(problem, tiling), tiling)
+    plans, width = [gradient_plan(problem, tiling)], 8 if wide else problem.itemsize
+    if is_large(call.problem) and len(stride) > 1:
+        large = large_gradient_plans(problem, width)
+        plans = [*large] if wide else [*plans, *large]
+    allowed = gradient_scratch(problem, width)
+    fitting = [plan for plan in plans if plan.bytes <= allowed]
+    best = min(fitting, key=lambda p: p.cost) if fitting else min(plans, key=lambda p: p.bytes)
+    return Arrangement(problem, best, tiling_of(problem, best))
 
 
 def arrange_masked(

@@ -37,6 +37,8 @@ _OF_PART = 0.4
 _STEP = 1e4
 # Times relative to those of other tiles, which take less than is predicted where windows are large.
 _TIME = 1.2
+# Extents of tiles that are tried for gradients, relative to the window.
+_EXTENTS = (1.1, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0, 6.0, 8.0)
 
 
 def is_large(problem: Problem) -> bool:
@@ -56,6 +58,33 @@ def large_plans(problem: Problem, allowed: float) -> Iterator[Plan]:
         arrays = math.prod(tiling.parts) * problem.channels
         for kept in (True,) if arrays == 1 or len(problem.window) == 1 else (True, False):
             yield _Large(problem, tiling, kept).plan(allowed)
+
+
+def large_gradient_plans(problem: Problem, width: int) -> Iterator[Plan]:
+    """Plans of both gradients of a score by numbers of so many bytes, two tiles at a time, which
+    hold whole windows."""
+    total = output_size(problem.size, problem.window, problem.stride)
+    ndim, channels = len(total), problem.channels
+    for share in _EXTENTS:
+        extents = (max(int(share * k), _SHORTEST[ndim - 1]) for k in problem.window)
+        sizes = zip(total, extents, problem.window, problem.stride, strict=True)
+        grid = tuple(-(-n // max(1, (wanted - k) // s + 1)) for n, wanted, k, s in sizes)
+        tiling = Tiling.cut(problem.size, problem.window, problem.stride, grid, fine=True)
+        n, m = math.prod(tiling.length), math.prod(tiling.outputs)
+        # Complex arrays of the input, of the template, of its gradient, of the upstream gradient
+        # and of the input's, which takes the place of that of one channel.
+        arrays = 3 * channels + 1 + (channels if channels > 1 else 0)
+        # Of windows norms, means and what goes through both, of each of two tiles; and states.
+        maps = 2 * m * ((2 + 2 * channels) * width + 1)
+        # The template and its gradient are float64 numbers.
+        templates = 2 * 8 * problem.leads.templates * channels * math.prod(problem.window)
+        size = 2 * n * width * arrays + maps + templates
+        twos = -(-problem.leads.inputs * tiling.tiles // 2)
+        each = 2 * problem.costs.transform[ndim - 1] * math.log2(n) * n * _UNCACHED[ndim - 1]
+        each *= _WIDE if width > 4 else 1.0
+        time = twos * ((2 * channels + 2) * each + 4 * n * problem.costs.tile_element)
+        time *= max(1, problem.leads.paired) * problem.leads.templates * 1e-6
+        yield Plan("fft", *sizes_of(tiling), tiling.tiles, 2, 1, size, time, True, True)
 
 
 def _tilings(problem: Problem, allowed: float) -> Iterator[Tiling]:
