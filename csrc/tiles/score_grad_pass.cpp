@@ -2,7 +2,7 @@
 // tiles and carries it through all steps: cut, moments, the transform of the input, and for each
 // template the upstream gradient, its transform and the products with both spectra; then it takes
 // the next unit. What units contribute is added up in their order. Threads share the steps of a unit
-// whose tiles are large, and its transforms take the place of what they transform.
+// whose tiles are large, unless they are lines; its transforms take the place of what they transform.
 
 #include <atomic>
 #include <cmath>
@@ -69,7 +69,8 @@ class ScoreGradPass {
                 const Numbers& rule, const GradSums& to)
       : of_(of), to_(to), numbers_(batch), rule_numbers_(rule), rule_(rule),
         tiling_(TileBatch(batch, of.input).tiling),
-        units_(block, tiling_.layout.count / of.coefficients.size(0) * tiling_.tiles_per_item(), 2),
+        units_(block, tiling_.layout.count / of.coefficients.size(0) * tiling_.tiles_per_item(), 2,
+               tiling_.ndim == 1),
         spectra_(tiling_,
                  packed(part_of(part_of(of.coefficients, 0, block.first_pair, block.pairs()), 1,
                                 block.first_template, block.templates())),

@@ -185,9 +185,10 @@ def scratch_allowed(problem: Problem) -> float:
 
 def gradient_scratch(problem: Problem, width: int) -> float:
     """The same of transforms of numbers of so many bytes, and an item of the input more, whose
-    gradient is a result."""
+    gradient is a result. Twice as much for lines, of which each thread holds some."""
     item = problem.itemsize * problem.channels * math.prod(problem.size)
-    return scratch_allowed(problem._replace(itemsize=width)) + item
+    lines = 2 if len(problem.size) == 1 else 1
+    return lines * scratch_allowed(problem._replace(itemsize=width)) + item
 
 
 def make_plan(problem: Problem, method: str) -> Plan:
@@ -305,12 +306,13 @@ def _arranged_gradients(
     if call.plan.large:
         tiling = tiling_of(problem, make_plan(problem, "fft"))
     plans, width = [gradient_plan(problem, tiling)], 8 if wide else problem.itemsize
-    if is_large(call.problem) and len(stride) > 1:
+    if is_large(call.problem):
         large = large_gradient_plans(problem, width)
         plans = [*large] if wide else [*plans, *large]
     allowed = gradient_scratch(problem, width)
     fitting = [plan for plan in plans if plan.bytes <= allowed]
-    best = min(fitting, key=lambda p: p.cost) if fitting else min(plans, key=lambda p: p.bytes)
+    # The smallest tiles repeat most of their work.
+    best = min(fitting or plans, key=lambda p: p.cost if fitting else p.bytes * p.cost)
     return Arrangement(problem, best, tiling_of(problem, best))
 
 

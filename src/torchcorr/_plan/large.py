@@ -66,19 +66,25 @@ def large_gradient_plans(problem: Problem, width: int) -> Iterator[Plan]:
     total = output_size(problem.size, problem.window, problem.stride)
     ndim, channels = len(total), problem.channels
     for share in _EXTENTS:
-        extents = (max(int(share * k), _SHORTEST[ndim - 1]) for k in problem.window)
+        extents = [max(int(share * k), _SHORTEST[ndim - 1]) for k in problem.window]
+        if ndim == 1:
+            extents = [fine_length(n, 1) for n in extents]
         sizes = zip(total, extents, problem.window, problem.stride, strict=True)
         grid = tuple(-(-n // max(1, (wanted - k) // s + 1)) for n, wanted, k, s in sizes)
         tiling = Tiling.cut(problem.size, problem.window, problem.stride, grid, fine=True)
         n, m = math.prod(tiling.length), math.prod(tiling.outputs)
-        # Complex arrays of the input, of the template, of its gradient, of the upstream gradient
+        # Complex arrays of the template and of its gradient; of the input, of the upstream gradient
         # and of the input's, which takes the place of that of one channel.
-        arrays = 3 * channels + 1 + (channels if channels > 1 else 0)
+        common, own = 2 * channels, channels + 1 + (channels if channels > 1 else 0)
         # Of windows norms, means and what goes through both, of each of two tiles; and states.
         maps = 2 * m * ((2 + 2 * channels) * width + 1)
+        workers = 1
+        if ndim == 1:
+            # Lines of each thread, what one is transformed to, and what waits for its turn.
+            own, workers = own + 1 + channels, problem.costs.workers
         # The template and its gradient are float64 numbers.
         templates = 2 * 8 * problem.leads.templates * channels * math.prod(problem.window)
-        size = 2 * n * width * arrays + maps + templates
+        size = 2 * n * width * (common + workers * own) + workers * maps + templates
         twos = -(-problem.leads.inputs * tiling.tiles // 2)
         each = 2 * problem.costs.transform[ndim - 1] * math.log2(n) * n * _UNCACHED[ndim - 1]
         each *= _WIDE if width > 4 else 1.0
