@@ -75,7 +75,7 @@ def test_score_grad_tiles(
     for tiles in (2, 1000):
         count = -(-2 * tiling.tiles // tiles)
         units = {"none": [], "one": [count - 1], "all": list(range(count))}[wide]
-        block = Block(slice(0, 1), slice(0, 3), tiles)
+        block = Block(slice(0, 1), slice(0, 3), tiles, large)
         *grads, noise = score_grads(operands, tiling, block, units, budget)
         assert noise.shape == (count, 3) and (noise >= 0).all() and noise.any()
         bound = GRADIENT_OF_FLOAT32 if dtype == torch.float32 else 1e-9
