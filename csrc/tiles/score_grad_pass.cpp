@@ -10,7 +10,7 @@
 #include <type_traits>
 
 #include "common/in_order.h"
-#include "common/threads.h"
+#include "common/parallel.h"
 #include "tiles/emit_sums.h"
 #include "tiles/in_place.h"
 #include "tiles/pass.h"
@@ -53,7 +53,7 @@ struct UnitNoise {
 constexpr int64_t kNoise = sizeof(UnitNoise) / sizeof(double);
 // Roundings of the maps that go to windows, in units of those of a transform.
 constexpr double kMapRounding = 0.4;
-constexpr int64_t kBlock = 1 << 15;  // elements of a large tile that a thread takes at once
+constexpr int64_t kGrain = 1 << 15;  // elements of a large tile that are worth another thread
 
 Tensor lines_like(const Tensor& lines, int64_t count, const Tiling& t) {
   Sizes shape{count};
@@ -178,20 +178,11 @@ class ScoreGradPass {
     return lines;
   }
 
-  // Calls f(first, count) for n elements, which threads share if they are many.
-  template <class F>
-  void over(int64_t n, const F& f) const {
-    if (!units_.block.large) return f(int64_t{0}, n);
-    share(ceil_div(n, kBlock), [&](int64_t i) {
-      f(i * kBlock, std::min(kBlock, n - i * kBlock));
-    });
-  }
-
-  // out = a * b of so many complex numbers, or out += a * b.
+  // out = a * b of n complex numbers, or out += a * b.
   template <class R>
-  void multiply(int64_t n, bool add, const R* a, const R* b, R* out) const {
-    over(n, [&](int64_t first, int64_t count) {
-      multiply_complex(count, add, a + 2 * first, b + 2 * first, out + 2 * first);
+  static void multiply(int64_t n, bool add, const R* a, const R* b, R* out) {
+    parallel_for(0, n, kGrain, [&](int64_t begin, int64_t end) {
+      multiply_complex(end - begin, add, a + 2 * begin, b + 2 * begin, out + 2 * begin);
     });
   }
 
@@ -272,8 +263,8 @@ class ScoreGradPass {
       const Tensor& spectra = sizeof(R) > sizeof(In) ? to_.wide_spectra : to_.spectra;
       R* out = static_cast<R*>(spectra.mutable_data_ptr()) + line * numbers;
       const R* from = static_cast<const R*>(sum.const_data_ptr());
-      over(numbers, [&](int64_t first, int64_t count) {
-        for (int64_t i = first; i < first + count; ++i) out[i] += from[i];
+      parallel_for(0, numbers, kGrain, [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i) out[i] += from[i];
       });
       double* to_line = to_.offsets.template mutable_data_ptr<double>() + line * groups();
       for (int64_t g = 0; g < groups(); ++g) to_line[g] += offsets[g];
