@@ -11,7 +11,7 @@ FALLBACK := $(patsubst %,tests/contract/test_%.py,torture known_answers zncc byt
   weighted_moments errors plan operators conv layers forward_mode)
 # Tests of the C++ loops over vectors, which are also run with the vectors of lesser CPUs.
 VECTORS := $(patsubst %,tests/engines/test_%.py,tiles sum_pass dense_scores exact_windows \
-  long_lines overlap_kernels) tests/contract/test_lncc.py
+  halved_rows long_lines overlap_kernels) tests/contract/test_lncc.py
 # Tests of calls on several threads, which are also run with those that take over from PyTorch's.
 THREADS := $(patsubst %,tests/engines/test_%.py,threads score_grads)
 # Most tests use one core, so two files of them run at the same time. Both keep PyTorch's number of
@@ -95,6 +95,7 @@ sanitize: $(READY)
 	    tests/engines/test_long_lines.py tests/engines/test_medians.py \
 	    tests/engines/test_dense_grads.py tests/engines/test_dense_scores.py \
 	    tests/engines/test_faint_windows.py tests/engines/test_exact_windows.py \
+	    tests/engines/test_halved_rows.py \
 	    tests/engines/test_templates.py \
 	    tests/engines/test_layouts.py tests/contract/test_joint.py tests/contract/test_moments.py \
 	    tests/contract/test_bytes.py tests/contract/test_lncc.py \

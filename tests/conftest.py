@@ -31,6 +31,7 @@ ENGINE_TESTS = {
         "test_exact_windows.py",
         "test_faint_windows.py",
         "test_folds.py",
+        "test_halved_rows.py",
         "test_kernels.py",
         "test_layer_ways.py",
         "test_layouts.py",

@@ -10,6 +10,7 @@
 #include "common/counters.h"
 #include "common/large_pages.h"
 #include "direct/correlate.h"
+#include "direct/halved_rows.h"
 #include "integer/bytes.h"
 #include "tiles/faint_windows.h"
 #include "tiles/large_tiles.h"
@@ -308,6 +309,8 @@ class ScorePass {
     }
     const Tensor& all = sizeof(R) < sizeof(double) ? narrow_ : wide_;
     const Tensor some_of = part_of(part_of(all, 0, pair, 1), 1, k, some);
+    // Elements that have no weight must not enter a sum.
+    if (rule_.halved && !weights_) return {direct::correlate_halved(of.tiles, some_of), {}};
     return {direct::correlate_direct(of.tiles, some_of, sizes_of(tiling_.stride, tiling_.ndim)), {}};
   }
 

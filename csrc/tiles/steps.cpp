@@ -14,6 +14,7 @@ STABLE_TORCH_LIBRARY(torchcorr_cpu, m) {
       " int[] stride) -> Tensor");
   m.def(
       "correlate_direct_scores(Tensor input, Tensor template, int[] stride, Tensor norms) -> Tensor");
+  m.def("correlate_halved(Tensor tiles, Tensor templates) -> Tensor");
   m.def(
       "dense_norms(Tensor input, int[] window, int[] stride, bool zero_mean, bool own_means,"
       " float eps, bool centred) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");

@@ -25,11 +25,13 @@ struct ScoreRule {
   double noise;           // of a transform, relative to the error that is allowed
   double budget;          // doubtful windows of a tile and template that are recomputed
   bool own_means;         // each channel has its own; templates sum to 0 in each channel
+  bool halved;            // direct sums are made of halves of rows
 
   explicit ScoreRule(const Numbers& n) {
-    STD_TORCH_CHECK(n.size() == 8, "a rule of scores has eight numbers");
+    STD_TORCH_CHECK(n.size() == 9, "a rule of scores has nine numbers");
     zero_mean = n[0] != 0, eps = n[1], least_energy = n[2], of_window = n[3] != 0;
     least_variance = n[4], noise = n[5], budget = n[6], own_means = n[7] != 0;
+    halved = n[8] != 0;
   }
 };
 

@@ -15,6 +15,8 @@ constexpr float kLargest = 1e37f;
 
 // Most numbers of columns that a unit keeps, so that they stay in the second cache.
 constexpr int64_t kMostColumns = 1 << 18;
+// Elements of a line from which on only pieces of its totals are kept, of so many elements.
+constexpr int64_t kLongLine = 1 << 14, kPiece = 1 << 11;
 
 // Sums of elements about a level, and of their squares.
 template <int BYTES>
@@ -82,26 +84,28 @@ TORCHCORR_INLINE void add_squares(int64_t n, const Tiling& t, const double* tota
   }
 }
 
-// Mean squares, energies and means of n windows from the totals of columns, in units of elements
-// that are multiplied by `scale`. With `OWN`, from the squares of the sums of channels.
+// Mean squares, energies and means of n windows from the totals of columns before the first window and
+// at its end, in units of elements that are multiplied by `scale`. With `OWN`, from the squares of the
+// sums of channels.
 template <bool OWN>
-TORCHCORR_INLINE void energies_of(int64_t n, const Tiling& t, const Columns& of,
-                                  const MomentRule& rule, double scale, WindowRow& row) {
-  const int64_t window = t.window[2];
+TORCHCORR_INLINE void energies_of(int64_t n, const Tiling& t, const Columns& behind,
+                                  const Columns& ahead, const MomentRule& rule, double scale,
+                                  WindowRow& row) {
   const double each = 1 / static_cast<double>(t.window_size()), share = each * scale * scale;
   const double by = rule.zero_mean ? each * scale : 0.0;
   const double of_squares = share / static_cast<double>(product(t.window));
   const double factor = rule.deviation == 0 ? 1.0 : rule.deviation, eps = rule.eps;
-  const double *first = of.first, *second = of.second, *squares = row.squares.data();
+  const double *first = behind.first, *second = behind.second, *squares = row.squares.data();
+  const double *next_first = ahead.first, *next_second = ahead.second;
   float *totals = row.totals.data(), *energies = row.energies.data(), *means = row.means.data();
   float* softened = row.softened.data();
   for_windows(n, t.stride[2], [=](int64_t i, int64_t at) TORCHCORR_FLAT {
-    const double total = (second[at + window] - second[at]) * share;
+    const double total = (next_second[at] - second[at]) * share;
     double energy;
     if constexpr (OWN) {
       energy = total - squares[i] * of_squares;
     } else {
-      const double mean = (first[at + window] - first[at]) * by;
+      const double mean = (next_first[at] - first[at]) * by;
       energy = total - mean * mean;
       means[i] = static_cast<float>(mean);
     }
@@ -272,26 +276,33 @@ TORCHCORR_INLINE void moments_of_unit(const MomentsCall& call, int64_t tile, int
   const int64_t padded = whole(last), groups = rule.own_means ? t.channels : 1;
   const int64_t top = y0 * t.stride[1], tall = tall_of(t, y1 - y0);
   const bool deep = t.window[0] > 1;
+  const bool is_long = t.window[0] * t.window[1] == 1 && z1 - z0 == 1 && y1 - y0 == 1 &&
+                       groups == 1 && padded >= kLongLine && t.stride[2] <= kPiece / kDoubles;
   double gathered = 0;
   ColumnsScratch scratch;
+  const int64_t kept = is_long ? kPiece : padded;
   const UnitColumns slab(scratch, padded, deep ? tall : 0, groups);
-  const UnitColumns columns(scratch, padded, 1, groups);
-  const Columns totals = scratch.take(padded + 1 + kBlock, 1);
-  WindowRow windows(ceil_div(n, kBlock) * kBlock);
+  const UnitColumns columns(scratch, kept, 1, groups);
+  const Columns totals = scratch.take(kept + 1 + kBlock, 1);
+  WindowRow windows(ceil_div(std::min(n, kept), kBlock) * kBlock);
   // Windows that leave the input do not count, so numbers that follow a row may be read past its
   // end, except at the end of the input's memory, where the row is copied.
-  std::vector<float> copies[2] = {std::vector<float>(padded), std::vector<float>(padded)};
-  const auto row_of = [&](int64_t c, int64_t z, int64_t y, std::vector<float>& copy) TORCHCORR_FLAT {
+  std::vector<float> copies[2] = {std::vector<float>(kept), std::vector<float>(kept)};
+  const auto part_of_row = [&](int64_t c, int64_t z, int64_t y, int64_t x, int64_t some,
+                               std::vector<float>& copy) TORCHCORR_FLAT {
     if (call.border) {
       const int64_t channel = place.item * t.channels + c;
-      return call.border->row(call.input + channel * product(call.border->size), z, y, left, padded,
-                              copy.data());
+      return call.border->row(call.input + channel * product(call.border->size), z, y, left + x,
+                              some, copy.data());
     }
     const TileRow<float> row(t, place, call.input, c, z, y);
-    const float* first = row.data + left;
-    if (call.input_end - first >= padded) return first;
-    std::copy_n(first, call.input_end - first, copy.data());
+    const float* first = row.data + left + x;
+    if (call.input_end - first >= some) return first;
+    std::copy_n(first, std::max<int64_t>(0, call.input_end - first), copy.data());
     return static_cast<const float*>(copy.data());
+  };
+  const auto row_of = [&](int64_t c, int64_t z, int64_t y, std::vector<float>& copy) TORCHCORR_FLAT {
+    return part_of_row(c, z, y, 0, padded, copy);
   };
   const auto level_of = [&](int64_t c) TORCHCORR_FLAT { return levels ? levels[c] : stats.level; };
   // To row `r` of columns.
@@ -310,6 +321,63 @@ TORCHCORR_INLINE void moments_of_unit(const MomentsCall& call, int64_t tile, int
       exchange_values<BYTES>(padded, enter, leave, level_of(c), sums.at(c % groups, r));
     }
   };
+  // Writes what is known of windows whose energies are computed, from the `begin`th of a row on; `total`
+  // is the sum of all squares so far.
+  const auto emit = [&](int64_t z, int64_t y, int64_t begin, int64_t some,
+                        double total) TORCHCORR_FLAT {
+    const int64_t offset = (z * t.outputs[1] + y) * t.outputs[2] + from[2] + begin;
+    const int64_t before = counts.unknown;
+    gathered = std::max(gathered, total * stats.scale * stats.scale);
+    const double drift = kGathered / rule.error * gathered / static_cast<double>(t.window_size());
+    if (rule.deviation == 0) {
+      moments_of_row<false>(some, t, rule, drift, 1, to.at(offset), counts, windows);
+      return;
+    }
+    moments_of_row<true>(some, t, rule, drift, stats.scale, to.at(offset), counts, windows);
+    if (!unknown || counts.unknown == before) return;
+    for (int64_t i = 0; i < some; ++i) {
+      if (windows.losts[i]) unknown->push_back(offset + i);
+    }
+  };
+  if (is_long) {
+    // Totals behind and ahead of windows, the same numbers by the same additions; those ahead begin with
+    // a whole vector.
+    const int64_t first = t.window[2] / kDoubles * kDoubles, more = t.window[2] - first;
+    const Columns behind = totals, ahead = scratch.take(kPiece + kDoubles + 1 + kBlock, 1);
+    RunningTotals<BYTES> of_behind, of_ahead;
+    const auto add_up = [&](RunningTotals<BYTES>& sums, int64_t x, int64_t some,
+                            const Columns& out) TORCHCORR_FLAT {
+      columns.clear();
+      for (int64_t c = 0; c < t.channels; ++c) {
+        add_values<BYTES>(some, part_of_row(c, z0, y0, x, some, copies[0]), level_of(c),
+                          columns.at(0, 0));
+      }
+      sums.next(some, columns.at(0, 0), out.at(1));
+    };
+    const auto begin_with = [](const Columns& of, int64_t at, int64_t some) {
+      std::copy_n(of.first + at, some, of.first);
+      std::copy_n(of.second + at, some, of.second);
+    };
+    for (int64_t x = 0; x < first; x += kPiece) {
+      const int64_t some = std::min(kPiece, first - x);
+      add_up(of_ahead, x, some, ahead);
+      begin_with(ahead, some, 1);
+    }
+    add_up(of_ahead, first, kDoubles, ahead);
+    const int64_t step = t.stride[2], at_once = kPiece / step / kDoubles * kDoubles;
+    for (int64_t i = 0; i < n; i += at_once) {
+      const int64_t some = std::min(at_once, n - i), elements = at_once * step;
+      add_up(of_behind, i * step, elements, behind);
+      add_up(of_ahead, first + kDoubles + i * step, elements, ahead.at(kDoubles));
+      energies_of<false>(some, t, behind, ahead.at(more), rule, stats.scale, windows);
+      const double total = ahead.second[more + (some - 1) * step];
+      emit(z0, y0, i, some, total);
+      begin_with(behind, elements, 1);
+      begin_with(ahead, elements, kDoubles + 1);
+      counts.finite = counts.finite && std::isfinite(total);
+    }
+    return;
+  }
   for (int64_t z = z0; z < z1; ++z) {
     const int64_t depth = z * t.stride[0];
     if (deep) {
@@ -343,31 +411,20 @@ TORCHCORR_INLINE void moments_of_unit(const MomentsCall& call, int64_t tile, int
           }
         }
       }
-      const int64_t offset = (z * t.outputs[1] + y) * t.outputs[2] + from[2], before = counts.unknown;
-      const MomentMaps<float> row = to.at(offset);
       if (rule.own_means) {
+        const int64_t row = (z * t.outputs[1] + y) * t.outputs[2] + from[2];
         for (int64_t c = 0; c < groups; ++c) {
           accumulate<BYTES>(padded, columns.at(c, 0).first, totals.first);
-          float* means = row.means ? row.means + c * row.pitch : nullptr;
+          float* means = to.means ? to.at(row).means + c * to.pitch : nullptr;
           add_squares(n, t, totals.first, c == 0, stats.scale, means, windows);
         }
         accumulate<BYTES>(padded, columns.at(0, 0).second, totals.second);
-        energies_of<true>(n, t, totals, rule, stats.scale, windows);
+        energies_of<true>(n, t, totals, totals.at(t.window[2]), rule, stats.scale, windows);
       } else {
         accumulate<BYTES>(padded, columns.at(0, 0), totals);
-        energies_of<false>(n, t, totals, rule, stats.scale, windows);
+        energies_of<false>(n, t, totals, totals.at(t.window[2]), rule, stats.scale, windows);
       }
-      gathered = std::max(gathered, totals.second[last] * stats.scale * stats.scale);
-      const double drift = kGathered / rule.error * gathered / static_cast<double>(t.window_size());
-      if (rule.deviation == 0) {
-        moments_of_row<false>(n, t, rule, drift, 1, row, counts, windows);
-        continue;
-      }
-      moments_of_row<true>(n, t, rule, drift, stats.scale, row, counts, windows);
-      if (!unknown || counts.unknown == before) continue;
-      for (int64_t i = 0; i < n; ++i) {
-        if (windows.losts[i]) unknown->push_back(offset + i);
-      }
+      emit(z, y, 0, n, totals.second[last]);
     }
     // What is not finite stays in a sum.
     counts.finite = counts.finite && std::isfinite(totals.second[last]);

@@ -106,15 +106,24 @@ TORCHCORR_INLINE void accumulate(int64_t n, const double* x, double* to) {
   }
 }
 
-// The same of both quantities.
+// Those of both quantities.
+template <int BYTES>
+struct RunningTotals {
+  RunningTotal<BYTES> first, second;
+
+  // to[i] is the sum of all numbers so far up to the i-th of the next ones.
+  TORCHCORR_INLINE void next(int64_t n, const Columns& x, const Columns& to) {
+    for (int64_t i = 0; i < n; i += lanes_of<double, BYTES>) {
+      put(first.next(load<BYTES>(x.first + i)), to.first + i);
+      put(second.next(load<BYTES>(x.second + i)), to.second + i);
+    }
+  }
+};
+
 template <int BYTES>
 TORCHCORR_INLINE void accumulate(int64_t n, const Columns& x, const Columns& to) {
-  RunningTotal<BYTES> first, second;
   to.first[0] = 0, to.second[0] = 0;
-  for (int64_t i = 0; i < n; i += lanes_of<double, BYTES>) {
-    put(first.next(load<BYTES>(x.first + i)), to.first + 1 + i);
-    put(second.next(load<BYTES>(x.second + i)), to.second + 1 + i);
-  }
+  RunningTotals<BYTES>().next(n, x, to.at(1));
 }
 
 class ColumnsScratch {

@@ -22,6 +22,7 @@ class ScoreRule(NamedTuple):
     noise: float  # of a transform, relative to the error that is allowed; 0 without one
     budget: float  # doubtful windows of a tile and template that are recomputed
     own_means: bool = False  # each channel has its own; templates sum to 0 in each channel
+    halved: bool = False  # direct sums are made of halves of rows (csrc/direct/halved_rows.h)
 
     @property
     def numbers(self) -> list[float]:

@@ -19,7 +19,7 @@ from .._definition import scores as definition
 from .._plan import rounding
 from .._plan.choose import Arrangement, arrange
 from .._plan.dtypes import HALVES, widen
-from .._plan.predict import is_dense
+from .._plan.predict import is_dense, is_halved
 from .._plan.shapes import Ints
 from .._plan.tiling import Block
 from . import bytes, dense_scores, steps
@@ -28,8 +28,9 @@ from .threads import without_late_threads
 
 # What the numerators of a transform usually contain, relative to the deviation of their tile.
 _USUAL_CONTENT = 0.4
-# Rounding errors of the direct loop, relative to the root mean square of a window about the level.
-_DIRECT_NOISE = 4.0
+# Rounding errors of direct sums, relative to the root mean square of a window about the level, and
+# of those that are made of halves of rows.
+_DIRECT_NOISE, _HALVED_NOISE = 4.0, 5.0
 # Smallest variance, relative to the mean square, that a difference of the two gives exactly enough.
 _LEAST_VARIANCE = {torch.float32: 1e-8, torch.float64: 3e-5}
 # Multiply-adds of recomputed windows, for each element of a tile, that take as long as transforming
@@ -65,37 +66,48 @@ def rules_of(
 ) -> tuple[ScoreRule, ScoreRule]:
     count = call.problem.channels * math.prod(call.tiling.window)
     budget = max(1, _RECOMPUTED * math.prod(call.tiling.length) // count)
-    return _rules(dtype, call.plan.method == "direct", means, eps, budget)
+    is_direct = call.plan.method == "direct"
+    halved = is_direct and is_halved(call.problem, call.tiling)
+    return _rules(dtype, (is_direct, halved), means, eps, budget)
 
 
 @lru_cache(maxsize=256)
 def _rules(
-    dtype: torch.dtype, is_direct: bool, means: tuple[bool, bool], eps: float, budget: float
+    dtype: torch.dtype,
+    direct: tuple[bool, bool],
+    means: tuple[bool, bool],
+    eps: float,
+    budget: float,
 ) -> tuple[ScoreRule, ScoreRule]:
     """The rules of tiles in the dtype of the input, and of tiles in float64, whose doubtful windows
     are all recomputed.
 
-    `means` says whether these are subtracted, and whether each channel has its own.
+    `direct` says whether sums are direct, and made of halves; `means`, whether these are
+    subtracted, and whether each channel has its own.
     """
-    zero_mean, own_means = means
+    (is_direct, halved), (zero_mean, own_means) = direct, means
 
     def rule(working: torch.dtype, budget: float) -> ScoreRule:
         noise = 0.0 if is_direct else rounding.transform_noise(dtype, working)
-        least = _least_energy(dtype, working, is_direct)
+        least = _least_energy(dtype, working, is_direct, halved)
         least_variance = _LEAST_VARIANCE[dtype]
-        return ScoreRule(zero_mean, eps, least, is_direct, least_variance, noise, budget, own_means)
+        limits = (least, is_direct, least_variance, noise, budget)
+        return ScoreRule(zero_mean, eps, *limits, own_means, halved)
 
     return rule(dtype, budget), rule(torch.float64, math.inf)
 
 
-def _least_energy(dtype: torch.dtype, working: torch.dtype, is_direct: bool) -> float:
+def _least_energy(
+    dtype: torch.dtype, working: torch.dtype, is_direct: bool, halved: bool = False
+) -> float:
     """Energy of a window below which rounding exceeds what is allowed.
 
     Relative to the mean square of the window itself for direct sums, and of the tile for
     transforms, where it is an estimate that their numerators replace later.
     """
     if is_direct:
-        return (_DIRECT_NOISE * rounding.unit(working) / rounding.ALLOWED_SCORE_ERROR[dtype]) ** 2
+        noise = _HALVED_NOISE if halved else _DIRECT_NOISE
+        return (noise * rounding.unit(working) / rounding.ALLOWED_SCORE_ERROR[dtype]) ** 2
     return (_USUAL_CONTENT * rounding.transform_noise(dtype, working)) ** 2
 
 

@@ -58,6 +58,9 @@ _WORKERS = (2, 4) if (os.cpu_count() or 1) >= 4 else (2,)
 # Templates whose products are added together in registers of the dense loop.
 _DENSE_LANES = 16
 _FEWEST_TEMPLATES, _FEWEST_CHANNELS = 8, 4
+# Rows of a template from which on it and its halves are halved, and how often at most; columns of
+# sums that are needed for it.
+_HALVED_ROWS, _MOST_HALVINGS, _HALVED_COLUMNS = 8, 3, 16
 
 
 def is_dense(problem: Problem) -> bool:
@@ -69,6 +72,31 @@ def is_dense(problem: Problem) -> bool:
     leads, real = problem.leads, not (problem.is_complex or problem.of_bytes)
     many = leads.templates >= _FEWEST_TEMPLATES and problem.channels >= _FEWEST_CHANNELS
     return real and many and leads.paired == 1 and problem.costs.pairs
+
+
+def is_halved(problem: Problem, tiling: Tiling) -> bool:
+    """Whether direct scores without masks are made of halves of rows: csrc/direct/halved_rows.h."""
+    planes = 2 if problem.channels > 1 else 3
+    possible = problem.normalised and problem.costs.pairs and 1 < len(problem.window) <= planes
+    if not possible or problem.is_complex or problem.of_bytes or set(problem.stride) != {1}:
+        return False
+    few = problem.leads.templates < _FEWEST_TEMPLATES
+    return few and halvings(problem.window[-2]) > 0 and tiling.outputs[-1] >= _HALVED_COLUMNS
+
+
+def halvings(rows: int) -> int:
+    """How often a template of so many rows is halved."""
+    times = 0
+    while times < _MOST_HALVINGS and rows >> times >= _HALVED_ROWS:
+        times += 1
+    return times
+
+
+def _rows(rows: int) -> float:
+    """Rows of products of a template whose rows are halved."""
+    times = halvings(rows)
+    whole = rows % (1 << times)
+    return whole + (rows - whole) * 0.75**times
 
 
 def _idle(tiles: int, of_unit: int, shared: float) -> float:
@@ -106,7 +134,7 @@ def _computed(problem: Problem, positions: int) -> float:
     return -(-dense // at_once) * at_once / positions
 
 
-def _products(problem: Problem) -> float:
+def _products(problem: Problem, tiling: Tiling) -> float:
     """Time of the products of one sum in the direct loop."""
     costs, line = problem.costs, problem.window[-1]
     product = costs.product
@@ -122,6 +150,8 @@ def _products(problem: Problem) -> float:
         product = costs.dense_product * lanes / problem.leads.templates
     if problem.normalised:
         product *= costs.scored
+    if is_halved(problem, tiling):
+        product *= _rows(problem.window[-2]) / problem.window[-2]
     return problem.channels * math.prod(problem.window[:-1]) * line * product
 
 
@@ -169,7 +199,7 @@ def cost(problem: Problem, tiling: Tiling, method: str, batch: int, templates: i
         time += blocks * tiles * problem.channels * n * element * width
     if method == "direct":
         scores = tiles * leads.templates * math.prod(tiling.outputs)
-        products = _products(problem) * _computed(problem, tiling.outputs[-1])
+        products = _products(problem, tiling) * _computed(problem, tiling.outputs[-1])
         loop = scores * (position + products) * width
         if problem.stride[-1] > 1 and not problem.of_bytes:
             loop += tiles * problem.channels * math.prod(tiling.extent) * costs.strided[1] * width
