@@ -64,8 +64,12 @@ void LargeTemplate::keep(const Tensor& like, bool wide) {
   });
 }
 
+bool LargeTemplate::keeps(bool wide) const {
+  return kept_ && (kept_->scalar_type() == ScalarType::ComplexDouble) == wide;
+}
+
 Tensor LargeTemplate::spectrum(int64_t i, const Tensor& room) const {
-  if (kept_ && kept_->scalar_type() == room.scalar_type()) return some_of(*kept_, i, 1);
+  if (keeps(room.scalar_type() == ScalarType::ComplexDouble)) return some_of(*kept_, i, 1);
   make(i, room);
   return room;
 }
@@ -90,7 +94,7 @@ LargeTiles::LargeTiles(const Tiling& tiling, const Tensor& like, bool wide, int6
       at_once_(of_template_ == 1 || are_lines_ ? arrays_ : 1),
       sums_(new_arrays(tiling, size_of_array(tiling), like, wide, arrays_)),
       room_(new_arrays(tiling, size_of_array(tiling), like, wide,
-                       of_template_ > 1 ? 1 + at_once_ : are_lines_ ? 1 : 2)) {}
+                       are_lines_ ? (of_template_ > 1 ? at_once_ : 0) : 2)) {}
 
 LargeTiles& LargeTiles::of(Scratch& scratch, const Tiling& tiling, const Tensor& like, bool wide,
                            int64_t tiles) {
@@ -105,14 +109,18 @@ LargeTiles& LargeTiles::of(Scratch& scratch, const Tiling& tiling, const Tensor&
 void LargeTiles::correlate(int64_t tiles, const LargeTemplate& templ, const CutPart& cut) {
   const int64_t all = are_lines_ ? ceil_div(tiles, 2) : tiles;
   const Axes3 part = t_.part();
+  if (are_lines_ && !line_ && !templ.keeps(wide_)) {
+    line_ = new_arrays(t_, t_.length, sums_, wide_, 1);
+  }
   for (int64_t i = 0; i < of_template_; ++i) {
     const int64_t channel = i % t_.channels;
     const Axes3 which = unravel(i / t_.channels, t_.parts);
     const Axes3 from{which[0] * part[0], which[1] * part[1], which[2] * part[2]};
-    const Tensor spectrum = templ.spectrum(i, some_of(room_, 0, 1));
+    const Tensor spectrum = templ.spectrum(i, are_lines_ ? line_.value_or(sums_) : some_of(room_, 0, 1));
     for (int64_t first = 0; first < all; first += at_once_) {
       const int64_t count = std::min(at_once_, all - first);
-      const Tensor arrays = some_of(of_template_ == 1 ? sums_ : room_, of_template_ > 1, count);
+      const Tensor arrays =
+          of_template_ == 1 ? some_of(sums_, 0, count) : some_of(room_, are_lines_ ? 0 : 1, count);
       cut_arrays(cut, first, count, from, channel, arrays);
       transform(arrays);
       multiply(first, count, arrays, spectrum, i > 0);

@@ -21,6 +21,8 @@ class LargeTemplate {
 
   // Makes spectra that are kept, like `like`.
   void keep(const Tensor& like, bool wide);
+  // Whether there are spectra that are kept, in this precision.
+  bool keeps(bool wide) const;
   // Half of the i-th spectrum, (1, *half): one that is kept, or the array `room`, which begins with it once
   // it is made there.
   Tensor spectrum(int64_t i, const Tensor& room) const;
@@ -70,6 +72,7 @@ class LargeTiles {
   // Tiles at most; arrays of these, of a template, and those that are transformed at once.
   const int64_t most_, arrays_, of_template_, at_once_;
   Tensor sums_, room_;
+  std::optional<Tensor> line_;  // for the spectrum of a part of a template, where none are kept
 };
 
 }  // namespace torchcorr

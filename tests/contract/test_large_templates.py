@@ -137,12 +137,12 @@ LARGE = [((8192, 8192), (k, k)) for k in (512, 1024, 2048, 4096)] + [
 def test_scratch(
     size: tuple[int, ...], window: tuple[int, ...], normalised: bool, dtype: torch.dtype
 ) -> None:
-    """At most 64 MiB, or eight arrays that hold the template where that is more; and twice as much
+    """At most 64 MiB, or eight arrays that hold the template where that is more; and a fifth more
     for lines, of which each thread holds some."""
     x, w = (torch.empty(n, dtype=dtype, device="meta") for n in (size, window))
     plan = torchcorr.plan(x, w, normalised=normalised, ndim=len(size))
     most = max(64 << 20, 8 * dtype.itemsize * math.prod(window))
-    assert plan.bytes <= most * (2 if len(size) == 1 else 1)
+    assert plan.bytes <= most * (1.2 if len(size) == 1 else 1)
 
 
 # Sizes, window, stride and channels of gradients whose tiles are large.

@@ -15,10 +15,10 @@ from .tiling import Tiling, fine_length
 # Sides of windows of lines, planes and volumes from which on such tiles may pay.
 _LARGE_WINDOW = (1 << 15, 192, 64)
 # Bytes of scratch, and arrays of the template's size if these take more; of lines, of which each
-# thread holds some, twice as much.
+# thread holds some, a fifth more.
 _SCRATCH = 48 << 20
 _ARRAYS = 8
-_OF_LINES = 2
+_OF_LINES = 1.2
 # How much of those is planned: blocks of transforms come on top.
 _PLANNED = 0.95
 # Lengths of tiles that are tried, relative to parts of a template.
@@ -27,7 +27,7 @@ _SHORTEST = (1 << 15, 256, 64)
 _APART = 1.05
 # Twos of tiles from which on a batch gains nothing where spectra of templates are kept: of lines,
 # and of others.
-_TWOS = (2, 4)
+_TWOS = (1, 4)
 # Times of transforms: of arrays that are in no cache, for lines, planes and volumes; in float64,
 # and of a template's part relative to that of two tiles. Of a step that threads share, in
 # nanoseconds.
@@ -180,9 +180,9 @@ class _Large(NamedTuple):
         if len(self.problem.window) > 1:
             # A part of a template and a tile, or the sums of two tiles.
             return twos + 1
-        # A part of a template and of two lines, and what these are transformed to.
-        each = 3 * twos + 1 if self.arrays > 1 else 2 * twos + 1
-        return each * self.problem.costs.workers
+        # Sums and parts of two lines, what these are transformed to, and a part of a template.
+        each = 3 * twos if self.arrays > 1 else 2 * twos
+        return (each + (not self.kept)) * self.problem.costs.workers
 
     def _time(self, twos: int) -> float:
         """Nanoseconds, on the cores that the costs were measured on."""
