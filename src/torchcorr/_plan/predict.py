@@ -61,6 +61,9 @@ _FEWEST_TEMPLATES, _FEWEST_CHANNELS = 8, 4
 # Rows of a template from which on it and its halves are halved, and how often at most; columns of
 # sums that are needed for it.
 _HALVED_ROWS, _MOST_HALVINGS, _HALVED_COLUMNS = 8, 3, 16
+# Rows and columns of a template whose products are added up in registers, and how many of such sums
+# are added at most: rounding grows with their number.
+_SUMMED, _MOST_SUMS = (4, 8), 8
 
 
 def is_dense(problem: Problem) -> bool:
@@ -81,7 +84,12 @@ def is_halved(problem: Problem, tiling: Tiling) -> bool:
     if not possible or problem.is_complex or problem.of_bytes or set(problem.stride) != {1}:
         return False
     few = problem.leads.templates < _FEWEST_TEMPLATES
-    return few and halvings(problem.window[-2]) > 0 and tiling.outputs[-1] >= _HALVED_COLUMNS
+    if not few or tiling.outputs[-1] < _HALVED_COLUMNS:
+        return False
+    rows, columns = problem.window[-2:]
+    planes, times = problem.channels * math.prod(problem.window[:-2]), halvings(rows)
+    sums = planes * -(-(rows >> times) // _SUMMED[0]) * -(-columns // _SUMMED[1])
+    return times > 0 and sums <= _MOST_SUMS
 
 
 def halvings(rows: int) -> int:
