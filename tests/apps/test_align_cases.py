@@ -216,6 +216,14 @@ def test_the_best_lag_and_the_nearest_of_equals_by_exact_arithmetic(seed, n, m, 
         assert abs(result.shift.item()) == min(map(abs, ties))
 
 
+def test_a_score_of_nothing_but_rounding_is_no_agreement():
+    """At no lag is the covariance positive; at lag 0 it is 0, but thirds are rounded."""
+    x, y = tensor(np.float64([1, 1, 0, 0, 0, 0])), tensor(np.float64([0, 1, 0, 0, 1, 1]))
+    result = estimate_shift(x, y, ndim=1, min_overlap=0.4)
+    assert not result.found
+    assert result.score == 0 and result.shift == 0
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 2**32), st.lists(st.integers(1, 6), min_size=1, max_size=2), st.booleans())
 def test_periodic_recordings_take_the_smallest_shift(seed, periods, noisy):

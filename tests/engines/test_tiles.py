@@ -18,6 +18,7 @@ from tile_geometries import (
     batch_of,
     every_dtype,
     every_geometry,
+    every_line_too,
     every_tiling,
     image_of,
     rule_of,
@@ -84,7 +85,7 @@ def test_cut(name: str, dtype: torch.dtype, pairs: bool, wide: bool) -> None:
     assert (power < 16).all()
 
 
-@every_geometry
+@every_line_too
 @every_dtype
 @pytest.mark.parametrize("pairs", (True, False))
 @pytest.mark.parametrize("zero_mean", (True, False))

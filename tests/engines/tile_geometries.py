@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 GEOMETRIES = {
     "1d": ((67,), (5,), (1,), (3,)),
     "1d-long": ((9001,), (400,), (3,), (4,)),
-    "1d-pieces": ((17_003,), (331,), (1,), (1,)),
     "1d-one-tile": ((31,), (31,), (1,), (1,)),
     "2d": ((37, 41), (5, 8), (1, 1), (2, 3)),
     "2d-thin-last-tile": ((30, 33), (4, 3), (1, 1), (4, 6)),
@@ -38,7 +37,13 @@ FOLDED = {
 }
 FOLDS = {name: stride for name, (_, _, stride, _) in FOLDED.items()} | {"2d-half-folded": (2, 3)}
 ALL = GEOMETRIES | FOLDED
+# Moments of such lines are computed in pieces.
+LONG = {
+    "1d-pieces": ((17_003,), (331,), (1,), (1,)),
+    "1d-pieces-stride": ((50_001,), (700,), (3,), (2,)),
+}
 every_geometry = pytest.mark.parametrize("name", GEOMETRIES)
+every_line_too = pytest.mark.parametrize("name", GEOMETRIES | LONG)
 every_tiling = pytest.mark.parametrize("name", ALL)
 every_dtype = pytest.mark.parametrize("dtype", (torch.float32, torch.float64), ids=str)
 LIMITS = {torch.float32: (5.5e-3, 1e-8), torch.float64: (2e-10, 3e-5)}
@@ -46,7 +51,7 @@ LIMITS = {torch.float32: (5.5e-3, 1e-8), torch.float64: (2e-10, 3e-5)}
 
 def image_of(name: str, dtype: torch.dtype, channels: int = 2) -> torch.Tensor:
     """Noise with a flat part, a faint part and an offset."""
-    size = ALL[name][0]
+    size = (ALL | LONG)[name][0]
     image = draw((2, channels, *size), torch.float64)
     image[0, :, : size[0] // 3] = 0.25
     image[1, :, size[0] // 2 :] *= 1e-3
@@ -55,7 +60,7 @@ def image_of(name: str, dtype: torch.dtype, channels: int = 2) -> torch.Tensor:
 
 def batch_of(name: str, pairs: bool, first_template: int = 0) -> TileBatch:
     """All tiles of two items."""
-    size, window, stride, grid = ALL[name]
+    size, window, stride, grid = (ALL | LONG)[name]
     folds = FOLDS.get(name) if pairs else None
     tiling = Tiling.cut(size, window, stride, grid, folds=folds, fast=pairs)
     tiles = list(range(2 * tiling.tiles))

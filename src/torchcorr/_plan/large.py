@@ -15,10 +15,10 @@ from .tiling import Tiling, fine_length
 # Sides of windows of lines, planes and volumes from which on such tiles may pay.
 _LARGE_WINDOW = (1 << 15, 192, 64)
 # Bytes of scratch, and arrays of the template's size if these take more; of lines, of which each
-# thread holds some, a fifth more.
+# thread holds some, so many times as much, for plain sums, which are in float64, and for scores.
 _SCRATCH = 48 << 20
 _ARRAYS = 8
-_OF_LINES = 1.2
+_OF_LINES = (2.0, 1.2)
 # How much of those is planned: blocks of transforms come on top.
 _PLANNED = 0.95
 # Lengths of tiles that are tried, relative to parts of a template.
@@ -49,7 +49,8 @@ def is_large(problem: Problem) -> bool:
 def large_scratch(problem: Problem) -> float:
     """Bytes that such a call may take: a fixed budget, or arrays that hold the template."""
     arrays = _ARRAYS * problem.itemsize * math.prod(problem.window)
-    return max(_SCRATCH, _PLANNED * arrays) * (_OF_LINES if len(problem.window) == 1 else 1)
+    times = _OF_LINES[problem.normalised] if len(problem.window) == 1 else 1.0
+    return max(_SCRATCH, _PLANNED * arrays) * times
 
 
 def large_plans(problem: Problem, allowed: float) -> Iterator[Plan]:

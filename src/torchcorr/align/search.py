@@ -25,6 +25,8 @@ _LAGS = 1 << 18
 _LAGS_PER_ELEMENT = {1: 1, 2: 4, 3: 8}
 # Elements that nearly always tell two recordings apart.
 _SEEN_FIRST = 1 << 10
+# A score that is 0 but for rounding. Chance alone gives more: 1e-6 to a recording of 10¹² elements.
+_NOTHING = 1e-12
 
 
 @dataclass(frozen=True)
@@ -154,7 +156,7 @@ class Search:
         if (
             best is None
             or first is None
-            or not (abs(first.score) if self.either else first.score) > 0
+            or not (abs(first.score) if self.either else first.score) > _NOTHING
         ):
             return Answer(
                 torch.zeros(ndim, dtype=torch.float64, device=x.device), (math.nan,) * ndim, kept
