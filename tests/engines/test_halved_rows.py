@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -72,13 +71,6 @@ def by_convolution(tiles: Tensor, templates: Tensor) -> Tensor:
     return conv(tiles[:, 0].double(), templates[0].double())
 
 
-@pytest.fixture
-def one_to_three_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
 @every_geometry
 @every_dtype
 def test_sums_of_whole_numbers_are_exact(name: str, dtype: torch.dtype) -> None:
@@ -89,7 +81,7 @@ def test_sums_of_whole_numbers_are_exact(name: str, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("name", ("19", "parts", "tiles-and-templates", "volumes"))
-def test_any_number_of_threads_gives_the_same_bits(name: str, one_to_three_threads: None) -> None:
+def test_any_number_of_threads_gives_the_same_bits(name: str) -> None:
     tiles, templates = (x + 0.1 for x in operands(name, torch.float32))
     found = []
     for threads in (1, 2, 3):
