@@ -309,8 +309,7 @@ class ScorePass {
     }
     const Tensor& all = sizeof(R) < sizeof(double) ? narrow_ : wide_;
     const Tensor some_of = part_of(part_of(all, 0, pair, 1), 1, k, some);
-    // Elements that have no weight must not enter a sum.
-    if (rule_.halved && !weights_) return {direct::correlate_halved(of.tiles, some_of), {}};
+    if (rule_.halved) return {direct::correlate_halved(of.tiles, some_of), {}};
     return {direct::correlate_direct(of.tiles, some_of, sizes_of(tiling_.stride, tiling_.ndim)), {}};
   }
 

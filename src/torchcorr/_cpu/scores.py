@@ -49,6 +49,7 @@ class TiledScores:
         zero_mean: bool,
         eps: float,
         own_means: bool = False,
+        masked: bool = False,
     ) -> None:
         self.problem, self.plan, self.tiling = call.problem, call.plan, call.tiling
         self.blocks = call.blocks
@@ -58,16 +59,21 @@ class TiledScores:
         self.count = self.problem.channels * math.prod(self.tiling.window)
         self.is_direct = self.plan.method == "direct"
         means = (zero_mean, own_means)
-        self.rule, self.wide_rule = rules_of(call, input.dtype, means, eps)
+        self.rule, self.wide_rule = rules_of(call, input.dtype, means, eps, masked)
 
 
 def rules_of(
-    call: Arrangement, dtype: torch.dtype, means: tuple[bool, bool], eps: float
+    call: Arrangement,
+    dtype: torch.dtype,
+    means: tuple[bool, bool],
+    eps: float,
+    masked: bool = False,
 ) -> tuple[ScoreRule, ScoreRule]:
     count = call.problem.channels * math.prod(call.tiling.window)
     budget = max(1, _RECOMPUTED * math.prod(call.tiling.length) // count)
     is_direct = call.plan.method == "direct"
-    halved = is_direct and is_halved(call.problem, call.tiling)
+    # Elements without weight must not enter a sum, and halves add up neighbours.
+    halved = is_direct and not masked and is_halved(call.problem, call.tiling)
     return _rules(dtype, (is_direct, halved), means, eps, budget)
 
 
@@ -127,8 +133,8 @@ class Scores(TiledScores):
         mask: Tensor | None = None,
         weights: Sequence[float] = (),
     ) -> Tensor:
-        """Norms are those of windows as a mask (*window) weighs them, and of `weights`: a factor of
-        all norms, and whether channels have a mean each."""
+        """Norms of `masked` scores are those of windows as a mask (*window) weighs them, and of
+        `weights`: a factor of all norms, and whether channels have a mean each."""
         leads = self.problem.leads
         out = steps.new_map(self.input, (*leads.sorted_lead, *self.tiling.positions))
         batch = self.tiling.batch_numbers

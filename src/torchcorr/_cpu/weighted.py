@@ -83,7 +83,8 @@ def weighted_ncc(
     mask = template.new_ones(window) if template_weight is None else template_weight
     weights = [factor, float(own_means)]
     mask = mask.to(torch.float64).reshape(window).contiguous()
-    return Scores(input, coefficients, call, zero_mean, eps).run(None, mask, weights)
+    in_loop = Scores(input, coefficients, call, zero_mean, eps, masked=True)
+    return in_loop.run(None, mask, weights)
 
 
 def _own_means(
