@@ -19,6 +19,7 @@ constexpr int64_t kRowsToSample = 64;        // a tile of fewer rows is read who
 constexpr int64_t kLongLine = 1 << 11;       // elements of a line from which on so few are read of it
 constexpr int64_t kPiece = 32;               // that lie side by side
 constexpr double kLargest = 16;              // mean square of a tile whose scale fits
+constexpr int64_t kUncached = 1 << 18;       // elements of tiles that no core keeps in its cache
 constexpr int64_t kAhead = 4;                // rows that are asked for before they are read
 
 // Cuts one tile at a time, or two (`lanes`) whose elements alternate; or only finds out what is known
@@ -308,7 +309,9 @@ std::tuple<Tensor, Tensor> cut_operands(Scratch& scratch, const Tensor& input, c
   for (int64_t n : sizes_of(batch.tiling.length, batch.tiling.ndim)) shape.push_back(n);
   const ScalarType type = pairs ? (narrow ? ScalarType::ComplexFloat : ScalarType::ComplexDouble)
                                 : (narrow ? ScalarType::Float : ScalarType::Double);
-  const Tensor out = torch::stable::new_empty(input, shape, type);
+  const bool is_kept = count * channels * batch.tiling.tile_size() > kUncached;
+  const Tensor out = is_kept ? scratch.take(Scratch::kTiles, input, shape, type)
+                             : torch::stable::new_empty(input, shape, type);
   const Tensor stats =
       scratch.take(Scratch::kStats, input, shape_of_stats(batch, levels), ScalarType::Double);
   return {cut_tiles_to(out, stats, batch, input, levels, wide, pairs), stats};

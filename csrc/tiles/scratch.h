@@ -1,5 +1,6 @@
-// Memory that one worker uses for one unit of tiles after another. Tiles and spectra are not among it,
-// unless they are large: memory that was freed just before is still in cache when they take it.
+// Memory that one worker uses for one unit of tiles after another. Small tiles are not among it, nor are
+// spectra: memory that was freed just before is still in cache when they take it. Of tiles that are in no
+// cache, it would be left in pieces, between which the next ones do not fit.
 #pragma once
 
 #include <algorithm>
@@ -17,7 +18,7 @@ class Scratch {
  public:
   std::shared_ptr<LargeTiles> large_tiles;  // those of the last unit, if there are any
 
-  enum Use { kStats, kNorms, kStates, kMeans, kDoubtful, kLeft, kWindowGrads, kUses };
+  enum Use { kTiles, kStats, kNorms, kStates, kMeans, kDoubtful, kLeft, kWindowGrads, kUses };
 
   // A tensor for this use, whose elements are those of the last unit or anything. It is made anew
   // only where its shape or type differs from the last one.
@@ -44,8 +45,7 @@ class Scratch {
     Sizes strides(shape.size());
     int64_t elements = 1;
     for (size_t i = shape.size(); i-- > 0; elements *= shape[i]) strides[i] = elements;
-    const int64_t width = type == ScalarType::Byte ? 1 : type == ScalarType::Float ? 4 : 8;
-    const int64_t bytes = ceil_div(elements * width, kAligned) * kAligned;
+    const int64_t bytes = ceil_div(elements * width_of(type), kAligned) * kAligned;
     if (!block_ || bytes > size_ - used_) {
       size_ = std::max(bytes, kBlock), used_ = 0;
       block_ = torch::stable::new_empty(like, {size_}, ScalarType::Byte);
@@ -56,6 +56,11 @@ class Scratch {
         strides.data(), &part));
     used_ += bytes;
     return Tensor(part);
+  }
+
+  static int64_t width_of(ScalarType type) {
+    if (type == ScalarType::Byte) return 1;
+    return type == ScalarType::Float ? 4 : type == ScalarType::ComplexDouble ? 16 : 8;
   }
 
   static int32_t stable_number_of(ScalarType type) {

@@ -12,7 +12,7 @@ import torch
 
 from .costs import costs_of
 from .dtypes import BYTES
-from .large import is_large, large_gradient_plans, large_plans, large_scratch
+from .large import is_held, is_large, large_gradient_plans, large_plans, large_scratch
 from .leads import Leads
 from .plan import Plan, sizes_of
 from .predict import Problem, cost, folds_of, in_passes, transformed_size
@@ -208,7 +208,8 @@ def make_plan(problem: Problem, method: str) -> Plan:
     if is_large(problem):
         of_large = large_scratch(problem)
         plans += large_plans(problem, of_large)
-        fitting = [p for p in plans if p.bytes <= (of_large if p.large else min(allowed, of_large))]
+        held = [plan for plan in plans if is_held(plan)]
+        fitting = [p for p in held if p.bytes <= (of_large if p.large else min(allowed, of_large))]
     else:
         fitting = [plan for plan in plans if plan.bytes <= allowed]
     best = min(fitting or plans, key=lambda plan: plan.cost)

@@ -19,6 +19,9 @@ _LARGE_WINDOW = (1 << 15, 192, 64)
 _SCRATCH = 48 << 20
 _ARRAYS = 8
 _OF_LINES = (2.0, 1.2)
+# Elements of a tile that a thread has for itself, of lines, planes and volumes: room for several
+# stays with it when they are freed.
+_OWN_TILE = (1 << 20, 3 << 18, 1 << 20)
 # How much of those is planned: blocks of transforms come on top.
 _PLANNED = 0.95
 # Lengths of tiles that are tried, relative to parts of a template.
@@ -51,6 +54,12 @@ def large_scratch(problem: Problem) -> float:
     arrays = _ARRAYS * problem.itemsize * math.prod(problem.window)
     times = _OF_LINES[problem.normalised] if len(problem.window) == 1 else 1.0
     return max(_SCRATCH, _PLANNED * arrays) * times
+
+
+def is_held(plan: Plan) -> bool:
+    """Whether threads share its tiles, or each may hold some."""
+    most = _OWN_TILE[len(plan.transform) - 1]
+    return plan.large or plan.method == "direct" or math.prod(plan.transform) <= most
 
 
 def large_plans(problem: Problem, allowed: float) -> Iterator[Plan]:
