@@ -71,10 +71,22 @@ class InPlace {
 
   // Along another axis, at the first `some` places of the axes before it.
   void across_rows(int axis, const Axes3& some, bool forward) const {
-    const Axes3& n = length_;
-    // Planes lie so far apart that more lines side by side pay.
-    if (axis == 0) transform_lines(lines_, 1, 1, n[0], n[1] * n[2], 2 * kBlock, forward);
-    if (axis == 1) transform_lines(lines_, n[0], some[0], n[1], n[2], kBlock, forward);
+    across(axis, axis == 0 ? 1 : length_[0], axis == 0 ? 1 : some[0],
+           [&](const Tensor& turned, int64_t) { return transform_axis(turned, 1, forward); });
+  }
+
+  // Along the first axis, there and back, and multiplied in between.
+  void across_products(int axis, const Tensor& by) const {
+    const int64_t pitch = pitch_of(axis);
+    across(axis, 1, 1, [&](const Tensor& turned, int64_t first) {
+      const int64_t lines = turned.size(0), n = turned.size(1);
+      const Tensor spectra = transform_axis(turned, 1, true);
+      auto* room = static_cast<Complex<T>*>(turned.mutable_data_ptr());
+      T* numbers = static_cast<T*>(spectra.mutable_data_ptr());
+      turn(n, lines, numbers_of(by) + first, pitch, room, n);
+      multiply_conjugate(lines * n, false, numbers, room->data(), numbers);
+      return transform_axis(spectra, 1, false);
+    });
   }
 
  private:
@@ -104,19 +116,24 @@ class InPlace {
     return torch::stable::narrow(real, 1, 0, width_);
   }
 
-  // Lines of n elements that are `pitch` apart, as many side by side, in the first `some` of `each`
-  // places of `outer` ones; about `elements` at once.
-  void transform_lines(int64_t outer, int64_t each, int64_t some, int64_t n, int64_t pitch,
-                       int64_t elements, bool forward) const {
+  // Elements from one to the next of a line along an axis.
+  int64_t pitch_of(int axis) const { return axis == 0 ? length_[1] * length_[2] : length_[2]; }
+
+  // Replaces lines along an axis, at the first `some` of `each` places before it, by what f makes of several
+  // of them, (lines, n), and of the number of the first one.
+  template <class F>
+  void across(int axis, int64_t each, int64_t some, const F& f) const {
+    // Planes lie so far apart that more lines side by side pay.
+    const int64_t n = length_[axis], pitch = pitch_of(axis), elements = axis == 0 ? 2 * kBlock : kBlock;
     const int64_t wanted = std::max(kLines, elements / n / kTurned * kTurned);
     const int64_t blocks = ceil_div(pitch, wanted);
-    share(outer * some * blocks, [&](int64_t block) {
+    share(lines_ * some * blocks, [&](int64_t block) {
       const int64_t place = block / blocks, first = block % blocks * wanted;
       const int64_t lines = std::min(wanted, pitch - first);
       Complex<T>* at = data_ + (place / some * each + place % some) * n * pitch + first;
       const Tensor turned = torch::stable::new_empty(all_, {lines, n});
       turn(n, lines, at, pitch, static_cast<Complex<T>*>(turned.mutable_data_ptr()), n);
-      turn(lines, n, numbers_of(transform_axis(turned, 1, forward)), n, at, pitch);
+      turn(lines, n, numbers_of(f(turned, first)), n, at, pitch);
     });
   }
 
@@ -161,6 +178,20 @@ void restore_real_in_place(const Tensor& x, int64_t width) {
     const InPlace<decltype(zero)> lines(x, width, true);
     const Axes3 all = last_sizes(x, x.dim() - 1);
     for (int axis = first_axis(x); axis < 2; ++axis) lines.across_rows(axis, all, false);
+    lines.along_rows(all, false);
+  });
+}
+
+void correlate_real_in_place(const Tensor& x, int64_t width, const Tensor& by) {
+  STD_TORCH_CHECK(x.dim() > 2, "lines have no axis across their rows");
+  with_complex_type(x, [&](auto zero) {
+    const InPlace<decltype(zero)> lines(x, width, true);
+    const Axes3 all = last_sizes(x, x.dim() - 1);
+    const int first = first_axis(x);
+    lines.along_rows(all, true);
+    for (int axis = 1; axis > first; --axis) lines.across_rows(axis, all, true);
+    lines.across_products(first, by);
+    for (int axis = first + 1; axis < 2; ++axis) lines.across_rows(axis, all, false);
     lines.along_rows(all, false);
   });
 }

@@ -18,5 +18,9 @@ inline Axes3 half_of(const Axes3& length) { return {length[0], length[1], length
 void transform_real_in_place(const Tensor& x, int64_t width, const Axes3& some);
 // Such half spectra by the real numbers that they are the spectra of, times their number.
 void restore_real_in_place(const Tensor& x, int64_t width);
+// Such real numbers, of planes or volumes, by those whose half spectra are products of theirs with the
+// conjugate of `by`, (1, *half), times their number. Lines along the first axis are transformed, multiplied
+// and transformed back while they are in cache.
+void correlate_real_in_place(const Tensor& x, int64_t width, const Tensor& by);
 
 }  // namespace torchcorr

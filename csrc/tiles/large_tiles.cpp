@@ -68,11 +68,7 @@ bool LargeTemplate::keeps(bool wide) const {
   return kept_ && (kept_->scalar_type() == ScalarType::ComplexDouble) == wide;
 }
 
-Tensor LargeTemplate::spectrum(int64_t i, const Tensor& room) const {
-  if (keeps(room.scalar_type() == ScalarType::ComplexDouble)) return some_of(*kept_, i, 1);
-  make(i, room);
-  return room;
-}
+Tensor LargeTemplate::kept(int64_t i) const { return some_of(*kept_, i, 1); }
 
 std::vector<LargeTemplate> large_templates(const Tiling& tiling, const Tensor& templates,
                                            const Block& block, bool wide) {
@@ -109,23 +105,28 @@ LargeTiles& LargeTiles::of(Scratch& scratch, const Tiling& tiling, const Tensor&
 void LargeTiles::correlate(int64_t tiles, const LargeTemplate& templ, const CutPart& cut) {
   const int64_t all = are_lines_ ? ceil_div(tiles, 2) : tiles;
   const Axes3 part = t_.part();
-  if (are_lines_ && !line_ && !templ.keeps(wide_)) {
-    line_ = new_arrays(t_, t_.length, sums_, wide_, 1);
-  }
+  const bool is_kept = templ.keeps(wide_), is_one = of_template_ == 1 && !are_lines_;
+  if (are_lines_ && !line_ && !is_kept) line_ = new_arrays(t_, t_.length, sums_, wide_, 1);
   for (int64_t i = 0; i < of_template_; ++i) {
     const int64_t channel = i % t_.channels;
     const Axes3 which = unravel(i / t_.channels, t_.parts);
     const Axes3 from{which[0] * part[0], which[1] * part[1], which[2] * part[2]};
-    const Tensor spectrum = templ.spectrum(i, are_lines_ ? line_.value_or(sums_) : some_of(room_, 0, 1));
+    const Tensor spectrum = is_kept ? templ.kept(i) : are_lines_ ? *line_ : some_of(room_, 0, 1);
+    if (!is_kept) templ.make(i, spectrum);
     for (int64_t first = 0; first < all; first += at_once_) {
       const int64_t count = std::min(at_once_, all - first);
       const Tensor arrays =
           of_template_ == 1 ? some_of(sums_, 0, count) : some_of(room_, are_lines_ ? 0 : 1, count);
       cut_arrays(cut, first, count, from, channel, arrays);
+      if (is_one) {
+        correlate_real_in_place(arrays, t_.length[2], spectrum);
+        continue;
+      }
       transform(arrays);
       multiply(first, count, arrays, spectrum, i > 0);
     }
   }
+  if (is_one) return;
   const Tensor sums = some_of(sums_, 0, all);
   if (are_lines_) {
     transform_in_place(sums, false, t_.length);

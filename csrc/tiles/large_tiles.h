@@ -23,13 +23,12 @@ class LargeTemplate {
   void keep(const Tensor& like, bool wide);
   // Whether there are spectra that are kept, in this precision.
   bool keeps(bool wide) const;
-  // Half of the i-th spectrum, (1, *half): one that is kept, or the array `room`, which begins with it once
-  // it is made there.
-  Tensor spectrum(int64_t i, const Tensor& room) const;
-
- private:
+  // Half of the i-th spectrum, (1, *half), of those that are kept.
+  Tensor kept(int64_t i) const;
+  // Makes one, with which an array of complex numbers (1, *half), or (1, *length) of a line, then begins.
   void make(int64_t i, const Tensor& to) const;
 
+ private:
   const Tiling& t_;
   const double* elements_;
   std::optional<Tensor> kept_;  // (parts * C, *half)

@@ -25,6 +25,7 @@ GEOMETRIES = {
     "2d-whole": ((60, 70), (21, 30), (1, 1), (2, 3), (1, 1)),
     "2d-one-axis": ((60, 70), (30, 9), (1, 2), (3, 1), (5, 1)),
     "3d": ((20, 22, 24), (9, 8, 7), (1, 1, 2), (1, 2, 1), (2, 2, 3)),
+    "3d-whole": ((20, 22, 27), (9, 8, 7), (1, 1, 1), (1, 2, 1), (1, 1, 1)),
 }
 
 
@@ -87,6 +88,17 @@ def test_sums(divided, dtype):
     assert torch.equal(got.isnan(), want.isnan())
     error = (got - want).nan_to_num(0).abs().max()
     assert error <= 10 * torch.finfo(dtype).eps * want.nan_to_num(0).abs().max()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_sums_of_one_channel(divided, dtype, monkeypatch):
+    """Of a whole template they are multiplied between two transforms along the first axis."""
+    monkeypatch.setattr(correlate, "_on_lattices", lambda *_: False)  # whose tiles are others
+    x, w, how = operands(divided, dtype)
+    x, w = x[:, :1], w[:1]
+    want = torchcorr.correlate(x.double(), w.double(), **{**how, "method": "direct"})
+    got = torchcorr.correlate(x, w, **how).double()
+    assert (got - want).abs().max() <= 10 * torch.finfo(dtype).eps * want.abs().max()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.uint8], ids=str)
