@@ -42,6 +42,7 @@ class ScorePass {
     STD_TORCH_CHECK(block.large ? !tiling_.is_folded() : !tiling_.is_divided(),
                     "of large tiles all positions are transformed, and only their templates have parts");
     if (spectra) spectra_.emplace(tiling_, wide_, *spectra);
+    STD_TORCH_CHECK(!mask || !rule_.halved, "halves of rows would mix elements that have no weight");
     if (mask) weights_.emplace(tiling_, *mask, weights);
   }
 
