@@ -22,26 +22,33 @@ struct DenseTask {
   double* totals;             // (rows, columns, width)
 };
 
-// Where a product finds its factors: from the source's place of a position on, and from the first
-// coefficient of a task on.
-struct DenseTerm {
-  int64_t source, coefficient;
+template <class T>
+constexpr int64_t size_of = static_cast<int64_t>(sizeof(T));
+
+// Products of elements of a source, each so many bytes behind the place of a position, and rows of
+// coefficients one behind the other.
+template <class T>
+struct DenseTerms {
+  const int64_t* sources;
+  const T* coefficients;
+  int64_t count;
 };
 
 // The terms of a task, and copies of the planes where they are not read in place.
 template <class T>
 struct DenseScratch {
-  size_t first = 0, last = 0;  // the planes, lanes and place that the terms are those of
-  int64_t width = 0, rows = 0, columns = 0;
+  size_t first = 0, last = 0;  // the planes and place that the terms are those of
+  int64_t rows = 0, columns = 0;
   Axes3 place{};
-  std::vector<DenseTerm> terms;
+  std::vector<int64_t> sources;
   std::vector<int64_t> row_of, rows_of;  // of a term: its row of a plane, and the plane's rows
-  std::vector<DenseTerm> live;           // terms that are not zero at some row of positions
+  std::vector<int64_t> live;             // of terms that are not zero at some row of positions
+  LineVector<T> live_coefficients;
   bool in_place = false;
   int64_t low = 0, high = 0;  // between these rows of positions all terms are live
   LineVector<T> copies;
   const T* copied = nullptr;  // the source that they are of
-  int64_t pitch = 0;  // of copies
+  int64_t pitch = 0;          // of copies
 };
 
 // Planes are read in place if all that the positions meet lies within them.
@@ -60,17 +67,17 @@ bool lies_within(const DenseTask<T>& task) {
   return true;
 }
 
-// Tasks of one scratch differ in planes, lanes, place and source only, and the terms do not depend
-// on the source.
+// Tasks of one scratch differ in planes, lanes, place and source only, and where terms lie depends
+// neither on lanes nor on the source.
 template <class T>
 void locate_terms(const DenseTask<T>& task, DenseScratch<T>& scratch) {
   const SumOfPlanes<T>& sum = task.sum;
-  const bool same = scratch.first == task.first && scratch.last == task.last &&
-                    scratch.place == task.at && scratch.rows == task.rows &&
-                    scratch.columns == task.columns;
-  if (same && scratch.width == task.width) return;
-  if (!same) scratch.copied = nullptr;
-  scratch.first = task.first, scratch.last = task.last, scratch.width = task.width;
+  if (scratch.first == task.first && scratch.last == task.last && scratch.place == task.at &&
+      scratch.rows == task.rows && scratch.columns == task.columns) {
+    return;
+  }
+  scratch.copied = nullptr;
+  scratch.first = task.first, scratch.last = task.last;
   scratch.place = task.at, scratch.rows = task.rows, scratch.columns = task.columns;
   scratch.in_place = lies_within(task);
   scratch.low = 0, scratch.high = task.rows;
@@ -80,7 +87,7 @@ void locate_terms(const DenseTask<T>& task, DenseScratch<T>& scratch) {
     widest = std::max(widest, p.columns);
     count += p.rows * p.columns;
   }
-  scratch.terms.resize(count);
+  scratch.sources.resize(count);
   scratch.row_of.resize(count);
   scratch.rows_of.resize(count);
   int64_t at = 0;
@@ -98,8 +105,8 @@ void locate_terms(const DenseTask<T>& task, DenseScratch<T>& scratch) {
     scratch.high = std::min(scratch.high, size - y - p.rows + 1);
     for (int64_t r = 0; r < p.rows; ++r, at += p.columns) {
       const int64_t row = from + r * scratch.pitch, columns = p.columns;
-      DenseTerm* to = scratch.terms.data() + at;
-      for (int64_t k = 0; k < columns; ++k) to[k] = {row + k, (at + k) * task.width};
+      int64_t* to = scratch.sources.data() + at;
+      for (int64_t k = 0; k < columns; ++k) to[k] = (row + k) * size_of<T>;
       if (scratch.in_place) continue;
       std::fill_n(scratch.row_of.data() + at, columns, y + r);
       std::fill_n(scratch.rows_of.data() + at, columns, size);
@@ -132,46 +139,39 @@ void copy_planes(const DenseTask<T>& task, DenseScratch<T>& scratch) {
   }
 }
 
-// Adds to float64 sums. GCC 12 converts a vector of float32 in two halves, but elements of memory
-// in one instruction.
+// Adds to float64 sums.
 template <class T, int BYTES, int COUNT>
 TORCHCORR_INLINE void add_wide(double* total, const T* x) {
-  using Wide = Vector<double, BYTES>;
-  using Stored = typename VectorOf<double, BYTES>::stored;
   constexpr int lanes = static_cast<int>(lanes_of<double, BYTES>);
 #pragma GCC unroll 64
   for (int i = 0; i < COUNT; i += lanes) {
-    Wide part;
-    if constexpr (std::is_same_v<T, float> && BYTES == 64) {
-      part = read(x + i);
-    } else {
-      part = __builtin_convertvector(load<lanes * static_cast<int>(sizeof(T))>(x + i), Wide);
-    }
-    Stored* to = reinterpret_cast<Stored*>(total + i);
-    *to = *to + part;
+    put(load<BYTES>(total + i) + widened<BYTES>(x + i), total + i);
   }
 }
 
-// Some terms, one after the other.
-struct DenseTerms {
-  const DenseTerm* data;
-  int64_t count;
-};
-
-// Those terms, of `count` from the first on, that rows y to y + rows of positions meet.
+// Those terms, of `count` from the first on, that rows y to y + rows of positions meet. Unless all
+// do, their coefficients are copied.
 template <class T>
-DenseTerms live_terms(int64_t y, int64_t rows, int64_t first, int64_t count,
-                      DenseScratch<T>& scratch) {
-  if (y >= scratch.low && y + rows <= scratch.high) return {scratch.terms.data() + first, count};
-  scratch.live.clear();
-  for (int64_t i = first; i < first + count; ++i) {
-    const int64_t row = scratch.row_of[i] + y;
-    if (row + rows > 0 && row < scratch.rows_of[i]) scratch.live.push_back(scratch.terms[i]);
+DenseTerms<T> live_terms(const DenseTask<T>& task, int64_t y, int64_t rows, int64_t first,
+                         int64_t count, DenseScratch<T>& scratch) {
+  const T* from = task.sum.coefficients + first * task.width;
+  if (y >= scratch.low && y + rows <= scratch.high) {
+    return {scratch.sources.data() + first, from, count};
   }
-  return {scratch.live.data(), static_cast<int64_t>(scratch.live.size())};
+  scratch.live.clear();
+  scratch.live_coefficients.resize(count * task.width);
+  T* to = scratch.live_coefficients.data();
+  for (int64_t i = first; i < first + count; ++i, from += task.width) {
+    const int64_t row = scratch.row_of[i] + y;
+    if (row + rows <= 0 || row >= scratch.rows_of[i]) continue;
+    scratch.live.push_back(scratch.sources[i]);
+    to = std::copy_n(from, task.width, to);
+  }
+  return {scratch.live.data(), scratch.live_coefficients.data(),
+          static_cast<int64_t>(scratch.live.size())};
 }
 
-// The same address, about which the compiler knows nothing: it would compute one for each position.
+// The same address, about which the compiler knows nothing: it would keep one for each position.
 template <class T>
 TORCHCORR_INLINE const T* settled(const T* p) {
 #if defined(__GNUC__)
@@ -180,36 +180,44 @@ TORCHCORR_INLINE const T* settled(const T* p) {
   return p;
 }
 
+// Adds the products of one term.
+template <class T, int BYTES, int V, int R, int P>
+TORCHCORR_INLINE void add_term(const T* source, int64_t bytes, int64_t pitch, const T* coefficients,
+                               Vector<T, BYTES> (&sums)[R * P][V]) {
+  constexpr int lanes = static_cast<int>(lanes_of<T, BYTES>);
+  Vector<T, BYTES> w[V];
+#pragma GCC unroll 64
+  for (int v = 0; v < V; ++v) w[v] = load<BYTES>(coefficients + v * lanes);
+#pragma GCC unroll 64
+  for (int r = 0; r < R; ++r) {
+    const char* at = reinterpret_cast<const char*>(settled(source + r * pitch)) + bytes;
+    const T* row = reinterpret_cast<const T*>(at);
+#pragma GCC unroll 64
+    for (int j = 0; j < P; ++j) {
+#pragma GCC unroll 64
+      for (int v = 0; v < V; ++v) sums[r * P + j][v] += w[v] * row[j];
+    }
+  }
+}
+
 // R rows by P columns of positions. A register adds few products before it is added to a second one,
 // and that to its total.
 template <class T, int BYTES, int V, int R, int P>
-TORCHCORR_INLINE void add_products(const T* source, int64_t pitch, const DenseTerms& terms,
-                                   const T* coefficients, double* totals, int64_t totals_pitch) {
+TORCHCORR_INLINE void add_products(const T* source, int64_t pitch, const DenseTerms<T>& terms,
+                                   double* totals, int64_t totals_pitch) {
   using Vec = Vector<T, BYTES>;
-  constexpr int lanes = static_cast<int>(lanes_of<T, BYTES>);
-  const int64_t parts = (terms.count + kTermsInLoop - 1) / kTermsInLoop;
+  constexpr int lanes = static_cast<int>(lanes_of<T, BYTES>), width = V * lanes;
+  if (terms.count == 0) return;
   Vec folded[R * P][V];
-  for (int64_t part = 0; part < parts; ++part) {
-    const DenseTerm* term = terms.data + terms.count * part / parts;
-    const DenseTerm* last = terms.data + terms.count * (part + 1) / parts;
+  for (int64_t first = 0; first < terms.count; first += kTermsInLoop) {
+    const int64_t count = std::min(terms.count - first, kTermsInLoop);
+    const int64_t* sources = terms.sources + first;
+    const T* coefficients = terms.coefficients + first * width;
     Vec acc[R * P][V] = {};
-    for (; term < last; ++term) {
-      const T* at = settled(source + term->source);
-      const T* from = settled(coefficients + term->coefficient);
-      Vec w[V];
-#pragma GCC unroll 64
-      for (int v = 0; v < V; ++v) w[v] = load<BYTES>(from + v * lanes);
-#pragma GCC unroll 64
-      for (int r = 0; r < R; ++r) {
-        const T* row = R > 1 ? settled(at + r * pitch) : at;
-#pragma GCC unroll 64
-        for (int j = 0; j < P; ++j) {
-#pragma GCC unroll 64
-          for (int v = 0; v < V; ++v) acc[r * P + j][v] += w[v] * row[j];
-        }
-      }
+    for (int64_t i = 0; i < count; ++i) {
+      add_term<T, BYTES, V, R, P>(source, sources[i], pitch, coefficients + i * width, acc);
     }
-    if (part == 0) {
+    if (first == 0) {
       std::memcpy(folded, acc, sizeof(acc));
     } else {
 #pragma GCC unroll 64
@@ -219,8 +227,7 @@ TORCHCORR_INLINE void add_products(const T* source, int64_t pitch, const DenseTe
       }
     }
   }
-  if (parts == 0) return;
-  const T* sums = settled(reinterpret_cast<const T*>(folded));
+  const T* sums = reinterpret_cast<const T*>(folded);
 #pragma GCC unroll 4
   for (int r = 0; r < R; ++r) {
     add_wide<T, BYTES, P * V * lanes>(totals + r * totals_pitch, sums + r * P * V * lanes);
@@ -232,8 +239,7 @@ template <class T>
 struct DenseRow {
   const T* source;
   int64_t pitch;
-  DenseTerms terms;
-  const T* coefficients;
+  DenseTerms<T> terms;
   double* totals;
   int64_t totals_pitch;
 };
@@ -241,8 +247,8 @@ struct DenseRow {
 template <class T, int BYTES, int V, int R, int P>
 TORCHCORR_INLINE void dense_registers(const DenseRow<T>& row, int64_t x) {
   constexpr int64_t width = V * static_cast<int>(lanes_of<T, BYTES>);
-  add_products<T, BYTES, V, R, P>(row.source + x, row.pitch, row.terms, row.coefficients,
-                                  row.totals + x * width, row.totals_pitch);
+  add_products<T, BYTES, V, R, P>(row.source + x, row.pitch, row.terms, row.totals + x * width,
+                                  row.totals_pitch);
 }
 
 template <class T, int BYTES, int V, int P>
@@ -256,10 +262,11 @@ TORCHCORR_INLINE void dense_positions(const DenseRow<T>& row, int64_t x, int64_t
 // One row of positions, P at a time at most.
 template <class T, int BYTES, int V, int P>
 TORCHCORR_INLINE void dense_row(const DenseRow<T>& row, int64_t columns) {
-  const int64_t blocks = (columns + P - 1) / P;
-  for (int64_t i = 0; i < blocks; ++i) {
-    const int64_t x = columns * i / blocks, number = columns * (i + 1) / blocks - x;
+  const int64_t blocks = ceil_div(columns, P), each = columns / blocks, more = columns % blocks;
+  for (int64_t i = 0, x = 0; i < blocks; ++i) {
+    const int64_t number = i < more ? each + 1 : each;
     dense_positions<T, BYTES, V, P>(row, x, number);
+    x += number;
   }
 }
 
@@ -283,14 +290,14 @@ TORCHCORR_INLINE void dense_rows(const DenseTask<T>& task, DenseScratch<T>& scra
   if (!scratch.in_place) copy_planes(task, scratch);
   const T* source = scratch.in_place ? task.sum.source : scratch.copies.data();
   const int64_t columns = task.columns;
-  const int64_t count = static_cast<int64_t>(scratch.terms.size());
+  const int64_t count = static_cast<int64_t>(scratch.sources.size());
   const int64_t near = kNearBytes / (width * static_cast<int64_t>(sizeof(T)));
   const int64_t parts = (count + near - 1) / near;
   for (int64_t part = 0; part < parts; ++part) {
     const int64_t first = count * part / parts, some = count * (part + 1) / parts - first;
     const auto row_at = [&](int64_t y, int64_t rows) TORCHCORR_FLAT {
       return DenseRow<T>{source + y * scratch.pitch, scratch.pitch,
-                         live_terms(y, rows, first, some, scratch), task.sum.coefficients,
+                         live_terms(task, y, rows, first, some, scratch),
                          task.totals + y * columns * width, columns * width};
     };
     int64_t y = 0;

@@ -39,7 +39,7 @@ struct DenseTaps {
     parallel_for(0, units, std::max<int64_t>(1, kGrainTerms / (work + 1)),
                  [&](int64_t begin, int64_t end) {
       LineVector<double> totals(rows * columns * lanes);
-      std::vector<DenseTerm> terms;
+      std::vector<int64_t> sources;
       for (int64_t unit = begin; unit < end; ++unit) {
         const Axes3 at{unit / pieces / strips % sums.size[0], unit / pieces % strips * rows,
                        unit % pieces * columns};
@@ -53,7 +53,7 @@ struct DenseTaps {
                            packed.width_of(block),
                            totals.data()};
         std::fill(totals.begin(), totals.end(), 0.0);
-        add_all(of, block, totals.data(), terms);
+        add_all(of, block, totals.data(), sources);
         emit(of);
       }
     });
@@ -62,20 +62,22 @@ struct DenseTaps {
  private:
   // Few planes at a time, whose coefficients of a tap stay near while positions pass.
   void add_all(const DenseRows& of, int64_t block, double* totals,
-               std::vector<DenseTerm>& terms) const {
+               std::vector<int64_t>& sources) const {
     const int64_t number = static_cast<int64_t>(planes.size());
-    const int64_t near = kNearBytes / (of.width * static_cast<int64_t>(sizeof(T)));
+    const int64_t near = kNearBytes / (of.width * size_of<T>);
     const int64_t parts = ceil_div(number, near);
     for (int64_t part = 0; part < parts; ++part) {
       const int64_t first = number * part / parts, last = number * (part + 1) / parts;
-      terms.clear();
-      for (int64_t i = first; i < last; ++i) terms.push_back({planes[i], i * of.width});
-      for (int64_t tap = 0; tap < product(count); ++tap) add_tap(of, block, tap, totals, terms);
+      sources.clear();
+      for (int64_t i = first; i < last; ++i) sources.push_back(planes[i] * size_of<T>);
+      for (int64_t tap = 0; tap < product(count); ++tap) {
+        const T* coefficients = packed.at(block, tap) + first * of.width;
+        add_tap(of, tap, totals, {sources.data(), coefficients, last - first});
+      }
     }
   }
 
-  void add_tap(const DenseRows& of, int64_t block, int64_t tap, double* totals,
-               const std::vector<DenseTerm>& terms) const {
+  void add_tap(const DenseRows& of, int64_t tap, double* totals, const DenseTerms<T>& terms) const {
     const Axes3 from{tap / count[2] / count[1], tap / count[2] % count[1], tap % count[2]};
     const Axes3 numbers{1, of.rows, of.columns};
     Axes3 low, high;  // positions that meet one of these rows there
@@ -89,12 +91,7 @@ struct DenseTaps {
     for (int a = 0; a < 3; ++a) source += low[a] * stride[a];
     const int64_t row = low[1] + from[1] - of.at[1], column = low[2] + from[2] - of.at[2];
     const int64_t pitch = of.columns * of.width;
-    DenseRow<T> next{source,
-                     stride[1],
-                     {terms.data(), static_cast<int64_t>(terms.size())},
-                     packed.at(block, tap),
-                     totals + row * pitch + column * of.width,
-                     pitch};
+    DenseRow<T> next{source, stride[1], terms, totals + row * pitch + column * of.width, pitch};
     for (int64_t y = low[1]; y < high[1]; ++y) {
       kernels<T>().dense_row(next, high[2] - low[2], of.width);
       next.source += stride[1];
