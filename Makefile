@@ -113,7 +113,9 @@ sanitize-threads: $(READY)
 	  OMP_NUM_THREADS=2 OMP_WAIT_POLICY=passive \
 	  PYTHONPATH=$(SANITIZED)-threads setarch -R \
 	  $(PY) -m pytest --capture=sys --without _triton -k 'not fork' tests/engines/test_threads.py \
-	    tests/engines/test_sum_pass.py tests/engines/test_score_grads.py tests/contract/test_bytes.py
+	    tests/engines/test_sum_pass.py tests/engines/test_score_grads.py tests/engines/test_parts.py \
+	    tests/engines/test_halved_rows.py tests/engines/test_long_lines.py \
+	    tests/engines/test_dense_scores.py tests/contract/test_bytes.py
 
 # An environment's own PyTorch is kept, also one that the base interpreter has.
 $(PY):

@@ -13,6 +13,8 @@ namespace {
 
 // Elements of a plane whose sums stay near while channels pass.
 constexpr int64_t kBand = 3072;
+// Channels that are added up in registers.
+constexpr int64_t kTogether = 4;
 // Of so many rows of a channel every few are enough for its level.
 constexpr int64_t kRows = 16, kSampled = 4;
 // Squares of means, relative to variances, that need not be taken out of images: sums of products
@@ -92,38 +94,85 @@ struct Band {
 // channel has its own mean, of that itself; and of each window what the means take from its energy.
 struct BandSums {
   LineVector<double> square, sum, taken;
-  LineVector<double> line, unused, along, box;  // scratch
+  LineVector<double> lines, unused, along, box;  // scratch
 
-  BandSums(const Band& b, bool own_means)
+  BandSums(const Windows& w, const Band& b, bool own_means)
       : square(b.planes * b.below * b.line, 0.0), sum(own_means ? 0 : square.size(), 0.0),
-        taken(b.rows * b.pitch, 0.0), line(b.line, 0.0), unused(b.line, 0.0),
-        along(b.planes * b.below * b.pitch), box(taken.size()) {}
+        taken(b.rows * b.pitch, 0.0), lines(kTogether * b.line, 0.0), unused(b.line, 0.0),
+        along(b.planes * std::max(b.below, own_means ? kTogether * w.window[1] : 0) * b.pitch),
+        box(taken.size()) {}
 };
 
-// Writes d = x - level to `out`, if OUT, and to `line` or adds it to that; adds its square, and
-// returns their sum.
-template <int BYTES, bool OUT, bool ADDED>
-TORCHCORR_INLINE double centre_row(int64_t n, const float* x, double level, float* out,
-                                   double* line, double* square) {
+// What a band meets of a channel, from its first element on; where that is centred, or nothing.
+struct Seen {
+  const float* x;
+  double level;
+  float* centred;
+};
+
+// Where what comes of a row goes: d = x - level of each channel, `pitch` apart, or what they add up
+// to, and the sum of their squares.
+struct Sums {
+  double *line, *square;
+  int64_t pitch;
+};
+
+// Of some elements of a row, VECTORS vectors of them, in up to kTogether channels. Writes d to
+// `centred`, if OUT, and adds its squares to the totals of each channel.
+template <int BYTES, bool OUT, bool OWN, int VECTORS>
+TORCHCORR_INLINE void centre_block(int64_t channels, const Seen* of, int64_t at, int64_t i,
+                                   const Sums& to, Wide<BYTES>* totals) {
   constexpr int64_t lanes = lanes_of<double, BYTES>;
-  Wide<BYTES> total = {};
+  Wide<BYTES> sums[VECTORS], squares[VECTORS];
+#pragma GCC unroll 4
+  for (int v = 0; v < VECTORS; ++v) {
+    if constexpr (!OWN) sums[v] = load<BYTES>(to.line + i + v * lanes);
+    squares[v] = load<BYTES>(to.square + i + v * lanes);
+  }
+  for (int64_t c = 0; c < channels; ++c) {
+    const double level = of[c].level;
+    Wide<BYTES> total = {};
+#pragma GCC unroll 4
+    for (int v = 0; v < VECTORS; ++v) {
+      const int64_t k = i + v * lanes;
+      const Wide<BYTES> d = widened<BYTES>(of[c].x + at + k) - level, by = d * d;
+      if constexpr (OUT) put(d, of[c].centred + at + k);
+      if constexpr (OWN) put(d, to.line + c * to.pitch + k);
+      if constexpr (!OWN) sums[v] += d;
+      squares[v] += by;
+      total += by;
+    }
+    totals[c] += total;
+  }
+#pragma GCC unroll 4
+  for (int v = 0; v < VECTORS; ++v) {
+    if constexpr (!OWN) put(sums[v], to.line + i + v * lanes);
+    put(squares[v], to.square + i + v * lanes);
+  }
+}
+
+// The same for a row of n elements; the totals of those that fill no vector are apart.
+template <int BYTES, bool OUT, bool OWN>
+TORCHCORR_INLINE void centre_row(int64_t n, int64_t channels, const Seen* of, int64_t at,
+                                 const Sums& to, Wide<BYTES>* totals, double* rest) {
+  constexpr int64_t lanes = lanes_of<double, BYTES>;
   int64_t i = 0;
+  for (; i + 4 * lanes <= n; i += 4 * lanes) {
+    centre_block<BYTES, OUT, OWN, 4>(channels, of, at, i, to, totals);
+  }
   for (; i + lanes <= n; i += lanes) {
-    const Wide<BYTES> d = widened<BYTES>(x + i) - level, by = d * d;
-    if constexpr (OUT) put(d, out + i);
-    put(ADDED ? load<BYTES>(line + i) + d : d, line + i);
-    put(load<BYTES>(square + i) + by, square + i);
-    total += by;
+    centre_block<BYTES, OUT, OWN, 1>(channels, of, at, i, to, totals);
   }
-  double rest = 0;
   for (; i < n; ++i) {
-    const double d = static_cast<double>(x[i]) - level;
-    if constexpr (OUT) out[i] = static_cast<float>(d);
-    line[i] = ADDED ? line[i] + d : d;
-    square[i] += d * d;
-    rest += d * d;
+    for (int64_t c = 0; c < channels; ++c) {
+      const double d = static_cast<double>(of[c].x[at + i]) - of[c].level;
+      if constexpr (OUT) of[c].centred[at + i] = static_cast<float>(d);
+      double& sum = to.line[c * to.pitch + i];
+      sum = OWN ? d : sum + d;
+      to.square[i] += d * d;
+      rest[c] += d * d;
+    }
   }
-  return sum_of_lanes(total) + rest;
 }
 
 // Sums of the windows of a band from sums along the rows of elements; calls emit(place, sums).
@@ -139,52 +188,76 @@ TORCHCORR_INLINE void for_windows(const Windows& w, const Band& b, const double*
   }
 }
 
-// What a band meets of a channel, from its first element on; where that is centred, or nothing.
-struct Seen {
-  const float* x;
-  double level;
-  float* centred;
-};
+// What the means of windows take from their energy in some channels, for COUNT blocks from the i-th
+// window on. `rows` are sums along those of the first channel; those of the next lie `pitch` behind.
+template <int BYTES, int COUNT>
+TORCHCORR_INLINE void add_taken(int64_t i, int64_t channels, Rows rows, int64_t pitch, double each,
+                                double* taken) {
+  Block<BYTES, COUNT> total = {};
+  total.add(taken + i);
+  for (int64_t c = 0; c < channels; ++c, rows.first += pitch) {
+    const auto sums = sum_of_rows<BYTES, COUNT>(rows, i);
+#pragma GCC unroll 8
+    for (int v = 0; v < sums.vectors; ++v) {
+      total.values[v] += sums.values[v] * sums.values[v] * each;
+    }
+  }
+  total.write(taken + i);
+}
 
-// The sum of squares of the elements that are centred here.
+// Adds what a band meets of up to kTogether channels; writes the sums of squares of their elements
+// that are centred here. If each has its OWN mean, sums along as many rows as a window has are kept.
 template <int BYTES, bool OWN>
-TORCHCORR_INLINE double add_channel(const Windows& w, const Band& b, const Seen& of, BandSums& s) {
-  double squares = 0;
-  const int64_t n = w.size[2];
-  for (int64_t a = 0; a < std::max(b.planes, b.own_planes); ++a) {
-    for (int64_t r = 0; r < std::max(b.below, b.own_below); ++r) {
+TORCHCORR_INLINE void add_channels(const Windows& w, const Band& b, int64_t channels,
+                                   const Seen* of, BandSums& s, double* squares) {
+  const int64_t n = w.size[2], kept = w.window[1], of_channel = b.planes * kept * b.pitch;
+  const bool out = of[0].centred != nullptr;
+  const double each = 1 / w.of_channel();
+  Wide<BYTES> totals[kTogether] = {}, unused[kTogether] = {};
+  double unused_rest[kTogether] = {};
+  std::fill_n(squares, channels, 0.0);
+  for (int64_t r = 0; r < std::max(b.below, b.own_below); ++r) {
+    for (int64_t a = 0; a < std::max(b.planes, b.own_planes); ++a) {
       const bool met = a < b.planes && r < b.below, own = a < b.own_planes && r < b.own_below;
       if (!met && !own) continue;
       const int64_t row = a * b.below + r, at = (a * w.size[1] + r) * n;
-      double* square = met ? s.square.data() + row * b.line : s.unused.data();
-      double* line = OWN || !met ? s.line.data() : s.sum.data() + row * b.line;
-      const double total =
-          own && of.centred
-              ? centre_row<BYTES, true, !OWN>(n, of.x + at, of.level, of.centred + at, line, square)
-              : centre_row<BYTES, false, !OWN>(n, of.x + at, of.level, nullptr, line, square);
-      if (own) squares += total;
-      if (OWN && met) sum_row<BYTES>(w, line, s.along.data() + row * b.pitch);
+      const Sums to{OWN || !met ? s.lines.data() : s.sum.data() + row * b.line,
+                    met ? s.square.data() + row * b.line : s.unused.data(), OWN ? b.line : 0};
+      if (own && out) {
+        centre_row<BYTES, true, OWN>(n, channels, of, at, to, totals, squares);
+      } else {
+        centre_row<BYTES, false, OWN>(n, channels, of, at, to, own ? totals : unused,
+                                      own ? squares : unused_rest);
+      }
+      for (int64_t c = 0; OWN && met && c < channels; ++c) {
+        double* along = s.along.data() + c * of_channel + (a * kept + r % kept) * b.pitch;
+        sum_row<BYTES>(w, s.lines.data() + c * b.line, along);
+      }
+    }
+    const int64_t first = r - kept + 1;
+    if (OWN && r < b.below && first >= 0 && first % w.step[1] == 0) {
+      const Rows rows{s.along.data(), 1, 0, b.planes * kept, b.pitch};
+      double* taken = s.taken.data() + first / w.step[1] * b.pitch;
+      int64_t i = 0;
+      for (; i + kDoubles < b.pitch; i += 2 * kDoubles) {
+        add_taken<BYTES, 2>(i, channels, rows, of_channel, each, taken);
+      }
+      if (i < b.pitch) add_taken<BYTES, 1>(i, channels, rows, of_channel, each, taken);
     }
   }
-  if constexpr (OWN) {
-    const double each = 1 / w.of_channel();
-    for_windows<BYTES>(w, b, s.along.data(), [&](int64_t i, auto sums) TORCHCORR_FLAT {
-      for (auto& v : sums.values) v *= v * each;
-      sums.add(s.taken.data() + i);
-      sums.write(s.taken.data() + i);
-    });
-  }
-  return squares;
+  for (int64_t c = 0; c < channels; ++c) squares[c] += sum_of_lanes(totals[c]);
 }
 
 template <int BYTES>
-TORCHCORR_INLINE double add_channel(const Windows& w, const Band& b, const Seen& of, bool own_means,
-                                    BandSums& s) {
-  return own_means ? add_channel<BYTES, true>(w, b, of, s) : add_channel<BYTES, false>(w, b, of, s);
+TORCHCORR_INLINE void add_channels(const Windows& w, const Band& b, int64_t channels,
+                                   const Seen* of, bool own_means, BandSums& s, double* squares) {
+  own_means ? add_channels<BYTES, true>(w, b, channels, of, s, squares)
+            : add_channels<BYTES, false>(w, b, channels, of, s, squares);
 }
-TORCHCORR_FOR_CPUS(double, add_channel,
-                   (const Windows& w, const Band& b, const Seen& of, bool own_means, BandSums& s),
-                   (w, b, of, own_means, s))
+TORCHCORR_FOR_CPUS(void, add_channels,
+                   (const Windows& w, const Band& b, int64_t channels, const Seen* of,
+                    bool own_means, BandSums& s, double* squares),
+                   (w, b, channels, of, own_means, s, squares))
 
 // The sums of a band's windows in a map that the channels have in common.
 template <int BYTES>
@@ -312,12 +385,17 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> dense_norms(
       const int64_t first = unit % bands * rows, last = std::min(first + rows, w.count[1]);
       if (first >= last) continue;
       const Band band(w, z, first, last);
-      BandSums sums(band, own_means);
+      BandSums sums(w, band, own_means);
       const int64_t at = (z * w.step[0] * w.size[1] + first * w.step[1]) * w.size[2];
-      for (int64_t c = 0; c < w.channels; ++c) {
-        const int64_t i = item * w.channels + c;
-        const Seen seen{from + i * n + at, level[i], moved ? to + i * n + at : nullptr};
-        of_units[unit * w.channels + c] = add_channel(w, band, seen, own_means, sums);
+      for (int64_t c = 0; c < w.channels; c += kTogether) {
+        Seen seen[kTogether];
+        const int64_t some = std::min(kTogether, w.channels - c);
+        for (int64_t k = 0; k < some; ++k) {
+          const int64_t i = item * w.channels + c + k;
+          seen[k] = {from + i * n + at, level[i], moved ? to + i * n + at : nullptr};
+        }
+        double* squares_of_unit = of_units.data() + unit * w.channels + c;
+        add_channels(w, band, some, seen, own_means, sums, squares_of_unit);
       }
       const int64_t out = item * w.positions() + (z * w.count[1] + first) * w.count[2];
       least[unit] = write_norms(w, band, rule, sums, norm + out, mean ? mean + out : nullptr);

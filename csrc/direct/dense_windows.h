@@ -39,35 +39,41 @@ struct Windows {
   int64_t line() const { return padded(padded(size[2]) + window[2]); }
 };
 
-// Vectors that lie beside each other, kDoubles elements together.
-template <int BYTES>
+// Vectors that lie beside each other, COUNT times kDoubles elements together.
+template <int BYTES, int COUNT = 1>
 struct Block {
   static constexpr int64_t lanes = lanes_of<double, BYTES>;
-  static constexpr int vectors = static_cast<int>(kDoubles / lanes);
+  static constexpr int vectors = static_cast<int>(COUNT * kDoubles / lanes);
   Wide<BYTES> values[vectors];
 
   TORCHCORR_INLINE void add(const double* x) {
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int v = 0; v < vectors; ++v) values[v] += load<BYTES>(x + v * lanes);
   }
   TORCHCORR_INLINE void multiply(const double* x, double by) {
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int v = 0; v < vectors; ++v) values[v] *= load<BYTES>(x + v * lanes) * by;
   }
   TORCHCORR_INLINE void write(double* out) const {
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int v = 0; v < vectors; ++v) put(values[v], out + v * lanes);
   }
 };
 
-// The sums of `window` neighbours from each of n places on, by whole blocks.
+// The sums of `window` neighbours from each of n places on, by whole blocks. Of two at once neither
+// waits for its own last addition.
 template <int BYTES>
 TORCHCORR_INLINE void sum_neighbours(int64_t n, int64_t window, const double* x, double* out) {
-  for (int64_t i = 0; i < n; i += kDoubles) {
-    Block<BYTES> total = {};
+  int64_t i = 0;
+  for (; i + kDoubles < n; i += 2 * kDoubles) {
+    Block<BYTES, 2> total = {};
     for (int64_t j = 0; j < window; ++j) total.add(x + i + j);
     total.write(out + i);
   }
+  if (i >= n) return;
+  Block<BYTES> total = {};
+  for (int64_t j = 0; j < window; ++j) total.add(x + i + j);
+  total.write(out + i);
 }
 
 // The sums of a row of elements along the windows of a row.
@@ -89,9 +95,9 @@ struct Rows {
 };
 
 // What lies in a block's place of all rows.
-template <int BYTES>
-TORCHCORR_INLINE Block<BYTES> sum_of_rows(const Rows& of, int64_t i) {
-  Block<BYTES> total = {};
+template <int BYTES, int COUNT = 1>
+TORCHCORR_INLINE Block<BYTES, COUNT> sum_of_rows(const Rows& of, int64_t i) {
+  Block<BYTES, COUNT> total = {};
   for (int64_t a = 0; a < of.planes; ++a) {
     const double* row = of.first + a * of.plane_pitch + i;
     for (int64_t r = 0; r < of.rows; ++r, row += of.pitch) total.add(row);

@@ -6,6 +6,7 @@ are written. Calls with windows that float32 cannot score are left to the tiles 
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -67,8 +68,8 @@ def scores(
     how: tuple[bool, bool, float],
     limits: tuple[float, float],
 ) -> Tensor | None:
-    """Scores with templates of mean square 1; None where they would not be exact enough, or an
-    input is not finite.
+    """Scores with templates of mean square 1; None where they would not be exact enough, or a value
+    is not finite.
 
     `how`: whether there are means, whether each channel has its own, and eps. `limits`: those of
     `Norms.are_clear`.
@@ -81,7 +82,11 @@ def scores(
     some = _CENTRED // (4 * max(1, images[:1].numel()))
     if some == 0:
         return None
-    templates = leads.template(coefficients, ndim + 1)[0].float().contiguous()
+    wide = leads.template(coefficients, ndim + 1)[0]
+    narrow, of_channels = steps.dense_weights(wide.flatten(2))
+    if not math.isfinite(sum(of_channels.tolist())):
+        return None
+    templates = narrow.reshape(wide.shape)
     sizes, parts = (tiling.window, tiling.stride), []
     for part in images.split(some):
         norms = _clear_norms(part, sizes, how, limits)

@@ -55,11 +55,10 @@ def weighted_ncc(
     own_means = zero_mean and not pooled and channels > 1
     empty = 0 in (input.numel(), template.numel())
     by_definition = (*tensors, stride, zero_mean, pooled, eps, least, method)
-    if empty or not _is_finite(template, template_weight):
-        return definition.weighted_ncc(*by_definition)
-    if own_means and input_weight is None and template_weight is None:
-        return _own_means(input, template, stride, eps, method)
-    if not _is_finite(input, input_weight):
+    if own_means and input_weight is None and template_weight is None and not empty:
+        scores = _own_means(input, template, stride, eps, method)
+        return definition.weighted_ncc(*by_definition) if scores is None else scores
+    if empty or not (_is_finite(template, template_weight) and _is_finite(input, input_weight)):
         return definition.weighted_ncc(*by_definition)
     call = arrange(
         input.shape,
@@ -89,8 +88,9 @@ def weighted_ncc(
 
 def _own_means(
     input: Tensor, template: Tensor, stride: Sequence[int], eps: float, method: str
-) -> Tensor:
-    """Scores of joint channels without weights, whose templates sum to 0 in each channel."""
+) -> Tensor | None:
+    """Scores of joint channels without weights, whose templates sum to 0 in each channel; None if a
+    template is not finite."""
     ndim = len(stride)
     if input.dtype == torch.float32:
         exact = bytes.ncc(input, template, stride, True, eps, method, own_means=True)
@@ -102,6 +102,8 @@ def _own_means(
     found = dense_scores.scores(input, standard, call, (True, True, eps), LIMITS_OF_LOOP)
     if found is not None:
         return found
+    if not all_finite(template):
+        return None
     return Scores(input, standard, call, True, eps, own_means=True).run()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cmath
 import functools
 import math
 from collections.abc import Sequence
@@ -36,7 +37,7 @@ def by_transforms(method: str, window: Sequence[int], *tensors: Tensor) -> bool:
 
 def all_finite(*tensors: Tensor) -> bool:
     # A finite sum says so without a tensor of flags.
-    return all(bool(torch.isfinite(x.sum())) or bool(torch.isfinite(x).all()) for x in tensors)
+    return all(cmath.isfinite(x.sum().item()) or bool(x.isfinite().all()) for x in tensors)
 
 
 def correlate(
