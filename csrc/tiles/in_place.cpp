@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
+#include <vector>
 
 #include "common/threads.h"
 #include "tiles/spectra.h"
@@ -37,6 +39,32 @@ void turn(int64_t n, int64_t m, const C* from, int64_t from_pitch, C* to, int64_
     }
   }
 }
+
+// Roots of unity exp(-2 pi i k / n), or their conjugates, each the product of one of few in the first
+// part of the circle and one of few around it.
+class Roots {
+ public:
+  Roots(int64_t n, bool conjugate) {
+    while (step_ * step_ < n) step_ *= 2;
+    for (int64_t k = 0; k < step_; ++k) near_.push_back(root(k, n, conjugate));
+    for (int64_t k = 0; k < n; k += step_) far_.push_back(root(k, n, conjugate));
+  }
+  // The k-th, for 0 <= k < n.
+  Complex<double> operator[](int64_t k) const { return product(far_[k / step_], near_[k % step_]); }
+
+  static Complex<double> product(const Complex<double>& a, const Complex<double>& b) {
+    return {a[0] * b[0] - a[1] * b[1], a[0] * b[1] + a[1] * b[0]};
+  }
+
+ private:
+  static Complex<double> root(int64_t k, int64_t n, bool conjugate) {
+    const double angle = 2 * M_PI * static_cast<double>(k) / static_cast<double>(n);
+    return {std::cos(angle), conjugate ? std::sin(angle) : -std::sin(angle)};
+  }
+
+  int64_t step_ = 1;
+  std::vector<Complex<double>> near_, far_;
+};
 
 template <class T>
 class InPlace {
@@ -75,6 +103,19 @@ class InPlace {
            [&](const Tensor& turned, int64_t) { return transform_axis(turned, 1, forward); });
   }
 
+  // The columns of lines that are planes of n1 rows and n2 columns here, there or back, and what the
+  // order of their spectra takes: with w(n) = exp(-2 pi i / n), X(k1 + n1 k2) is
+  // sum_y w(n2)^(y k2) w(n1 n2)^(y k1) sum_x w(n1)^(x k1) line(x n2 + y).
+  void across_lines(bool forward) const {
+    const Roots roots(length_[1] * length_[2], !forward);
+    across(1, 1, 1, [&](const Tensor& columns, int64_t first) {
+      if (!forward) rotate(roots, first, columns);
+      const Tensor done = transform_axis(columns, 1, forward);
+      if (forward) rotate(roots, first, done);
+      return done;
+    });
+  }
+
   // Along the first axis, there and back, and multiplied in between.
   void across_products(int axis, const Tensor& by) const {
     const int64_t pitch = pitch_of(axis);
@@ -92,6 +133,26 @@ class InPlace {
  private:
   static const Complex<T>* numbers_of(const Tensor& x) {
     return static_cast<const Complex<T>*>(x.const_data_ptr());
+  }
+
+  // Multiplies element k of the i-th column by the root of number (first + i) k.
+  static void rotate(const Roots& roots, int64_t first, const Tensor& columns) {
+    constexpr int64_t kStep = 32;
+    const int64_t n = columns.size(1);
+    std::vector<Complex<T>> factors(n);
+    std::array<Complex<double>, kStep> near;
+    for (int64_t i = 0; i < columns.size(0); ++i) {
+      for (int64_t k = 0; k < std::min(kStep, n); ++k) near[k] = roots[(first + i) * k];
+      for (int64_t k = 0; k < n; k += kStep) {
+        const Complex<double> far = roots[(first + i) * k];
+        for (int64_t l = 0; l < std::min(kStep, n - k); ++l) {
+          const Complex<double> root = Roots::product(far, near[l]);
+          factors[k + l] = {static_cast<T>(root[0]), static_cast<T>(root[1])};
+        }
+      }
+      T* column = static_cast<T*>(columns.mutable_data_ptr()) + 2 * i * n;
+      multiply_complex(n, false, column, factors.data()->data(), column);
+    }
   }
 
   void transform_rows(int64_t first, int64_t rows, bool forward) const {
@@ -159,7 +220,40 @@ void transform_axes(const InPlace<T>& lines, const Tensor& x, bool forward, cons
   for (int axis = 1; axis >= first_axis(x); --axis) lines.across_rows(axis, some, forward);
 }
 
+// Lines (lines, n) as planes.
+Tensor folded(const Tensor& x) {
+  const int64_t n = x.size(1), rows = rows_of_line(n);
+  Tensor lines = x;
+  return torch::stable::view(lines, {x.size(0), rows, n / rows});
+}
+
 }  // namespace
+
+int64_t rows_of_line(int64_t n) {
+  int64_t rows = 1;
+  for (int64_t k = 2; k * k <= n; ++k) {
+    if (n % k == 0) rows = k;
+  }
+  return rows;
+}
+
+void transform_lines_in_place(const Tensor& x) {
+  with_complex_type(x, [&](auto zero) {
+    const Tensor planes = folded(x);
+    const InPlace<decltype(zero)> lines(planes, planes.size(2), false);
+    lines.across_lines(true);
+    lines.along_rows(last_sizes(planes, 2), true);
+  });
+}
+
+void restore_lines_in_place(const Tensor& x) {
+  with_complex_type(x, [&](auto zero) {
+    const Tensor planes = folded(x);
+    const InPlace<decltype(zero)> lines(planes, planes.size(2), false);
+    lines.along_rows(last_sizes(planes, 2), false);
+    lines.across_lines(false);
+  });
+}
 
 void transform_in_place(const Tensor& x, bool forward, const Axes3& some) {
   with_complex_type(x, [&](auto zero) {
@@ -204,9 +298,16 @@ void transform_given(const Tensor& x, bool forward, Sizes some, int64_t width) {
   forward ? transform_real_in_place(x, width, last_axes(some)) : restore_real_in_place(x, width);
 }
 
+// Returns the rows of a line.
+int64_t transform_given_lines(const Tensor& x, bool forward) {
+  forward ? transform_lines_in_place(x) : restore_lines_in_place(x);
+  return rows_of_line(x.size(1));
+}
+
 }  // namespace
 }  // namespace torchcorr
 
 STABLE_TORCH_LIBRARY_IMPL(torchcorr_cpu, CPU, m) {
   m.impl("transform_in_place", TORCH_BOX(&torchcorr::transform_given));
+  m.impl("transform_lines_in_place", TORCH_BOX(&torchcorr::transform_given_lines));
 }

@@ -22,6 +22,13 @@ Tensor some_of(const Tensor& x, int64_t first, int64_t count) {
 
 Axes3 size_of_array(const Tiling& t) { return t.ndim == 1 ? t.length : half_of(t.length); }
 
+// Of a spectrum of real numbers that is kept: of a line the rows whose conjugates the others are.
+Axes3 size_of_kept(const Tiling& t) {
+  if (t.ndim > 1) return half_of(t.length);
+  const int64_t n = t.length[2], rows = rows_of_line(n);
+  return {1, 1, (rows / 2 + 1) * (n / rows)};
+}
+
 Tensor new_arrays(const Tiling& t, const Axes3& size, const Tensor& like, bool wide,
                   int64_t count) {
   Sizes shape{count};
@@ -46,22 +53,21 @@ void LargeTemplate::make(int64_t i, const Tensor& to) const {
 
 void LargeTemplate::keep(const Tensor& like, bool wide) {
   const int64_t count = product(t_.parts) * t_.channels;
-  kept_ = new_arrays(t_, half_of(t_.length), like, wide, count);
+  kept_ = new_arrays(t_, size_of_kept(t_), like, wide, count);
   if (t_.ndim > 1) {
     for (int64_t i = 0; i < count; ++i) make(i, some_of(*kept_, i, 1));
     return;
   }
-  // Each thread makes lines of its own.
-  const int64_t n = half_of(t_.length)[2];
-  share(count, [&](int64_t i) {
-    const Tensor line = new_arrays(t_, t_.length, like, wide, 1);
+  const int64_t n = size_of_kept(t_)[2];
+  const Tensor line = new_arrays(t_, t_.length, like, wide, 1);
+  for (int64_t i = 0; i < count; ++i) {
     make(i, line);
     with_width(wide, [&](auto zero) {
       using T = decltype(zero);
       std::copy_n(static_cast<const T*>(line.const_data_ptr()), 2 * n,
                   static_cast<T*>(kept_->mutable_data_ptr()) + 2 * i * n);
     });
-  });
+  }
 }
 
 bool LargeTemplate::keeps(bool wide) const {
@@ -129,7 +135,7 @@ void LargeTiles::correlate(int64_t tiles, const LargeTemplate& templ, const CutP
   if (is_one) return;
   const Tensor sums = some_of(sums_, 0, all);
   if (are_lines_) {
-    transform_in_place(sums, false, t_.length);
+    restore_lines_in_place(sums);
   } else {
     restore_real_in_place(sums, t_.length[2]);
   }
@@ -166,7 +172,7 @@ void LargeTiles::cut_two_lines(const CutPart& cut, int64_t i, const Axes3& from,
 
 void LargeTiles::transform(const Tensor& arrays) const {
   if (are_lines_) {
-    transform_in_place(arrays, true, t_.length);
+    transform_lines_in_place(arrays);
   } else {
     transform_real_in_place(arrays, t_.length[2], t_.length);
   }
@@ -174,29 +180,38 @@ void LargeTiles::transform(const Tensor& arrays) const {
 
 void LargeTiles::multiply(int64_t first, int64_t count, const Tensor& arrays,
                           const Tensor& spectrum, bool add) const {
-  const int64_t n = product(size_of_array(t_)), blocks = ceil_div(n, kBlock);
+  const int64_t n = product(size_of_array(t_));
   with_width(wide_, [&](auto zero) {
     using T = decltype(zero);
     const T* by = static_cast<const T*>(spectrum.const_data_ptr());
     const T* from = static_cast<const T*>(arrays.const_data_ptr());
     T* to = static_cast<T*>(sums_.mutable_data_ptr()) + 2 * first * n;
-    share(count * blocks, [&](int64_t u) {
-      const int64_t begin = u % blocks * kBlock, end = std::min(begin + kBlock, n);
-      const int64_t line = 2 * (u / blocks) * n;
-      const int64_t halves = are_lines_ ? std::clamp(n / 2 + 1, begin, end) : end;
-      multiply_conjugate(halves - begin, add, from + line + 2 * begin, by + 2 * begin,
-                         to + line + 2 * begin);
-      if (halves == end) return;
-      // The other half of a line's spectrum is conjugate, from its end on.
+    if (!are_lines_) {
+      const int64_t blocks = ceil_div(n, kBlock);
+      share(count * blocks, [&](int64_t u) {
+        const int64_t begin = u % blocks * kBlock, some = std::min(kBlock, n - begin);
+        const int64_t at = 2 * (u / blocks * n + begin);
+        multiply_conjugate(some, add, from + at, by + 2 * begin, to + at);
+      });
+      return;
+    }
+    const int64_t rows = rows_of_line(n), columns = n / rows;
+    share(count * rows, [&](int64_t u) {
+      const int64_t row = u % rows, at = 2 * u * columns;
+      if (row <= rows / 2) {
+        multiply_conjugate(columns, add, from + at, by + 2 * row * columns, to + at);
+        return;
+      }
+      // Conjugate to another row, from its end on.
       std::array<T, 2 * kPiece> turned;
-      for (int64_t first_of = halves; first_of < end; first_of += kPiece) {
-        const int64_t some = std::min(kPiece, end - first_of);
+      const T* last = by + 2 * ((rows - row + 1) * columns - 1);
+      for (int64_t x = 0; x < columns; x += kPiece) {
+        const int64_t some = std::min(kPiece, columns - x);
         for (int64_t i = 0; i < some; ++i) {
-          const T* conjugate = by + 2 * (n - first_of - i);
+          const T* conjugate = last - 2 * (x + i);
           turned[2 * i] = conjugate[0], turned[2 * i + 1] = conjugate[1];
         }
-        const int64_t at = line + 2 * first_of;
-        multiply_complex(some, add, from + at, turned.data(), to + at);
+        multiply_complex(some, add, from + at + 2 * x, turned.data(), to + at + 2 * x);
       }
     });
   });

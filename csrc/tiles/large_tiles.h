@@ -1,7 +1,7 @@
 // Products of tiles that are so large that threads share their transforms, which replace what they
 // transform: few arrays of a tile's size are held, for any number of threads. An array is the half
-// spectrum of a tile, or two lines as one complex one, which each thread transforms by itself: long lines
-// of real numbers take more time.
+// spectrum of a tile, or two lines as one complex one, which each thread transforms by itself, unless it
+// is the only one: long lines of real numbers take more time.
 #pragma once
 
 #include <functional>
@@ -23,7 +23,8 @@ class LargeTemplate {
   void keep(const Tensor& like, bool wide);
   // Whether there are spectra that are kept, in this precision.
   bool keeps(bool wide) const;
-  // Half of the i-th spectrum, (1, *half), of those that are kept.
+  // Half of the i-th spectrum, (1, *half), of those that are kept; of a line the first half of its rows
+  // (in_place.h).
   Tensor kept(int64_t i) const;
   // Makes one, with which an array of complex numbers (1, *half), or (1, *length) of a line, then begins.
   void make(int64_t i, const Tensor& to) const;
@@ -31,7 +32,7 @@ class LargeTemplate {
  private:
   const Tiling& t_;
   const double* elements_;
-  std::optional<Tensor> kept_;  // (parts * C, *half)
+  std::optional<Tensor> kept_;  // (parts * C, *half), or as many elements of lines
 };
 
 // The templates of a block, (pairs, templates, C, *window), if its tiles are large; otherwise none. In

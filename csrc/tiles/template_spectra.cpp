@@ -100,7 +100,7 @@ void template_part_spectrum(const Tiling& t, const double* channel, int64_t part
   } else {
     write(static_cast<float*>(x.mutable_data_ptr()));
   }
-  half ? transform_real_in_place(x, t.length[2], t.part()) : transform_in_place(x, true, t.part());
+  half ? transform_real_in_place(x, t.length[2], t.part()) : transform_lines_in_place(x);
 }
 
 }  // namespace torchcorr

@@ -39,13 +39,13 @@ struct Units {
   int64_t tiles, lanes, of_pair;
   Sharing sharing;
 
-  // Threads share the steps of large tiles, unless they are lines.
+  // Threads share the steps of large tiles; of lines, which are cut by one, only those of a single unit.
   Units(const Block& b, int64_t tiles_of_pair, int64_t lanes_of_tiles, bool are_lines = false)
       : block(b), tiles(tiles_of_pair), lanes(lanes_of_tiles),
         of_pair(ceil_div(tiles_of_pair, b.tiles_of_unit)),
-        sharing(b.large && !are_lines ? Sharing::kSteps
-                : lanes == 2          ? Sharing::kUnits
-                                      : Sharing::kUnitsOrSteps) {}
+        sharing(b.large && !are_lines      ? Sharing::kSteps
+                : lanes == 2 && !b.large ? Sharing::kUnits
+                                         : Sharing::kUnitsOrSteps) {}
 
   int64_t count() const { return of_pair * block.pairs(); }
   int64_t pair(int64_t unit) const { return unit / of_pair; }  // of the block

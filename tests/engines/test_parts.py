@@ -21,12 +21,17 @@ from torchcorr._plan.tiling import Tiling
 GEOMETRIES = {
     "1d": ((300,), (50,), (1,), (3,), (4,)),
     "1d-stride": ((301,), (37,), (2,), (2,), (3,)),
+    "1d-whole": ((300,), (50,), (1,), (3,), (1,)),
+    "1d-odd": ((300,), (50,), (1,), (3,), (4,)),
+    "1d-prime": ((300,), (50,), (1,), (3,), (4,)),
     "2d": ((60, 70), (21, 30), (1, 1), (2, 3), (2, 4)),
     "2d-whole": ((60, 70), (21, 30), (1, 1), (2, 3), (1, 1)),
     "2d-one-axis": ((60, 70), (30, 9), (1, 2), (3, 1), (5, 1)),
     "3d": ((20, 22, 24), (9, 8, 7), (1, 1, 2), (1, 2, 1), (2, 2, 3)),
     "3d-whole": ((20, 22, 27), (9, 8, 7), (1, 1, 1), (1, 2, 1), (1, 1, 1)),
 }
+# Transforms of seven rows of fifteen elements, and of a single row.
+LENGTHS = {"1d-odd": (105,), "1d-prime": (101,)}
 
 
 @pytest.fixture(params=itertools.product(GEOMETRIES, (True, False)), ids=str)
@@ -36,6 +41,7 @@ def divided(request, monkeypatch):
     name, kept = request.param
     size, window, stride, grid, parts = GEOMETRIES[name]
     tiling = Tiling.cut(size, window, stride, grid, parts=parts)
+    tiling = replace(tiling, length=LENGTHS.get(name, tiling.length))
 
     def in_parts(*args, **options):
         call = arrange(*args, **options)
@@ -182,6 +188,25 @@ def test_transforms_in_place(size, dtype):
     torch.testing.assert_close(half, torch.fft.rfftn(x.real, dim=axes), **close)
     steps.transform_in_place(half, False, size, size[-1])
     torch.testing.assert_close(real / math.prod(size), x.real, **close)
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128], ids=str)
+@pytest.mark.parametrize("size", (1, 2, 31, 105, 144, 6000, 70_000))
+def test_long_lines_in_place(size, dtype):
+    """Each as the transform of an array of rows, whose spectrum has an order of its own."""
+    x = torch.complex(normal(3, size, seed=1), normal(3, size, seed=2)).to(dtype)
+    close = {"rtol": 0, "atol": (3e-7 if dtype == torch.complex64 else 1e-15) * size**0.5 * 5}
+    results = []
+    for n in (1, 3):
+        torch.set_num_threads(n)
+        results.append(x.clone())
+        rows = steps.transform_lines_in_place(results[-1], True)
+    assert torch.equal(*results)
+    assert rows == max(k for k in range(1, size + 1) if size % k == 0 and k * k <= size)
+    wanted = torch.fft.fft(x.to(torch.complex128)).unflatten(1, (-1, rows)).mT.flatten(1)
+    torch.testing.assert_close(results[0].to(torch.complex128), wanted, **close)
+    steps.transform_lines_in_place(results[0], False)
+    torch.testing.assert_close(results[0] / size, x, **close)
 
 
 # Leading axes of an input and of a template.

@@ -46,6 +46,7 @@ score_grad_tiles = torch.ops.torchcorr_cpu.score_grad_tiles.default
 take_counts = torch.ops.torchcorr_cpu.take_counts.default
 sum_tiles = torch.ops.torchcorr_cpu.sum_tiles.default
 transform_in_place = torch.ops.torchcorr_cpu.transform_in_place.default
+transform_lines_in_place = torch.ops.torchcorr_cpu.transform_lines_in_place.default
 template_spectra = torch.ops.torchcorr_cpu.template_spectra.default
 template_grad_spectra = torch.ops.torchcorr_cpu.template_grad_spectra.default
 medians = torch.ops.torchcorr_cpu.medians.default

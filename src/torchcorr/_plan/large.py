@@ -14,11 +14,9 @@ from .tiling import Tiling, fine_length
 
 # Sides of windows of lines, planes and volumes from which on such tiles may pay.
 _LARGE_WINDOW = (1 << 15, 192, 64)
-# Bytes of scratch, and arrays of the template's size if these take more; of lines, of which each
-# thread holds some, so many times as much, for plain sums, which are in float64, and for scores.
-_SCRATCH = 48 << 20
+# Bytes of scratch, of lines and of others, and arrays of the template's size if these take more.
+_SCRATCH = (58 << 20, 48 << 20)
 _ARRAYS = 8
-_OF_LINES = (2.0, 1.2)
 # Elements of a tile that a thread has for itself, of lines, planes and volumes: room for several
 # stays with it when they are freed.
 _OWN_TILE = (1 << 20, 3 << 18, 1 << 20)
@@ -31,11 +29,12 @@ _APART = 1.05
 # Twos of tiles from which on a batch gains nothing where spectra of templates are kept: of lines,
 # and of others.
 _TWOS = (1, 4)
-# Times of transforms: of arrays that are in no cache, for lines, planes and volumes; in float64,
-# and of a template's part relative to that of two tiles. Of a step that threads share, in
-# nanoseconds.
-_UNCACHED = (3.4, 2.2, 1.7)
-_WIDE = 1.6
+# Times of transforms: of arrays that are in no cache, for lines, planes and volumes, and of lines
+# that are not transformed in their place; in float64, of lines that are and of others; and of a
+# template's part relative to that of two tiles. Of a step that threads share, in nanoseconds.
+_UNCACHED = (1.8, 2.2, 1.7)
+_ELSEWHERE = 3.4
+_WIDE = (1.9, 1.6)
 _OF_PART = 0.4
 _STEP = 1e4
 # Times relative to those of other tiles, which take less than is predicted where windows are large.
@@ -50,10 +49,12 @@ def is_large(problem: Problem) -> bool:
 
 
 def large_scratch(problem: Problem) -> float:
-    """Bytes that such a call may take: a fixed budget, or arrays that hold the template."""
-    arrays = _ARRAYS * problem.itemsize * math.prod(problem.window)
-    times = _OF_LINES[problem.normalised] if len(problem.window) == 1 else 1.0
-    return max(_SCRATCH, _PLANNED * arrays) * times
+    """Bytes that such a call may take: a fixed budget, or arrays that hold the template, of lines
+    in the precision of their transforms."""
+    are_lines = len(problem.window) == 1
+    width = _width(problem) if are_lines else problem.itemsize
+    arrays = _ARRAYS * width * math.prod(problem.window)
+    return max(_SCRATCH[not are_lines], _PLANNED * arrays)
 
 
 def is_held(plan: Plan) -> bool:
@@ -96,8 +97,9 @@ def large_gradient_plans(problem: Problem, width: int) -> Iterator[Plan]:
         templates = 2 * 8 * problem.leads.templates * channels * math.prod(problem.window)
         size = 2 * n * width * (common + workers * own) + workers * maps + templates
         twos = -(-problem.leads.inputs * tiling.tiles // 2)
-        each = 2 * problem.costs.transform[ndim - 1] * math.log2(n) * n * _UNCACHED[ndim - 1]
-        each *= _WIDE if width > 4 else 1.0
+        uncached = _ELSEWHERE if ndim == 1 else _UNCACHED[ndim - 1]
+        each = 2 * problem.costs.transform[ndim - 1] * math.log2(n) * n * uncached
+        each *= _WIDE[1] if width > 4 else 1.0
         time = twos * ((2 * channels + 2) * each + 4 * n * problem.costs.tile_element)
         time *= max(1, problem.leads.paired) * problem.leads.templates * 1e-6
         yield Plan("fft", *sizes_of(tiling), tiling.tiles, 2, 1, size, time, True, True)
@@ -190,8 +192,8 @@ class _Large(NamedTuple):
         if len(self.problem.window) > 1:
             # A part of a template and a tile, or the sums of two tiles.
             return twos + 1
-        # Sums and parts of two lines, what these are transformed to, and a part of a template.
-        each = 3 * twos if self.arrays > 1 else 2 * twos
+        # Sums and parts of two lines, and a part of a template.
+        each = 2 * twos if self.arrays > 1 else twos
         return (each + (not self.kept)) * self.problem.costs.workers
 
     def _time(self, twos: int) -> float:
@@ -202,13 +204,24 @@ class _Large(NamedTuple):
         forward, made = self.twos * self.arrays, self.arrays * (1 if self.kept else batches)
         transforms = forward + self.twos + _OF_PART * made
         each = 2 * costs.transform[ndim - 1] * math.log2(n) * n * _UNCACHED[ndim - 1]
-        each *= _WIDE if width > 4 else 1.0
+        each *= _WIDE[ndim > 1] if width > 4 else 1.0
         time = _TIME * transforms * each + 3 * (forward + made) * _STEP
-        time += forward * n * (costs.tile_element / 2 + costs.channel_product) * width / 4
+        time += forward * n * costs.channel_product * width / 4
+        # Cuts and emits the tiles.
+        rows = forward * n * costs.tile_element * width / 8
         seen = 2 * self.twos * problem.channels * math.prod(tiling.extent)
-        time += seen * costs.tile_element * problem.itemsize / 4
-        time += 2 * self.twos * math.prod(tiling.outputs) * costs.emitted * width / 4
+        rows += seen * costs.tile_element * problem.itemsize / 4
+        rows += 2 * self.twos * math.prod(tiling.outputs) * costs.emitted * width / 4
+        leads = problem.leads
+        units = batches * max(1, leads.paired)
+        if ndim > 1:
+            time += rows
+        elif units == 1:
+            # One thread has all rows.
+            time += costs.workers * rows
+        else:
+            # Each thread takes some units.
+            time = (time + rows) * -(-units // costs.workers) * costs.workers / units
         if problem.normalised and problem.itemsize == 4 and not problem.of_bytes:
             time *= costs.smooth
-        leads = problem.leads
         return time * max(1, leads.paired) * leads.templates
