@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <numbers>
 #include <vector>
 
 #include "common/threads.h"
@@ -58,7 +59,7 @@ class Roots {
 
  private:
   static Complex<double> root(int64_t k, int64_t n, bool conjugate) {
-    const double angle = 2 * M_PI * static_cast<double>(k) / static_cast<double>(n);
+    const double angle = 2 * std::numbers::pi * static_cast<double>(k) / static_cast<double>(n);
     return {std::cos(angle), conjugate ? std::sin(angle) : -std::sin(angle)};
   }
 

@@ -43,7 +43,7 @@ struct Units {
   Units(const Block& b, int64_t tiles_of_pair, int64_t lanes_of_tiles, bool are_lines = false)
       : block(b), tiles(tiles_of_pair), lanes(lanes_of_tiles),
         of_pair(ceil_div(tiles_of_pair, b.tiles_of_unit)),
-        sharing(b.large && !are_lines      ? Sharing::kSteps
+        sharing(b.large && !are_lines    ? Sharing::kSteps
                 : lanes == 2 && !b.large ? Sharing::kUnits
                                          : Sharing::kUnitsOrSteps) {}
 
