@@ -175,19 +175,6 @@ TORCHCORR_INLINE void centre_row(int64_t n, int64_t channels, const Seen* of, in
   }
 }
 
-// Sums of the windows of a band from sums along the rows of elements; calls emit(place, sums).
-template <int BYTES, class Emit>
-TORCHCORR_INLINE void for_windows(const Windows& w, const Band& b, const double* along,
-                                  const Emit& emit) {
-  for (int64_t r = 0; r < b.rows; ++r) {
-    const Rows rows{along + r * w.step[1] * b.pitch, b.planes, b.below * b.pitch, w.window[1],
-                    b.pitch};
-    for (int64_t i = 0; i < b.pitch; i += kDoubles) {
-      emit(r * b.pitch + i, sum_of_rows<BYTES>(rows, i));
-    }
-  }
-}
-
 // What the means of windows take from their energy in some channels, for COUNT blocks from the i-th
 // window on. `rows` are sums along those of the first channel; those of the next lie `pitch` behind.
 template <int BYTES, int COUNT>
@@ -238,11 +225,9 @@ TORCHCORR_INLINE void add_channels(const Windows& w, const Band& b, int64_t chan
     if (OWN && r < b.below && first >= 0 && first % w.step[1] == 0) {
       const Rows rows{s.along.data(), 1, 0, b.planes * kept, b.pitch};
       double* taken = s.taken.data() + first / w.step[1] * b.pitch;
-      int64_t i = 0;
-      for (; i + kDoubles < b.pitch; i += 2 * kDoubles) {
-        add_taken<BYTES, 2>(i, channels, rows, of_channel, each, taken);
-      }
-      if (i < b.pitch) add_taken<BYTES, 1>(i, channels, rows, of_channel, each, taken);
+      for_blocks(b.pitch, [&](auto blocks, int64_t i) TORCHCORR_FLAT {
+        add_taken<BYTES, blocks>(i, channels, rows, of_channel, each, taken);
+      });
     }
   }
   for (int64_t c = 0; c < channels; ++c) squares[c] += sum_of_lanes(totals[c]);
@@ -266,9 +251,13 @@ TORCHCORR_INLINE void sum_windows(const Windows& w, const Band& b, const LineVec
   for (int64_t row = 0; row < b.planes * b.below; ++row) {
     sum_row<BYTES>(w, map.data() + row * b.line, s.along.data() + row * b.pitch);
   }
-  for_windows<BYTES>(w, b, s.along.data(), [&](int64_t i, const auto& sums) TORCHCORR_FLAT {
-    sums.write(s.box.data() + i);
-  });
+  for (int64_t r = 0; r < b.rows; ++r) {
+    const Rows rows{s.along.data() + r * w.step[1] * b.pitch, b.planes, b.below * b.pitch,
+                    w.window[1], b.pitch};
+    for_blocks(b.pitch, [&](auto blocks, int64_t i) TORCHCORR_FLAT {
+      sum_of_rows<BYTES, blocks>(rows, i).write(s.box.data() + r * b.pitch + i);
+    });
+  }
 }
 TORCHCORR_FOR_CPUS(void, sum_windows,
                    (const Windows& w, const Band& b, const LineVector<double>& map, BandSums& s),

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <type_traits>
 #include <utility>
 
 #include "common/axes.h"
@@ -60,20 +61,23 @@ struct Block {
   }
 };
 
-// The sums of `window` neighbours from each of n places on, by whole blocks. Of two at once neither
-// waits for its own last addition.
+// Calls f(how many blocks, i) for all blocks of n elements, two at once, of which neither waits for its
+// own last addition.
+template <class F>
+TORCHCORR_INLINE void for_blocks(int64_t n, const F& f) {
+  int64_t i = 0;
+  for (; i + kDoubles < n; i += 2 * kDoubles) f(std::integral_constant<int, 2>{}, i);
+  if (i < n) f(std::integral_constant<int, 1>{}, i);
+}
+
+// The sums of `window` neighbours from each of n places on, by whole blocks.
 template <int BYTES>
 TORCHCORR_INLINE void sum_neighbours(int64_t n, int64_t window, const double* x, double* out) {
-  int64_t i = 0;
-  for (; i + kDoubles < n; i += 2 * kDoubles) {
-    Block<BYTES, 2> total = {};
+  for_blocks(n, [&](auto blocks, int64_t i) TORCHCORR_FLAT {
+    Block<BYTES, blocks> total = {};
     for (int64_t j = 0; j < window; ++j) total.add(x + i + j);
     total.write(out + i);
-  }
-  if (i >= n) return;
-  Block<BYTES> total = {};
-  for (int64_t j = 0; j < window; ++j) total.add(x + i + j);
-  total.write(out + i);
+  });
 }
 
 // The sums of a row of elements along the windows of a row.

@@ -192,8 +192,9 @@ class CutTiles {
     const TilePlace places[2] = {TilePlace(t_, tiles_[group * lanes_]),
                                  TilePlace(t_, tiles_[group * lanes_ + lanes_ - 1])};
     for (int64_t lane = 0; lane < lanes_; ++lane) written[unit * lanes_ + lane] = {};
-    const int64_t piece = out_ ? width : std::min(width, kChunkElements);
-    std::vector<Out> line(zipped || !out_ ? lanes_ * piece : 0);
+    // What is only looked at is centred piece by piece.
+    const int64_t piece = std::min(width, kChunkElements);
+    std::vector<Out> line(!out_ ? piece : zipped ? lanes_ * width : 0);
     std::vector<T> joined;
     for (int64_t r = first; r < last; ++r) {
       Out* target = out_ ? out_ + (group * rows_ + r) * width * lanes_ : line.data();
@@ -212,15 +213,19 @@ class CutTiles {
         Out* to = zipped ? line.data() + lane * width : target;
         const LevelAndScale by = centring(group * lanes_ + lane, channel);
         const TileRow<T> row = row_of(places[lane], at);
-        if (out_) std::fill(to, to + row.begin, Out(0));
+        if (row.end > row.begin) prefetch_below(row.end - row.begin, row.data + row.begin, kAhead);
+        Written& of_lane = written[unit * lanes_ + lane];
+        if (!out_) {
+          for (int64_t x = row.begin; x < row.end; x += piece) {
+            centre(std::min(piece, row.end - x), row.data + x, by, line.data(), of_lane);
+          }
+          continue;
+        }
+        std::fill(to, to + row.begin, Out(0));
         if (row.end > row.begin) {
-          prefetch_below(row.end - row.begin, row.data + row.begin, kAhead);
+          centre(row.end - row.begin, row.data + row.begin, by, to + row.begin, of_lane);
         }
-        for (int64_t x = row.begin; x < row.end; x += piece) {
-          centre(std::min(piece, row.end - x), row.data + x, by, out_ ? to + x : to,
-                 written[unit * lanes_ + lane]);
-        }
-        if (out_) std::fill(to + row.end, to + width, Out(0));
+        std::fill(to + row.end, to + width, Out(0));
       }
       if (zipped) zip(width, line.data(), line.data() + width, target);
     }

@@ -59,7 +59,8 @@ void add_conjugate_products(int64_t size, const double* a, const double* b, doub
 // share them.
 Tensor template_spectra(const Tiling& tiling, const Tensor& templates, bool wide);
 // The spectrum of a part of one channel, (*window), divided in the same way but not conjugate, or half of
-// it: written to the complex array (1, *length) or (1, *half).
+// it: written to the complex array (1, *length), which is a line in an order of its own (in_place.h), or
+// (1, *half).
 void template_part_spectrum(const Tiling& tiling, const double* channel, int64_t part,
                             const Tensor& x);
 
