@@ -8,6 +8,7 @@
 #include "common/parallel.h"
 #include "common/targets.h"
 #include "common/vectors.h"
+#include "direct/geometry.h"
 #include "direct/row_kernels.h"
 
 namespace torchcorr::direct {
@@ -369,7 +370,10 @@ Tensor correlate(const Tensor& tiles, const Tensor& templates) {
   T* sums = out.mutable_data_ptr<T>();
   // Parts of each plane of sums, of about equal width.
   const int64_t down = ceil_div(positions[1], kPartRows), across = ceil_div(positions[2], kPartColumns);
-  parallel_for(0, count * number * positions[0] * down * across, 1, [&](int64_t begin, int64_t end) {
+  const int64_t parts = count * number * positions[0] * down * across;
+  const int64_t products = out.numel() * planes * window[1] * window[2];
+  const int64_t grain = std::max<int64_t>(1, kGrainTerms * parts / (products + 1));
+  parallel_for(0, parts, grain, [&](int64_t begin, int64_t end) {
     Room<T> room;
     for (int64_t i = begin; i < end; ++i) {
       const Axes3 part = unravel(i, {count * number * positions[0], down, across});
