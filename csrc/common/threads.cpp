@@ -286,7 +286,7 @@ ThreadsOfTorch of_torch;
 Helpers of_pool;
 
 // Which threads worked last. Each has an arena of freed memory that others do not use, so when others
-// take over, it goes back to the system.
+// take over, it goes back to the system, but for what lies at its end.
 class Kind {
  public:
   void note(bool own) {

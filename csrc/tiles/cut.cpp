@@ -22,6 +22,17 @@ constexpr double kLargest = 16;              // mean square of a tile whose scal
 constexpr int64_t kUncached = 1 << 18;       // elements of tiles that no core keeps in its cache
 constexpr int64_t kAhead = 4;                // rows that are asked for before they are read
 
+// Elements of a row from x on, zeros where it has none.
+template <class T, class Out>
+void centre_row(const TileRow<T>& row, int64_t x, int64_t n, const LevelAndScale& by, Out* to,
+                Written& written) {
+  const int64_t first = std::clamp<int64_t>(row.begin - x, 0, n);
+  const int64_t last = std::clamp<int64_t>(row.end - x, first, n);
+  std::fill(to, to + first, Out(0));
+  if (last > first) centre(last - first, row.data + x + first, by, to + first, written);
+  std::fill(to + last, to + n, Out(0));
+}
+
 // Cuts one tile at a time, or two (`lanes`) whose elements alternate; or only finds out what is known
 // of tiles once they are cut, without an `out`.
 template <class T, class Out>
@@ -192,9 +203,9 @@ class CutTiles {
     const TilePlace places[2] = {TilePlace(t_, tiles_[group * lanes_]),
                                  TilePlace(t_, tiles_[group * lanes_ + lanes_ - 1])};
     for (int64_t lane = 0; lane < lanes_; ++lane) written[unit * lanes_ + lane] = {};
-    // What is only looked at is centred piece by piece.
+    // Rows of two tiles, and what is only looked at, are centred piece by piece.
     const int64_t piece = std::min(width, kChunkElements);
-    std::vector<Out> line(!out_ ? piece : zipped ? lanes_ * width : 0);
+    std::vector<Out> line(!out_ ? piece : zipped ? lanes_ * piece : 0);
     std::vector<T> joined;
     for (int64_t r = first; r < last; ++r) {
       Out* target = out_ ? out_ + (group * rows_ + r) * width * lanes_ : line.data();
@@ -209,25 +220,29 @@ class CutTiles {
           continue;
         }
       }
+      TileRow<T> rows[2];
       for (int64_t lane = 0; lane < lanes_; ++lane) {
-        Out* to = zipped ? line.data() + lane * width : target;
-        const LevelAndScale by = centring(group * lanes_ + lane, channel);
-        const TileRow<T> row = row_of(places[lane], at);
+        rows[lane] = row_of(places[lane], at);
+        const TileRow<T>& row = rows[lane];
         if (row.end > row.begin) prefetch_below(row.end - row.begin, row.data + row.begin, kAhead);
-        Written& of_lane = written[unit * lanes_ + lane];
-        if (!out_) {
-          for (int64_t x = row.begin; x < row.end; x += piece) {
-            centre(std::min(piece, row.end - x), row.data + x, by, line.data(), of_lane);
-          }
-          continue;
+        if (out_) continue;
+        const LevelAndScale by = centring(group * lanes_ + lane, channel);
+        for (int64_t x = row.begin; x < row.end; x += piece) {
+          const int64_t n = std::min(piece, row.end - x);
+          centre(n, row.data + x, by, line.data(), written[unit * lanes_ + lane]);
         }
-        std::fill(to, to + row.begin, Out(0));
-        if (row.end > row.begin) {
-          centre(row.end - row.begin, row.data + row.begin, by, to + row.begin, of_lane);
-        }
-        std::fill(to + row.end, to + width, Out(0));
       }
-      if (zipped) zip(width, line.data(), line.data() + width, target);
+      if (!out_) continue;
+      const int64_t at_once = zipped ? piece : width;
+      for (int64_t x = 0; x < width; x += at_once) {
+        const int64_t n = std::min(at_once, width - x);
+        for (int64_t lane = 0; lane < lanes_; ++lane) {
+          const LevelAndScale by = centring(group * lanes_ + lane, channel);
+          centre_row(rows[lane], x, n, by, zipped ? line.data() + lane * n : target,
+                     written[unit * lanes_ + lane]);
+        }
+        if (zipped) zip(n, line.data(), line.data() + n, target + lanes_ * x);
+      }
     }
   }
 
@@ -277,12 +292,9 @@ void write_part(const Tensor& input, const Tiling& t, int64_t tile, const LevelA
       const int64_t z = from[0] + r / size[1], y = from[1] + r % size[1];
       TileRow<T> row;
       if (z < t.extent[0] && y < t.extent[1]) row = {t, place, image, part.channel, z, y};
-      const int64_t first = std::clamp<int64_t>(row.begin - from[2], 0, size[2]);
-      const int64_t last = std::clamp<int64_t>(row.end - from[2], first, size[2]);
       Out* to = static_cast<Out*>(part.to) + r * part.pitch;
-      std::fill(to, to + first, Out(0));
-      if (last > first) centre(last - first, row.data + from[2] + first, by, to + first, ignored);
-      std::fill(to + last, to + part.pitch, Out(0));
+      centre_row(row, from[2], size[2], by, to, ignored);
+      std::fill(to + size[2], to + part.pitch, Out(0));
     }
   });
 }

@@ -10,6 +10,8 @@
 namespace torchcorr {
 namespace {
 
+constexpr int64_t kPiece = 1 << 12;  // windows of a row that are taken at once
+
 // A row of windows: alpha = g norm, and b = g Z N norm^2, what goes to the window's square; b is
 // added up. Both are kept in float64 for what goes to means.
 template <class T>
@@ -115,7 +117,7 @@ class CutUpstream {
 
   void run(const Target& to) const {
     parallel_for(0, batch_.count(), 1, [&](int64_t begin, int64_t end) {
-      std::vector<double> line(2 * t_.outputs[2]);
+      std::vector<double> line(2 * std::min(t_.outputs[2], kPiece));
       for (int64_t t = begin; t < end; ++t) tile(t, to, line.data());
     });
   }
@@ -125,7 +127,7 @@ class CutUpstream {
     const TilePlace place(t_, batch_.tiles[t]);
     if (!place.exists) return;
     const int64_t rows = t_.outputs[0] * t_.outputs[1], width = t_.outputs[2];
-    const int64_t x = place.first(t_, 2), n = std::min(width, map_[2] - x);
+    const int64_t x = place.first(t_, 2), end = std::min(width, map_[2] - x);
     const double sign = t % 2 == 0 ? 1.0 : -1.0;
     const int64_t all = batch_.count() * rows * width;
     to.sums[t].offsets.resize(to.groups);
@@ -136,17 +138,19 @@ class CutUpstream {
       const int64_t i = r / t_.outputs[1], j = r % t_.outputs[1];
       const int64_t z = place.first(t_, 0) + i, y = place.first(t_, 1) + j;
       if (z >= map_[0] || y >= map_[1]) continue;
-      const int64_t at = (t * rows + r) * width;
-      const int64_t in_map = ((which * map_[0] + z) * map_[1] + y) * map_[2] + x;
-      const UpstreamRow<T> upstream{to.norms + at, to.b + at, line, line + width};
-      upstream_of(n, grad_ + in_map, score_ + (of_tiles_ ? at : in_map), to.count, upstream,
-                  to.sums[t]);
-      for (int64_t g = 0; g < to.groups; ++g) {
-        const int64_t of_group = g * all + at;
-        to.sums[t].offsets[g] += means_of(n, upstream, to.means + of_group, to.c + of_group);
+      const int64_t of_row = (i * stride[0] * size[1] + j * stride[1]) * size[2];
+      for (int64_t first = 0; first < end; first += kPiece) {
+        const int64_t n = std::min(kPiece, end - first), at = (t * rows + r) * width + first;
+        const int64_t in_map = ((which * map_[0] + z) * map_[1] + y) * map_[2] + x + first;
+        const UpstreamRow<T> upstream{to.norms + at, to.b + at, line, line + n};
+        upstream_of(n, grad_ + in_map, score_ + (of_tiles_ ? at : in_map), to.count, upstream,
+                    to.sums[t]);
+        for (int64_t g = 0; g < to.groups; ++g) {
+          const int64_t of_group = g * all + at;
+          to.sums[t].offsets[g] += means_of(n, upstream, to.means + of_group, to.c + of_group);
+        }
+        scatter(n, 2 * stride[2], sign, line, pair + 2 * (of_row + first * stride[2]));
       }
-      const int64_t first = (i * stride[0] * size[1] + j * stride[1]) * size[2];
-      scatter(n, 2 * stride[2], sign, line, pair + 2 * first);
     }
   }
 

@@ -104,15 +104,15 @@ class InPlace {
            [&](const Tensor& turned, int64_t) { return transform_axis(turned, 1, forward); });
   }
 
-  // The columns of lines that are planes of n1 rows and n2 columns here, there or back, and what the
-  // order of their spectra takes: with w(n) = exp(-2 pi i / n), X(k1 + n1 k2) is
+  // The columns of lines that are planes of n1 rows and n2 columns here, to spectra or back from them,
+  // and what the order of these takes: with w(n) = exp(-2 pi i / n), X(k1 + n1 k2) is
   // sum_y w(n2)^(y k2) w(n1 n2)^(y k1) sum_x w(n1)^(x k1) line(x n2 + y).
-  void across_lines(bool forward) const {
+  void across_lines(bool to_spectra, bool forward) const {
     const Roots roots(length_[1] * length_[2], !forward);
     across(1, 1, 1, [&](const Tensor& columns, int64_t first) {
-      if (!forward) rotate(roots, first, columns);
+      if (!to_spectra) rotate(roots, first, columns);
       const Tensor done = transform_axis(columns, 1, forward);
-      if (forward) rotate(roots, first, done);
+      if (to_spectra) rotate(roots, first, done);
       return done;
     });
   }
@@ -238,27 +238,36 @@ int64_t rows_of_line(int64_t n) {
   return rows;
 }
 
-void transform_lines_in_place(const Tensor& x) {
+void transform_lines_in_place(const Tensor& x, bool conjugate) {
   with_complex_type(x, [&](auto zero) {
     const Tensor planes = folded(x);
     const InPlace<decltype(zero)> lines(planes, planes.size(2), false);
-    lines.across_lines(true);
-    lines.along_rows(last_sizes(planes, 2), true);
+    lines.across_lines(true, !conjugate);
+    lines.along_rows(last_sizes(planes, 2), !conjugate);
   });
 }
 
-void restore_lines_in_place(const Tensor& x) {
+void restore_lines_in_place(const Tensor& x, bool conjugate) {
   with_complex_type(x, [&](auto zero) {
     const Tensor planes = folded(x);
     const InPlace<decltype(zero)> lines(planes, planes.size(2), false);
-    lines.along_rows(last_sizes(planes, 2), false);
-    lines.across_lines(false);
+    lines.along_rows(last_sizes(planes, 2), conjugate);
+    lines.across_lines(false, conjugate);
   });
 }
 
 void transform_in_place(const Tensor& x, bool forward, const Axes3& some) {
   with_complex_type(x, [&](auto zero) {
     transform_axes(InPlace<decltype(zero)>(x, x.size(x.dim() - 1), false), x, forward, some);
+  });
+}
+
+// The last axis last, so that rows behind `some` are left out.
+void restore_in_place(const Tensor& x, const Axes3& some) {
+  with_complex_type(x, [&](auto zero) {
+    const InPlace<decltype(zero)> lines(x, x.size(x.dim() - 1), false);
+    for (int axis = first_axis(x); axis < 2; ++axis) lines.across_rows(axis, some, false);
+    lines.along_rows(some, false);
   });
 }
 
@@ -299,9 +308,11 @@ void transform_given(const Tensor& x, bool forward, Sizes some, int64_t width) {
   forward ? transform_real_in_place(x, width, last_axes(some)) : restore_real_in_place(x, width);
 }
 
+void restore_given(const Tensor& x, Sizes some) { restore_in_place(x, last_axes(some)); }
+
 // Returns the rows of a line.
-int64_t transform_given_lines(const Tensor& x, bool forward) {
-  forward ? transform_lines_in_place(x) : restore_lines_in_place(x);
+int64_t transform_given_lines(const Tensor& x, bool to_spectra, bool conjugate) {
+  to_spectra ? transform_lines_in_place(x, conjugate) : restore_lines_in_place(x, conjugate);
   return rows_of_line(x.size(1));
 }
 
@@ -310,5 +321,6 @@ int64_t transform_given_lines(const Tensor& x, bool forward) {
 
 STABLE_TORCH_LIBRARY_IMPL(torchcorr_cpu, CPU, m) {
   m.impl("transform_in_place", TORCH_BOX(&torchcorr::transform_given));
+  m.impl("restore_in_place", TORCH_BOX(&torchcorr::restore_given));
   m.impl("transform_lines_in_place", TORCH_BOX(&torchcorr::transform_given_lines));
 }

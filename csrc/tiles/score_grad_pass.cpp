@@ -2,7 +2,7 @@
 // tiles and carries it through all steps: cut, moments, the transform of the input, and for each
 // template the upstream gradient, its transform and the products with both spectra; then it takes
 // the next unit. What units contribute is added up in their order. Threads share the steps of a unit
-// whose tiles are large, unless they are lines; its transforms take the place of what they transform.
+// whose tiles are large; its transforms take the place of what they transform.
 
 #include <atomic>
 #include <cmath>
@@ -69,13 +69,15 @@ class ScoreGradPass {
                 const Numbers& rule, const GradSums& to)
       : of_(of), to_(to), numbers_(batch), rule_numbers_(rule), rule_(rule),
         tiling_(TileBatch(batch, of.input).tiling),
-        units_(block, tiling_.layout.count / of.coefficients.size(0) * tiling_.tiles_per_item(), 2,
-               tiling_.ndim == 1),
+        units_(block, tiling_.layout.count / of.coefficients.size(0) * tiling_.tiles_per_item(), 2),
         spectra_(tiling_,
                  packed(part_of(part_of(of.coefficients, 0, block.first_pair, block.pairs()), 1,
                                 block.first_template, block.templates())),
-                 spectra),
-        order_(block.pairs() * (block.templates() + 1), most_kept()) {}
+                 spectra, block.large && tiling_.ndim == 1),
+        order_(block.pairs() * (block.templates() + 1), most_kept()) {
+    STD_TORCH_CHECK(!block.large || tiling_.ndim > 1 || !tiling_.is_folded(),
+                    "spectra of long lines are not folded");
+  }
 
   const Units& units() const { return units_; }
   // What waits for its turn takes room that all workers share.
@@ -131,7 +133,7 @@ class ScoreGradPass {
     if (to_.need_input() && noise.is_finite()) {
       // What only the templates needed is free before the last transform.
       work->spectrum.reset();
-      const Tensor tiles = tiles_of_lines(transformed(*work->products, true, tiling_.length));
+      const Tensor tiles = tiles_of_lines(restored(*work->products, true));
       work->products.reset();
       noise.transforms = noise_of_transforms(*work, tiles);
       work->moments.resize(1);
@@ -170,19 +172,30 @@ class ScoreGradPass {
     return {transformed(lines_of_tiles(cut), true, tiling_.extent), stats};
   }
 
-  // The transforms of lines that are zero behind `some` elements along each axis. Those of large tiles
-  // take their place.
+  // The spectra of lines that are zero behind `some` elements along each axis, forward or conjugate.
+  // Those of large tiles take their place, and those of lines have an order of their own.
   Tensor transformed(const Tensor& lines, bool forward, const Axes3& some) const {
     if (!units_.block.large) return transform(lines, forward);
-    transform_in_place(lines, forward, some);
+    tiling_.ndim == 1 ? transform_lines_in_place(lines, !forward)
+                      : transform_in_place(lines, forward, some);
     return lines;
   }
 
-  // out = a * b of n complex numbers, or out += a * b.
+  // What such spectra are the spectra of, times its size.
+  Tensor restored(const Tensor& spectra, bool conjugate) const {
+    if (!units_.block.large) return transform(spectra, conjugate);
+    tiling_.ndim == 1 ? restore_lines_in_place(spectra, conjugate)
+                      : transform_in_place(spectra, conjugate, last_sizes(spectra, tiling_.ndim));
+    return spectra;
+  }
+
+  // out = a * b of n complex numbers, or out += a * b: in blocks, whose last numbers are rounded in
+  // another way than those that fill vectors.
   template <class R>
   static void multiply(int64_t n, bool add, const R* a, const R* b, R* out) {
-    parallel_for(0, n, kGrain, [&](int64_t begin, int64_t end) {
-      multiply_complex(end - begin, add, a + 2 * begin, b + 2 * begin, out + 2 * begin);
+    share(ceil_div(n, kGrain), [&](int64_t block) {
+      const int64_t begin = block * kGrain, some = std::min(kGrain, n - begin);
+      multiply_complex(some, add, a + 2 * begin, b + 2 * begin, out + 2 * begin);
     });
   }
 
@@ -290,7 +303,7 @@ class ScoreGradPass {
     multiply_spectra({twos, tiling_.channels, size}, false,
                      static_cast<const R*>(work.spectrum->const_data_ptr()), weights,
                      static_cast<R*>(product.mutable_data_ptr()));
-    const Tensor sums = transformed(fold_spectra(tiling_, product), false, tiling_.folded());
+    const Tensor sums = restored(fold_spectra(tiling_, product), false);
     const Tensor& norms = work.moments[1];
     const Tensor scores = torch::stable::new_empty(norms, sizes_of(norms));
     const R *from = static_cast<const R*>(sums.const_data_ptr()),

@@ -184,8 +184,8 @@ void multiply_spectra(const SpectraSizes& sizes, bool add, const double* spectru
 }
 
 TemplateSpectra::TemplateSpectra(const Tiling& tiling, const Tensor& coefficients,
-                                 const std::optional<Tensor>& given)
-    : tiling_(tiling), coefficients_(coefficients), given_(given) {
+                                 const std::optional<Tensor>& given, bool in_lines)
+    : tiling_(tiling), coefficients_(coefficients), given_(given), in_lines_(in_lines) {
   const int64_t lines = coefficients.size(0) * coefficients.size(1);
   wide_.resize(lines), narrow_.resize(lines);
   wide_ready_.reset(new std::once_flag[lines]);
@@ -204,7 +204,7 @@ const void* TemplateSpectra::numbers(int64_t line, bool wide) {
   Tensor& made = wide ? wide_[line] : narrow_[line];
   std::call_once(wide ? wide_ready_[line] : narrow_ready_[line], [&] {
     Tensor all = torch::stable::flatten(coefficients_, 0, 1);
-    made = template_spectra(tiling_, torch::stable::narrow(all, 0, line, 1), wide);
+    made = template_spectra(tiling_, torch::stable::narrow(all, 0, line, 1), wide, in_lines_);
   });
   return made.const_data_ptr();
 }

@@ -55,9 +55,10 @@ void add_conjugate_products(int64_t size, const float* a, const float* b, double
 void add_conjugate_products(int64_t size, const double* a, const double* b, double* out);
 
 // The conjugate spectra (lines, C, *length) of float64 templates (lines, C, *window) that are not divided,
-// over the number of elements that are transformed; in float64 if `wide`, otherwise in float32. Threads
-// share them.
-Tensor template_spectra(const Tiling& tiling, const Tensor& templates, bool wide);
+// over the number of elements that are transformed; in float64 if `wide`, otherwise in float32, and if
+// `in_lines` in the order of long lines (in_place.h). Threads share them.
+Tensor template_spectra(const Tiling& tiling, const Tensor& templates, bool wide,
+                        bool in_lines = false);
 // The spectrum of a part of one channel, (*window), divided in the same way but not conjugate, or half of
 // it: written to the complex array (1, *length), which is a line in an order of its own (in_place.h), or
 // (1, *half).
@@ -68,7 +69,7 @@ void template_part_spectrum(const Tiling& tiling, const double* channel, int64_t
 class TemplateSpectra {
  public:
   TemplateSpectra(const Tiling& tiling, const Tensor& coefficients,
-                  const std::optional<Tensor>& given);
+                  const std::optional<Tensor>& given, bool in_lines = false);
 
   template <class T>
   const T* of(int64_t line) {
@@ -89,6 +90,7 @@ class TemplateSpectra {
   const Tiling tiling_;
   const Tensor coefficients_;
   const std::optional<Tensor> given_;
+  const bool in_lines_;
   std::vector<Tensor> wide_, narrow_;
   std::unique_ptr<std::once_flag[]> wide_ready_, narrow_ready_;
   std::unique_ptr<std::atomic<bool>[]> wide_begun_, narrow_begun_;

@@ -74,8 +74,9 @@ STABLE_TORCH_LIBRARY(torchcorr_cpu, m) {
       "sum_tiles(Tensor input, Tensor template, Tensor? spectra, int[] batch, int[] block,"
       " float[] rule, Tensor(a!) out) -> Tensor");
   m.def("transform_in_place(Tensor(a!) x, bool forward, int[] some, int width) -> ()");
-  m.def("transform_lines_in_place(Tensor(a!) x, bool forward) -> int");
-  m.def("template_spectra(Tensor templates, int[] batch, bool wide) -> Tensor");
+  m.def("restore_in_place(Tensor(a!) x, int[] some) -> ()");
+  m.def("transform_lines_in_place(Tensor(a!) x, bool to_spectra, bool conjugate) -> int");
+  m.def("template_spectra(Tensor templates, int[] batch, bool wide, bool in_lines) -> Tensor");
   m.def(
       "template_grad_spectra(Tensor upstream, Tensor input, int[] upstream_batch, int[] batch,"
       " int pairs, int groups, int parts, bool wide) -> Tensor");

@@ -47,7 +47,8 @@ void write_templates(const Tiling& t, const Tensor& templates, T* to) {
   }
 }
 
-Tensor template_spectra_of_batch(const Tensor& given, const Sizes& batch, bool wide) {
+Tensor template_spectra_of_batch(const Tensor& given, const Sizes& batch, bool wide,
+                                 bool in_lines) {
   const Tensor templates = packed(given);
   Tiling tiling = TileBatch(batch).tiling;
   STD_TORCH_CHECK(templates.dim() == tiling.ndim + 2 &&
@@ -56,7 +57,7 @@ Tensor template_spectra_of_batch(const Tensor& given, const Sizes& batch, bool w
                   "templates must be float64 numbers (line, channel, *window)");
   STD_TORCH_CHECK(templates.numel() > 0, "templates must not be empty");
   tiling.channels = templates.size(1);
-  return template_spectra(tiling, templates, wide);
+  return template_spectra(tiling, templates, wide, in_lines);
 }
 
 // Whether PyTorch's library of transforms has code for this CPU: MKL takes generic code on those of
@@ -71,7 +72,7 @@ bool has_own_transforms(const Tensor&) {
 
 }  // namespace
 
-Tensor template_spectra(const Tiling& t, const Tensor& templates, bool wide) {
+Tensor template_spectra(const Tiling& t, const Tensor& templates, bool wide, bool in_lines) {
   STD_TORCH_CHECK(!t.is_divided(), "spectra of parts are made one by one");
   const int64_t lines = templates.size(0);
   Sizes shape{lines * t.channels};
@@ -83,7 +84,7 @@ Tensor template_spectra(const Tiling& t, const Tensor& templates, bool wide) {
   } else {
     write_templates(t, templates, static_cast<float*>(all.mutable_data_ptr()));
   }
-  transform_in_place(all, false, t.window);
+  in_lines ? transform_lines_in_place(all, true) : transform_in_place(all, false, t.window);
   shape[0] = t.channels;
   shape.insert(shape.begin(), lines);
   return torch::stable::view(all, shape);

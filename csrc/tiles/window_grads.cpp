@@ -44,18 +44,17 @@ TORCHCORR_INLINE void begin_at(int64_t first, int64_t window, int64_t stride, in
   }
 }
 
-// See spread_unit: one row of one channel.
+// See spread_unit: a row of one channel, from totals up to each element and to a window before it.
 template <class In, class T>
-TORCHCORR_INLINE void combine_row(int64_t n, int64_t window, const In* x,
-                                  const TileGrads<In, T>& grads, const Columns& totals,
-                                  T* products) {
+TORCHCORR_INLINE void combine_row(int64_t n, const In* x, const TileGrads<In, T>& grads,
+                                  const Columns& behind, const Columns& ahead, T* products) {
   const double level = grads.stats.level, scale = grads.stats.scale;
   const double sign = grads.lane == 0 ? 1.0 : -1.0;
-  const double *squares = totals.first, *means = totals.second;
+  const double *squares = behind.first, *means = behind.second;
+  const double *next_squares = ahead.first, *next_means = ahead.second;
   for (int64_t i = 0; i < n; ++i) {
     const double d = (static_cast<double>(x[i]) - level) * scale;
-    const double to_square = squares[i + window] - squares[i];
-    const double to_mean = means[i + window] - means[i];
+    const double to_square = next_squares[i] - squares[i], to_mean = next_means[i] - means[i];
     const double through = sign * static_cast<double>(products[2 * i]);
     products[2 * i] = static_cast<T>(scale * (through - d * to_square + to_mean));
   }
@@ -83,6 +82,62 @@ TORCHCORR_INLINE void totals_of(const WindowRow& row, const double* column, doub
   std::fill_n(to + window + wide, window, last);
 }
 
+// Elements of a line from which on only pieces of its totals are kept, of so many elements.
+constexpr int64_t kLongLine = 1 << 14, kPiece = 1 << 11;
+
+// Totals of the windows of a line, piece by piece: those of a piece, of the one before, and zeros in front
+// of the first one.
+template <int BYTES>
+class LineTotals {
+ public:
+  explicit LineTotals(running::ColumnsScratch& scratch)
+      : maps_(scratch.take(kPiece)), totals_(scratch.take(2 * kPiece)) {}
+
+  // Goes on to the next piece. Windows begin at every `stride`th element.
+  template <class T>
+  TORCHCORR_INLINE void next(const T* squares, const T* means, int64_t count, int64_t stride) {
+    std::copy_n(totals_.first + kPiece, kPiece, totals_.first);
+    std::copy_n(totals_.second + kPiece, kPiece, totals_.second);
+    std::fill_n(maps_.first, kPiece, 0.0);
+    std::fill_n(maps_.second, kPiece, 0.0);
+    const int64_t first = ceil_div(begin_, stride);
+    const int64_t end = std::min(count, ceil_div(begin_ + kPiece, stride));
+    for (int64_t u = first; u < end; ++u) {
+      maps_.first[u * stride - begin_] = static_cast<double>(squares[u]);
+      maps_.second[u * stride - begin_] = static_cast<double>(means[u]);
+    }
+    sums_.next(kPiece, maps_, totals_.at(kPiece));
+    begin_ += kPiece;
+  }
+  // Totals up to `back` elements before those of the last piece, for 0 <= back <= kPiece.
+  Columns before(int64_t back) const { return totals_.at(kPiece - back); }
+
+ private:
+  const Columns maps_, totals_;
+  running::RunningTotals<BYTES> sums_;
+  int64_t begin_ = 0;
+};
+
+// The same of all elements of a long line that has neither rows nor planes: through each goes the total up
+// to it, less the total up to a window before it.
+template <int BYTES, class In, class T>
+TORCHCORR_INLINE void spread_line(const Tiling& t, const TilePlace& place, int64_t n,
+                                  const TileGrads<In, T>& grads) {
+  running::ColumnsScratch scratch;
+  LineTotals<BYTES> ahead(scratch), behind(scratch);
+  const int64_t window = t.window[2], pieces = window / kPiece, back = window % kPiece;
+  for (int64_t x = 0; x < n; x += kPiece) {
+    const int64_t some = std::min(kPiece, n - x);
+    ahead.next(grads.squares, grads.means, t.outputs[2], t.stride[2]);
+    if (x / kPiece >= pieces) behind.next(grads.squares, grads.means, t.outputs[2], t.stride[2]);
+    for (int64_t channel = 0; channel < t.channels; ++channel) {
+      const TileRow<In> elements(t, place, grads.image, channel, 0, 0);
+      T* products = grads.products + (channel * t.tile_size() + x) * 2 + grads.lane;
+      combine_row(some, elements.data + x, grads, behind.before(back), ahead.before(0), products);
+    }
+  }
+}
+
 template <int BYTES, class In, class T>
 TORCHCORR_INLINE void spread_unit(const Tiling& t, int64_t unit, const TileGrads<In, T>& grads) {
   const TilePlace place(t, grads.tile);
@@ -96,6 +151,7 @@ TORCHCORR_INLINE void spread_unit(const Tiling& t, int64_t unit, const TileGrads
   const int64_t z0 = strips.first(unit)[0], z1 = end(0, z0 + strips.size[0]);
   const int64_t y0 = strips.first(unit)[1], y1 = end(1, y0 + strips.size[1]);
   const int64_t x1 = end(2, t.extent[2]);
+  if (t.extent[0] * t.extent[1] == 1 && x1 >= kLongLine) return spread_line<BYTES>(t, place, x1, grads);
   const bool deep = t.window[0] > 1 || t.stride[0] > 1;
   running::ColumnsScratch scratch;
   const Columns slab = deep ? scratch.take(plane) : Columns{};
@@ -139,7 +195,7 @@ TORCHCORR_INLINE void spread_unit(const Tiling& t, int64_t unit, const TileGrads
         const TileRow<In> elements(t, place, grads.image, channel, z, y);
         T* to = grads.products + channel * t.tile_size() * 2 +
                 (z * t.length[1] + y) * t.length[2] * 2 + grads.lane;
-        combine_row(x1, t.window[2], elements.data, grads, totals, to);
+        combine_row(x1, elements.data, grads, totals, totals.at(t.window[2]), to);
       }
     }
   }

@@ -10,7 +10,16 @@ from typing import Any
 import pytest
 import torch
 from inputs import draw, normal
-from tile_geometries import LIMITS, batch_of, every_dtype, every_tiling, image_of, rule_of, same
+from tile_geometries import (
+    LIMITS,
+    LONG,
+    batch_of,
+    every_dtype,
+    every_tiling,
+    image_of,
+    rule_of,
+    same,
+)
 from tolerances import GRADIENT_OF_FLOAT32
 
 import torchcorr
@@ -35,13 +44,24 @@ def score_grads(
     offsets = part.new_zeros(part.shape[:2])
     sums = [torch.zeros_like(image), narrow, double, offsets]
     batch = TileBatch(tiling, []).numbers
-    spectra = spectra.flatten(0, 1).contiguous()
-    options = (batch, block.numbers, list(wide), rule.numbers)
-    noise = ops.score_grad_tiles(operands, spectra, *options, sums)
+    spectra = spectra.flatten(0, 1)
     axes = tuple(range(3, part.dim()))
-    total = torch.fft.ifftn(narrow.to(torch.complex128) + double, dim=axes).real
+    rows = max(k for k in range(1, tiling.length[-1] + 1) if is_row_count(k, tiling.length[-1]))
+    in_lines = block.large and len(axes) == 1
+    if in_lines:
+        spectra = spectra.unflatten(-1, (-1, rows)).mT.flatten(-2)
+    options = (batch, block.numbers, list(wide), rule.numbers)
+    noise = ops.score_grad_tiles(operands, spectra.contiguous(), *options, sums)
+    total = narrow.to(torch.complex128) + double
+    if in_lines:
+        total = total.unflatten(-1, (rows, -1)).mT.flatten(-2)
+    total = torch.fft.ifftn(total, dim=axes).real
     total = total[(..., *(slice(0, n) for n in tiling.window))]
     return sums[0], total - offsets[(..., *(None,) * (part.dim() - 2))], noise
+
+
+def is_row_count(rows: int, length: int) -> bool:
+    return length % rows == 0 and rows * rows <= length
 
 
 @lru_cache
@@ -61,17 +81,12 @@ def score_grad_operands(
     return operands, [exact[0].squeeze(1), exact[1]]
 
 
-@every_tiling
-@every_dtype
-@pytest.mark.parametrize("budget", (0, 10**6), ids=("merged", "exact"))
-@pytest.mark.parametrize("wide", ("none", "one", "all"))
-@pytest.mark.parametrize("large", (False, True), ids=("own", "shared"))
-def test_score_grad_tiles(
-    name: str, dtype: torch.dtype, large: bool, wide: str, budget: int
-) -> None:
-    """Whatever the units are and whichever of them are computed in float64."""
+def assert_gradients(name: str, dtype: torch.dtype, large: bool, wide: str, budget: int) -> None:
+    """In units of two tiles and of all, of which some are computed in float64."""
     operands, exact = score_grad_operands(name, dtype, 1)
     tiling = batch_of(name, True).tiling
+    # Spectra of long lines have an order in which they are not folded.
+    large = large and (len(tiling.window) > 1 or tiling.folds == (1,))
     for tiles in (2, 1000):
         count = -(-2 * tiling.tiles // tiles)
         units = {"none": [], "one": [count - 1], "all": list(range(count))}[wide]
@@ -83,6 +98,25 @@ def test_score_grad_tiles(
             bound = 1e-6
         for got, want in zip(grads, exact, strict=True):
             same(got.double(), want, 0, bound * float(want.abs().max()))
+
+
+@every_tiling
+@every_dtype
+@pytest.mark.parametrize("budget", (0, 10**6), ids=("merged", "exact"))
+@pytest.mark.parametrize("wide", ("none", "one", "all"))
+@pytest.mark.parametrize("large", (False, True), ids=("own", "shared"))
+def test_score_grad_tiles(
+    name: str, dtype: torch.dtype, large: bool, wide: str, budget: int
+) -> None:
+    assert_gradients(name, dtype, large, wide, budget)
+
+
+@pytest.mark.parametrize("name", LONG)
+@every_dtype
+@pytest.mark.parametrize("large", (False, True), ids=("own", "shared"))
+def test_score_grads_of_long_lines(name: str, dtype: torch.dtype, large: bool) -> None:
+    """In pieces. Their faint parts need float64."""
+    assert_gradients(name, dtype, large, "all", 10**6)
 
 
 @every_dtype

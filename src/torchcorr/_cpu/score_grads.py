@@ -19,7 +19,6 @@ from torch import Tensor
 from .. import _contract
 from .._definition import scores as definition
 from .._definition.scores import ScoreGradCall
-from .._definition.spectra import inverse_fft
 from .._definition.sums import mean_over
 from .._plan import rounding
 from .._plan.choose import arrange_gradients
@@ -115,7 +114,8 @@ class _Gradients(TiledScores):
         coefficients = self.coefficients[part]
         lead, dtype = coefficients.shape[:3], self.input.dtype
         double = self.wide or dtype == torch.float64
-        spectra = steps.spectra_of_templates(coefficients, self.tiling, double)
+        in_lines = self.plan.large and len(self.tiling.stride) == 1
+        spectra = steps.spectra_of_templates(coefficients, self.tiling, double, in_lines)
         shape, kinds = (*lead, *self.tiling.length), (dtype, torch.float64)
         need_template = self.for_template.numel() > 0
         needed = (need_template and not self.wide, need_template and bool(wide))
@@ -134,35 +134,30 @@ class _Gradients(TiledScores):
             self.unknown_rule.numbers,
             [self.for_input, *sums, offsets],
         )
+        del spectra
         if need_template:
-            total = torch.zeros_like(coefficients)
-            if needed[0]:
-                total += self._window_of(sums[0])
-                self.contents = max(self.contents, self._contents_of(sums[0], total))
-            if needed[1]:
-                total += self._window_of(sums[1])
-            total -= offsets[(..., *(None,) * len(self.tiling.stride))]
-            self.for_template[part] = total
+            self._add_template_grad(self.for_template[part], sums, needed, in_lines)
+            self.for_template[part] -= offsets[(..., *(None,) * len(self.tiling.stride))]
         return rows
 
-    def _contents_of(self, spectra: Tensor, window: Tensor) -> float:
-        """What sums by transforms contain, of which these are the spectra and the window: their
-        root mean square, and half of the largest (math.md, eq. noise)."""
-        axes = tuple(range(-len(self.tiling.length), 0))
-        norms = torch.linalg.vector_norm(spectra, dim=axes)
-        return float(norms.amax()) / math.prod(self.tiling.length) + steps.largest_size(window) / 2
-
-    def _window_of(self, spectra: Tensor) -> Tensor:
-        """The template's gradient from its spectra, before the standardisation, in float64."""
-        lines, lead = spectra.flatten(0, 2), spectra.shape[:3]
-        lengths, window = self.tiling.length, self.tiling.window
-        if len(window) == 1:
-            lines = inverse_fft(lines, 1)[:, : window[0]]
-        else:
-            # Axis by axis, so that lines outside the window are not transformed.
-            for axis, size in enumerate(window, 1):
-                lines = torch.fft.ifft(lines, dim=axis, norm="forward").narrow(axis, 0, size)
-        return lines.real.to(torch.float64).unflatten(0, lead) / math.prod(lengths)
+    def _add_template_grad(
+        self, total: Tensor, spectra: list[Tensor], needed: tuple[bool, bool], in_lines: bool
+    ) -> None:
+        """Writes the template's gradient before the standardisation, of which some of these are
+        spectra; they are overwritten."""
+        each = 1 / math.prod(self.tiling.length)
+        total.zero_()
+        if needed[0]:
+            # What sums by transforms contain: their root mean square, and half of the largest
+            # (math.md, eq. noise). Of complex numbers PyTorch would take each root.
+            axes = tuple(range(-len(self.tiling.length) - 1, 0))
+            size = torch.linalg.vector_norm(torch.view_as_real(spectra[0]), dim=axes).amax()
+            window = steps.restored(spectra[0], self.tiling, in_lines)
+            contents = each * (float(size) + steps.largest_size(window) / 2)
+            self.contents = max(self.contents, contents)
+            total.add_(window, alpha=each)
+        if needed[1]:
+            total.add_(steps.restored(spectra[1], self.tiling, in_lines), alpha=each)
 
     def _too_noisy(self, noise: list[UnitNoise], wide: list[Tensor]) -> list[Tensor] | None:
         """Units of each block that must be computed in float64, those that were included; None if

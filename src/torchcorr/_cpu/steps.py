@@ -46,6 +46,7 @@ score_grad_tiles = torch.ops.torchcorr_cpu.score_grad_tiles.default
 take_counts = torch.ops.torchcorr_cpu.take_counts.default
 sum_tiles = torch.ops.torchcorr_cpu.sum_tiles.default
 transform_in_place = torch.ops.torchcorr_cpu.transform_in_place.default
+restore_in_place = torch.ops.torchcorr_cpu.restore_in_place.default
 transform_lines_in_place = torch.ops.torchcorr_cpu.transform_lines_in_place.default
 template_spectra = torch.ops.torchcorr_cpu.template_spectra.default
 template_grad_spectra = torch.ops.torchcorr_cpu.template_grad_spectra.default
@@ -64,10 +65,27 @@ BYTE_LOOPS = ("plain", "avx2", "avxvnni", "avx512vnni", "amx")
 _LARGE = 4 << 20
 
 
-def spectra_of_templates(templates: Tensor, tiling: Tiling, wide: bool) -> Tensor:
+def spectra_of_templates(
+    templates: Tensor, tiling: Tiling, wide: bool, in_lines: bool = False
+) -> Tensor:
     """Conjugate spectra (lines, C, *length) of (pairs, templates, C, *window), in float64
-    if `wide`, otherwise in float32; divided by the elements of a tile."""
-    return template_spectra(templates.flatten(0, 1), tiling.batch_numbers, wide)
+    if `wide`, otherwise in float32; divided by the elements of a tile. With `in_lines` in the order
+    of long lines (csrc/tiles/in_place.h)."""
+    return template_spectra(templates.flatten(0, 1), tiling.batch_numbers, wide, in_lines)
+
+
+def restored(spectra: Tensor, tiling: Tiling, in_lines: bool = False) -> Tensor:
+    """Sums of a template's size (pairs, templates, C, *window) from their spectra, which are
+    overwritten; times the elements of a tile. PyTorch's transforms of few arrays would round
+    differently for each number of threads."""
+    lines = spectra.flatten(0, 2)
+    if in_lines:
+        transform_lines_in_place(lines, False, False)
+    else:
+        restore_in_place(lines, tiling.window)
+    for axis, size in enumerate(tiling.window, 1):
+        lines = lines.narrow(axis, 0, size)
+    return lines.real.unflatten(0, spectra.shape[:3])
 
 
 def largest_size(x: Tensor) -> float:

@@ -10,7 +10,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .._definition.spectra import inverse_fft
 from .._definition.transposes import Transpose
 from .._plan import rounding
 from .._plan.choose import blocks
@@ -105,9 +104,7 @@ def _onto_template(call: Transpose) -> Tensor:
     numbers = (of_upstream.batch_numbers, tiling.batch_numbers)
     how = (leads.paired, groups, parts, call.problem.itemsize == 8)
     total = steps.template_grad_spectra(upstream, seen, *numbers, *how)
-    lead = total.shape[:3]
-    lines = inverse_fft(total.flatten(0, 2), ndim).unflatten(0, lead).real
-    return lines[(..., *(slice(0, k) for k in tiling.window))] / math.prod(tiling.length)
+    return steps.restored(total, tiling) / math.prod(tiling.length)
 
 
 def _is_known(gradient: Tensor, contents: float) -> bool:

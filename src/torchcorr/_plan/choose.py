@@ -28,6 +28,9 @@ _MOST_BYTE_PRODUCTS = 2**16
 # may hold with the rows that they share: of real numbers, and of bytes, of which these cost little.
 _SHARES = (4.0, 2.0, 1.0, 0.5, 0.25)
 _WITH_SHARED = (1.5, 4.0)
+# Time of gradients relative to what scores in the same tiles are planned to take: more for each
+# byte of a unit, and at most.
+_STRAIN_OF_GRADIENTS = (0.05 / (1 << 20), 0.6)
 _MOST = 2**31 - 2**12  # elements of a tile that a GPU's kernels number
 
 
@@ -50,6 +53,13 @@ def _grids(problem: Problem) -> Iterator[Ints]:
         if grid not in tried:
             tried.add(grid)
             yield grid
+
+
+def _transformed_tilings(problem: Problem) -> Iterator[Tiling]:
+    """Tiles worth trying by transforms."""
+    grids = _grids(problem) if not problem.is_complex else [(1,) * len(problem.size)]
+    for grid, folds in itertools.product(grids, folds_of(problem)):
+        yield _tiling(problem, grid, True, folds=folds)
 
 
 def _tiling(
@@ -149,7 +159,9 @@ def gradient_plan(problem: Problem, tiling: Tiling) -> Plan:
     # What a unit adds to each template's spectra and to the input's gradient, kept for its turn.
     kept = (2 + batch) * channels * n * width
     size = costs.workers * (batch * tile + kept) + templates * spectra
-    time = cost(problem, tiling, "fft", batch, templates) * 1e-6
+    per_byte, most = _STRAIN_OF_GRADIENTS
+    strain = min(most, per_byte * (batch * tile + kept))
+    time = cost(problem, tiling, "fft", batch, templates) * (1 + strain) * 1e-6
     return Plan("fft", *sizes_of(tiling), tiling.tiles, batch, templates, size, time)
 
 
@@ -185,10 +197,9 @@ def scratch_allowed(problem: Problem) -> float:
 
 def gradient_scratch(problem: Problem, width: int) -> float:
     """The same of transforms of numbers of so many bytes, and an item of the input more, whose
-    gradient is a result. Twice as much for lines, of which each thread holds some."""
+    gradient is a result."""
     item = problem.itemsize * problem.channels * math.prod(problem.size)
-    lines = 2 if len(problem.size) == 1 else 1
-    return lines * scratch_allowed(problem._replace(itemsize=width)) + item
+    return scratch_allowed(problem._replace(itemsize=width)) + item
 
 
 def make_plan(problem: Problem, method: str) -> Plan:
@@ -197,10 +208,7 @@ def make_plan(problem: Problem, method: str) -> Plan:
     if method in ("auto", "direct") and not _overflows(problem):
         plans.append(_direct_plan(problem))
     if method in ("auto", "fft") or not plans:
-        grids = _grids(problem) if not problem.is_complex else [(1,) * len(problem.size)]
-        for grid, folds in itertools.product(grids, folds_of(problem)):
-            tiling = _tiling(problem, grid, True, folds=folds)
-            plans.append(_batched(problem, tiling, "fft"))
+        plans += [_batched(problem, tiling, "fft") for tiling in _transformed_tilings(problem)]
     if not problem.costs.pairs:
         most = _MOST // problem.channels
         plans = [p for p in plans if p.method == "direct" or math.prod(p.transform) < most] or plans
@@ -303,10 +311,8 @@ def _arranged_gradients(
     input: Ints, template: Ints, stride: Ints, dtype: torch.dtype, device: str, wide: bool
 ) -> Arrangement:
     call = arrange(input, template, stride, "fft", normalised=True, dtype=dtype, device=device)
-    problem, tiling = call.problem._replace(divisible=False), call.tiling
-    if call.plan.large:
-        tiling = tiling_of(problem, make_plan(problem, "fft"))
-    plans, width = [gradient_plan(problem, tiling)], 8 if wide else problem.itemsize
+    problem, width = call.problem._replace(divisible=False), 8 if wide else call.problem.itemsize
+    plans = [gradient_plan(problem, tiling) for tiling in _transformed_tilings(problem)]
     if is_large(call.problem):
         large = large_gradient_plans(problem, width)
         plans = [*large] if wide else [*plans, *large]

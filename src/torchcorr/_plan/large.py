@@ -29,11 +29,10 @@ _APART = 1.05
 # Twos of tiles from which on a batch gains nothing where spectra of templates are kept: of lines,
 # and of others.
 _TWOS = (1, 4)
-# Times of transforms: of arrays that are in no cache, for lines, planes and volumes, and of lines
-# that are not transformed in their place; in float64, of lines that are and of others; and of a
-# template's part relative to that of two tiles. Of a step that threads share, in nanoseconds.
+# Times of transforms: of arrays that are in no cache, for lines, planes and volumes; in float64,
+# of lines and of others; and of a template's part relative to that of two tiles. Of a step that
+# threads share, in nanoseconds.
 _UNCACHED = (1.8, 2.2, 1.7)
-_ELSEWHERE = 3.4
 _WIDE = (1.9, 1.6)
 _OF_PART = 0.4
 _STEP = 1e4
@@ -89,17 +88,12 @@ def large_gradient_plans(problem: Problem, width: int) -> Iterator[Plan]:
         common, own = 2 * channels, channels + 1 + (channels if channels > 1 else 0)
         # Of windows norms, means and what goes through both, of each of two tiles; and states.
         maps = 2 * m * ((2 + 2 * channels) * width + 1)
-        workers = 1
-        if ndim == 1:
-            # Lines of each thread, what one is transformed to, and what waits for its turn.
-            own, workers = own + 1 + channels, problem.costs.workers
         # The template and its gradient are float64 numbers.
         templates = 2 * 8 * problem.leads.templates * channels * math.prod(problem.window)
-        size = 2 * n * width * (common + workers * own) + workers * maps + templates
+        size = 2 * n * width * (common + own) + maps + templates
         twos = -(-problem.leads.inputs * tiling.tiles // 2)
-        uncached = _ELSEWHERE if ndim == 1 else _UNCACHED[ndim - 1]
-        each = 2 * problem.costs.transform[ndim - 1] * math.log2(n) * n * uncached
-        each *= _WIDE[1] if width > 4 else 1.0
+        each = 2 * problem.costs.transform[ndim - 1] * math.log2(n) * n * _UNCACHED[ndim - 1]
+        each *= _WIDE[ndim > 1] if width > 4 else 1.0
         time = twos * ((2 * channels + 2) * each + 4 * n * problem.costs.tile_element)
         time *= max(1, problem.leads.paired) * problem.leads.templates * 1e-6
         yield Plan("fft", *sizes_of(tiling), tiling.tiles, 2, 1, size, time, True, True)

@@ -40,8 +40,11 @@ def tile_length(n: int, ndim: int, powers: bool = False) -> int:
 
 def fine_length(n: int, ndim: int) -> int:
     """Smallest length of at least n whose transforms are quick where all lines along an axis are
-    transformed one by one, and every element costs memory. Long lines must be powers of two."""
-    return 1 << (n - 1).bit_length() if ndim == 1 else 8 * fast_length(-(-n // 8))
+    transformed one by one, and every element costs memory. Long lines are arrays of rows, whose
+    lengths and number must be quick: a power of two, or three or five times one."""
+    if ndim > 1:
+        return 8 * fast_length(-(-n // 8))
+    return min(odd << (-(-n // odd) - 1).bit_length() for odd in (1, 3, 5))
 
 
 @dataclass(frozen=True)
