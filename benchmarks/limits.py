@@ -18,7 +18,7 @@ import torchcorr
 from . import ROOT, accuracy, memory
 from .cases import cut
 from .fallback import fallback
-from .measure import ROUNDS, Row, Settings, Timing, alternate, at_least, at_most
+from .measure import ROUNDS, Row, Settings, Timing, alternate, at_least, at_most, ratio_row
 
 CALLS = 200
 
@@ -66,24 +66,30 @@ def growth(settings: Settings) -> Iterator[Row]:
     )  # fmt: skip
 
 
-def _with_threads(threads: int, image: Tensor, template: Tensor) -> Callable[[], Tensor]:
+def _with_threads(
+    threads: int, operator: Callable[..., Tensor], *pair: Tensor
+) -> Callable[[], Tensor]:
     def call() -> Tensor:
         torch.set_num_threads(threads)
-        return torchcorr.zncc(image, template)
+        return operator(*pair)
 
     return call
 
 
 def threads(settings: Settings) -> Iterator[Row]:
-    """Two threads against one."""
+    """Two threads against one; and the same of a product of matrices, since two cores of a virtual
+    machine may be threads of one core."""
     size, window = settings.small(2048, 128)
     image, template = _pair(size, window)
+    part = image[: size // 2, : size // 2].contiguous()
     usual = torch.get_num_threads()
     try:
         timings = alternate(
             {
-                "ours": _with_threads(2, image, template),
-                "theirs": _with_threads(1, image, template),
+                "ours": _with_threads(2, torchcorr.zncc, image, template),
+                "theirs": _with_threads(1, torchcorr.zncc, image, template),
+                "product": _with_threads(2, torch.mm, part, part),
+                "slow product": _with_threads(1, torch.mm, part, part),
             },
             settings.rounds,
         )
@@ -95,6 +101,9 @@ def threads(settings: Settings) -> Iterator[Row]:
         "threads", f"zncc {size}²/{window}², two threads", "our own one thread", "peer / ours",
         theirs.ms / ours.ms, at_least(1.7), kept, ours=ours, theirs=theirs,
     )  # fmt: skip
+    products = {"ours": timings["product"], "theirs": timings["slow product"]}
+    case = f"torch.mm of {size // 2}², two threads"
+    yield ratio_row("threads", case, "its own one thread", products)
 
 
 _LNCC_GRADIENTS = (
