@@ -118,8 +118,7 @@ class LineTotals {
   int64_t begin_ = 0;
 };
 
-// The same of all elements of a long line that has neither rows nor planes: through each goes the total up
-// to it, less the total up to a window before it.
+// See spread_unit: all elements of a long line.
 template <int BYTES, class In, class T>
 TORCHCORR_INLINE void spread_line(const Tiling& t, const TilePlace& place, int64_t n,
                                   const TileGrads<In, T>& grads) {

@@ -28,8 +28,8 @@ _MOST_BYTE_PRODUCTS = 2**16
 # may hold with the rows that they share: of real numbers, and of bytes, of which these cost little.
 _SHARES = (4.0, 2.0, 1.0, 0.5, 0.25)
 _WITH_SHARED = (1.5, 4.0)
-# Time of gradients relative to what scores in the same tiles are planned to take: more for each
-# byte of a unit, and at most.
+# By how much tiles of gradients are slower whose arrays fill the cache of a core: for each byte of
+# its scratch, and at most.
 _STRAIN_OF_GRADIENTS = (0.05 / (1 << 20), 0.6)
 _MOST = 2**31 - 2**12  # elements of a tile that a GPU's kernels number
 
@@ -159,9 +159,7 @@ def gradient_plan(problem: Problem, tiling: Tiling) -> Plan:
     # What a unit adds to each template's spectra and to the input's gradient, kept for its turn.
     kept = (2 + batch) * channels * n * width
     size = costs.workers * (batch * tile + kept) + templates * spectra
-    per_byte, most = _STRAIN_OF_GRADIENTS
-    strain = min(most, per_byte * (batch * tile + kept))
-    time = cost(problem, tiling, "fft", batch, templates) * (1 + strain) * 1e-6
+    time = cost(problem, tiling, "fft", batch, templates) * 1e-6
     return Plan("fft", *sizes_of(tiling), tiling.tiles, batch, templates, size, time)
 
 
@@ -318,8 +316,14 @@ def _arranged_gradients(
         plans = [*large] if wide else [*plans, *large]
     allowed = gradient_scratch(problem, width)
     fitting = [plan for plan in plans if plan.bytes <= allowed]
-    # The smallest tiles repeat most of their work.
-    best = min(fitting or plans, key=lambda p: p.cost if fitting else p.bytes * p.cost)
+    per_byte, most = _STRAIN_OF_GRADIENTS
+
+    def strained(plan: Plan) -> float:
+        strain = 0.0 if plan.large else per_byte * plan.bytes / problem.costs.workers
+        # The smallest tiles repeat most of their work.
+        return plan.cost * (1 + min(most, strain)) * (1 if fitting else plan.bytes)
+
+    best = min(fitting or plans, key=strained)
     return Arrangement(problem, best, tiling_of(problem, best))
 
 
