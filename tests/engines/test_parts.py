@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 from inputs import draw, normal
+from tile_geometries import rows_of_line
 
 import torchcorr
 from torchcorr._cpu import bytes as byte_scores
@@ -218,7 +219,7 @@ def test_long_lines_in_place(size, dtype):
             results.append(x.clone())
             rows = steps.transform_lines_in_place(results[-1], True, conjugate)
         assert torch.equal(*results)
-        assert rows == max(k for k in range(1, size + 1) if size % k == 0 and k * k <= size)
+        assert rows == rows_of_line(size)
         wide = x.to(torch.complex128)
         wanted = torch.fft.ifft(wide, norm="forward") if conjugate else torch.fft.fft(wide)
         wanted = wanted.unflatten(1, (-1, rows)).mT.flatten(1)

@@ -17,6 +17,7 @@ from tile_geometries import (
     every_dtype,
     every_tiling,
     image_of,
+    rows_of_line,
     rule_of,
     same,
 )
@@ -46,7 +47,7 @@ def score_grads(
     batch = TileBatch(tiling, []).numbers
     spectra = spectra.flatten(0, 1)
     axes = tuple(range(3, part.dim()))
-    rows = max(k for k in range(1, tiling.length[-1] + 1) if is_row_count(k, tiling.length[-1]))
+    rows = rows_of_line(tiling.length[-1])
     in_lines = block.large and len(axes) == 1
     if in_lines:
         spectra = spectra.unflatten(-1, (-1, rows)).mT.flatten(-2)
@@ -58,10 +59,6 @@ def score_grads(
     total = torch.fft.ifftn(total, dim=axes).real
     total = total[(..., *(slice(0, n) for n in tiling.window))]
     return sums[0], total - offsets[(..., *(None,) * (part.dim() - 2))], noise
-
-
-def is_row_count(rows: int, length: int) -> bool:
-    return length % rows == 0 and rows * rows <= length
 
 
 @lru_cache

@@ -49,6 +49,11 @@ every_dtype = pytest.mark.parametrize("dtype", (torch.float32, torch.float64), i
 LIMITS = {torch.float32: (5.5e-3, 1e-8), torch.float64: (2e-10, 3e-5)}
 
 
+def rows_of_line(n: int) -> int:
+    """The rows of the array that a long line is transformed as."""
+    return max(k for k in range(1, n + 1) if n % k == 0 and k * k <= n)
+
+
 def image_of(name: str, dtype: torch.dtype, channels: int = 2) -> torch.Tensor:
     """Noise with a flat part, a faint part and an offset."""
     size = (ALL | LONG)[name][0]

@@ -308,10 +308,10 @@ def arrange_gradients(
 def _arranged_gradients(
     input: Ints, template: Ints, stride: Ints, dtype: torch.dtype, device: str, wide: bool
 ) -> Arrangement:
-    call = arrange(input, template, stride, "fft", normalised=True, dtype=dtype, device=device)
-    problem, width = call.problem._replace(divisible=False), 8 if wide else call.problem.itemsize
+    call = _problem(input, template, stride, True, dtype, device)
+    problem, width = call._replace(divisible=False), 8 if wide else call.itemsize
     plans = [gradient_plan(problem, tiling) for tiling in _transformed_tilings(problem)]
-    if is_large(call.problem):
+    if is_large(call):
         large = large_gradient_plans(problem, width)
         plans = [*large] if wide else [*plans, *large]
     allowed = gradient_scratch(problem, width)
@@ -343,8 +343,7 @@ def arrange_masked(
 def _arranged_masked(
     input: Ints, template: Ints, stride: Ints, dtype: torch.dtype, device: str
 ) -> Arrangement:
-    call = arrange(input, template, stride, "fft", normalised=True, dtype=dtype, device=device)
-    problem = call.problem._replace(divisible=False)
+    problem = _problem(input, template, stride, True, dtype, device)._replace(divisible=False)
     plans = [masked_plan(problem, _tiling(problem, grid, True)) for grid in _grids(problem)]
     fitting = [plan for plan in plans if plan.bytes <= scratch_allowed(problem)]
     best = min(fitting, key=lambda p: p.cost) if fitting else min(plans, key=lambda p: p.bytes)
@@ -352,6 +351,30 @@ def _arranged_masked(
     quick = [plan for plan in plans if plan.cost * _WORTH_TILES < best.cost]
     plan = min(quick, key=lambda plan: plan.bytes) if quick else best
     return Arrangement(problem, plan, tiling_of(problem, plan))
+
+
+def _problem(
+    input: Ints,
+    template: Ints,
+    stride: Ints,
+    normalised: bool,
+    dtype: torch.dtype,
+    device: str,
+) -> Problem:
+    ndim = len(stride)
+    return Problem(
+        size=tuple(input[-ndim:]),
+        window=tuple(template[-ndim:]),
+        stride=stride,
+        channels=input[-ndim - 1],
+        leads=Leads.of(tuple(input[: -ndim - 1]), tuple(template[: -ndim - 1])),
+        itemsize=max(4, dtype.itemsize),  # half types are computed in float32
+        normalised=normalised,
+        device=device,
+        is_complex=dtype.is_complex,
+        of_bytes=normalised and dtype in BYTES and costs_of(device).pairs,
+        divisible=costs_of(device).pairs and not dtype.is_complex,
+    )
 
 
 @lru_cache(maxsize=1024)
@@ -364,21 +387,7 @@ def _arranged(
     dtype: torch.dtype,
     device: str,
 ) -> Arrangement:
-    ndim = len(stride)
-    leads = Leads.of(tuple(input[: -ndim - 1]), tuple(template[: -ndim - 1]))
-    problem = Problem(
-        size=tuple(input[-ndim:]),
-        window=tuple(template[-ndim:]),
-        stride=stride,
-        channels=input[-ndim - 1],
-        leads=leads,
-        itemsize=max(4, dtype.itemsize),  # half types are computed in float32
-        normalised=normalised,
-        device=device,
-        is_complex=dtype.is_complex,
-        of_bytes=normalised and dtype in BYTES and costs_of(device).pairs,
-        divisible=costs_of(device).pairs and not dtype.is_complex,
-    )
+    problem = _problem(input, template, stride, normalised, dtype, device)
     plan = make_plan(problem, method)
     if problem.is_complex and problem.costs.pairs and method != "direct":
         whole = make_plan(problem, "fft")
