@@ -21,6 +21,16 @@ Sizes of_extent(const Sizes& numbers) {
   return whole;
 }
 
+// Means and variances of the windows of tiles, (tiles * groups, *positions), and the tiles' stats.
+std::tuple<Tensor, Tensor, Tensor> moments_of_tiles(const Tensor& input, const Sizes& numbers,
+                                                    const Tiling& t, int64_t groups) {
+  auto [raw, stats] = cut_tiles(input, of_extent(numbers), Levels::kNone, true, false);
+  if (groups > 1) raw = torch::stable::unsqueeze(torch::stable::flatten(raw, 0, 1), 1);
+  const auto [means, vars] =
+      window_moments(raw, sizes_of(t.window, t.ndim), sizes_of(t.stride, t.ndim));
+  return {means, vars, stats};
+}
+
 }  // namespace
 
 std::tuple<Tensor, Tensor, Tensor> merged_moments(const Tensor& input, const Tensor& stats,
@@ -29,18 +39,15 @@ std::tuple<Tensor, Tensor, Tensor> merged_moments(const Tensor& input, const Ten
   const TileBatch batch(numbers, input);
   const Tiling& tiling = batch.tiling;
   const ScoreRule rule(rule_numbers);
-  auto [raw, raw_stats] = cut_tiles(input, of_extent(numbers), Levels::kNone, true, false);
   const int64_t groups = rule.own_means ? tiling.channels : 1, count = batch.count();
-  if (groups > 1) {
-    raw = torch::stable::unsqueeze(torch::stable::flatten(raw, 0, 1), 1);
-  }
-  // (tiles * groups, *positions)
-  const auto [window_means, window_vars] = window_moments(
-      raw, sizes_of(tiling.window, tiling.ndim), sizes_of(tiling.stride, tiling.ndim));
+  const auto [window_means, window_vars, raw_stats] = moments_of_tiles(input, numbers, tiling, groups);
   Sizes shape = sizes_of(window_means);
-  const Tensor means = new_float64(stats, with_means ? shape : Sizes{0});
+  // What is written has the place of what it is computed from, where there is as much of it.
+  const Tensor means = !with_means    ? new_float64(stats, {0})
+                       : groups == 1 ? window_means
+                                     : new_float64(stats, shape);
   shape[0] = count;
-  const Tensor norms = new_float64(stats, shape);
+  const Tensor norms = groups == 1 ? window_vars : new_float64(stats, shape);
   const Tensor states = torch::stable::new_empty(stats, shape, ScalarType::Byte);
   double *norm = norms.mutable_data_ptr<double>(), *centre = means.mutable_data_ptr<double>();
   uint8_t* state = states.mutable_data_ptr<uint8_t>();

@@ -266,7 +266,7 @@ class TileMomentsStep {
   WindowLayout layout_of(int64_t channels) const {
     const int64_t ndim = t_.ndim;
     return WindowLayout(batch_.count(), channels, sizes_of(t_.extent, ndim),
-                        sizes_of(t_.window, ndim), sizes_of(t_.stride, ndim), 2);
+                        sizes_of(t_.window, ndim), sizes_of(t_.stride, ndim), Sums<2>{});
   }
 
   NormSink<T> sink_of(const WindowLayout& layout, int64_t channel,

@@ -30,7 +30,7 @@ struct Place {
 
 Place inner_place(const Tensor& a, const Sizes& window, const Sizes& stride) {
   const ImageShape shape(sizes_of(a), window.size());
-  const WindowLayout checked(1, 1, shape.size, window, stride, 1);
+  const WindowLayout checked(1, 1, shape.size, window, stride, Sums<1>{});
   Place place{window, stride, Sizes(window.size(), 0), {}};
   for (size_t i = 0; i < window.size(); ++i) {
     place.count.push_back((shape.size[i] - window[i]) / stride[i] + 1);
@@ -86,7 +86,6 @@ class PairSource {
   int64_t size_[3] = {1, 1, 1}, before_[3] = {0, 0, 0};
 };
 
-constexpr int kPlanes = CoMoments<true>::planes;
 constexpr int kMaps = 5;  // see window_grads_of
 
 struct LnccRule {
@@ -235,7 +234,8 @@ Tensor scores_at(const Tensor& a, const Tensor& b, const Place& place, double ep
   if (out.numel() == 0) return out;
   Sizes size;
   for (size_t i = 0; i < place.count.size(); ++i) size.push_back(place.span(i, 0, place.count[i]));
-  const WindowLayout layout(shape.leads, shape.channels, size, place.window, place.stride, kPlanes);
+  const WindowLayout layout(shape.leads, shape.channels, size, place.window, place.stride,
+                            CoMoments<true>{});
   const Tensor first = packed(a), second = packed(b);
   const LnccRule by{1 / window_elements(shape, place.window), eps};
   with_real_type(first, "a", [&](auto zero) {
@@ -316,7 +316,7 @@ class Gradients {
     for (size_t i = 0; i < count_.size(); ++i) {
       size.push_back(i == 0 ? place_.span(0, from, to) : place_.span(i, 0, count_[i]));
     }
-    const WindowLayout layout(leads, shape_.channels, size, window_, stride_, Policy<T>::planes);
+    const WindowLayout layout(leads, shape_.channels, size, window_, stride_, Policy<T>{});
     const int64_t skip = lead * strides_.lead;
     const PairSource<T> source(a_ + skip, b_ + skip, shape_, place_, from);
     WindowGradSink<T, N> sink{layout, by_, grad_ + lead * map_ + from * map_row_,
@@ -331,7 +331,7 @@ class Gradients {
     for (size_t i = 0; i < reach.size(); ++i) reach[i] -= place_.before[i];
     size[0] = last - z;
     count[0] = std::max<int64_t>(0, to - from);
-    const WindowLayout layout = spread_layout(leads, size, window_, N);
+    const WindowLayout layout = spread_layout(leads, size, window_, Sums<N>{});
     const double* maps[N];
     for (int p = 0; p < N; ++p) maps[p] = map(p);
     const SpreadSource<double, N> source(maps, count, reach, stride_, z - from * stride_[0],

@@ -178,7 +178,7 @@ Tensor local_std_forward_kernel(const Tensor& input, Sizes window, Sizes stride,
   ImageShape shape = inner;
   STD_TORCH_CHECK(pads.empty() || pads.size() == 2 * window.size(), "an axis has two pads");
   for (size_t i = 0; i < pads.size(); ++i) shape.size[i / 2] += pads[i];
-  const WindowLayout layout(shape.leads, shape.channels, shape.size, window, stride, 2);
+  const WindowLayout layout(shape.leads, shape.channels, shape.size, window, stride, Moments{});
   Tensor out = new_map(input, shape.output(layout));
   if (out.numel() == 0) return out;
   const double count = window_elements(shape, window);

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cstdint>
 
 #include "common/tensors.h"
@@ -48,11 +49,27 @@ TORCHCORR_INLINE void window_march(const WindowAxis& a, int64_t first, int64_t l
   }
 }
 
+// The numbers of one summary.
+template <int N>
+using Summary = std::array<double, N>;
+
+// Whether a policy merges single summaries too, as long lines ask for.
+template <class Policy>
+constexpr bool merges_ones =
+    requires(Summary<Policy::planes> one) { Policy::merge_one(one, 1.0, one, 1.0, 1.0); };
+
 // Elementwise over n numbers: out = a with b added, where a has na and b has nb parts of
 // `weight` elements each. `out` may be a or b.
 struct Moments {
   static constexpr int planes = 2;
   static void merge(int64_t n, Rows out, Rows a, double na, Rows b, double nb, double weight);
+  TORCHCORR_INLINE static Summary<2> merge_one(const Summary<2>& a, double na, const Summary<2>& b,
+                                               double nb, double weight) {
+    const double share = nb / (na + nb), d = b[0] - a[0];
+    return {a[0] + d * share, a[1] + (b[1] + d * d * (weight * na * share))};
+  }
+  // The mean minus itself is NaN where an element was infinite, and 0 elsewhere.
+  static void mark_non_finite(Summary<2>& of) { of[1] += of[0] - of[0]; }
   // Lane-interleaved windows: numbers of column x are at [x * kLanes, (x + 1) * kLanes).
   static void windows(const WindowAxis& axis, int64_t count, double weight, Rows in, Rows suffix,
                       Rows out);
@@ -72,6 +89,12 @@ template <int N>
 struct Sums {
   static constexpr int planes = N;
   static void merge(int64_t n, Rows out, Rows a, double na, Rows b, double nb, double weight);
+  TORCHCORR_INLINE static Summary<N> merge_one(Summary<N> a, double, const Summary<N>& b, double,
+                                               double) {
+    for (int p = 0; p < N; ++p) a[p] += b[p];
+    return a;
+  }
+  static void mark_non_finite(Summary<N>&) {}
   static void windows(const WindowAxis& axis, int64_t count, double weight, Rows in, Rows suffix,
                       Rows out);
 };

@@ -75,11 +75,11 @@ class SpreadSource {
 };
 
 // Windows of a spread: stride one over the map dilated and padded by window - 1.
-inline WindowLayout spread_layout(int64_t leads, const Sizes& size, const Sizes& window,
-                                  int planes) {
+template <class Policy>
+WindowLayout spread_layout(int64_t leads, const Sizes& size, const Sizes& window, Policy policy) {
   Sizes padded = size;
   for (size_t i = 0; i < window.size(); ++i) padded[i] += window[i] - 1;
-  return WindowLayout(leads, 1, padded, window, Sizes(window.size(), 1), planes);
+  return WindowLayout(leads, 1, padded, window, Sizes(window.size(), 1), policy);
 }
 
 }  // namespace torchcorr

@@ -241,7 +241,7 @@ class Gradients {
       // Windows begin `before` elements in front of their own.
       window.push_back(x.window), reach.push_back(x.window - x.before), stride.push_back(x.step);
     }
-    const WindowLayout layout = spread_layout(leads, size, window, N);
+    const WindowLayout layout = spread_layout(leads, size, window, Sums<N>{});
     const SpreadSource<double, N> source(maps, count, reach, stride,
                                          begin - from * first_axis(layout_).step, lead_);
     const ImageStrides strides(layout_.shape);

@@ -107,7 +107,8 @@ void march_as(const Layout& layout, const Images<T>& images, int64_t leads, int6
     source.size[3 - layout.ndim + i] = x.size;
     source.before[3 - layout.ndim + i] = -x.first(first);
   }
-  const WindowLayout windows(leads, shape.channels, size, window, stride, Source::Policy::planes);
+  const WindowLayout windows(leads, shape.channels, size, window, stride,
+                             typename Source::Policy{});
   const auto store_row = [&](const Stretch& s, Rows r) {
     divide_by_weight(s.valid, r);
     Stretch in_item = s;

@@ -85,7 +85,7 @@ struct CombineSink {
 Tensor window_sum(const Tensor& input, Sizes window, Sizes stride) {
   if (is_half(input)) return in_type_of(input, window_sum(in_float32(input), window, stride));
   const ImageShape shape(sizes_of(input), window.size());
-  const WindowLayout layout(shape.leads, shape.channels, shape.size, window, stride, 1);
+  const WindowLayout layout(shape.leads, shape.channels, shape.size, window, stride, Sums<1>{});
   Tensor out = new_map(input, shape.output(layout));
   if (out.numel() == 0) return out;
   const Tensor image = packed(input);
@@ -102,7 +102,7 @@ Tensor window_sum(const Tensor& input, Sizes window, Sizes stride) {
 std::tuple<Tensor, Tensor> window_moments(const Tensor& input, Sizes window, Sizes stride) {
   if (is_half(input)) return window_moments(in_float32(input), window, stride);
   const ImageShape shape(sizes_of(input), window.size());
-  const WindowLayout layout(shape.leads, shape.channels, shape.size, window, stride, 2);
+  const WindowLayout layout(shape.leads, shape.channels, shape.size, window, stride, Moments{});
   const Sizes output = shape.output(layout);
   Tensor mean = new_float64(input, output), var = new_float64(input, output);
   if (mean.numel() == 0) return {mean, var};
@@ -135,7 +135,7 @@ Tensor window_spread(const Tensor& grad, Sizes window, Sizes input_shape, Sizes 
     return in_type_of(grad, window_spread(in_float32(grad), window, input_shape, stride));
   }
   const ImageShape shape(input_shape, window.size());
-  const WindowLayout layout = spread_layout(shape.leads, shape.size, window, 1);
+  const WindowLayout layout = spread_layout(shape.leads, shape.size, window, Sums<1>{});
   check_map(grad, shape, window, stride);
   Tensor out = new_map(grad, input_shape);
   if (out.numel() == 0) return out;
@@ -159,7 +159,7 @@ Tensor local_std_combine_grads_kernel(const Tensor& grad_s1, const Tensor& grad_
         input, local_std_combine_grads_kernel(grad_s1, grad_s2, in_float32(input), window, stride));
   }
   const ImageShape shape(sizes_of(input), window.size());
-  const WindowLayout layout = spread_layout(shape.leads, shape.size, window, 2);
+  const WindowLayout layout = spread_layout(shape.leads, shape.size, window, Sums<2>{});
   check_map(grad_s1, shape, window, stride);
   check_map(grad_s2, shape, window, stride);
   const Tensor image = packed(input), first = packed(grad_s1), second = packed(grad_s2);

@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 if str(ROOT) not in sys.path:
     sys.path.append(str(ROOT))
 
+import torchcorr  # noqa: E402
 from benchmarks import (  # noqa: E402
     fit,
     fit_gpu,
@@ -192,6 +193,15 @@ def test_scratch_counts_and_results_do_not():
 def test_the_backward_pass_of_a_depthwise_layer_has_bounded_scratch():
     used = memory.measured(56, 31, "conv2d", 8, 64, 64, 64)
     assert 0 < used < layers.SCRATCH
+
+
+@reads_peaks
+def test_long_windows_of_one_line_have_bounded_scratch():
+    """Lanes of a march would hold a thousand numbers for each element."""
+    x = torch.rand(2_000_000, dtype=torch.float64)
+    torchcorr.local_std(x[:9000], 8500, ndim=1)
+    used = memory.used_by(lambda: [torchcorr.local_std(x, 400_000, ndim=1)])
+    assert used < 32
 
 
 def _slow(row: measure.Row) -> measure.Row:

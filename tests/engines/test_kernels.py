@@ -37,6 +37,8 @@ GEOMETRIES = {
     "1d-long-window": ((1, 4001), (1009,), (3,)),
     "1d-pieces": ((1, 17_003), (331,), (1,)),
     "1d-pieces-stride": ((2, 1, 18_011), (509,), (3,)),
+    "1d-blocks-of-long-windows": ((2, 1, 30_011), (8209,), (61,)),
+    "1d-long-windows-of-channels": ((3, 11_003), (8193,), (307,)),
     "1d-many-lines": ((3, 13, 1, 29), (5,), (2,)),
     "2d": ((1, 33, 35), (16, 16), (1, 1)),
     "2d-one-past-a-block": ((1, 17, 33), (16, 32), (1, 1)),
@@ -57,6 +59,12 @@ every_geometry = pytest.mark.parametrize("name", GEOMETRIES)
 every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 
 
+def summed(window: tuple[int, ...]) -> float:
+    """What sums of so many numbers may err by, relative to those of their sizes: one element after
+    the other rounds a running sum once, and all roundings of equal elements have one sign."""
+    return max(64.0, math.prod(window) / 64) * UNIT[torch.float64]
+
+
 def close(got: Tensor, want: np.ndarray, bound: float | np.ndarray) -> None:
     assert tuple(got.shape) == want.shape
     error = np.abs(got.numpy().astype(np.longdouble) - want)
@@ -68,7 +76,7 @@ def check_moments(x: Tensor, window: tuple[int, ...], stride: tuple[int, ...]) -
     mean, var = ops.window_moments(x, window, stride)
     want_mean, want_var = moments(x, window, stride)
     assert mean.dtype == var.dtype == torch.float64
-    unit = 64 * UNIT[torch.float64]
+    unit = summed(window)
     peak = np.abs(windows(x, window, stride)).max(-1)
     close(mean, want_mean, unit * peak)
     noise = unit * peak
@@ -95,7 +103,7 @@ def test_window_sum(name: str, dtype: torch.dtype) -> None:
     got = ops.window_sum(x, window, stride)
     want = windows(x, window, stride).sum(-1)
     assert got.dtype == dtype
-    close(got, want, (UNIT[dtype] + 64 * UNIT[torch.float64]) * want)
+    close(got, want, (UNIT[dtype] + summed(window)) * want)
 
 
 @every_geometry
@@ -113,7 +121,7 @@ def test_window_spread(name: str, dtype: torch.dtype) -> None:
     got = ops.window_spread(grad, window, shape, stride)
     want = spread(grad.numpy().astype(np.float64), window, shape, stride)
     assert got.dtype == dtype
-    close(got, want, (UNIT[dtype] + 64 * UNIT[torch.float64]) * want)
+    close(got, want, (UNIT[dtype] + summed(window)) * want)
 
 
 @every_geometry
@@ -125,7 +133,7 @@ def test_window_combine(name: str, dtype: torch.dtype) -> None:
     want = spread(first.numpy(), window, shape, stride)
     want = want + 2 * x.numpy() * spread(second.numpy(), window, shape, stride)
     assert got.dtype == dtype
-    close(got, want, (UNIT[dtype] + 64 * UNIT[torch.float64]) * want)
+    close(got, want, (UNIT[dtype] + summed(window)) * want)
 
 
 @every_geometry
@@ -138,7 +146,7 @@ def test_local_std(name: str, dtype: torch.dtype) -> None:
     got = ops.local_std(x, window, stride, correction, 1e-3)
     want = np.sqrt(moments(x, window, stride)[1] * count / (count - correction) + 1e-3)
     assert got.dtype == dtype
-    close(got, want, (2 * UNIT[dtype] + 64 * UNIT[torch.float64]) * want)
+    close(got, want, (2 * UNIT[dtype] + summed(window)) * want)
 
 
 @every_geometry
@@ -150,7 +158,36 @@ def test_local_std_of_an_input_with_a_border(name: str, dtype: torch.dtype) -> N
     got = ops.local_std(x, window, stride, 0.0, 1e-3, pads, value)
     want = np.sqrt(moments(surrounded(x, pads, value), window, stride)[1] + 1e-3)
     assert got.dtype == dtype
-    close(got, want, (2 * UNIT[dtype] + 64 * UNIT[torch.float64]) * want)
+    close(got, want, (2 * UNIT[dtype] + summed(window)) * want)
+
+
+@every_dtype
+@pytest.mark.parametrize("leads", (1, 3))
+def test_long_windows_at_every_element_are_differences_of_totals(
+    dtype: torch.dtype, leads: int
+) -> None:
+    """In extended precision differences of totals are exact enough; blocks and pieces have ends."""
+    size, window = 41_003, 8192
+    x, grad = rand((leads, 1, size), dtype), rand((leads, size - window + 1), dtype, seed=1)
+
+    def sums(values: np.ndarray) -> np.ndarray:
+        totals = np.pad(values.astype(np.longdouble).cumsum(-1), ((0, 0), (1, 0)))
+        return totals[:, window:] - totals[:, :-window]
+
+    image = x[:, 0].numpy()
+    unit = summed((window,))
+    mean, var = ops.window_moments(x, (window,), (1,))
+    about = image - np.longdouble(0.5)
+    want_var = sums(about**2) / window - (sums(about) / window) ** 2
+    close(mean, sums(image) / window, unit)
+    close(var, want_var, unit)
+    close(ops.window_sum(x, (window,), (1,)), sums(image), (UNIT[dtype] + unit) * window)
+    around = np.pad(grad.numpy(), ((0, 0), (window - 1, window - 1)))
+    spread_over = sums(around)[:, None]
+    bound = (UNIT[dtype] + unit) * window
+    close(ops.window_spread(grad, (window,), x.shape, (1,)), spread_over, bound)
+    both = ops.window_combine(grad.double(), grad.double(), x, (window,), (1,))
+    close(both, spread_over * (1 + 2 * x.numpy()), 3 * bound)
 
 
 @every_dtype
@@ -215,7 +252,10 @@ def test_moments_of_hard_inputs(
 
 @every_dtype
 @pytest.mark.parametrize("value", (0.1, 1e6 + 0.3, 1e-30, -3.7, 0.0))
-@pytest.mark.parametrize("name", ("1d", "2d-primes", "2d-stride", "3d", "3d-stride"))
+@pytest.mark.parametrize(
+    "name",
+    ("1d", "1d-blocks-of-long-windows", "2d-primes", "2d-stride", "3d", "3d-stride"),
+)
 def test_variance_is_zero_if_and_only_if_all_are_equal(
     dtype: torch.dtype, value: float, name: str
 ) -> None:
@@ -235,7 +275,10 @@ def test_variance_is_zero_if_and_only_if_all_are_equal(
 
 @every_dtype
 @pytest.mark.parametrize("bad", (math.nan, math.inf, -math.inf))
-@pytest.mark.parametrize("name", ("1d-long", "2d-primes", "2d-stride", "3d", "2d-window-one"))
+@pytest.mark.parametrize(
+    "name",
+    ("1d-long", "1d-blocks-of-long-windows", "2d-primes", "2d-stride", "3d", "2d-window-one"),
+)
 def test_bad_elements_stay_in_their_windows(dtype: torch.dtype, bad: float, name: str) -> None:
     shape, window, stride = GEOMETRIES[name]
     x = rand(shape, dtype)
@@ -250,6 +293,20 @@ def test_bad_elements_stay_in_their_windows(dtype: torch.dtype, bad: float, name
     assert torch.equal(mean[~covered], clean[0][~covered]) and torch.equal(
         var[~covered], clean[1][~covered]
     )
+
+
+@every_dtype
+@pytest.mark.parametrize("bad", (math.nan, math.inf, -math.inf))
+@pytest.mark.parametrize("at", (0, 8191, 8192, 12_000, 24_575))
+def test_a_bad_element_at_either_end_of_a_long_window(
+    dtype: torch.dtype, bad: float, at: int
+) -> None:
+    x = rand((1, 24_576), dtype)
+    x[0, at] = bad
+    starts = torch.arange(24_576 - 8192 + 1)
+    covered = (starts <= at) & (at < starts + 8192)
+    mean, var = ops.window_moments(x, (8192,), (1,))
+    assert (~mean.isfinite() == covered).all() and (var.isnan() == covered).all()
 
 
 @pytest.mark.parametrize("name", ("1d-long", "2d-primes", "2d-stride", "3d-stride"))
@@ -275,9 +332,10 @@ def _results(x: Tensor, window: tuple[int, ...], stride: tuple[int, ...]) -> lis
     (
         ((1, 1, 300, 700), (31, 17), (1, 1)),
         ((2, 1, 90000), (64,), (2,)),
+        ((2, 1, 90000), (9001,), (1,)),
         ((1, 2, 40, 50, 60), (5, 6, 7), (1, 2, 1)),
     ),
-    ids=("2d", "1d", "3d"),
+    ids=("2d", "1d", "1d-long-windows", "3d"),
 )
 def test_threads_change_no_bit(
     shape: tuple[int, ...], window: tuple[int, ...], stride: tuple[int, ...]
