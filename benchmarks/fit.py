@@ -82,8 +82,9 @@ def fitted_logs(errors: Callable[..., Any], start: Sequence[float]) -> NDArray[n
     return np.asarray(np.exp(found))
 
 
-def transforms(rounds: int, ndim: int, longest: int) -> tuple[float, float]:
-    """Cost of an element for each doubling of its tile, and what each MiB of a tile adds to it.
+def transforms(rounds: int, ndim: int, longest: int) -> tuple[float, tuple[float, float]]:
+    """Cost of an element for each doubling of its tile, and `Costs.strain`: what each MiB of a tile
+    beyond those that a core holds, which are given, adds to it.
 
     Of complex tiles, each two real ones; in whole calls their tile lengths hardly differ.
     """
@@ -103,14 +104,16 @@ def transforms(rounds: int, ndim: int, longest: int) -> tuple[float, float]:
         sizes.append(8 * elements / 2**20)
         times.append(ms * 1e6 / (4 * CORES * batch * elements * math.log2(elements)))
     start = costs_of("cpu")
-    most, mib, ns = start.most_strain[ndim - 1], np.array(sizes), np.array(times)
+    held, per_mib = start.strain[ndim - 1]
+    most, beyond = start.most_strain[ndim - 1], np.maximum(0.0, np.array(sizes) - held)
+    ns = np.array(times)
 
     def errors(logs: NDArray[np.float64]) -> NDArray[np.float64]:
         base, strain = np.exp(logs)
-        return np.log(ns / base / (1 + np.minimum(most, strain * mib)))
+        return np.log(ns / base / (1 + np.minimum(most, strain * beyond)))
 
-    base, strain = fitted_logs(errors, [start.transform[ndim - 1], start.strain[ndim - 1]])
-    return float(base), float(strain)
+    base, per_mib = fitted_logs(errors, [start.transform[ndim - 1], per_mib])
+    return float(base), (held, float(per_mib))
 
 
 def arrangement(name: str, x: Tensor, w: Tensor, ndim: int, method: str) -> Arrangement:
@@ -190,10 +193,13 @@ def fit(rounds: int, quick: bool) -> None:
     costs = fitted(list(samples(rounds, quick)), start)
     torch.set_num_threads(threads)
     for name in ("transform", "strain", *dict.fromkeys(name for name, _ in FITTED)):
-        value = getattr(costs, name)
-        several = isinstance(value, tuple)
-        digits = ", ".join(f"{v:.2g}" for v in (value if several else (value,)))
-        print(f"{name}=({digits})," if several else f"{name}={digits},")
+        print(f"{name}={_digits(getattr(costs, name))},")
+
+
+def _digits(value: Any) -> str:
+    if isinstance(value, tuple):
+        return f"({', '.join(map(_digits, value))})"
+    return f"{value:.2g}"
 
 
 Function = Callable[..., Tensor]

@@ -43,8 +43,11 @@ class Costs(NamedTuple):
     unit: tuple[float, float]
     # Time of a single one, whose steps workers share, relative to that of an even division.
     shared_unit: tuple[float, float]
-    strain: tuple[float, float, float]  # of a transform: added share for each MiB of a tile
-    most_strain: tuple[float, float, float]  # the largest share that is added
+    # Of a transform, for one to three axes: MiB of a tile that a core holds, and the share that
+    # each one beyond adds; the largest share; and the factor of arrays that are in no cache.
+    strain: tuple[tuple[float, float], ...]
+    most_strain: tuple[float, float, float]
+    uncached: tuple[float, float, float]
     prepared: float  # an element of an axis, for each call of a transform, of any number of tiles
     ready: Ints  # lengths that need no preparation, and those from the last one on
     cache: int  # bytes of scratch that a batch should take, for one template
@@ -88,8 +91,9 @@ _COSTS = {
         batch=1.2e5,
         unit=(5.6e4, 9e4),
         shared_unit=(1.5, 1.5),
-        strain=(16.0, 0.2, 0.02),
-        most_strain=(1.5, 1.5, 2.0),
+        strain=((0.0, 16.0), (0.35, 0.45), (0.0, 0.02)),
+        most_strain=(1.5, 2.2, 2.0),
+        uncached=(1.8, 2.7, 1.7),
         # Roots of unity are computed in each call. Measured of the transforms that PyTorch is
         # built with on Intel's CPUs; others keep them.
         prepared=4.2,
@@ -153,8 +157,9 @@ _COSTS = {
         batch=5e4,
         unit=(5e4, 5e4),
         shared_unit=(1.0, 1.0),
-        strain=(0.0, 0.0, 0.0),
+        strain=((0.0, 0.0),) * 3,
         most_strain=(0.0, 0.0, 0.0),
+        uncached=(1.0, 1.0, 1.0),
         prepared=0.0,
         ready=(),
         cache=256 << 20,
@@ -188,6 +193,9 @@ _COSTS["cpu generic"] = _COSTS["cpu"]._replace(
     shape=(0.95, 1.0, 1.3),
     unit=(2.3e4, 7.5e4),
     shared_unit=(1.2, 2.0),
+    strain=((0.0, 16.0), (0.0, 0.2), (0.0, 0.02)),
+    most_strain=(1.5, 1.5, 2.0),
+    uncached=(1.8, 2.2, 1.7),
     prepared=1.2,
 )
 # The same cores with instructions for 8-bit integers: a product, elements of a template's row and

@@ -29,10 +29,8 @@ _APART = 1.05
 # Twos of tiles from which on a batch gains nothing where spectra of templates are kept: of lines,
 # and of others.
 _TWOS = (1, 4)
-# Times of transforms: of arrays that are in no cache, for lines, planes and volumes; in float64,
-# of lines and of others; and of a template's part relative to that of two tiles. Of a step that
-# threads share, in nanoseconds.
-_UNCACHED = (1.8, 2.2, 1.7)
+# Times of transforms: in float64, of lines and of others; and of a template's part relative to that
+# of two tiles. Of a step that threads share, in nanoseconds.
 _WIDE = (1.9, 1.6)
 _OF_PART = 0.4
 _STEP = 1e4
@@ -92,7 +90,8 @@ def large_gradient_plans(problem: Problem, width: int) -> Iterator[Plan]:
         templates = 2 * 8 * problem.leads.templates * channels * math.prod(problem.window)
         size = 2 * n * width * (common + own) + maps + templates
         twos = -(-problem.leads.inputs * tiling.tiles // 2)
-        each = 2 * problem.costs.transform[ndim - 1] * math.log2(n) * n * _UNCACHED[ndim - 1]
+        each = 2 * problem.costs.transform[ndim - 1] * math.log2(n) * n
+        each *= problem.costs.uncached[ndim - 1]
         each *= _WIDE[ndim > 1] if width > 4 else 1.0
         time = twos * ((2 * channels + 2) * each + 4 * n * problem.costs.tile_element)
         time *= max(1, problem.leads.paired) * problem.leads.templates * 1e-6
@@ -197,7 +196,8 @@ class _Large(NamedTuple):
         batches = -(-self.twos // twos)
         forward, made = self.twos * self.arrays, self.arrays * (1 if self.kept else batches)
         transforms = forward + self.twos + _OF_PART * made
-        each = 2 * costs.transform[ndim - 1] * math.log2(n) * n * _UNCACHED[ndim - 1]
+        each = 2 * costs.transform[ndim - 1] * math.log2(n) * n
+        each *= costs.uncached[ndim - 1]
         each *= _WIDE[ndim > 1] if width > 4 else 1.0
         time = _TIME * transforms * each + 3 * (forward + made) * _STEP
         time += forward * n * costs.channel_product * width / 4

@@ -165,7 +165,8 @@ def _products(problem: Problem, tiling: Tiling) -> float:
 
 def transform_cost(costs: Costs, ndim: int, elements: int, itemsize: int) -> float:
     """Nanoseconds of one transform of a tile."""
-    strain = costs.strain[ndim - 1] * 2 * itemsize * elements / (1 << 20)
+    held, per_mib = costs.strain[ndim - 1]
+    strain = per_mib * max(0.0, 2 * itemsize * elements / (1 << 20) - held)
     time = costs.transform[ndim - 1] * math.log2(max(elements, 2)) * elements * itemsize / 4
     return time * (1 + min(costs.most_strain[ndim - 1], strain))
 
