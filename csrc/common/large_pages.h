@@ -10,7 +10,7 @@ namespace torchcorr {
 void take_large_pages(const Tensor& x);
 
 inline Tensor new_map(const Tensor& like, const Sizes& shape) {
-  Tensor out = torch::stable::new_empty(like, shape);
+  Tensor out = new_tensor(like, shape);
   take_large_pages(out);
   return out;
 }

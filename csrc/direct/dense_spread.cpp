@@ -158,7 +158,7 @@ Tensor dense_spread(const Tensor& x, const Tensor& levels, const Tensor& means, 
                     Sizes window, Sizes stride, const Tensor& out) {
   const Windows w(x, window, stride);
   const int64_t parts = ceil_div(w.channels, kChannels), n = w.elements(), m = w.positions();
-  const Tensor largest = new_float64(x, {w.items, parts});
+  const Tensor largest = new_float64({w.items, parts});
   const float* from = x.const_data_ptr<float>();
   const double *level = levels.const_data_ptr<double>(), *shares = share.const_data_ptr<double>();
   const double* mean = means.numel() == 0 ? nullptr : means.const_data_ptr<double>();
@@ -207,7 +207,7 @@ Tensor dense_position_sums(const Tensor& x, Sizes window, Sizes stride) {
   const Windows w(x, window, stride);
   Sizes shape{w.channels};
   shape.insert(shape.end(), window.begin(), window.end());
-  const Tensor out = new_float64(x, shape);
+  const Tensor out = new_float64(shape);
   const float* from = x.const_data_ptr<float>();
   double* to = out.mutable_data_ptr<double>();
   const int64_t n = w.elements(), line = w.size[2], below = w.count[0] * w.count[1];

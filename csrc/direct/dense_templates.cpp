@@ -35,8 +35,8 @@ TORCHCORR_FOR_CPUS(double, narrow_row, (int64_t n, const double* x, float* out),
 std::tuple<Tensor, Tensor> dense_weights(const Tensor& given) {
   const Tensor x = packed(given);
   const int64_t templates = x.size(0), channels = x.size(1), n = x.size(2);
-  const Tensor out = torch::stable::new_empty(x, {templates, channels, n}, ScalarType::Float);
-  const Tensor sums = new_float64(x, {channels});
+  const Tensor out = new_tensor({templates, channels, n}, ScalarType::Float);
+  const Tensor sums = new_float64({channels});
   const double* from = x.const_data_ptr<double>();
   float* to = out.mutable_data_ptr<float>();
   double* sum = sums.mutable_data_ptr<double>();
@@ -109,7 +109,7 @@ std::tuple<Tensor, Tensor> dense_project(const Tensor& given, std::optional<Tens
                                          bool own_means) {
   const Tensor x = packed(given), standard = packed(weights), of_images = packed(sums);
   const int64_t templates = x.size(0), channels = x.size(1), n = x.size(2), all = channels * n;
-  const Tensor out = new_float64(x, {templates, channels, n}), sizes = new_float64(x, {templates});
+  const Tensor out = new_float64({templates, channels, n}), sizes = new_float64({templates});
   const double *by = standard.const_data_ptr<double>(),
                *each = common ? common->const_data_ptr<double>() : nullptr;
   double *to = out.mutable_data_ptr<double>(), *largest = sizes.mutable_data_ptr<double>();

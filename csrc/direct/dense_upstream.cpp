@@ -90,8 +90,8 @@ std::tuple<Tensor, Tensor, Tensor> dense_upstream(const Tensor& grad, const Tens
                                                   const Tensor& norms, int64_t count) {
   const Tensor from = packed(grad), scores = packed(score), by = packed(norms);
   const int64_t items = from.size(0), templates = from.size(1), n = by.numel() / items;
-  const Tensor out = new_map(from, sizes_of(from)), share = new_float64(by, sizes_of(by));
-  const Tensor stats = new_float64(by, {templates, 3});
+  const Tensor out = new_map(from, sizes_of(from)), share = new_float64(sizes_of(by));
+  const Tensor stats = new_float64({templates, 3});
   const int64_t strips = ceil_div(n, kStrip);
   std::vector<UpstreamRow> rows(items * strips * templates);
   const float *g = from.const_data_ptr<float>(), *s = scores.const_data_ptr<float>();

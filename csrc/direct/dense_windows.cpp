@@ -349,10 +349,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> dense_norms(
   const Windows w(x, window, stride);
   const NormRule rule{zero_mean, own_means, eps};
   const Sizes of_channels{w.items, w.channels};
-  const Tensor levels = new_float64(x, of_channels), squares = new_float64(x, of_channels);
-  const Tensor norms = new_float64(x, w.map());
-  const Tensor means = new_float64(x, own_means ? Sizes{0} : w.map());
-  const Tensor clear = new_float64(x, {2});
+  const Tensor levels = new_float64(of_channels), squares = new_float64(of_channels);
+  const Tensor norms = new_float64(w.map());
+  const Tensor means = new_float64(own_means ? Sizes{0} : w.map());
+  const Tensor clear = new_float64({2});
   const float* from = x.const_data_ptr<float>();
   double* level = levels.mutable_data_ptr<double>();
   const bool moved = find_levels(w, rule, centred, from, level);

@@ -99,7 +99,7 @@ std::tuple<Tensor, int64_t, int64_t> as_bytes(const Tensor& given) {
   if (given.scalar_type() == ScalarType::Byte || given.numel() == 0) return {given, 0, 1};
   const Tensor x = has_dense_rows(given) ? given : torch::stable::contiguous(given);
   const auto new_bytes = [&] {
-    return torch::stable::new_empty(x, sizes_of(x), ScalarType::Byte);
+    return new_tensor(sizes_of(x), ScalarType::Byte);
   };
   if (x.scalar_type() == ScalarType::Char) {
     const Tensor bytes = new_bytes();
@@ -122,7 +122,7 @@ std::tuple<Tensor, int64_t, int64_t> as_bytes(const Tensor& given) {
     };
     if (for_parts(x, fits)) return {bytes, kind.zero, kind.scale};
   }
-  return {torch::stable::new_empty(x, Sizes{0}, ScalarType::Byte), 0, 1};
+  return {new_tensor(Sizes{0}, ScalarType::Byte), 0, 1};
 }
 
 }  // namespace

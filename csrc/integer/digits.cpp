@@ -30,7 +30,7 @@ void DigitSpectra::make(int64_t line) {
   const int64_t size = tiling_.window_size();
   Sizes shape{1, tiling_.channels};
   for (int64_t k : sizes_of(tiling_.window, tiling_.ndim)) shape.push_back(k);
-  const Tensor high = new_float64(coefficients_, shape), low = new_float64(coefficients_, shape);
+  const Tensor high = new_float64(shape), low = new_float64(shape);
   const double* from = coefficients_.const_data_ptr<double>() + line * size;
   double *upper = high.mutable_data_ptr<double>(), *lower = low.mutable_data_ptr<double>();
   for (int64_t i = 0; i < size; ++i) {

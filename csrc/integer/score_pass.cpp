@@ -143,7 +143,7 @@ class BytePass {
     const int64_t count = static_cast<int64_t>(tiles.size());
     for (int64_t k = 0; k < block_.templates(); ++k) {
       const int64_t line = line_of(pair, k);
-      LargeTiles& all = LargeTiles::of(scratch, tiling_, out_, true, count);
+      LargeTiles& all = LargeTiles::of(scratch, tiling_, true, count);
       const auto cut = [&](int64_t i, const PartOfTile& part) { cut_part(tiles[i], part); };
       all.correlate(count, large_[line], cut);
       for (int64_t i = 0; i < count; i += 2) {
@@ -244,7 +244,7 @@ class BytePass {
     const Tensor low = products_of(two, tiling_, digits_->of(line, false));
     const float* rest = static_cast<const float*>(low.const_data_ptr());
     if (!is_whole(&at.tiles[i], most_of_low(), contents_of(2 * n, rest))) return false;
-    const Tensor total = new_float64(out_, {2 * n});
+    const Tensor total = new_float64({2 * n});
     join_digits(2 * n, sums, rest, total.mutable_data_ptr<double>());
     count_way(Way::kDigits, tiles_of(&at.tiles[i]));
     emit(&at.tiles[i], line, k, total.const_data_ptr<double>());

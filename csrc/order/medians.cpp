@@ -59,8 +59,8 @@ T median(int64_t n, const F& f, std::vector<T>& room) {
 // x (rows, n), n > 0, both results (rows).
 std::tuple<Tensor, Tensor> medians(const Tensor& x) {
   const int64_t rows = x.size(0), n = x.size(1);
-  const Tensor middle = torch::stable::new_empty(x, {rows});
-  const Tensor deviation = torch::stable::new_empty(x, {rows});
+  const Tensor middle = new_tensor(x, {rows});
+  const Tensor deviation = new_tensor(x, {rows});
   with_real_type(x, "rows", [&](auto zero) {
     using T = decltype(zero);
     const T* from = x.const_data_ptr<T>();

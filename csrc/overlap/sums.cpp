@@ -79,7 +79,7 @@ Tensor overlap_sums(const Tensor& x, const Tensor& y, Sizes low, Sizes high) {
   for (size_t i = 0; i < low.size(); ++i) count[i] = high[i] - low[i] + 1;
   Axes3 lowest = last_axes(low);
   for (int64_t i = 0; i < 3 - ndim; ++i) lowest[i] = 0;
-  const Tensor out = new_float64(x, count);
+  const Tensor out = new_float64(count);
   with_real_type(x, "recordings", [&](auto zero) {
     using T = decltype(zero);
     const Problem<T> p{x.const_data_ptr<T>(), y.const_data_ptr<T>(), last_sizes(x, ndim),

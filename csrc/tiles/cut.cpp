@@ -315,8 +315,8 @@ std::tuple<Tensor, Tensor> cut_tiles(const Tensor& input, const Sizes& numbers, 
   Sizes shape{count / lanes, batch.tiling.channels};
   for (int64_t n : sizes_of(batch.tiling.length, batch.tiling.ndim)) shape.push_back(n);
   if (pairs) shape.push_back(2);
-  const Tensor out = wide ? new_float64(input, shape) : torch::stable::new_empty(input, shape);
-  const Tensor stats = new_float64(input, shape_of_stats(batch, levels));
+  const Tensor out = wide ? new_float64(shape) : new_tensor(input, shape);
+  const Tensor stats = new_float64(shape_of_stats(batch, levels));
   return {cut_tiles_to(out, stats, batch, input, levels, wide, pairs), stats};
 }
 
@@ -330,16 +330,16 @@ std::tuple<Tensor, Tensor> cut_operands(Scratch& scratch, const Tensor& input, c
   const ScalarType type = pairs ? (narrow ? ScalarType::ComplexFloat : ScalarType::ComplexDouble)
                                 : (narrow ? ScalarType::Float : ScalarType::Double);
   const bool is_kept = count * channels * batch.tiling.tile_size() > kUncached;
-  const Tensor out = is_kept ? scratch.take(Scratch::kTiles, input, shape, type)
-                             : torch::stable::new_empty(input, shape, type);
+  const Tensor out = is_kept ? scratch.take(Scratch::kTiles, shape, type)
+                             : new_tensor(shape, type);
   const Tensor stats =
-      scratch.take(Scratch::kStats, input, shape_of_stats(batch, levels), ScalarType::Double);
+      scratch.take(Scratch::kStats, shape_of_stats(batch, levels), ScalarType::Double);
   return {cut_tiles_to(out, stats, batch, input, levels, wide, pairs), stats};
 }
 
 Tensor stats_of_tiles(const Tensor& input, const Sizes& numbers, Levels levels) {
   const TileBatch batch(numbers, input);
-  const Tensor stats = new_float64(input, shape_of_stats(batch, levels));
+  const Tensor stats = new_float64(shape_of_stats(batch, levels));
   with_real_type(input, "input", [&](auto zero) {
     using T = decltype(zero);
     CutTiles<T, T>(batch, input.const_data_ptr<T>(), levels, 1, nullptr,

@@ -190,12 +190,12 @@ class DoubtfulSums {
                           bool finite = true) const {
     Sizes shape{1, tiling_.channels};
     for (int64_t n : sizes_of(tiling_.window, tiling_.ndim)) shape.push_back(n);
-    const Tensor weights = new_float64(templates_.elements, shape);
+    const Tensor weights = new_float64(shape);
     const double* from = templates_.elements_of(of.pair, of.k);
     double* made = weights.mutable_data_ptr<double>();
     for (int64_t i = 0; i < weights.numel(); ++i) made[i] = weight(from[i]);
     if (block_.large) {
-      LargeTiles sums(tiling_, weights, true, 2);
+      LargeTiles sums(tiling_, true, 2);
       const auto cut = [&](int64_t lane, const PartOfTile& part) {
         const Region region{part.channel, 1, part.from, part.size, part.pitch};
         write(of.two[lane], region, 1, finite, element, static_cast<double*>(part.to));

@@ -189,8 +189,8 @@ FaintTiles cut_faint(const Tensor& input, const Tensors& tensors, const Sizes& n
   Sizes shape{t.channels};
   for (int64_t n : sizes_of(t.length, t.ndim)) shape.push_back(n);
   faint.lines = torch::stable::new_zeros(input, shape, ScalarType::ComplexFloat);
-  faint.marked = torch::stable::new_empty(*moments.states, {2 * each});
-  faint.states = torch::stable::new_empty(*moments.states, {2 * each});
+  faint.marked = new_tensor(*moments.states, {2 * each});
+  faint.states = new_tensor(*moments.states, {2 * each});
   float* to = static_cast<float*>(faint.lines.mutable_data_ptr());
   uint8_t* marked = faint.marked.mutable_data_ptr<uint8_t>();
   uint8_t* states = faint.states.mutable_data_ptr<uint8_t>();

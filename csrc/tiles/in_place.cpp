@@ -193,7 +193,7 @@ class InPlace {
       const int64_t place = block / blocks, first = block % blocks * wanted;
       const int64_t lines = std::min(wanted, pitch - first);
       Complex<T>* at = data_ + (place / some * each + place % some) * n * pitch + first;
-      const Tensor turned = torch::stable::new_empty(all_, {lines, n});
+      const Tensor turned = new_tensor(all_, {lines, n});
       turn(n, lines, at, pitch, static_cast<Complex<T>*>(turned.mutable_data_ptr()), n);
       turn(lines, n, numbers_of(f(turned, first)), n, at, pitch);
     });

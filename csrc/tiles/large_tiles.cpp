@@ -29,12 +29,11 @@ Axes3 size_of_kept(const Tiling& t) {
   return {1, 1, (rows / 2 + 1) * (n / rows)};
 }
 
-Tensor new_arrays(const Tiling& t, const Axes3& size, const Tensor& like, bool wide,
-                  int64_t count) {
+Tensor new_arrays(const Tiling& t, const Axes3& size, bool wide, int64_t count) {
   Sizes shape{count};
   for (int64_t n : sizes_of(size, t.ndim)) shape.push_back(n);
   const ScalarType type = wide ? ScalarType::ComplexDouble : ScalarType::ComplexFloat;
-  const Tensor x = torch::stable::new_empty(like, shape, type);
+  const Tensor x = new_tensor(shape, type);
   take_large_pages(x);
   return x;
 }
@@ -51,15 +50,15 @@ void LargeTemplate::make(int64_t i, const Tensor& to) const {
   template_part_spectrum(t_, elements_ + i % t_.channels * product(t_.window), i / t_.channels, to);
 }
 
-void LargeTemplate::keep(const Tensor& like, bool wide) {
+void LargeTemplate::keep(bool wide) {
   const int64_t count = product(t_.parts) * t_.channels;
-  kept_ = new_arrays(t_, size_of_kept(t_), like, wide, count);
+  kept_ = new_arrays(t_, size_of_kept(t_), wide, count);
   if (t_.ndim > 1) {
     for (int64_t i = 0; i < count; ++i) make(i, some_of(*kept_, i, 1));
     return;
   }
   const int64_t n = size_of_kept(t_)[2];
-  const Tensor line = new_arrays(t_, t_.length, like, wide, 1);
+  const Tensor line = new_arrays(t_, t_.length, wide, 1);
   for (int64_t i = 0; i < count; ++i) {
     make(i, line);
     with_width(wide, [&](auto zero) {
@@ -82,28 +81,27 @@ std::vector<LargeTemplate> large_templates(const Tiling& tiling, const Tensor& t
   const double* elements = templates.const_data_ptr<double>();
   for (int64_t line = 0; block.large && line < block.pairs() * block.templates(); ++line) {
     all.emplace_back(tiling, elements + line * tiling.window_size());
-    if (block.kept) all.back().keep(templates, wide);
+    if (block.kept) all.back().keep(wide);
   }
   return all;
 }
 
 // A single array of products takes the place of what is multiplied. Elsewhere what is multiplied, and the
 // spectrum of a template before it, leave their room to the sums of two tiles.
-LargeTiles::LargeTiles(const Tiling& tiling, const Tensor& like, bool wide, int64_t tiles)
+LargeTiles::LargeTiles(const Tiling& tiling, bool wide, int64_t tiles)
     : t_(tiling), wide_(wide), are_lines_(tiling.ndim == 1), most_(tiles),
       arrays_(are_lines_ ? ceil_div(tiles, 2) : tiles),
       of_template_(product(tiling.parts) * tiling.channels),
       at_once_(of_template_ == 1 || are_lines_ ? arrays_ : 1),
-      sums_(new_arrays(tiling, size_of_array(tiling), like, wide, arrays_)),
-      room_(new_arrays(tiling, size_of_array(tiling), like, wide,
+      sums_(new_arrays(tiling, size_of_array(tiling), wide, arrays_)),
+      room_(new_arrays(tiling, size_of_array(tiling), wide,
                        are_lines_ ? (of_template_ > 1 ? at_once_ : 0) : 2)) {}
 
-LargeTiles& LargeTiles::of(Scratch& scratch, const Tiling& tiling, const Tensor& like, bool wide,
-                           int64_t tiles) {
+LargeTiles& LargeTiles::of(Scratch& scratch, const Tiling& tiling, bool wide, int64_t tiles) {
   std::shared_ptr<LargeTiles>& kept = scratch.large_tiles;
   if (!kept || kept->wide_ != wide || kept->most_ < tiles) {
     kept.reset();
-    kept = std::make_shared<LargeTiles>(tiling, like, wide, tiles);
+    kept = std::make_shared<LargeTiles>(tiling, wide, tiles);
   }
   return *kept;
 }
@@ -112,7 +110,7 @@ void LargeTiles::correlate(int64_t tiles, const LargeTemplate& templ, const CutP
   const int64_t all = are_lines_ ? ceil_div(tiles, 2) : tiles;
   const Axes3 part = t_.part();
   const bool is_kept = templ.keeps(wide_), is_one = of_template_ == 1 && !are_lines_;
-  if (are_lines_ && !line_ && !is_kept) line_ = new_arrays(t_, t_.length, sums_, wide_, 1);
+  if (are_lines_ && !line_ && !is_kept) line_ = new_arrays(t_, t_.length, wide_, 1);
   for (int64_t i = 0; i < of_template_; ++i) {
     const int64_t channel = i % t_.channels;
     const Axes3 which = unravel(i / t_.channels, t_.parts);

@@ -19,8 +19,8 @@ class LargeTemplate {
  public:
   LargeTemplate(const Tiling& tiling, const double* elements) : t_(tiling), elements_(elements) {}
 
-  // Makes spectra that are kept, like `like`.
-  void keep(const Tensor& like, bool wide);
+  // Makes spectra that are kept.
+  void keep(bool wide);
   // Whether there are spectra that are kept, in this precision.
   bool keeps(bool wide) const;
   // Half of the i-th spectrum, (1, *half), of those that are kept; of a line the first half of its rows
@@ -47,11 +47,10 @@ using CutPart = std::function<void(int64_t i, const PartOfTile& part)>;
 class LargeTiles {
  public:
   // For so many tiles at most.
-  LargeTiles(const Tiling& tiling, const Tensor& like, bool wide, int64_t tiles);
+  LargeTiles(const Tiling& tiling, bool wide, int64_t tiles);
 
   // Those of a worker, which are made anew only where they are in another precision or too few.
-  static LargeTiles& of(Scratch& scratch, const Tiling& tiling, const Tensor& like, bool wide,
-                        int64_t tiles);
+  static LargeTiles& of(Scratch& scratch, const Tiling& tiling, bool wide, int64_t tiles);
 
   void correlate(int64_t tiles, const LargeTemplate& templ, const CutPart& cut);
   // Those of the i-th tile, which is even, and the next one, in turn: (1, *length) complex numbers, which

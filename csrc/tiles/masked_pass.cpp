@@ -154,7 +154,7 @@ class MaskedPass : MaskedInput<T> {
       for (int64_t n : sizes_of(t_.length, t_.ndim)) shape.push_back(n);
       shape.push_back(2);
       const ScalarType type = sizeof(R) < sizeof(double) ? ScalarType::Float : ScalarType::Double;
-      const Tensor tiles = torch::stable::new_empty(pass_.like_, shape, type);
+      const Tensor tiles = new_tensor(shape, type);
       R* first = tiles.template mutable_data_ptr<R>();
       Contents in;
       for (int64_t r = 0; r < rows; ++r) {
@@ -179,7 +179,7 @@ class MaskedPass : MaskedInput<T> {
       for (int64_t n : sizes_of(t_.length, t_.ndim)) shape.push_back(n);
       const bool in_place = last && pass_.of_group_.channels == 1;
       const Operand operand{*of.lines,
-                            in_place ? *of.lines : torch::stable::new_empty(*of.lines, shape)};
+                            in_place ? *of.lines : new_tensor(*of.lines, shape)};
       const Tensor sums = products_of(operand, pass_.of_group_, by.template spectrum<R>(pair_, k));
       const R* from = sums.template const_data_ptr<R>();
       if (!map) map.reset(new M[2 * t_.positions()]);

@@ -43,12 +43,12 @@ std::tuple<Tensor, Tensor, Tensor> merged_moments(const Tensor& input, const Ten
   const auto [window_means, window_vars, raw_stats] = moments_of_tiles(input, numbers, tiling, groups);
   Sizes shape = sizes_of(window_means);
   // What is written has the place of what it is computed from, where there is as much of it.
-  const Tensor means = !with_means    ? new_float64(stats, {0})
+  const Tensor means = !with_means    ? new_float64({0})
                        : groups == 1 ? window_means
-                                     : new_float64(stats, shape);
+                                     : new_float64(shape);
   shape[0] = count;
-  const Tensor norms = groups == 1 ? window_vars : new_float64(stats, shape);
-  const Tensor states = torch::stable::new_empty(stats, shape, ScalarType::Byte);
+  const Tensor norms = groups == 1 ? window_vars : new_float64(shape);
+  const Tensor states = new_tensor(shape, ScalarType::Byte);
   double *norm = norms.mutable_data_ptr<double>(), *centre = means.mutable_data_ptr<double>();
   uint8_t* state = states.mutable_data_ptr<uint8_t>();
   const double *mean = window_means.const_data_ptr<double>(),

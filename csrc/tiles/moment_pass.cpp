@@ -266,7 +266,7 @@ class MomentPass {
       const double by_squares = pass_.factors_.squares(pair_, k);
       for (int64_t i = 0; i < (pass_.weight_ ? 2 : 1); ++i) {
         if (!spectra_[i].lines) spectra_[i] = spectrum(i == 0 ? kFirst : kWeights);
-        const Operand operand{*spectra_[i].lines, torch::stable::new_empty(*spectra_[i].lines,
+        const Operand operand{*spectra_[i].lines, new_tensor(*spectra_[i].lines,
                                                                            sizes_of_lines())};
         const Tensor sums = products_of(operand, pass_.of_planes_, by);
         const double* from = sums.const_data_ptr<double>();

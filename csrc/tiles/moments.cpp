@@ -338,12 +338,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> tile_moments_into(Scratch& scratch, c
   const int64_t n = batch.count();
   Sizes shape{n};
   for (int64_t m : sizes_of(batch.tiling.outputs, batch.tiling.ndim)) shape.push_back(m);
-  Tensor norms = scratch.take(Scratch::kNorms, input, shape, input.scalar_type());
-  Tensor states = scratch.take_zeros<uint8_t>(Scratch::kStates, input, shape, ScalarType::Byte);
-  Tensor doubtful = scratch.take(Scratch::kDoubtful, input, {n}, ScalarType::Long);
+  Tensor norms = scratch.take(Scratch::kNorms, shape, input.scalar_type());
+  Tensor states = scratch.take_zeros<uint8_t>(Scratch::kStates, shape, ScalarType::Byte);
+  Tensor doubtful = scratch.take(Scratch::kDoubtful, {n}, ScalarType::Long);
   const int64_t groups = rule.own_means ? batch.tiling.channels : 1;
   shape[0] = with_means ? n * groups : 0;
-  Tensor means = scratch.take(Scratch::kMeans, input, shape, input.scalar_type());
+  Tensor means = scratch.take(Scratch::kMeans, shape, input.scalar_type());
   if (norms.numel() == 0) return {norms, states, means, doubtful};
   std::vector<TileStats> rows(rows_of_stats(stats), rows_of_stats(stats) + n);
   // A pair is one transform: its noise is that of both.

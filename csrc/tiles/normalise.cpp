@@ -390,7 +390,7 @@ Normalised normalise_tiles_into(Scratch& scratch, const Numerators& given, const
   const Tensor numerators = packed(given.sums), coefficients = packed(templates);
   const TileBatch batch(numbers, input);
   const TileMoments moments(tensors);
-  Tensor left = scratch.take_zeros<int64_t>(Scratch::kLeft, moments.stats, {batch.count()},
+  Tensor left = scratch.take_zeros<int64_t>(Scratch::kLeft, {batch.count()},
                                             ScalarType::Long);
   Normalised done{left, {}};
   if (out.numel() == 0 || numerators.numel() == 0) return done;

@@ -37,7 +37,7 @@ inline Operand spectrum_of(Tensor lines, const Tiling& tiling, bool once) {
   if (once && tiling.channels == 1) return {lines, lines};
   Sizes shape{lines.size(0) / tiling.channels};
   for (int64_t n : sizes_of(tiling.length, tiling.ndim)) shape.push_back(n);
-  return {lines, torch::stable::new_empty(lines, shape), by_channel};
+  return {lines, new_tensor(lines, shape), by_channel};
 }
 
 // The same of tiles.

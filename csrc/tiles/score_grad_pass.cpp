@@ -58,7 +58,7 @@ constexpr int64_t kGrain = 1 << 15;  // elements of a large tile that are worth 
 Tensor lines_like(const Tensor& lines, int64_t count, const Tiling& t) {
   Sizes shape{count};
   for (int64_t n : sizes_of(t.length, t.ndim)) shape.push_back(n);
-  return torch::stable::new_empty(lines, shape);
+  return new_tensor(lines, shape);
 }
 
 // In is the type of the input, R that of a unit.
@@ -157,7 +157,7 @@ class ScoreGradPass {
     shape.insert(shape.begin(), 1 + groups());
     // The largest array of a unit is kept for the next one, or memory is left in pieces.
     const Tensor window_grads =
-        scratch.take_zeros<R>(Scratch::kWindowGrads, norms, shape, norms.scalar_type());
+        scratch.take_zeros<R>(Scratch::kWindowGrads, shape, norms.scalar_type());
     return Work<R>{unit % units_.of_pair, units_.pair(unit), batch, moments, window_grads, spectrum,
                    std::nullopt, std::vector<UpstreamSums>(tiles.size())};
   }
@@ -305,7 +305,7 @@ class ScoreGradPass {
                      static_cast<R*>(product.mutable_data_ptr()));
     const Tensor sums = restored(fold_spectra(tiling_, product), false);
     const Tensor& norms = work.moments[1];
-    const Tensor scores = torch::stable::new_empty(norms, sizes_of(norms));
+    const Tensor scores = new_tensor(norms, sizes_of(norms));
     const R *from = static_cast<const R*>(sums.const_data_ptr()),
             *norm = norms.template const_data_ptr<R>();
     R* to = scores.template mutable_data_ptr<R>();
@@ -401,7 +401,7 @@ Tensor score_grad_tiles(Tensors operands, const Tensor& spectra, Sizes batch, Si
     const int64_t units = pass.units().count();
     std::vector<uint8_t> is_wide(units);
     for (int64_t unit : wide) is_wide.at(unit) = 1;
-    noise = new_float64(of.input, {units, kNoise});
+    noise = new_float64({units, kNoise});
     pass.run(is_wide, reinterpret_cast<UnitNoise*>(noise->mutable_data_ptr<double>()));
   });
   return *noise;

@@ -85,7 +85,7 @@ class ScorePass {
   // Converted here: PyTorch takes longer to begin than a small template takes.
   static Tensor in_type_of_input(const Tensor& wide) {
     if (std::is_same_v<T, double>) return wide;
-    const Tensor narrow = torch::stable::new_empty(wide, sizes_of(wide), ScalarType::Float);
+    const Tensor narrow = new_tensor(sizes_of(wide), ScalarType::Float);
     const double* from = wide.const_data_ptr<double>();
     float* to = narrow.mutable_data_ptr<float>();
     for (int64_t i = 0; i < wide.numel(); ++i) to[i] = static_cast<float>(from[i]);
@@ -148,7 +148,7 @@ class ScorePass {
     if (some.empty()) return;
     const int64_t twos = static_cast<int64_t>(some.size());
     LargeTiles& all =
-        LargeTiles::of(scratch, tiling_, input_, sizeof(R) == sizeof(double), 2 * twos);
+        LargeTiles::of(scratch, tiling_, sizeof(R) == sizeof(double), 2 * twos);
     const double* levels = levels_of_stats(stats, static_cast<int64_t>(tiles.size()), rule_);
     const auto cut = [&](int64_t n, const PartOfTile& part) {
       const size_t i = some[n / 2] + n % 2;
@@ -190,7 +190,7 @@ class ScorePass {
   Tensor stats_of(const Tensor& all, int64_t first, int64_t count) const {
     if (levels_of(rule_) != Levels::kOwn) return part_of(all, 0, first, 2);
     const int64_t n = tiling_.channels;
-    const Tensor some = new_float64(all, {2 * (kStats + n)});
+    const Tensor some = new_float64({2 * (kStats + n)});
     const double* from = all.const_data_ptr<double>();
     double* to = some.mutable_data_ptr<double>();
     to = std::copy_n(from + first * kStats, 2 * kStats, to);
@@ -269,8 +269,8 @@ class ScorePass {
     }
     if (weights_ || (sizeof(T) < sizeof(double) && static_cast<double>(unknown) <= rule_.budget)) {
       const Sizes shape = sizes_of(known_norms);
-      const Tensor norms = new_float64(stats, shape);
-      const Tensor states = torch::stable::new_empty(known_states, shape);
+      const Tensor norms = new_float64(shape);
+      const Tensor states = new_tensor(known_states, shape);
       const T* known = known_norms.const_data_ptr<T>();
       double* norm = norms.mutable_data_ptr<double>();
       uint8_t* state = states.mutable_data_ptr<uint8_t>();
@@ -280,7 +280,7 @@ class ScorePass {
       for (int64_t at = 0; at < count; ++at) {
         state[at] = known_state[at] == kDoubtful ? static_cast<uint8_t>(doubtful) : known_state[at];
       }
-      return {stats, norms, states, new_float64(stats, {0})};
+      return {stats, norms, states, new_float64({0})};
     }
     const auto [norms, states, no_means] =
         merged_moments(input_, stats, batch, wide_rule_numbers_, lanes_ == 2, false);
@@ -364,15 +364,30 @@ void score_tiles(const Tensor& input, const Tensor& coefficients, std::optional<
   });
 }
 
+// A view (*lead, 1, *size) of (*lead, *size). `unsqueeze` goes through the dispatcher, which takes several
+// times as long.
+Tensor with_channel_axis(const Tensor& x, int64_t ndim) {
+  Sizes sizes = sizes_of(x), strides(x.strides().begin(), x.strides().end());
+  const int64_t axis = x.dim() - ndim;
+  STD_TORCH_CHECK(axis >= 0, "input has too few axes");
+  sizes.insert(sizes.begin() + axis, 1);
+  strides.insert(strides.begin() + axis, 1);
+  AtenTensorHandle view;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch__reinterpret_tensor(
+      x.get(), static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(), 0, &view));
+  return Tensor(view);
+}
+
 // A map in this shape of scores of all templates, one block by the direct loop, with templates as they
-// are given; nothing if both tensors may hold bytes.
-Tensor score_at_once(const Tensor& input, const Tensor& given, Sizes shape, Sizes batch,
-                     Sizes block_numbers, Numbers rule, Numbers wide_rule) {
-  const Tensor templates = packed(given);
+// are given, and tensors with or without an axis of channels; nothing if both may hold bytes.
+Tensor score_at_once(const Tensor& given, const Tensor& given_templates, Sizes shape, Sizes batch,
+                     Sizes block_numbers, Numbers rule, Numbers wide_rule, bool has_channels) {
+  const Tensor templates = packed(given_templates);
   if (templates.scalar_type() == ScalarType::Float && begins_with_bytes(templates) &&
-      begins_with_bytes(input)) {
-    return torch::stable::new_empty(input, Sizes{0});
+      begins_with_bytes(given)) {
+    return new_tensor(given, Sizes{0});
   }
+  const Tensor input = has_channels ? given : with_channel_axis(given, batch.at(0));
   const Tiling tiling = TileBatch(batch, input).tiling;
   const Block block(block_numbers);
   Sizes whole{block.pairs(), block.templates(), tiling.channels};
@@ -380,8 +395,8 @@ Tensor score_at_once(const Tensor& input, const Tensor& given, Sizes shape, Size
   const Tensor coefficients =
       standardised(templates, tiling.window_size(), ScoreRule(rule).zero_mean, whole);
   const Tensor out = new_map(input, shape);
-  score_tiles(input, coefficients, std::nullopt, batch, block_numbers, rule, wide_rule, std::nullopt,
-              {}, out);
+  score_tiles(input, coefficients, std::nullopt, std::move(batch), std::move(block_numbers),
+              std::move(rule), std::move(wide_rule), std::nullopt, {}, out);
   return out;
 }
 

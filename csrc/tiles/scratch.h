@@ -22,17 +22,17 @@ class Scratch {
 
   // A tensor for this use, whose elements are those of the last unit or anything. It is made anew
   // only where its shape or type differs from the last one.
-  Tensor take(Use use, const Tensor& like, const Sizes& shape, ScalarType type) {
+  Tensor take(Use use, const Sizes& shape, ScalarType type) {
     Kept& kept = kept_[use];
     if (!kept.tensor || kept.shape != shape || kept.type != type) {
-      kept = {part_of_block(like, shape, type), shape, type};
+      kept = {part_of_block(shape, type), shape, type};
     }
     return *kept.tensor;
   }
 
   template <class T>
-  Tensor take_zeros(Use use, const Tensor& like, const Sizes& shape, ScalarType type) {
-    const Tensor x = take(use, like, shape, type);
+  Tensor take_zeros(Use use, const Sizes& shape, ScalarType type) {
+    const Tensor x = take(use, shape, type);
     std::fill_n(x.mutable_data_ptr<T>(), x.numel(), T(0));
     return x;
   }
@@ -41,14 +41,14 @@ class Scratch {
   // Small tensors share an allocation, which takes longer than a tiny image's tile.
   static constexpr int64_t kBlock = 1 << 15, kAligned = 64;
 
-  Tensor part_of_block(const Tensor& like, const Sizes& shape, ScalarType type) {
+  Tensor part_of_block(const Sizes& shape, ScalarType type) {
     Sizes strides(shape.size());
     int64_t elements = 1;
     for (size_t i = shape.size(); i-- > 0; elements *= shape[i]) strides[i] = elements;
     const int64_t bytes = ceil_div(elements * width_of(type), kAligned) * kAligned;
     if (!block_ || bytes > size_ - used_) {
       size_ = std::max(bytes, kBlock), used_ = 0;
-      block_ = torch::stable::new_empty(like, {size_}, ScalarType::Byte);
+      block_ = new_tensor({size_}, ScalarType::Byte);
     }
     AtenTensorHandle part;
     STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch__alloc_from_pool(
@@ -61,10 +61,6 @@ class Scratch {
   static int64_t width_of(ScalarType type) {
     if (type == ScalarType::Byte) return 1;
     return type == ScalarType::Float ? 4 : type == ScalarType::ComplexDouble ? 16 : 8;
-  }
-
-  static int32_t stable_number_of(ScalarType type) {
-    return torch::stable::detail::to<int32_t>(torch::stable::detail::from(type));
   }
 
   struct Kept {

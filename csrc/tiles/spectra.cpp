@@ -104,7 +104,7 @@ Tensor fold_spectra(const Tiling& t, const Tensor& spectra) {
 Tensor repeat_spectra(const Tiling& t, const Tensor& spectra) {
   if (!t.is_folded()) return spectra;
   const int64_t lines = spectra.size(0);
-  const Tensor all = torch::stable::new_empty(spectra, lines_of(lines, t.length, t.ndim));
+  const Tensor all = new_tensor(spectra, lines_of(lines, t.length, t.ndim));
   const auto run = [&](const auto* from, auto* to) {
     const int64_t n = 2 * t.folded()[2];
     for_folded_rows(t, lines, [&](int64_t row, int64_t folded, bool) {

@@ -179,7 +179,7 @@ std::tuple<Tensor, Tensor> weigh_templates(const Tensor& given, const std::optio
                               (weight->size(0) == 1 || weight->size(0) == shape[0]) &&
                               weight->size(1) == shape[1] && weight->size(2) == shape[2]),
                   "weights must be those of one template, or of all");
-  const Tensor products = new_float64(x, shape), energies = new_float64(x, shape);
+  const Tensor products = new_float64(shape), energies = new_float64(shape);
   const int64_t all = shape[1] * shape[2];
   const bool shared = weight && weight->size(0) == 1;
   with_real_type(x, "template", [&](auto zero) {
@@ -222,7 +222,7 @@ Tensor standardise_grad(const Tensor& given, const Tensor& grad, int64_t ndim, b
 // Templates (K, C, n) with a mean for each channel.
 Tensor standardise_channels(const Tensor& given) {
   const Tensor x = packed(given);
-  const Tensor out = new_float64(x, {x.size(0), x.size(1), x.size(2)});
+  const Tensor out = new_float64({x.size(0), x.size(1), x.size(2)});
   standardise_all(x, x.size(1), x.size(2), true, out.mutable_data_ptr<double>());
   return out;
 }
@@ -236,7 +236,7 @@ Tensor standardise_channels_grad(const Tensor& given, const Tensor& grad) {
 }  // namespace
 
 Tensor standardised(const Tensor& templates, int64_t n, bool zero_mean, const Sizes& shape) {
-  const Tensor out = new_float64(templates, shape);
+  const Tensor out = new_float64(shape);
   if (templates.numel() == 0) return out;
   standardise_all(templates, 1, n, zero_mean, out.mutable_data_ptr<double>());
   return out;

@@ -52,7 +52,7 @@ STABLE_TORCH_LIBRARY(torchcorr_cpu, m) {
       " float[] rule, float[] wide_rule, Tensor? mask, float[] weights, Tensor(a!) out) -> ()");
   m.def(
       "score_at_once(Tensor input, Tensor templates, int[] shape, int[] batch, int[] block,"
-      " float[] rule, float[] wide_rule) -> Tensor");
+      " float[] rule, float[] wide_rule, bool has_channels) -> Tensor");
   m.def(
       "score_masked_tiles(Tensor input, Tensor? weight, Tensor[] factors, int[] batch, int[] block,"
       " float[] rule, Tensor(a!) out, Tensor(b!) doubtful) -> ()");

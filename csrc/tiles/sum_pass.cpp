@@ -251,7 +251,7 @@ class SumPass {
       cut_part(input_, tiling_, tiles[i], {rows[i].level, rows[i].scale}, part);
     };
     for (int64_t k : all_) {
-      LargeTiles& all = LargeTiles::of(scratch, tiling_, input_, sizeof(R) == sizeof(double), count);
+      LargeTiles& all = LargeTiles::of(scratch, tiling_, sizeof(R) == sizeof(double), count);
       all.correlate(count, large_[templates_.line_of(pair, k)], cut);
       std::vector<SumCase> doubts;
       bool finite = true;
@@ -334,7 +334,7 @@ Tensor sum_tiles(const Tensor& input, const Tensor& templ, std::optional<Tensor>
                  Sizes batch, Sizes block_numbers, Numbers numbers, const Tensor& out) {
   const Block block(block_numbers);
   const SumRule rule(numbers);
-  Tensor left = torch::stable::new_empty(templ, {0, 2}, ScalarType::Long);
+  Tensor left = new_tensor({0, 2}, ScalarType::Long);
   with_real_type(input, "input", [&](auto zero) {
     SumPass<decltype(zero)> pass(input, templ, spectra, batch, block, rule, out);
     const int64_t items = pass.tiling().layout.count;
@@ -344,7 +344,7 @@ Tensor sum_tiles(const Tensor& input, const Tensor& templ, std::optional<Tensor>
                 pass.sum(some, pair, scratch);
               });
     const auto pairs = pass.left();
-    left = torch::stable::new_empty(left, {static_cast<int64_t>(pairs.size()), 2});
+    left = new_tensor(left, {static_cast<int64_t>(pairs.size()), 2});
     std::copy(pairs.begin(), pairs.end(),
               reinterpret_cast<std::array<int64_t, 2>*>(left.mutable_data_ptr<int64_t>()));
   });

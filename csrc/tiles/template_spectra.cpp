@@ -78,7 +78,7 @@ Tensor template_spectra(const Tiling& t, const Tensor& templates, bool wide, boo
   Sizes shape{lines * t.channels};
   for (int64_t n : sizes_of(t.length, t.ndim)) shape.push_back(n);
   const ScalarType type = wide ? ScalarType::ComplexDouble : ScalarType::ComplexFloat;
-  Tensor all = torch::stable::new_empty(templates, shape, type);
+  Tensor all = new_tensor(shape, type);
   if (wide) {
     write_templates(t, templates, static_cast<double*>(all.mutable_data_ptr()));
   } else {

@@ -306,11 +306,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> weighted_moments(const Tensor& input,
   const ScoreRule rule(rule_numbers);
   Sizes shape{batch.count()};
   for (int64_t m : sizes_of(batch.tiling.outputs, batch.tiling.ndim)) shape.push_back(m);
-  const Tensor norms = torch::stable::new_empty(input, shape);
+  const Tensor norms = new_tensor(input, shape);
   const Tensor states = torch::stable::new_zeros(input, shape, ScalarType::Byte);
-  const Tensor doubtful = torch::stable::new_empty(input, {batch.count()}, ScalarType::Long);
+  const Tensor doubtful = new_tensor({batch.count()}, ScalarType::Long);
   shape[0] = 0;
-  const Tensor means = torch::stable::new_empty(input, shape);
+  const Tensor means = new_tensor(input, shape);
   with_real_type(input, "input", [&](auto zero) {
     using T = decltype(zero);
     WeightedMomentsStep<T>(batch, input, stats, rule, weights)

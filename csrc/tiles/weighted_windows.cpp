@@ -105,7 +105,7 @@ Tensor score_weighted_windows(const Tensor& input, std::optional<Tensor> weight,
                *least = of_lead[1].const_data_ptr<double>();
   STD_TORCH_CHECK(places.is_contiguous(), "places must be contiguous");
   const int64_t* place = places.const_data_ptr<int64_t>();
-  Tensor out = new_float64(input, {n});
+  Tensor out = new_float64({n});
   double* to = out.mutable_data_ptr<double>();
   const int64_t elements = channels * product(window);
   count_way(Way::kExactWindows, n);

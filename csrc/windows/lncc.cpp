@@ -366,8 +366,8 @@ std::tuple<Tensor, Tensor> grads_at(const Tensor& grad, const Tensor& a, const T
   STD_TORCH_CHECK(sizes_of(grad) == map_shape(shape, place),
                   "grad must have the shape of the windows' map");
   const Sizes none{0};
-  Tensor for_a = need_a ? new_map(a, sizes_of(a)) : torch::stable::new_empty(a, none);
-  Tensor for_b = need_b ? new_map(b, sizes_of(b)) : torch::stable::new_empty(b, none);
+  Tensor for_a = need_a ? new_map(a, sizes_of(a)) : new_tensor(a, none);
+  Tensor for_b = need_b ? new_map(b, sizes_of(b)) : new_tensor(b, none);
   if (a.numel() == 0 || !(need_a || need_b)) return {for_a, for_b};
   const Tensor upstream = packed(grad), first = packed(a), second = packed(b);
   with_real_type(first, "a", [&](auto zero) {

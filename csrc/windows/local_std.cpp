@@ -242,7 +242,7 @@ std::tuple<Tensor, Tensor> local_std_prepare_grads_kernel(const Tensor& grad, co
   const Tensor m = packed(mean), v = packed(var);
   STD_TORCH_CHECK(g.numel() == m.numel() && m.numel() == v.numel(),
                   "grad, mean and var must have one shape");
-  Tensor s1 = new_float64(m, sizes_of(m)), s2 = new_float64(m, sizes_of(m));
+  Tensor s1 = new_float64(sizes_of(m)), s2 = new_float64(sizes_of(m));
   double *s1_out = s1.mutable_data_ptr<double>(), *s2_out = s2.mutable_data_ptr<double>();
   const double *m_in = m.const_data_ptr<double>(), *v_in = v.const_data_ptr<double>();
   with_real_type(g, "grad", [&](auto zero) {

@@ -325,7 +325,7 @@ std::tuple<Tensor, Tensor, Tensor> grads_of(const Tensor& grad, const Tensor& a,
   STD_TORCH_CHECK(grad.scalar_type() == a.scalar_type(), "grad and a must have one dtype");
   Tensor out[3];
   for (int i = 0; i < 3; ++i) {
-    out[i] = needed[i] ? new_map(a, sizes_of(a)) : torch::stable::new_empty(a, Sizes{0});
+    out[i] = needed[i] ? new_map(a, sizes_of(a)) : new_tensor(a, Sizes{0});
   }
   if (a.numel() > 0 && (needed[0] || needed[1] || needed[2])) {
     with_real_type(a, "a", [&](auto zero) {

@@ -104,7 +104,7 @@ std::tuple<Tensor, Tensor> window_moments(const Tensor& input, Sizes window, Siz
   const ImageShape shape(sizes_of(input), window.size());
   const WindowLayout layout(shape.leads, shape.channels, shape.size, window, stride, Moments{});
   const Sizes output = shape.output(layout);
-  Tensor mean = new_float64(input, output), var = new_float64(input, output);
+  Tensor mean = new_float64(output), var = new_float64(output);
   if (mean.numel() == 0) return {mean, var};
   const double count = window_elements(shape, window);
   const Tensor image = packed(input);

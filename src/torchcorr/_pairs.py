@@ -32,17 +32,25 @@ _KEPT = 1024
 _at_once: dict[Key, Step | None] = {}
 
 
-def _plain_key(input: Tensor, template: Tensor, arguments: Arguments, *options: Any) -> Key | None:
-    """All that a plain call depends on besides values; None for calls that take several steps."""
+def _unknown(x: Tensor, w: Tensor) -> None:
+    """In the place of a step that is not known yet."""
+
+
+def _found(
+    input: Tensor, template: Tensor, arguments: Arguments, *options: Any
+) -> tuple[Key | None, Step | None]:
+    """All that a plain call depends on besides values, and its step if that is known; no key for
+    calls that take several steps."""
     if arguments.mode != "valid" or torch.compiler.is_compiling():
-        return None
+        return None, None
     if type(input) not in _TYPES or type(template) not in _TYPES or input.dtype not in _FLOATS:
-        return None
+        return None, None
     key = (input.shape, template.shape, input.dtype, template.dtype, arguments, options)
     # Looked up first, since the question whether a call is plain takes longer.
-    if _at_once.get(key, key) is None or not _contract.is_plain(input, template):
-        return None
-    return key
+    step = _at_once.get(key, _unknown)
+    if step is None or not _contract.is_plain(input, template):
+        return None, None
+    return key, None if step is _unknown else step
 
 
 def _keep(key: Key | None, operator: _contract.Operator, x: Tensor, w: Tensor, *how: Any) -> None:
@@ -51,15 +59,9 @@ def _keep(key: Key | None, operator: _contract.Operator, x: Tensor, w: Tensor, *
         return
     if len(_at_once) >= _KEPT:
         _at_once.clear()
-    arguments = key[4]
-    step: Step | None = operator.at_once(tuple(x.shape), tuple(w.shape), *how, x.dtype)
-    if step is not None and not arguments.joint:
-        step = _with_channel_axis(step, -arguments.ndim - 1)
-    _at_once[key] = step
-
-
-def _with_channel_axis(step: Step, axis: int) -> Step:
-    return lambda x, w: step(x.unsqueeze(axis), w.unsqueeze(axis))
+    arguments: Arguments = key[4]
+    shapes = (tuple(x.shape), tuple(w.shape))
+    _at_once[key] = operator.at_once(*shapes, *how, x.dtype, arguments.joint)
 
 
 def sums(
@@ -79,8 +81,7 @@ def sums(
     """
     key = None
     if not flip and prepared is None and pads is None:
-        key = _plain_key(input, template, arguments)
-        step = _at_once.get(key) if key else None
+        key, step = _found(input, template, arguments)
         if step is not None:
             found: Tensor = step(input, template)
             return found
@@ -119,8 +120,7 @@ def scores(
 ) -> Tensor:
     key = None
     if prepared is None and type(eps) is float and weights.are_absent():
-        key = _plain_key(input, template, arguments, eps, zero_mean)
-        step = _at_once.get(key) if key else None
+        key, step = _found(input, template, arguments, eps, zero_mean)
         if step is not None:
             found: Tensor | None = step(input, template)
             if found is not None:

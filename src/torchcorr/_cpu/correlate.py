@@ -81,17 +81,21 @@ def correlate(
 
 
 def at_once(
-    input: Ints, template: Ints, stride: Ints, method: str, dtype: torch.dtype
+    input: Ints, template: Ints, stride: Ints, method: str, dtype: torch.dtype, has_channels: bool
 ) -> Callable[[Tensor, Tensor], Tensor] | None:
-    """Sums of tensors in normal form and of these shapes, in float32 or float64, in one step; None
-    if they take several."""
+    """Sums of tensors whose normal forms have these shapes, in float32 or float64, in one step;
+    None if they take several. It takes both with or without their axis of channels."""
     if _has_few_positions(input, template, stride, method, dtype):
         return None
     if _arranged(input, template, stride, method, dtype).plan.method != "direct":
         return None
 
+    axis = -len(stride) - 1
+
     def step(x: Tensor, w: Tensor) -> Tensor:
         with torch._C._AutoDispatchBelowAutograd():
+            if not has_channels:
+                x, w = x.unsqueeze(axis), w.unsqueeze(axis)
             out: Tensor = steps.correlate_direct(x, w, stride)
         return out
 

@@ -205,10 +205,11 @@ def at_once(
     eps: float,
     method: str,
     dtype: torch.dtype,
+    has_channels: bool,
 ) -> Callable[[Tensor, Tensor], Tensor | None] | None:
-    """Scores of an input with templates that are not standardised, both in normal form and of these
-    shapes, in float32 or float64, in one step; None if they take several. That step gives None
-    where both may be bytes."""
+    """Scores of an input with templates that are not standardised, whose normal forms have these
+    shapes, in float32 or float64, in one step; None if they take several. It takes both with or
+    without their axis of channels, and gives None where both may be bytes."""
     if 0 in input or 0 in template:
         return None
     sizes = (input, template, stride, method)
@@ -223,7 +224,7 @@ def at_once(
 
     def step(x: Tensor, w: Tensor) -> Tensor | None:
         with torch._C._AutoDispatchBelowAutograd():
-            out = steps.score_at_once(steps.readable(x), w, *numbers)
+            out = steps.score_at_once(steps.readable(x), w, *numbers, has_channels)
         return out if out.numel() > 0 else None
 
     return step
