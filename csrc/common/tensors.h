@@ -47,14 +47,20 @@ inline int32_t stable_number_of(ScalarType type) {
   return torch::stable::detail::to<int32_t>(torch::stable::detail::from(type));
 }
 
-// A tensor in the memory of the CPU, with elements that are anything. `new_empty` of the stable ABI
-// goes through the dispatcher, which takes three times as long.
-inline Tensor new_tensor(const Sizes& shape, ScalarType type) {
+// Strides of a contiguous tensor.
+inline Sizes packed_strides(const Sizes& shape) {
   Sizes strides(shape.size());
   int64_t elements = 1;
   for (size_t i = shape.size(); i-- > 0; elements *= std::max<int64_t>(1, shape[i])) {
     strides[i] = elements;
   }
+  return strides;
+}
+
+// A tensor in the memory of the CPU, with elements that are anything. `new_empty` of the stable ABI
+// goes through the dispatcher, which takes three times as long.
+inline Tensor new_tensor(const Sizes& shape, ScalarType type) {
+  const Sizes strides = packed_strides(shape);
   AtenTensorHandle made;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
       static_cast<int64_t>(shape.size()), shape.data(), strides.data(), stable_number_of(type),

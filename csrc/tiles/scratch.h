@@ -42,10 +42,10 @@ class Scratch {
   static constexpr int64_t kBlock = 1 << 15, kAligned = 64;
 
   Tensor part_of_block(const Sizes& shape, ScalarType type) {
-    Sizes strides(shape.size());
-    int64_t elements = 1;
-    for (size_t i = shape.size(); i-- > 0; elements *= shape[i]) strides[i] = elements;
-    const int64_t bytes = ceil_div(elements * width_of(type), kAligned) * kAligned;
+    const Sizes strides = packed_strides(shape);
+    int64_t bytes = width_of(type);
+    for (int64_t n : shape) bytes *= n;
+    bytes = ceil_div(bytes, kAligned) * kAligned;
     if (!block_ || bytes > size_ - used_) {
       size_ = std::max(bytes, kBlock), used_ = 0;
       block_ = new_tensor({size_}, ScalarType::Byte);

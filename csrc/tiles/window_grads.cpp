@@ -82,8 +82,7 @@ TORCHCORR_INLINE void totals_of(const WindowRow& row, const double* column, doub
   std::fill_n(to + window + wide, window, last);
 }
 
-// Elements of a line from which on only pieces of its totals are kept, of so many elements.
-constexpr int64_t kLongLine = 1 << 14, kPiece = 1 << 11;
+using running::kLongLine, running::kPiece;
 
 // Totals of the windows of a line, piece by piece: those of a piece, of the one before, and zeros in front
 // of the first one.

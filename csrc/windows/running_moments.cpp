@@ -15,8 +15,6 @@ constexpr float kLargest = 1e37f;
 
 // Most numbers of columns that a unit keeps, so that they stay in the second cache.
 constexpr int64_t kMostColumns = 1 << 18;
-// Elements of a line from which on only pieces of its totals are kept, of so many elements.
-constexpr int64_t kLongLine = 1 << 14, kPiece = 1 << 11;
 
 // Sums of elements about a level, and of their squares.
 template <int BYTES>

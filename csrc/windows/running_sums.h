@@ -31,6 +31,9 @@ struct Strips {
   }
 };
 
+// Elements of a line from which on only pieces of its totals are kept, of so many elements.
+constexpr int64_t kLongLine = 1 << 14, kPiece = 1 << 11;
+
 // Rows are padded to whole vectors; numbers past their end are never used.
 inline int64_t whole(int64_t n) { return ceil_div(n, kDoubles) * kDoubles; }
 

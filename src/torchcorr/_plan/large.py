@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from .costs import Costs
 from .plan import Plan, sizes_of
 from .predict import Problem
 from .shapes import output_size
@@ -90,12 +91,16 @@ def large_gradient_plans(problem: Problem, width: int) -> Iterator[Plan]:
         templates = 2 * 8 * problem.leads.templates * channels * math.prod(problem.window)
         size = 2 * n * width * (common + own) + maps + templates
         twos = -(-problem.leads.inputs * tiling.tiles // 2)
-        each = 2 * problem.costs.transform[ndim - 1] * math.log2(n) * n
-        each *= problem.costs.uncached[ndim - 1]
-        each *= _WIDE[ndim > 1] if width > 4 else 1.0
+        each = _transform(problem.costs, ndim, n, width)
         time = twos * ((2 * channels + 2) * each + 4 * n * problem.costs.tile_element)
         time *= max(1, problem.leads.paired) * problem.leads.templates * 1e-6
         yield Plan("fft", *sizes_of(tiling), tiling.tiles, 2, 1, size, time, True, True)
+
+
+def _transform(costs: Costs, ndim: int, elements: int, width: int) -> float:
+    """Nanoseconds of one transform of two tiles that are in no cache."""
+    time = 2 * costs.transform[ndim - 1] * math.log2(elements) * elements
+    return time * costs.uncached[ndim - 1] * (_WIDE[ndim > 1] if width > 4 else 1.0)
 
 
 def _tilings(problem: Problem, allowed: float) -> Iterator[Tiling]:
@@ -196,9 +201,7 @@ class _Large(NamedTuple):
         batches = -(-self.twos // twos)
         forward, made = self.twos * self.arrays, self.arrays * (1 if self.kept else batches)
         transforms = forward + self.twos + _OF_PART * made
-        each = 2 * costs.transform[ndim - 1] * math.log2(n) * n
-        each *= costs.uncached[ndim - 1]
-        each *= _WIDE[ndim > 1] if width > 4 else 1.0
+        each = _transform(costs, ndim, n, width)
         time = _TIME * transforms * each + 3 * (forward + made) * _STEP
         time += forward * n * costs.channel_product * width / 4
         # Cuts and emits the tiles.
